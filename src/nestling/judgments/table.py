@@ -1,0 +1,234 @@
+"""Judgments: the one table of (query, document, score) that everything else reads, and the rules that clean it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from nestling.errors import InputError
+
+COLUMNS = ("query_id", "query", "document_id", "document", "score")
+
+
+def normalise(text: str) -> str:
+    """Return the identity of a query or document text: NFKC, casefolded, runs of white space as one space.
+
+    Example:
+        >>> normalise("  Ångström\\u00a0Drill ")
+        'ångström drill'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def normalised(texts: pl.Series) -> pl.Series:
+    """Return `normalise` of every text, computed once for each distinct text."""
+    distinct = texts.unique()
+    keys = pl.Series([normalise(text) for text in distinct], dtype=pl.String)
+    return texts.replace_strict(distinct, keys, return_dtype=pl.String)
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What the rules of `Judgments.from_frame` met, in records, and so what was dropped or merged."""
+
+    read: int = 0
+    empty: int = 0
+    out_of_scale: int = 0
+    retitled: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Records left after cleaning."""
+        return self.read - self.empty - self.out_of_scale - self.duplicates
+
+    def rules(self) -> list[tuple[str, int, str]]:
+        """Return (what, how many, the rule that was applied) for each kind of flaw, also for those not met."""
+        return [
+            ("empty query or document", self.empty, "dropped"),
+            ("score outside the scale", self.out_of_scale, "dropped"),
+            ("document id with several texts", self.retitled, "the longest text stands for all its records"),
+            ("duplicate of another pair", self.duplicates, "merged into one record"),
+            ("pair with conflicting scores", self.conflicts, "merged, the mean score stands"),
+        ]
+
+
+@dataclass(frozen=True)
+class Judgments:
+    """Judged (query, document) pairs: clean, one record a pair, in an order that does not depend on the input's.
+
+    Attributes:
+        frame: columns `query_id`, `query`, `document_id`, `document` (strings) and `score` (float64), then any
+            document fields. Sorted by normalised query, then document id. A pair is (normalised query, document id).
+        scale: lowest and highest score that a rater can give.
+        source: where the table came from, as a person would name it.
+        cleaning: what was dropped and merged on the way in.
+        encoding: the text encoding found, for sources that have one.
+    """
+
+    frame: pl.DataFrame
+    scale: tuple[float, float]
+    source: str = "memory"
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    encoding: str | None = None
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pl.DataFrame,
+        *,
+        scale: tuple[float, float] | None = None,
+        source: str = "memory",
+        encoding: str | None = None,
+        score_name: str = "score",
+    ) -> Judgments:
+        """Clean a table with at least the columns `query`, `document` and `score`.
+
+        Missing `query_id` or `document_id` are derived from the normalised text. Further columns are document fields.
+
+        Args:
+            frame: the raw table, one record a row; `score` may be text that reads as numbers.
+            scale: lowest and highest possible score; by default the lowest and highest seen.
+            score_name: the name of the score column in the source, for messages.
+
+        Raises:
+            InputError: a column is missing, a score is not a finite number, or no record is left.
+        """
+        missing = [name for name in ("query", "document", "score") if name not in frame.columns]
+        if missing:
+            raise InputError(f"{source}: no column {missing[0]!r}; it has {', '.join(frame.columns) or 'no columns'}")
+        if frame.is_empty():
+            raise InputError(f"{source}: holds no records; give a file with at least one judged pair")
+        read = frame.height
+        frame = frame.with_columns(_numbers(frame["score"], source, score_name))
+        frame = frame.with_columns(pl.col("query", "document").cast(pl.String).fill_null(""))
+
+        frame = frame.filter(pl.col("query").str.contains(r"\S") & pl.col("document").str.contains(r"\S"))
+        empty = read - frame.height
+        if frame.is_empty():
+            raise InputError(f"{source}: every one of its {read} records has an empty query or document")
+
+        low, high = scale or (float(frame["score"].min()), float(frame["score"].max()))  # type: ignore[arg-type]
+        before = frame.height
+        frame = frame.filter(pl.col("score").is_between(low, high))
+        out_of_scale = before - frame.height
+        if frame.is_empty():
+            raise InputError(
+                f"{source}: no score lies on the scale {low:g} to {high:g}; give the scale that raters used"
+            )
+
+        frame = _with_ids(frame)
+        frame, retitled = _one_text_a_document(frame)
+        frame, duplicates, conflicts = _one_record_a_pair(frame)
+        cleaning = Cleaning(read, empty, out_of_scale, retitled, duplicates, conflicts)
+        return cls(frame, (low, high), source, cleaning, encoding)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the document fields: brand, size and whatever else the source has."""
+        return tuple(name for name in self.frame.columns if name not in COLUMNS)
+
+    @cached_property
+    def query_keys(self) -> pl.Series:
+        """The normalised query of each record: records that share it are one query."""
+        return normalised(self.frame["query"])
+
+    @cached_property
+    def document_keys(self) -> pl.Series:
+        """The normalised document text of each record."""
+        return normalised(self.frame["document"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when any id, text or score does, and not with the order of the input."""
+        digest = hashlib.blake2b(digest_size=8)
+        for row in self.frame.select(COLUMNS).iter_rows():
+            digest.update("\x1f".join(map(str, row)).encode())
+            digest.update(b"\x1e")
+        return digest.hexdigest()
+
+    def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
+        """Return the records with these row numbers, in the table's own order."""
+        chosen = np.sort(np.asarray(rows, dtype=np.int64))
+        return Judgments(self.frame[chosen], self.scale, self.source, self.cleaning, self.encoding)
+
+    def sample(self, n: int, *, seed: int) -> Judgments:
+        """Return `n` records drawn at random without replacement; the same ones whatever the order of the input.
+
+        Raises:
+            InputError: `n` is not between 1 and the number of records.
+        """
+        if not 1 <= n <= len(self):
+            raise InputError(
+                f"{self.source}: cannot take {n} of its {len(self)} records; give --records 1 to {len(self)}"
+            )
+        return self.take(np.random.default_rng(seed).permutation(len(self))[:n])
+
+    def above(self, threshold: float) -> Judgments:
+        """Return the records with a score above `threshold`: the positives."""
+        return self.take(np.flatnonzero(self.frame["score"].to_numpy() > threshold))
+
+
+def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
+    numbers = scores.cast(pl.Float64, strict=False)
+    bad = np.flatnonzero(~np.isfinite(numbers.fill_null(math.nan).to_numpy()))
+    if bad.size:
+        row = int(bad[0])
+        value = scores[row]
+        what = "is empty" if value is None or str(value).strip() == "" else f"is {str(value)[:40]!r}, not a number"
+        more = f" ({bad.size} such rows)" if bad.size > 1 else ""
+        raise InputError(
+            f"{source}, row {row + 1} after the header, column {name!r}: the score {what}{more}; "
+            "mend or remove the row, or name the right column with --score"
+        )
+    return numbers.alias("score")
+
+
+def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    for text, prefix in (("query", "q"), ("document", "d")):
+        column = f"{text}_id"
+        if column not in frame.columns:
+            keys = normalised(frame[text])
+            distinct = keys.unique()
+            ids = pl.Series([f"{prefix}{hashlib.blake2b(k.encode(), digest_size=8).hexdigest()}" for k in distinct])
+            frame = frame.with_columns(keys.replace_strict(distinct, ids, return_dtype=pl.String).alias(column))
+        frame = frame.with_columns(pl.col(column).cast(pl.String).fill_null(""))
+    fields = [name for name in frame.columns if name not in COLUMNS]
+    return frame.select(*COLUMNS, *fields)
+
+
+def _one_text_a_document(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    longest = (
+        frame.select("document_id", "document")
+        .unique()
+        .sort("document_id", pl.col("document").str.len_chars(), "document", descending=[False, True, False])
+    )
+    retitled = longest.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
+    if not retitled:
+        return frame, 0
+    chosen = longest.unique("document_id", keep="first", maintain_order=True)
+    columns = frame.columns
+    return frame.drop("document").join(chosen, on="document_id", how="left").select(columns), retitled
+
+
+def _one_record_a_pair(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
+    fields = [name for name in frame.columns if name not in COLUMNS]
+    keyed = frame.with_columns(normalised(frame["query"]).alias("__key"))
+    # A total order, so that the record that stands for a pair does not depend on the order of the rows.
+    keyed = keyed.sort("__key", "document_id", "query_id", "query", "score", *fields)
+    merged = keyed.group_by("__key", "document_id", maintain_order=True).agg(
+        pl.all().exclude("score").first(), pl.col("score").mean(), pl.col("score").n_unique().alias("__scores")
+    )
+    conflicts = merged.filter(pl.col("__scores") > 1).height
+    return merged.select(*COLUMNS, *fields), frame.height - merged.height, conflicts

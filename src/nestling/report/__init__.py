@@ -1,0 +1,1 @@
+"""From result tables to tables and pictures for people. Reads results only, never a model."""

@@ -1,0 +1,1 @@
+"""From judgments to a fine-tuned SentenceTransformer folder."""
