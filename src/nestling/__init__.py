@@ -11,15 +11,34 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Experiment": "nestling.experiment",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
+    "Run": "nestling.pipeline",
+    "evaluate": "nestling.stages",
+    "inspect": "nestling.stages",
+    "load_experiment": "nestling.experiment_files",
     "load_judgments": "nestling.judgments.sources",
+    "load_model": "nestling.models",
+    "run": "nestling.pipeline",
+    "split": "nestling.stages",
+    "train": "nestling.stages",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from nestling.errors import InputError as InputError
+    from nestling.experiment import Experiment as Experiment
+    from nestling.experiment_files import load_experiment as load_experiment
+    from nestling.judgments.sources import load_judgments as load_judgments
     from nestling.judgments.table import Judgments as Judgments
+    from nestling.models import load_model as load_model
+    from nestling.pipeline import Run as Run
+    from nestling.pipeline import run as run
+    from nestling.stages import evaluate as evaluate
+    from nestling.stages import inspect as inspect
+    from nestling.stages import split as split
+    from nestling.stages import train as train
 
 
 def __getattr__(name: str) -> Any:

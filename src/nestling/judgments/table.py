@@ -92,7 +92,8 @@ class Judgments:
     ) -> Judgments:
         """Clean a table with at least the columns `query`, `document` and `score`.
 
-        Missing `query_id` or `document_id` are derived from the normalised text. Further columns are document fields.
+        A missing or empty `query_id` or `document_id` is derived from the normalised text. Further columns are
+        document fields.
 
         Args:
             frame: the raw table, one record a row; `score` may be text that reads as numbers.
@@ -198,12 +199,14 @@ def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
 def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
     for text, prefix in (("query", "q"), ("document", "d")):
         column = f"{text}_id"
-        if column not in frame.columns:
+        given = pl.col(column).cast(pl.String).fill_null("") if column in frame.columns else pl.lit("")
+        frame = frame.with_columns(given.alias(column))
+        if (frame[column] == "").any():
             keys = normalised(frame[text])
             distinct = keys.unique()
             ids = pl.Series([f"{prefix}{hashlib.blake2b(k.encode(), digest_size=8).hexdigest()}" for k in distinct])
-            frame = frame.with_columns(keys.replace_strict(distinct, ids, return_dtype=pl.String).alias(column))
-        frame = frame.with_columns(pl.col(column).cast(pl.String).fill_null(""))
+            derived = keys.replace_strict(distinct, ids, return_dtype=pl.String)
+            frame = frame.with_columns(pl.when(pl.col(column) == "").then(derived).otherwise(column).alias(column))
     fields = [name for name in frame.columns if name not in COLUMNS]
     return frame.select(*COLUMNS, *fields)
 

@@ -1,0 +1,44 @@
+# Two commands do all the set-up: `make demo` and `make test`. Neither installs again what is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The study runs on what is on this machine; nothing here waits for a hub.
+OFFLINE := HF_HUB_OFFLINE=1
+
+.PHONY: demo test lint types unit bench format clean
+
+demo: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/nestling run
+
+test: lint types unit
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-test
+	$(OFFLINE) $(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-test
+	$(OFFLINE) $(BIN)/python benchmarks/evaluation.py --quick
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A stamp is newer than what it was installed from, or the installation runs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit("nestling needs Python 3.11 or later; set PYTHON=python3.11 (this is %s)" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled]'
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

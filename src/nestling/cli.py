@@ -1,0 +1,282 @@
+"""The verbs of the command line: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from nestling import __version__
+from nestling.cli_options import Columns, Json, Overrides, as_changes, named_models, numbers, run_name
+from nestling.errors import InputError
+from nestling.terminal import clean
+
+if TYPE_CHECKING:
+    from nestling.experiment import DataSettings
+    from nestling.observer import Observer
+
+DEFAULT = "all-MiniLM-L6-v2"
+
+app = App(
+    name="nestling",
+    help="Fine-tune a small embedding model on your own search judgments, and learn how small its embeddings can get.",
+    version=__version__,
+)
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@app.command
+def run(
+    experiment: Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")] = None,
+    *,
+    columns: Columns = Columns(),
+    name: Annotated[str | None, Parameter(help="Name of the run; its folder is RUNS/NAME.")] = None,
+    runs: Annotated[Path, Parameter(help="The folder that holds runs.")] = Path("runs"),
+    change: Overrides = (),
+    overwrite: Annotated[
+        bool, Parameter(help="Make again what was made with other data or settings.", negative="")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
+    from nestling import pipeline
+    from nestling.experiment_files import load_experiment
+    from nestling.report import tables
+
+    path = Path(experiment) if experiment and experiment.endswith((".yaml", ".yml")) else None
+    changes: dict[str, Any] = {f"data.{key}": value for key, value in columns.given().items()}
+    if experiment and path is None:
+        changes["data.source"] = experiment
+        changes["name"] = run_name(experiment)
+    if name:
+        changes["name"] = name
+    changes.update(as_changes(change))
+    done = pipeline.run(load_experiment(path, changes), runs=runs, overwrite=overwrite, observer=_observer())
+    if as_json:
+        print((done.folder / "results.json").read_text(encoding="utf-8"))
+        return
+    out = _console()
+    settings = done.experiment.evaluation
+    caption = f"{settings.protocol}, {done.queries:,} test queries; recall@10 can reach {done.ceiling:.4f} at most" + (
+        f"; gain over {done.reference}" if done.reference else ""
+    )
+    full = tables.full_size(done.results, reference=done.reference)
+    out.print(tables.full_size_table(full, caption=caption, regressions=done.regressions))
+    rows = tables.by_dim(done.results)
+    for measure in settings.measures[:2]:
+        out.print(tables.by_dim_table(rows, measure))
+    for picture in done.pictures:
+        out.print(f"picture     {picture}", soft_wrap=True, highlight=False)
+    out.print(f"run folder  {done.folder}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def inspect(
+    data: Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")],
+    *,
+    columns: Columns = Columns(),
+    model: Annotated[str, Parameter(help="Whose tokenizer counts lengths.")] = DEFAULT,
+    seed: int = 0,
+    picture: Annotated[Path | None, Parameter(help="Write the histogram as PATH.png and PATH.svg.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what the data holds: counts, lengths, the score histogram, its dip, and what each threshold keeps."""
+    from nestling import stages
+    from nestling.report import inspection_view as view
+
+    settings = _data(data, columns)
+    found = stages.inspect(settings, model=model, threshold=settings.threshold, seed=seed)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        out = _console()
+        for table in (view.counts_table(found), view.histogram_table(found), view.thresholds_table(found)):
+            out.print(table)
+    if picture is not None:
+        from nestling.report import charts
+
+        stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
+        for path in charts.save(charts.score_histogram(found), stem):
+            _errors().print(f"picture  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def split(
+    data: Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")],
+    out: Annotated[Path, Parameter(help="The folder to write train, dev, test and a summary into.")],
+    *,
+    columns: Columns = Columns(),
+    test: Annotated[float, Parameter(help="Share of the records for test.")] = 0.2,
+    dev: Annotated[float, Parameter(help="Share of the records for dev.")] = 0.1,
+    method: Literal["auto", "components", "queries"] = "auto",
+    seed: int = 0,
+    overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.", negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Split into train, dev and test that share no query and no document."""
+    from nestling import stages
+    from nestling.experiment import SplitSettings
+    from nestling.experiment_files import make_settings
+    from nestling.judgments.split_files import SUMMARY, summarise
+    from nestling.report.split_view import split_table
+
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists; give another folder, or --overwrite")
+    if out.exists() and not (out / SUMMARY).exists() and any(out.iterdir()):
+        raise InputError(f"{out} exists and is no split, so it is not replaced; give another folder")
+    settings = make_settings(SplitSettings, test=test, dev=dev, method=method, seed=seed)
+    made = stages.split(_data(data, columns), out=out, settings=settings)
+    summary = summarise(made)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    console = _console()
+    console.print(split_table(summary))
+    console.print(f"split  {out}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def train(
+    split: Annotated[Path, Parameter(help="A folder that nestling split wrote.")],
+    out: Annotated[Path, Parameter(help="The model's folder.")],
+    *,
+    recipe: Annotated[str, Parameter(help="mnrl, cosine or cosent.")] = "mnrl",
+    base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
+    matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
+    dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
+    weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,
+    threshold: Annotated[float | None, Parameter(help="Positives score above this (2.5 on a scale of 1 to 3).")] = None,
+    change: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Train one variant and save it as a plain SentenceTransformer folder. Called again, it goes on where it stopped.
+
+    Training settings are those of an experiment: --set epochs=3 --set batch_size=64 --set learning_rate=1e-4 ...
+    """
+    from nestling import stages
+    from nestling.experiment import Matryoshka, TrainingSettings
+    from nestling.experiment_files import make_settings
+
+    prefixes = None
+    if matryoshka or weights:
+        prefixes = make_settings(Matryoshka, dims=numbers(dims, int), weights=weights and numbers(weights, float))
+    observer = _observer()
+    observer.stage(f"train {out.name}")
+    result = stages.train(
+        split,
+        out=out,
+        recipe=recipe,
+        base=base,
+        matryoshka=prefixes,
+        settings=make_settings(TrainingSettings, **as_changes(change)),
+        threshold=threshold,
+        observer=observer,
+    )
+    if as_json:
+        print(json.dumps(result.as_dict()))
+        return
+    before, after = result.before, result.after
+    console = _console()
+    for measure in before:
+        console.print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}", highlight=False)
+    if result.regression:
+        console.print("[bold red]REGRESSION[/]: the trained model retrieves worse on dev than its base")
+    console.print(f"{result.pairs_per_second:.1f} pairs/s, {result.seconds:.0f} s in steps", highlight=False)
+    console.print(f"model  {out}", soft_wrap=True, highlight=False)
+
+
+@app.command
+def evaluate(
+    split: Annotated[Path, Parameter(help="A folder that nestling split wrote; its test side is measured.")],
+    *models: Annotated[str, Parameter(help="Folders, bundled names or hub ids; NAME=MODEL names one.")],
+    dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
+    protocol: Literal["per-query", "per-pair"] = "per-query",
+    measures: Annotated[str, Parameter(help="As in recall@10,mrr@10,ndcg@10.")] = "recall@10,mrr@10,ndcg@10",
+    threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models at every size on the test side of a split; the first one is what gains are counted from."""
+    from nestling import stages
+    from nestling.experiment import EvaluationSettings
+    from nestling.experiment_files import make_settings
+    from nestling.report import tables
+
+    if not models:
+        raise InputError("evaluate needs at least one model after the split; give a folder, a bundled name or a hub id")
+    named = named_models(models)
+    settings = make_settings(
+        EvaluationSettings, dims=numbers(dims, int), protocol=protocol, measures=tuple(measures.split(","))
+    )
+    found = stages.evaluate(split, named, settings=settings, threshold=threshold, observer=_observer())
+    if as_json:
+        print(
+            json.dumps({"protocol": found.protocol, "ceiling@10": found.ceiling, "results": found.results.to_dicts()})
+        )
+        return
+    out = _console()
+    first = next(iter(named))
+    caption = f"{found.protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
+    out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
+    rows = tables.by_dim(found.results)
+    for measure in settings.measures[:2]:
+        out.print(tables.by_dim_table(rows, measure))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 when all went well, 2 on bad input, 130 on Ctrl-C."""
+    _quiet_libraries()
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except (InputError, CycloptsError) as error:
+        _fail(str(error))
+    except OSError as error:
+        what = error.strerror or str(error)
+        _fail(f"{error.filename}: {what}" if error.filename else what)
+    except KeyboardInterrupt:
+        _errors().print("interrupted; the same command goes on from here", highlight=False)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> NoReturn:
+    line = " ".join(clean(part) for part in message.split())
+    print(f"nestling: {line}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def _data(source: str, columns: Columns) -> DataSettings:
+    from nestling.experiment import DataSettings
+    from nestling.experiment_files import make_settings
+
+    return make_settings(DataSettings, source=source, **columns.given())
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def _observer() -> Observer:
+    from nestling.terminal import TerminalObserver
+
+    return TerminalObserver(_errors())
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own lines: warnings of libraries stay, their progress and chatter go."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("sentence_transformers", "transformers", "datasets", "accelerate", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"torch|transformers|sentence_transformers|accelerate|datasets")

@@ -1,0 +1,109 @@
+"""Options that several verbs share, and how their text becomes settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from cyclopts import Parameter
+
+from nestling.errors import InputError
+
+Number = TypeVar("Number", int, float)
+
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of tables.", negative="")]
+Overrides = Annotated[
+    tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.", negative="")
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Columns:
+    """How the columns of a source are called, and how much of it to take."""
+
+    query: Annotated[str | None, Parameter(help="Column of the query.")] = None
+    document: Annotated[
+        tuple[str, ...], Parameter(help="Column of the document; several (A,B or repeated) are joined.", negative="")
+    ] = ()
+    score: Annotated[str | None, Parameter(help="Column of the relevance score.")] = None
+    query_id: Annotated[str | None, Parameter(help="Column of the query's id, if there is one.")] = None
+    document_id: Annotated[str | None, Parameter(help="Column of the document's id, if there is one.")] = None
+    scale: Annotated[
+        tuple[float, float] | None, Parameter(help="Lowest and highest score a rater can give.", negative="")
+    ] = None
+    hub_split: Annotated[str | None, Parameter(help="Split of a hub data set.")] = None
+    revision: Annotated[str | None, Parameter(help="Revision of a hub data set.")] = None
+    records: Annotated[int | None, Parameter(help="Take this many records at random.")] = None
+    threshold: Annotated[float | None, Parameter(help="A document is relevant above this score (2.5 on 1 to 3).")] = (
+        None
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that were given, under their names in an experiment."""
+        values = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        if "document" in values:
+            values["document"] = [name for part in values["document"] for name in part.split(",")]
+        return values
+
+
+def as_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE texts; values as in YAML.
+
+    Raises:
+        InputError: a text has no equals sign, or its value is no YAML.
+    """
+    changes = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {text!r}: give KEY=VALUE, as in training.epochs=1")
+        try:
+            changes[key.strip()] = _value(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {text!r}: the value is no valid YAML") from None
+    return changes
+
+
+def numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Read numbers with commas between.
+
+    Raises:
+        InputError: one is no number.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{text!r}: give numbers with commas between, as in 384,192,96,48") from None
+
+
+def named_models(texts: Sequence[str]) -> dict[str, str]:
+    """Read MODEL or NAME=MODEL texts; a model without a name is called by the last part of its path.
+
+    Raises:
+        InputError: two get the same name.
+    """
+    models: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not equals or Path(text).exists():
+            name, model = Path(text).name or text, text
+        if name in models:
+            raise InputError(f"two models are called {name!r}; give one another name, as in NAME={model}")
+        models[name] = model
+    return models
+
+
+def run_name(source: str) -> str:
+    """Return a run's name from the source of its data: the file's name without endings, or the preset's."""
+    stem = Path(source.removeprefix("hf:").split(":")[0].rstrip("/")).name.split(".")[0]
+    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "run"
+
+
+def _value(text: str) -> Any:
+    # YAML reads 1e-4 as text, for want of a dot.
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)

@@ -1,0 +1,126 @@
+"""Texts to one float32 matrix, full size, encoded once; and that matrix cut to its first dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Measured on two cores on product titles: 32 to 128 lie within 5 %, 256 takes a quarter longer.
+BATCH_SIZE = 64
+TOKENIZE_AT_ONCE = 8192
+UNSORTED_BATCHES = 64
+
+
+def embed(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    kind: Literal["query", "document"],
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Encode texts at the model's full size, whatever its `truncate_dim` says.
+
+    Each distinct text is encoded once, so equal texts get bit-equal vectors. Batches are of like token count:
+    `SentenceTransformer.encode` sorts by characters, which on product titles spends a third of its time on padding.
+
+    Args:
+        model: in whatever precision; put into evaluation mode.
+        texts: queries or documents.
+        kind: picks `encode_query` or `encode_document`, and with it the model's prompt.
+        batch_size: texts in a forward pass.
+        progress: called with (distinct texts done, distinct texts in all) after each batch.
+
+    Returns:
+        (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
+
+    Raises:
+        ValueError: `kind` is neither of the two, or the batch size is below 1.
+    """
+    if kind not in ("query", "document"):
+        raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    encode = model.encode_query if kind == "query" else model.encode_document
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(place)
+    order, step = _batches(model, distinct, batch_size)
+
+    # For encode, truncate_dim=None means the model's own setting, so that has to be lifted.
+    with model.truncate_embeddings(None):
+        if not distinct:
+            return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+        embeddings: NDArray[np.float32] | None = None
+        for start in range(0, len(order), step):
+            rows = order[start : start + step]
+            batch = encode([distinct[row] for row in rows], batch_size=batch_size, show_progress_bar=False)
+            if embeddings is None:
+                embeddings = np.empty((len(distinct), batch.shape[1]), dtype=np.float32)
+            embeddings[rows] = batch
+            if progress is not None:
+                progress(start + len(rows), len(distinct))
+    assert embeddings is not None
+    _normalise(embeddings)
+    if len(distinct) == len(texts):
+        return embeddings
+    return embeddings[[place[text] for text in texts]]
+
+
+def truncate(embeddings: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Cut embeddings to their first `dim` components and bring each row back to length 1.
+
+    `encode(truncate_dim=...)` of sentence-transformers cuts only, and leaves rows shorter than 1.
+
+    Args:
+        embeddings: (n, full) float32.
+        dim: 1 to full.
+
+    Returns:
+        (n, dim) float32, a C-contiguous copy; a row whose first `dim` components are all zero stays zero.
+
+    Raises:
+        ValueError: `dim` is not in 1 to full.
+    """
+    full = embeddings.shape[1]
+    if not 1 <= dim <= full:
+        raise ValueError(f"cannot truncate embeddings of {full} dimensions to {dim}; give 1 to {full}")
+    cut = np.array(embeddings[:, :dim], dtype=np.float32, order="C")
+    _normalise(cut)
+    return cut
+
+
+def _normalise(rows: NDArray[np.float32]) -> None:
+    # In float64, as the square of a small float32 is zero; in blocks, as a float64 copy of a corpus is large.
+    for start in range(0, len(rows), 16384):
+        block = rows[start : start + 16384]
+        lengths = np.linalg.norm(block.astype(np.float64), axis=1)
+        lengths[lengths == 0] = 1.0
+        block /= lengths[:, None]
+
+
+def _batches(model: SentenceTransformer, texts: list[str], batch_size: int) -> tuple[NDArray[np.int64], int]:
+    """Return the order in which to encode, longest first so that memory runs out at once or not, and a call's size."""
+    from transformers import PreTrainedTokenizerBase
+
+    tokenizer = getattr(model, "tokenizer", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        # A static model has no padding; a few large calls cost less than many small ones.
+        return np.arange(len(texts)), batch_size * UNSORTED_BATCHES
+    limit = model.max_seq_length
+    lengths: list[int] = []
+    for start in range(0, len(texts), TOKENIZE_AT_ONCE):
+        tokens = tokenizer(
+            texts[start : start + TOKENIZE_AT_ONCE],
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        lengths.extend(map(len, tokens))
+    return np.argsort(-np.array(lengths, dtype=np.int64), kind="stable"), batch_size

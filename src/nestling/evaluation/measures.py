@@ -1,0 +1,166 @@
+"""Measures of a ranking, `name@k` as a value: recall, MRR, nDCG, MAP, hit rate and precision, one number a query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.evaluation.qrels import Qrels
+
+Ranking = NDArray[np.int64]
+PerQuery = NDArray[np.float64]
+
+
+@dataclass(frozen=True, order=True)
+class Measure:
+    """What is measured and how deep. `Measure.parse("recall@10")` makes one and `str` gives the text back.
+
+    All are in 0..1, higher is better, and ranks count from 1:
+
+    - recall@k: relevant documents in the top k / all relevant documents.
+    - precision@k: relevant documents in the top k / k, also where the corpus holds fewer than k documents.
+    - hit@k: 1 when a relevant document is in the top k, else 0 (success in trec_eval, accuracy in
+      sentence-transformers).
+    - mrr@k: 1 / rank of the first relevant document, 0 when none is in the top k.
+    - map@k: sum of the precisions at the ranks of relevant documents in the top k / min(k, relevant documents), as
+      sentence-transformers has it, so that a perfect top k scores 1. trec_eval's map_cut divides by all relevant
+      documents and so is lower where there are more than k of them.
+    - ndcg@k: sum of gain / log2(rank + 1) over the top k, divided by that of the ideal order of all judged documents
+      (Järvelin and Kekäläinen 2002, with linear gains: trec_eval's ndcg_cut). Gains come from the scores, so a
+      document below the threshold counts for something here.
+
+    Example:
+        >>> measure = Measure.parse("nDCG@10")
+        >>> str(measure), measure.k
+        ('ndcg@10', 10)
+    """
+
+    name: str
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.name not in MEASURES or self.k < 1:
+            raise InputError(_grammar(f"{self.name}@{self.k}"))
+
+    @classmethod
+    def parse(cls, text: str) -> Measure:
+        """Read `name@k`; upper and lower case are the same.
+
+        Raises:
+            InputError: the text is not of this form, the name is unknown, or k is below 1.
+        """
+        found = re.fullmatch(r"([a-z]+)@([0-9]{1,9})", text.strip().lower())
+        if found is None:
+            raise InputError(_grammar(text))
+        try:
+            return cls(found[1], int(found[2]))
+        except InputError:
+            raise InputError(_grammar(text)) from None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.k}"
+
+    def per_query(self, ranking: Ranking, qrels: Qrels) -> PerQuery:
+        """Return the measure for each query, (n_queries,) float64 in 0..1.
+
+        Args:
+            ranking: (n_queries, depth) int64: document columns of `qrels`, best first, none twice in a row; -1 pads a
+                row that has no more documents. Depth beyond k is cut.
+            qrels: what is relevant; its rows are those of the ranking.
+
+        Raises:
+            ValueError: the ranking has another number of rows, fewer than min(k, documents) columns, or names a
+                column outside the corpus.
+        """
+        depth = min(self.k, qrels.n_documents)
+        if ranking.ndim != 2 or len(ranking) != qrels.n_queries:
+            raise ValueError(f"a ranking of shape {ranking.shape} does not fit {qrels.n_queries} queries")
+        if ranking.shape[1] < depth:
+            raise ValueError(f"{self} needs a ranking of {depth} documents a query; this one has {ranking.shape[1]}")
+        ranking = ranking[:, :depth]
+        if ranking.min() < -1 or ranking.max() >= qrels.n_documents:
+            raise ValueError(f"the ranking names a document outside the {qrels.n_documents} of the corpus")
+        return MEASURES[self.name](ranking, qrels, self.k)
+
+
+def _recall(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    recall: PerQuery = _count(ranking, qrels) / qrels.n_relevant
+    return recall
+
+
+def _precision(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    precision: PerQuery = _count(ranking, qrels) / k
+    return precision
+
+
+def _hit(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    return np.minimum(_count(ranking, qrels), 1.0)
+
+
+def _mrr(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    hits = _hits(ranking, qrels)
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def _map(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    hits = _hits(ranking, qrels)
+    precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    average: PerQuery = (precisions * hits).sum(axis=1) / np.minimum(k, qrels.n_relevant)
+    return average
+
+
+def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
+    entry, judged = _find(ranking, qrels.judged_indptr, qrels.judged_columns, qrels.n_documents)
+    gains = np.where(judged, qrels.gains[entry], 0.0)
+    dcg = (gains / np.log2(np.arange(gains.shape[1]) + 2)).sum(axis=1)
+
+    rows = np.repeat(np.arange(qrels.n_queries), np.diff(qrels.judged_indptr))
+    best_first = np.lexsort((-qrels.gains, rows))
+    rank = np.arange(len(rows)) - qrels.judged_indptr[rows]
+    top = rank < k
+    ideal = np.bincount(
+        rows[top], weights=qrels.gains[best_first][top] / np.log2(rank[top] + 2), minlength=qrels.n_queries
+    )
+    normalised: PerQuery = np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
+    return normalised
+
+
+MEASURES: dict[str, Callable[[Ranking, Qrels, int], PerQuery]] = {
+    "recall": _recall,
+    "mrr": _mrr,
+    "ndcg": _ndcg,
+    "map": _map,
+    "hit": _hit,
+    "precision": _precision,
+}
+
+
+def _hits(ranking: Ranking, qrels: Qrels) -> NDArray[np.bool_]:
+    return _find(ranking, qrels.relevant_indptr, qrels.relevant_columns, qrels.n_documents)[1]
+
+
+def _count(ranking: Ranking, qrels: Qrels) -> PerQuery:
+    count: PerQuery = _hits(ranking, qrels).sum(axis=1, dtype=np.float64)
+    return count
+
+
+def _find(
+    ranking: Ranking, indptr: NDArray[np.int64], columns: NDArray[np.int64], n_documents: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return for each place of the ranking its entry in the sparse rows, and whether there is one."""
+    n_rows = len(indptr) - 1
+    # Rows and columns are sorted, so one number for (row, column) makes the whole table one sorted list.
+    stored = np.repeat(np.arange(n_rows), np.diff(indptr)) * n_documents + columns
+    wanted = np.arange(n_rows)[:, None] * n_documents + ranking
+    entry = np.searchsorted(stored, wanted).clip(max=len(stored) - 1)
+    return entry, (stored[entry] == wanted) & (ranking >= 0)
+
+
+def _grammar(text: str) -> str:
+    names = ", ".join(MEASURES)
+    return f"unknown measure {text!r}; write name@k with a name of {names} and k of 1 or more, for example recall@10"

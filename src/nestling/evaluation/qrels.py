@@ -1,0 +1,175 @@
+"""Qrels: which documents are relevant to which queries, as rows and columns that retrieval and measures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.judgments.table import Judgments
+
+Protocol = Literal["per-query", "per-pair"]
+PROTOCOLS: tuple[Protocol, ...] = ("per-query", "per-pair")
+
+
+@dataclass(frozen=True, eq=False)
+class Qrels:
+    """Queries (rows), a corpus (columns), and the judgments between them in compressed sparse rows.
+
+    Row i's relevant documents are `relevant_columns[relevant_indptr[i]:relevant_indptr[i + 1]]`, in ascending order,
+    and so for the judged ones. Columns order as document ids do, so a tie that breaks by column breaks by id.
+
+    Attributes:
+        protocol: "per-query": records with the same normalised query are one query with all its relevant documents.
+            "per-pair": each positive record is a query of its own with one relevant document.
+        threshold: a document is relevant when its score is greater.
+        query_ids: unique, one a row. In "per-pair" the query's id, a slash and the document's id.
+        queries: the text of each row as given: that of the query's first record.
+        document_ids: sorted, unique, one a column: every document of the table, relevant or not.
+        documents: the text of each column as given.
+        relevant_indptr: (n_queries + 1,) int64.
+        relevant_columns: (n relevant pairs,) int64.
+        judged_indptr: (n_queries + 1,) int64.
+        judged_columns: (n judged pairs,) int64: in "per-query" every judged document of the row, in "per-pair" the
+            relevant one alone.
+        gains: (n judged pairs,) float64: score minus the lowest score of the scale, so never negative.
+    """
+
+    protocol: Protocol
+    threshold: float
+    query_ids: list[str]
+    queries: list[str]
+    document_ids: list[str]
+    documents: list[str]
+    relevant_indptr: NDArray[np.int64]
+    relevant_columns: NDArray[np.int64]
+    judged_indptr: NDArray[np.int64]
+    judged_columns: NDArray[np.int64]
+    gains: NDArray[np.float64]
+
+    @classmethod
+    def from_judgments(cls, judgments: Judgments, *, threshold: float, protocol: Protocol = "per-query") -> Qrels:
+        """Build the qrels of a table, usually the test split.
+
+        A query without a relevant document is no row; its documents stay in the corpus. Rows are sorted by normalised
+        query, then (in "per-pair") by document id.
+
+        Args:
+            judgments: the table.
+            threshold: a document is relevant when its score is greater; in the unit of the scores.
+            protocol: what counts as one query.
+
+        Raises:
+            InputError: no score is above the threshold, or the protocol is unknown.
+        """
+        if protocol not in PROTOCOLS:
+            raise InputError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+        corpus = (
+            judgments.frame.select("document_id", "document")
+            .unique("document_id", keep="first", maintain_order=True)
+            .sort("document_id")
+            .with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("column"))
+        )
+        records = (
+            judgments.frame.select("query_id", "query", "document_id", "score")
+            .with_columns(judgments.query_keys.alias("key"), pl.col("score") - judgments.scale[0])
+            .rename({"score": "gain"})
+            .with_columns((judgments.frame["score"] > threshold).alias("relevant"))
+            .join(corpus.select("document_id", "column"), on="document_id", how="left", maintain_order="left")
+        )
+        if not records["relevant"].any():
+            low, high = judgments.scale
+            best = float(judgments.frame["score"].to_numpy().max())
+            raise InputError(
+                f"{judgments.source}: none of {len(judgments)} records scores above the threshold {threshold:g} (the "
+                f"highest score is {best:g}, the scale {low:g} to {high:g}), so no query has a relevant document; "
+                "give a lower threshold"
+            )
+        if protocol == "per-pair":
+            kept = records.filter("relevant").sort("key", "column", maintain_order=True).with_row_index("row")
+            heads = kept.with_columns(pl.concat_str("query_id", "document_id", separator="/").alias("query_id"))
+        else:
+            heads = (
+                records.filter(pl.col("relevant").any().over("key"))
+                .unique("key", keep="first", maintain_order=True)
+                .sort("key")
+                .with_row_index("row")
+            )
+            kept = records.join(heads.select("key", "row"), on="key").sort("row", "column", maintain_order=True)
+
+        n_queries = heads.height
+        relevant = kept.filter("relevant")
+        return cls(
+            protocol=protocol,
+            threshold=threshold,
+            query_ids=_unique_ids(heads["query_id"].to_list()),
+            queries=heads["query"].to_list(),
+            document_ids=corpus["document_id"].to_list(),
+            documents=corpus["document"].to_list(),
+            relevant_indptr=_indptr(relevant["row"], n_queries),
+            relevant_columns=relevant["column"].to_numpy(),
+            judged_indptr=_indptr(kept["row"], n_queries),
+            judged_columns=kept["column"].to_numpy(),
+            gains=kept["gain"].to_numpy(),
+        )
+
+    @property
+    def n_queries(self) -> int:
+        """Number of rows."""
+        return len(self.queries)
+
+    @property
+    def n_documents(self) -> int:
+        """Number of columns."""
+        return len(self.documents)
+
+    @property
+    def n_relevant(self) -> NDArray[np.int64]:
+        """Relevant documents of each row, (n_queries,) int64, at least one."""
+        return np.diff(self.relevant_indptr)
+
+    def ceiling(self, k: int) -> float:
+        """Return the highest mean recall@k that any ranking can reach, in 0..1.
+
+        Less than 1 when some query has more than `k` relevant documents.
+        """
+        return float(np.mean(np.minimum(k, self.n_relevant) / self.n_relevant))
+
+    def as_dicts(self) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
+        """Return queries, corpus and relevant documents by id, as InformationRetrievalEvaluator takes them."""
+        relevant = {
+            query_id: {self.document_ids[column] for column in self.relevant_columns[start:stop]}
+            for query_id, start, stop in zip(
+                self.query_ids, self.relevant_indptr[:-1], self.relevant_indptr[1:], strict=True
+            )
+        }
+        queries = dict(zip(self.query_ids, self.queries, strict=True))
+        corpus = dict(zip(self.document_ids, self.documents, strict=True))
+        return queries, corpus, relevant
+
+
+def _indptr(rows: pl.Series, n_rows: int) -> NDArray[np.int64]:
+    counts = np.bincount(rows.to_numpy(), minlength=n_rows)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _unique_ids(ids: Sequence[str]) -> list[str]:
+    # A source may give one id to queries that differ in text; as keys of a dict they would merge.
+    taken = set(ids)
+    if len(taken) == len(ids):
+        return list(ids)
+    seen: set[str] = set()
+    unique = []
+    for name in ids:
+        candidate, n = name, 1
+        while candidate in seen or (n > 1 and candidate in taken):
+            n += 1
+            candidate = f"{name}#{n}"
+        seen.add(candidate)
+        unique.append(candidate)
+    return unique

@@ -1,0 +1,240 @@
+"""Experiment: everything that a study depends on, as frozen and validated settings."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nestling.models import DEFAULT
+from nestling.training.recipes import PRETRAINED, RECIPES
+
+STUDY_DIMS = (384, 192, 96, 48)
+
+STUDY_TRAINING = {
+    "epochs": 30,
+    "batch_size": 8,
+    "learning_rate": 5e-5,
+    "warmup": 0.0,
+    "precision": "fp32",
+    "attention_dropout": None,
+    "no_duplicates": False,
+    "keep": "last",
+}
+"""Training as in the reference study: the stock trainer's defaults, thirty epochs, the last weights."""
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) else value
+
+
+def check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `dims` if they are positive and falling, else raise ValueError."""
+    if not dims:
+        raise ValueError("needs at least one size")
+    if min(dims) < 1:
+        raise ValueError(f"sizes must be 1 or more, not {min(dims)}")
+    if any(a <= b for a, b in pairwise(dims)):
+        raise ValueError(f"sizes must fall, as in {', '.join(map(str, sorted(set(dims), reverse=True)))}")
+    return dims
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSettings(_Settings):
+    """Which judgments, and how their columns are called."""
+
+    source: str = "toolshed"
+    """`toolshed`, `home-depot`, a file, a folder or a hub data set."""
+    query: str | None = None
+    document: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    """One column, or several that are joined in this order."""
+    score: str | None = None
+    query_id: str | None = None
+    document_id: str | None = None
+    scale: tuple[float, float] | None = None
+    """Lowest and highest score a rater can give; by default the lowest and highest seen."""
+    hub_split: str | None = None
+    revision: str | None = None
+    records: int | None = Field(default=None, ge=2)
+    """Take this many records at random; all by default."""
+    threshold: float | None = None
+    """A document is relevant where its score is above this; 2.5 on a scale of 1 to 3, else to be given."""
+
+
+class SplitSettings(_Settings):
+    """How records are dealt to train, dev and test."""
+
+    test: float = Field(default=0.2, gt=0, lt=1)
+    dev: float = Field(default=0.1, gt=0, lt=1)
+    method: Literal["auto", "components", "queries"] = "auto"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_left(self) -> SplitSettings:
+        if self.test + self.dev >= 1:
+            raise ValueError(f"test {self.test:g} and dev {self.dev:g} leave nothing for train")
+        return self
+
+
+class TrainingSettings(_Settings):
+    """How every variant is trained, unless it says otherwise itself."""
+
+    preset: Literal["default", "study"] = "default"
+    """`study` sets the other values as the reference study had them; those given beside it still count."""
+    epochs: float = Field(default=3, gt=0)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    max_seq_length: int | None = Field(default=None, ge=4)
+    """Tokens after which a text is cut; the model's own limit by default."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    """Dropout on attention weights; 0 lets torch take its fast kernels, null keeps the model's own."""
+    no_duplicates: bool = True
+    """Keep equal texts out of a batch where the loss takes other documents as negatives."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those best on dev at the end of an epoch, or the last."""
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    """Save the state of the training at least this often."""
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Trackers of transformers: trackio, wandb, tensorboard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("preset") == "study":
+            return {**STUDY_TRAINING, **value}
+        return value
+
+
+class Matryoshka(_Settings):
+    """Sizes of the prefixes that are trained too, and the weight of each."""
+
+    dims: tuple[int, ...] | None = None
+    """Falling; the evaluation's sizes by default. The model's full size is added where it is missing."""
+    weights: tuple[float, ...] | None = None
+
+    @field_validator("dims")
+    @classmethod
+    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else check_dims(value)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Matryoshka:
+        if self.weights is None:
+            return self
+        if self.dims is None or len(self.weights) != len(self.dims):
+            raise ValueError("weights needs dims of the same number")
+        if min(self.weights) < 0 or max(self.weights) == 0:
+            raise ValueError("weights must be 0 or more, and one above 0")
+        return self
+
+
+class Variant(_Settings):
+    """A model of the study: a base and what is done to it. Short form: `RECIPE[+matryoshka][@BASE]`."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
+    recipe: str = PRETRAINED
+    base: str | None = None
+    """A name, folder or hub id; the experiment's `model` by default."""
+    matryoshka: Matryoshka | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings in which this variant differs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("recipe"), str):
+            matryoshka = "+matryoshka" if value.get("matryoshka") is not None else ""
+            base = f"@{value['base']}" if value.get("base") else ""
+            return {**value, "name": _plain(value["recipe"] + matryoshka + base)}
+        if not isinstance(value, str):
+            return value
+        recipe, _, base = value.partition("@")
+        recipe, *extras = recipe.split("+")
+        if extras not in ([], ["matryoshka"]):
+            raise ValueError(f"{value!r}: after the recipe only +matryoshka is known")
+        return {"name": _plain(value), "recipe": recipe, "base": base or None, "matryoshka": {} if extras else None}
+
+    @field_validator("recipe")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value != PRETRAINED and value not in RECIPES:
+            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
+        return value
+
+    @model_validator(mode="after")
+    def _trained(self) -> Variant:
+        if self.recipe == PRETRAINED and (self.matryoshka is not None or self.training):
+            raise ValueError("pretrained is not trained, so it takes neither matryoshka nor training")
+        return self
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.+-" else "-" for c in name).replace("@", "-").strip("-")
+
+
+class EvaluationSettings(_Settings):
+    """What is measured."""
+
+    dims: tuple[int, ...] = STUDY_DIMS
+    """Falling sizes; a model's own full size is added where it is missing."""
+    protocol: Literal["per-query", "per-pair"] = "per-query"
+    measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
+    batch_size: int = Field(default=64, ge=1)
+
+    @field_validator("dims")
+    @classmethod
+    def _falling(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return check_dims(value)
+
+
+class Experiment(_Settings):
+    """A whole study. The defaults are the demo: the generated catalogue and the bundled model."""
+
+    name: str = Field(default="demo", min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
+    """The run folder is `runs/NAME`."""
+    model: str = DEFAULT
+    """The base model: a folder, the bundled all-MiniLM-L6-v2, or a hub id with an optional @revision."""
+    data: DataSettings = DataSettings()
+    split: SplitSettings = SplitSettings()
+    training: TrainingSettings = TrainingSettings()
+    variants: tuple[Variant, ...] = Field(default=("pretrained", "mnrl", "mnrl+matryoshka"), validate_default=True)
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Experiment:
+        names = [variant.name for variant in self.variants]
+        if not names:
+            raise ValueError("variants needs at least one")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two variants are called {twice[0]!r}; give one another name")
+        for variant in self.variants:
+            try:
+                self.training_of(variant)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"variant {variant.name}: training.{first['loc'][0]}: {first['msg']}") from None
+        return self
+
+    def base_of(self, variant: Variant) -> str:
+        """Return the name of the model that `variant` starts from."""
+        return variant.base or self.model
+
+    def training_of(self, variant: Variant) -> TrainingSettings:
+        """Return the training settings of `variant`: the experiment's with its own on top."""
+        return TrainingSettings.model_validate({**self.training.model_dump(exclude_unset=True), **variant.training})
+
+    def to_yaml(self) -> str:
+        """Return the experiment as YAML with every setting spelled out, so that it reads back as the same."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

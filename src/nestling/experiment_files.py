@@ -1,0 +1,137 @@
+"""Experiments from YAML, with errors that name the file, the line and the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nestling.errors import InputError
+from nestling.experiment import (
+    DataSettings,
+    EvaluationSettings,
+    Experiment,
+    Matryoshka,
+    SplitSettings,
+    TrainingSettings,
+    Variant,
+)
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) -> Experiment:
+    """Read an experiment from YAML and apply `changes` on top.
+
+    Args:
+        path: the file; None for the defaults.
+        changes: dotted keys and their values, as in `{"data.records": 25000}`.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or holds a key or value that is not allowed; names the line.
+    """
+    text = ""
+    where = str(path) if path else "experiment"
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give an experiment file") from None
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not UTF-8 text; give an experiment in YAML") from None
+    try:
+        values = yaml.safe_load(text) or {}
+        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{where}{line}: no valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: an experiment is a mapping of keys to values, as in name: my-study")
+    for key, value in (changes or {}).items():
+        _put(values, key, value)
+    return make_experiment(values, where=where, lines=lines)
+
+
+def make_experiment(
+    values: dict[str, Any], *, where: str = "experiment", lines: dict[tuple[str | int, ...], int] | None = None
+) -> Experiment:
+    """Build an experiment from plain values.
+
+    Raises:
+        InputError: the first thing that is wrong, as `WHERE[, line N]: KEY: what is wrong`.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = tuple(part for part in first["loc"] if isinstance(part, str | int))
+        known = lines or {}
+        line = next((known[location[:n]] for n in range(len(location), 0, -1) if location[:n] in known), None)
+        raise InputError(f"{where}{f', line {line}' if line else ''}: {_explain(first, location)}") from None
+
+
+def make_settings(kind: type[Settings], **values: Any) -> Settings:
+    """Build one part of an experiment from plain values.
+
+    Raises:
+        InputError: the first thing that is wrong, as `KEY: what is wrong`.
+    """
+    try:
+        return kind.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = tuple(part for part in first["loc"] if isinstance(part, str | int))
+        raise InputError(_explain(first, location, kind)) from None
+
+
+def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] = Experiment) -> str:
+    key = ".".join(map(str, location)) or "experiment"
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _fields(kind, location[:-1]), n=1)
+        return f"{key}: unknown key{f'; did you mean {close[0]!r}?' if close else ''}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = error.get("input")
+    shown = error["type"] != "value_error" and isinstance(given, str | int | float)
+    return f"{key}: {message}" + (f", not {given!r}" if shown else "")
+
+
+def _fields(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    inner: dict[str, type[BaseModel]] = {
+        "data": DataSettings,
+        "split": SplitSettings,
+        "training": TrainingSettings,
+        "variants": Variant,
+        "matryoshka": Matryoshka,
+        "evaluation": EvaluationSettings,
+    }
+    for part in location:
+        model = inner.get(str(part), model)
+    return list(model.model_fields)
+
+
+def _lines(node: yaml.Node | None, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Yield (path of keys, line number) for every value of a YAML document."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*at, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*at, number), value.start_mark.line + 1
+            yield from _lines(value, (*at, number))
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{key}: {parent} is not a mapping, so it cannot be set")
+        values = inner
+    values[last] = value

@@ -1,0 +1,297 @@
+"""One file's bytes to a table: CSV, TSV, Parquet and JSON lines, packed or not, in whatever encoding."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import polars as pl
+
+from nestling.errors import InputError
+
+FORMATS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+PACKINGS = (".gz", ".zip")
+KNOWN = f"{', '.join(FORMATS)}, each also as .gz or .zip"
+
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# Windows-1252 as browsers read it: the five bytes that it leaves undefined are the control characters of that number.
+_CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(256))
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
+_DEEPEST = 4
+_CHUNK = 100_000
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file holds: text files as strings only, Parquet with its own types; and the text encoding found."""
+
+    frame: pl.DataFrame
+    encoding: str | None = None
+
+
+class _BrokenError(Exception):
+    """A row that does not parse: its number after the header (0: the header itself), its line, and why."""
+
+    def __init__(self, row: int, line: int, why: str) -> None:
+        super().__init__(why)
+        self.row, self.line, self.why = row, line, why
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Return names as a line for an error message: printable, each cut to 40 characters, at most `most` of them."""
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) or "''" for name in names]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return (", ".join(shown[:most]) or "none") + more
+
+
+def read_table(path: Path, source: str) -> Table:
+    """Read one file whatever its format and packing; `source` names it in messages.
+
+    Raises:
+        InputError: the file cannot be read, unpacked or parsed, or its extension is not known.
+    """
+    return parse(path.name, read_bytes(path, source), source)
+
+
+def read_bytes(path: Path, source: str) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: there is no such file, or it may not be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {source}; check the spelling and the folder") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{source}: is a folder, not a file; give the file in it") from error
+    except PermissionError as error:
+        raise InputError(f"{source}: permission denied; make the file readable for this user") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be read ({error}); check the path") from error
+
+
+def parse(name: str, data: bytes, source: str) -> Table:
+    """Parse the bytes of a file called `name`, whose extensions say how it is packed and which format it has.
+
+    Raises:
+        InputError: it cannot be unpacked or parsed, holds nothing, or its extension is not known.
+    """
+    name, data = unpack(name, data, source)
+    kind = PurePosixPath(name).suffix.lower()
+    if kind not in FORMATS:
+        what = f"no way to read {kind!r} files" if kind else f"{listed([name])} has no extension to tell its format"
+        raise InputError(f"{source}: {what}; known are {KNOWN}")
+    if not data.strip():
+        raise InputError(f"{source}: is empty; give a file with at least one judged pair")
+    if kind == ".parquet":
+        return Table(_parquet(data, source))
+    for magic, real in ((b"PK\x03\x04", "a zip archive or a spreadsheet"), (b"\x1f\x8b", "gzip"), (b"PAR1", "Parquet")):
+        if data.startswith(magic):
+            raise InputError(f"{source}: holds {real}, not {kind} text; give the file its right extension")
+    text, encoding = decode(data, source)
+    if not text.strip("\ufeff \t\r\n"):
+        raise InputError(f"{source}: is empty; give a file with at least one judged pair")
+    frame = _json_lines(text, source) if kind in (".jsonl", ".ndjson") else _delimited(text, kind, source)
+    return Table(frame, encoding)
+
+
+def unpack(name: str, data: bytes, source: str, depth: int = 0) -> tuple[str, bytes]:
+    """Return the name and the bytes of what a .gz or .zip file holds, in memory; another file is returned as it is.
+
+    Raises:
+        InputError: it is damaged, is locked by a password, or is a zip without exactly one table.
+    """
+    stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix.lower()
+    if suffix not in PACKINGS:
+        return name, data
+    if depth == _DEEPEST:
+        raise InputError(f"{source}: archives in archives, more than {_DEEPEST} deep; unpack it first")
+    if suffix == ".gz":
+        try:
+            return unpack(stem, gzip.decompress(data), source, depth + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{source}: is not gzip, or is cut short ({error}); fetch or pack it again") from error
+    inside = members(data, source)
+    tables = [member for member in inside if is_table(member)]
+    if len(tables) != 1:
+        what = f"holds {len(tables)} tables ({listed(tables)})" if tables else f"holds no table ({listed(inside)})"
+        raise InputError(f"{source}: {what}; give a zip with exactly one file of {', '.join(FORMATS)}")
+    return unpack(PurePosixPath(tables[0]).name, inside[tables[0]](), source, depth + 1)
+
+
+def is_table(name: str) -> bool:
+    """Say whether a file's name has an extension that `parse` reads, packed or not."""
+    while name.lower().endswith(PACKINGS):
+        name = PurePosixPath(name).stem
+    return name.lower().endswith(FORMATS)
+
+
+def members(data: bytes, source: str) -> dict[str, Callable[[], bytes]]:
+    """Return what a zip archive holds: each file's path in it, with a function that returns its bytes.
+
+    Raises:
+        InputError: it is not a zip archive; from the functions, a member is damaged or locked by a password.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        infos = [info for info in archive.infolist() if not info.is_dir()]
+    except _ZIP_ERRORS as error:
+        raise InputError(f"{source}: is not a zip archive, or is cut short; fetch or pack it again") from error
+
+    def reader(info: zipfile.ZipInfo) -> Callable[[], bytes]:
+        def read() -> bytes:
+            if info.flag_bits & 1:
+                raise InputError(f"{source}: {listed([info.filename])} in it has a password; unpack it first")
+            try:
+                return archive.read(info)
+            except _ZIP_ERRORS as error:
+                where = listed([info.filename])
+                raise InputError(
+                    f"{source}: {where} in it is damaged ({str(error) or 'cut short'}); fetch or pack it again"
+                ) from error
+
+        return read
+
+    # macOS archives carry a shadow file for each file.
+    real = [info for info in infos if not PurePosixPath(info.filename).name.startswith("._")]
+    return {info.filename: reader(info) for info in real}
+
+
+def decode(data: bytes, source: str) -> tuple[str, str]:
+    """Return the text of `data` and its encoding: UTF-8, UTF-16 by its byte order mark, else cp1252, which never fails.
+
+    Raises:
+        InputError: it bears the mark of UTF-16 and is not.
+    """
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+    try:
+        return data.decode("utf-16" if _MARKS.get(mark) == "utf-16" else "utf-8-sig"), _MARKS.get(mark, "utf-8")
+    except UnicodeDecodeError as error:
+        if _MARKS.get(mark) == "utf-16":
+            raise InputError(f"{source}: starts as UTF-16 and does not go on so; save it as UTF-8") from error
+        return codecs.charmap_decode(data[len(mark) :], "strict", _CP1252)[0], "cp1252"
+
+
+def _delimited(text: str, kind: str, source: str) -> pl.DataFrame:
+    try:
+        return _separated(text, ",")[0] if kind == ".csv" else _tabbed(text)
+    except _BrokenError as broken:
+        where = f"row {broken.row} after the header (line {broken.line})" if broken.row else "the header"
+        raise InputError(f"{source}, {where}: {broken.why}") from broken
+
+
+def _tabbed(text: str) -> pl.DataFrame:
+    """Read TSV with the quotes of CSV; where that fails, or where quotes swallow lines, with quotes as plain text."""
+    if '"' not in text:
+        return _separated(text, "\t", quotes=False)[0]
+    first: pl.DataFrame | _BrokenError
+    try:
+        first, swallowed = _separated(text, "\t")
+        if not swallowed:
+            return first
+    except _BrokenError as broken:
+        first = broken
+    try:
+        return _separated(text, "\t", quotes=False)[0]
+    except _BrokenError as plain:
+        if isinstance(first, pl.DataFrame):
+            return first
+        raise max(first, plain, key=lambda broken: broken.row) from None
+
+
+def _separated(text: str, delimiter: str, *, quotes: bool = True) -> tuple[pl.DataFrame, bool]:
+    """Return the table, and whether a field spans lines. Python's reader, as polars' fails on quotes within a field."""
+    lines = io.StringIO(text, newline="")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
+    header: list[str] = []
+    pieces: list[pl.DataFrame] = []
+    chunk: list[list[str]] = []
+    row, line, spans = 0, 1, False
+    limit = csv.field_size_limit(min(len(text) + 1, 2**31 - 1))
+    try:
+        for fields in reader:
+            spans = spans or reader.line_num > line
+            start, line = line, reader.line_num + 1
+            if not fields or (len(fields) == 1 and not fields[0].strip()):
+                continue
+            if not header:
+                header = _header(fields)
+                continue
+            row += 1
+            if len(fields) != len(header):
+                advice = "quote a field that holds the separator" if quotes else "remove tabs within fields"
+                raise _BrokenError(row, start, f"{len(fields)} fields where the header has {len(header)}; {advice}")
+            chunk.append(fields)
+            if len(chunk) == _CHUNK:
+                pieces.append(_frame(header, chunk))
+                chunk = []
+    except csv.Error as error:
+        advice = "a quote in it is not closed or not doubled; write a quote within a quoted field twice"
+        raise _BrokenError(row + 1 if header else 0, line, advice) from error
+    finally:
+        csv.field_size_limit(limit)
+    return pl.concat([*pieces, _frame(header, chunk)]), spans
+
+
+def _header(fields: list[str]) -> list[str]:
+    names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(fields)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise _BrokenError(0, 1, f"names {listed(twice)} more than once; give each column a name of its own")
+    return names
+
+
+def _frame(names: list[str], rows: list[list[str]]) -> pl.DataFrame:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return pl.DataFrame([pl.Series(n, c, dtype=pl.String) for n, c in zip(names, columns, strict=True)])
+
+
+def _json_lines(text: str, source: str) -> pl.DataFrame:
+    columns: dict[str, list[str]] = {}
+    rows = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:  # numbers stay as they are written, so that an id such as 1.10 does
+            record = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise InputError(f"{source}, line {number}: is not JSON ({why}); write one object a line") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{source}, line {number}: is not a JSON object; write one object a line")
+        for name, value in record.items():
+            columns.setdefault(_well_formed(name), [""] * rows).append(_plain(value))
+        rows += 1
+        for column in columns.values():
+            column.extend([""] * (rows - len(column)))
+    return pl.DataFrame([pl.Series(name, values, dtype=pl.String) for name, values in columns.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return _well_formed(value)
+    return "" if value is None else _well_formed(json.dumps(value, ensure_ascii=False))
+
+
+def _well_formed(text: str) -> str:
+    r"""Replace halves of surrogate pairs, which JSON can write as \ud800 and no encoding can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _parquet(data: bytes, source: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(io.BytesIO(data))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        raise InputError(f"{source}: is not Parquet, or is damaged; write or fetch it again") from error

@@ -1,0 +1,114 @@
+"""Inspection: what a table of judgments holds, in figures, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import Bar, Candidate, candidates, dip, histogram
+
+CountTokens = Callable[[Sequence[str]], np.ndarray]
+"""(n_texts) strings -> (n_texts,) int64, the tokens of each."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Text lengths in tokens, special tokens included, over distinct texts; `cut` is the share beyond the limit."""
+
+    mean: float
+    median: float
+    p95: float
+    longest: int
+    limit: int
+    cut: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The figures of a table of judgments.
+
+    Attributes:
+        per_query: quantiles 0, 0.25, 0.5, 0.75, 1 of the number of judged documents a query.
+        dip: where the score density is lowest between its two humps; None if it has but one.
+        threshold: the one in use; `kept` and `share` are the pairs above it.
+    """
+
+    judgments: Judgments
+    queries: int
+    documents: int
+    per_query: tuple[float, ...]
+    query_lengths: Lengths
+    document_lengths: Lengths
+    bars: list[Bar]
+    dip: float | None
+    candidates: list[Candidate]
+    threshold: float
+    kept: int
+
+    @property
+    def share(self) -> float:
+        """Share (0..1) of the pairs above the threshold."""
+        return self.kept / len(self.judgments)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them, without the table itself."""
+        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "judgments"}
+        plain = {
+            name: [asdict(each) for each in value]
+            if isinstance(value, list)
+            else asdict(value)
+            if isinstance(value, Lengths)
+            else value
+            for name, value in figures.items()
+        }
+        return {
+            "records": len(self.judgments),
+            **plain,
+            "share": self.share,
+            "scale": list(self.judgments.scale),
+            "encoding": self.judgments.encoding,
+            "cleaning": asdict(self.judgments.cleaning),
+        }
+
+
+def inspect_judgments(
+    judgments: Judgments, *, threshold: float, count_tokens: CountTokens, max_tokens: int
+) -> Inspection:
+    """Compute the figures of a table.
+
+    Args:
+        threshold: pairs with a higher score count as relevant.
+        count_tokens: the tokenizer of the model that is to be trained.
+        max_tokens: where that model cuts a text.
+    """
+    keys = judgments.query_keys
+    scores = judgments.frame["score"].to_numpy()
+    per_query = keys.value_counts()["count"].to_numpy()
+    return Inspection(
+        judgments=judgments,
+        queries=keys.n_unique(),
+        documents=judgments.frame["document_id"].n_unique(),
+        per_query=tuple(float(q) for q in np.quantile(per_query, [0, 0.25, 0.5, 0.75, 1])),
+        query_lengths=_lengths(count_tokens(judgments.frame["query"].unique().to_list()), max_tokens),
+        document_lengths=_lengths(count_tokens(judgments.frame["document"].unique().to_list()), max_tokens),
+        bars=histogram(scores),
+        dip=dip(scores, judgments.scale),
+        candidates=candidates(scores),
+        threshold=threshold,
+        kept=int((scores > threshold).sum()),
+    )
+
+
+def _lengths(tokens: np.ndarray, limit: int) -> Lengths:
+    return Lengths(
+        mean=float(tokens.mean()),
+        median=float(np.median(tokens)),
+        p95=float(np.quantile(tokens, 0.95)),
+        longest=int(tokens.max()),
+        limit=limit,
+        cut=float((tokens > limit).mean()),
+    )

@@ -1,0 +1,110 @@
+"""The files of Kaggle's "Home Depot Product Search Relevance" as one table: pairs, descriptions and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import polars as pl
+
+from nestling.errors import InputError
+from nestling.judgments import files
+
+PAIRS = ("product_uid", "product_title", "search_term", "relevance")
+SCALE = (1.0, 3.0)
+ALIASES = {"title": "product_title", "description": "product_description"}
+ABSENT = {  # the columns that only the further files bring, and what to do where they are missing
+    "product_description": "put product_descriptions.csv beside train.csv",
+    "attributes": "put attributes.csv beside train.csv",
+    "brand": "put attributes.csv beside train.csv",
+}
+BRAND = "MFG Brand Name"
+
+_HEAD = 2_000
+_Entries = dict[str, Callable[[], bytes]]
+
+
+def load(path: Path, source: str) -> files.Table | None:
+    """Return the records of a folder, zip or `train.csv` in the layout of the competition; None if it is no such thing.
+
+    `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are
+    joined where they lie beside it or in the same archive.
+
+    Returns:
+        The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
+        ("name: value; name: value"), empty for a product that has none. One row a record, in the file's order.
+
+    Raises:
+        InputError: a file of the layout is damaged or lacks a column.
+    """
+    entries = _entries(path, source)
+    found = _find(entries, "train.csv")
+    if found is None:
+        return None
+    name, data = files.unpack(*found, source)
+    if not all(column.encode() in data[:_HEAD] for column in PAIRS):
+        return None
+    pairs = files.parse(name, data, source)
+    if not set(PAIRS) <= set(pairs.frame.columns):
+        return None
+    frame = pairs.frame
+    descriptions = _read(entries, "product_descriptions.csv", source, ("product_uid", "product_description"))
+    if descriptions is not None:
+        frame = _join(frame, descriptions.unique("product_uid", keep="first", maintain_order=True))
+    attributes = _read(entries, "attributes.csv", source, ("product_uid", "name", "value"))
+    if attributes is not None:
+        frame = _join(frame, _attributes(attributes))
+    return files.Table(frame, pairs.encoding)
+
+
+def _attributes(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return `product_uid`, `brand` and `attributes`, one row a product, from one row an attribute."""
+    frame = frame.filter((pl.col("product_uid") != "") & (pl.col("name") != ""))
+    return frame.group_by("product_uid", maintain_order=True).agg(
+        pl.col("value").filter(pl.col("name") == BRAND).first().alias("brand"),
+        (pl.col("name") + ": " + pl.col("value")).str.join("; ").alias("attributes"),
+    )
+
+
+def _join(frame: pl.DataFrame, products: pl.DataFrame) -> pl.DataFrame:
+    frame = frame.drop(set(products.columns) & set(frame.columns) - {"product_uid"})
+    joined = frame.join(products, on="product_uid", how="left", maintain_order="left")
+    return joined.with_columns(pl.col(name).fill_null("") for name in products.columns)
+
+
+def _find(entries: _Entries, name: str) -> tuple[str, bytes] | None:
+    return next(((n, entries[n]()) for n in (name, f"{name}.zip", f"{name}.gz") if n in entries), None)
+
+
+def _read(entries: _Entries, name: str, source: str, columns: tuple[str, ...]) -> pl.DataFrame | None:
+    found = _find(entries, name)
+    if found is None:
+        return None
+    where = f"{source}, {found[0]}"
+    frame = files.parse(*found, where).frame
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        there = files.listed(frame.columns)
+        raise InputError(f"{where}: no column {missing[0]!r}; it has {there}; put the competition's own file there")
+    return frame.select(columns)
+
+
+def _entries(path: Path, source: str) -> _Entries:
+    """Return the files that may belong to the layout, by name: a folder's, or those in an archive and beside it."""
+    if path.is_dir():
+        return _folder(path, source)
+    beside = {name: read for name, read in _folder(path.parent, source).items() if not name.startswith("train.csv")}
+    if path.name in ("train.csv", "train.csv.gz"):
+        return {**beside, path.name: partial(files.read_bytes, path, source)}
+    if path.suffix.lower() == ".zip":
+        inside = files.members(files.read_bytes(path, source), source)
+        return {**beside, **{PurePosixPath(name).name: read for name, read in inside.items()}}
+    return {}
+
+
+def _folder(folder: Path, source: str) -> _Entries:
+    try:
+        return {path.name: partial(files.read_bytes, path, source) for path in folder.iterdir()}
+    except OSError:
+        return {}

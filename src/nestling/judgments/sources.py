@@ -1,0 +1,304 @@
+"""From where judgments come: a file, a folder, a hub data set, the Kaggle layout or the generator, as one table."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nestling.errors import InputError
+from nestling.judgments import files, kaggle
+from nestling.judgments.table import COLUMNS, Judgments
+
+PRESETS = ("toolshed", "home-depot")
+RECORDS = 25_000
+HOME_DEPOT = "bstds/home_depot"
+
+_KNOWN = {
+    "query": "query search_term search_query search_terms anchor question keyword keywords query_text",
+    "document": "document title product_title name product_name passage text positive document_text product content "
+    "body answer",
+    "score": "score relevance label rating grade gain relevance_score similarity judgment judgement",
+    "query_id": "query_id queryid qid",
+    "document_id": "document_id documentid doc_id docid product_uid product_id uid pid entity_id corpus_id item_id sku",
+}
+_OPTION = {role: "--" + role.replace("_", "-") for role in _KNOWN}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a source hold what; None or empty where it is to be guessed from the column's name."""
+
+    query: str | None = None
+    document: tuple[str, ...] = ()
+    score: str | None = None
+    query_id: str | None = None
+    document_id: str | None = None
+
+
+_KAGGLE = Columns("search_term", ("product_title",), "relevance", document_id="product_uid")
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A source's table as read, and what the source itself knows of it."""
+
+    frame: pl.DataFrame
+    name: str
+    encoding: str | None = None
+    scale: tuple[float, float] | None = None
+    columns: Columns = field(default_factory=Columns)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_judgments(
+    source: str | Path,
+    *,
+    query: str | None = None,
+    document: str | Sequence[str] | None = None,
+    score: str | None = None,
+    query_id: str | None = None,
+    document_id: str | None = None,
+    scale: tuple[float, float] | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    records: int | None = None,
+    seed: int = 0,
+) -> Judgments:
+    """Read judged (query, document) pairs from wherever they are, and clean them.
+
+    Args:
+        source: `toolshed`, the generated catalogue; `home-depot`, the hub's copy of that competition, or
+            `home-depot:PATH`, the folder, zip or train.csv of Kaggle; a file (.csv .tsv .parquet .jsonl .ndjson, each
+            also as .gz or .zip); a folder that `datasets` reads; `owner/name` or `hf:owner/name`, a hub data set.
+            Code that a data set brings along is never run.
+        query: the column with the query; by default, as for all columns, one with a usual name.
+        document: the column with the document's text, or several: joined by newlines in this order, empty ones left
+            out. They, and all other columns but record numbers, stay as document fields.
+        score: the column with the score.
+        query_id: the column with the query's id; derived from the text where there is none.
+        document_id: the column with the document's id; derived from the text where there is none.
+        scale: lowest and highest score that a rater can give; by default the source's own, or those seen.
+        split: the split of a hub data set; by default its only one, or `train`.
+        revision: the branch, tag or commit of a hub data set.
+        records: how many records to generate, 25,000 by default. It and `seed` concern `toolshed` only; take a part
+            of other sources with `Judgments.sample`.
+        seed: the generator's seed.
+
+    Raises:
+        InputError: the source is not there, cannot be read, or lacks a column; or a score is not a number.
+    """
+    names = (document,) if isinstance(document, str) else tuple(dict.fromkeys(document or ()))
+    wanted = Columns(query, names, score, query_id, document_id)
+    if source == "toolshed":
+        _only_on_the_hub("toolshed", split=split, revision=revision)
+        from nestling.judgments import toolshed
+
+        generated = toolshed.generate(RECORDS if records is None else records, seed=seed)
+        if wanted == Columns() and scale is None:
+            return generated
+        frame = generated.frame if "document" in (names or ("document",)) else generated.frame.drop("document")
+        return _judgments(_Raw(frame, generated.source, scale=generated.scale), wanted, scale)
+    return _judgments(_read(source, split, revision), wanted, scale)
+
+
+def _read(source: str | Path, split: str | None, revision: str | None) -> _Raw:
+    text = str(source)
+    if not text.strip():
+        raise InputError(f"no source given; give {_what_to_give()}")
+    if source == "home-depot":
+        frame = _hub(HOME_DEPOT, split, revision)
+        aliases = {"title": "name", "product_title": "name", "product_description": "description"}
+        return _Raw(frame, text, scale=kaggle.SCALE, columns=Columns(document=("name",)), aliases=aliases)
+    if isinstance(source, str) and text.startswith("hf:"):
+        return _Raw(_hub(text.removeprefix("hf:"), split, revision), text)
+    preset = isinstance(source, str) and text.startswith("home-depot:")
+    path = Path(text.removeprefix("home-depot:")) if preset else Path(source)
+    with contextlib.suppress(RuntimeError):  # ~name, with no user of that name
+        path = path.expanduser()
+    if not _exists(path, text):
+        if isinstance(source, str) and not preset:
+            if _HUB_NAME.fullmatch(text) and not re.search(r"\.[a-z]{2,8}(\.gz|\.zip)?$", text, re.IGNORECASE):
+                return _Raw(_hub(text, split, revision), text)
+            if not re.search(r"[./\\~]", text):
+                raise InputError(f"no such source: {text!r}{_nearest(text, PRESETS)}; give {_what_to_give()}")
+        raise InputError(f"no such file: {text}; check the spelling, or give {_what_to_give()}")
+    table = kaggle.load(path, text)
+    if table is None and preset:
+        columns = ", ".join(kaggle.PAIRS)
+        raise InputError(f"{text}: holds no train.csv with the columns {columns}; give the folder or zip that does")
+    _only_on_the_hub(text, revision=revision, split=None if table is None and path.is_dir() else split)
+    if table is None and path.is_dir():
+        return _Raw(_datasets(str(path), text, split, None, "give the path of a file in it"), text)
+    if table is None:
+        table = files.read_table(path, text)
+        return _Raw(table.frame, text, table.encoding)
+    return _Raw(table.frame, text, table.encoding, kaggle.SCALE, _KAGGLE, kaggle.ALIASES, kaggle.ABSENT)
+
+
+def _only_on_the_hub(source: str, **options: str | None) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise InputError(f"{source}: has no {option} {value!r}; leave --{option} out, it is for hub data sets")
+
+
+def _what_to_give() -> str:
+    return (
+        f"{' or '.join(PRESETS)}, the path of a file ({', '.join(files.FORMATS)}), or a hub data set as hf:owner/name"
+    )
+
+
+def _exists(path: Path, source: str) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise InputError(f"{source}: permission denied; make its folder readable for this user") from error
+    except OSError:
+        return False
+
+
+def _hub(name: str, split: str | None, revision: str | None) -> pl.DataFrame:
+    import datasets
+
+    where = f"hub data set {name}" + (f" at {revision}" if revision else "")
+    if not re.fullmatch(rf"{_HUB_NAME.pattern}|[\w-]+", name):
+        raise InputError(f"{where}: is not a name that the hub has; give hf:owner/name")
+    if datasets.config.HF_HUB_OFFLINE:
+        return _datasets(name, where, split, revision, "with HF_HUB_OFFLINE set it must be in the cache; else unset it")
+    _ask_hub(name, where, revision)
+    return _datasets(name, where, split, revision, "check its page on the hub, or give it as a Parquet file")
+
+
+def _ask_hub(name: str, where: str, revision: str | None) -> None:
+    """Ask once whether the hub has the data set, as `datasets` would go on asking a dead line for half a minute."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=10)
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{where}: it has no such revision; give --revision one of its branches or tags") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        why = "not on the hub, or private; check the name (no file or folder here has it), or run `hf auth login`"
+        raise InputError(f"{where}: {why}") from error
+    except errors.HfHubHTTPError as error:
+        raise InputError(f"{where}: the hub answers {_first_line(error)}; try later, or give a file") from error
+    except Exception as error:  # the HTTP client's own, of a class that differs with the hub library's version
+        why = f"the hub cannot be reached ({_first_line(error)})"
+        raise InputError(f"{where}: {why}; give a file, or set HF_HUB_OFFLINE=1 to use a copy in the cache") from error
+
+
+def _datasets(name: str, where: str, split: str | None, revision: str | None, advice: str) -> pl.DataFrame:
+    import datasets
+
+    try:
+        if any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, revision=revision)
+    except Exception as error:  # of a dozen unrelated classes
+        raise InputError(f"{where}: cannot be loaded ({_first_line(error)}); {advice}") from error
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {split or "train": loaded}
+    chosen = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
+    if chosen not in loaded:
+        raise InputError(f"{where}: has no split {chosen!r}; give --split one of: {files.listed(loaded)}")
+    frame = loaded[chosen].to_polars()
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _judgments(raw: _Raw, wanted: Columns, scale: tuple[float, float] | None) -> Judgments:
+    columns = _choose(raw, wanted)
+    roles = {role: getattr(columns, role) for role in _KNOWN if role != "document" and getattr(columns, role)}
+    taken = {*roles.values(), *(columns.document if columns.document == ("document",) else ())}
+    texts = {name: _text(raw.frame[name]) for name in columns.document}
+    values = {role: raw.frame[name] for role, name in roles.items()}
+    frame = pl.DataFrame({role: _score(v) if role == "score" else _text(v) for role, v in values.items()})
+    frame = frame.with_columns(_joined(list(texts.values())).alias("document"))
+    for name in raw.frame.columns:
+        kept = name in texts or not (_RECORD_NUMBER.fullmatch(name) or _is_binary(raw.frame[name]))
+        if name not in taken and kept:
+            frame = frame.with_columns(_text(raw.frame[name]).alias(_field_name(name, frame.columns)))
+    return Judgments.from_frame(
+        frame,
+        scale=scale or raw.scale,
+        source=raw.name,
+        encoding=raw.encoding,
+        score_name=columns.score or "score",
+    )
+
+
+def _choose(raw: _Raw, wanted: Columns) -> Columns:
+    """Return the column for each role: as asked for, else as the source has it, else by a usual name."""
+    there = raw.frame.columns
+    asked = replace(wanted, document=tuple(raw.aliases.get(n, n) if n not in there else n for n in wanted.document))
+    chosen: dict[str, Any] = {role: getattr(asked, role) or getattr(raw.columns, role) for role in _KNOWN}
+    for role, value in chosen.items():
+        for name in (value,) if isinstance(value, str) else value or ():
+            if name not in there:
+                hint = f" ({raw.absent[name]})" if name in raw.absent else _nearest(name, there)
+                what = f"no column {files.listed([name])!r}{hint}"
+                raise InputError(f"{raw.name}: {what}; give {_OPTION[role]} one of: {files.listed(there)}")
+    taken = {name for v in chosen.values() if v for name in ((v,) if isinstance(v, str) else v)}
+    free = {re.sub(r"[\s-]+", "_", name.casefold()): name for name in reversed(there) if name not in taken}
+    for role, known in _KNOWN.items():
+        if not chosen[role]:
+            name = next((free.pop(usual) for usual in known.split() if usual in free), None)
+            if name is None and not role.endswith("_id"):
+                what = f"cannot tell which column is the {role}"
+                raise InputError(f"{raw.name}: {what}; give {_OPTION[role]} one of: {files.listed(there)}")
+            chosen[role] = (name,) if name and role == "document" else name
+    return Columns(**chosen)
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    folded = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(name.casefold(), folded, 1)
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+
+
+def _joined(texts: list[pl.Series]) -> pl.Series:
+    """Return the texts of each row one a line, without the empty ones; a single column as it is."""
+    if len(texts) == 1:
+        return texts[0]
+    parts = pl.DataFrame([text.alias(str(number)) for number, text in enumerate(texts)])
+    full = pl.element().filter(pl.element().str.contains(r"\S"))
+    return parts.select(pl.concat_list(pl.all()).list.eval(full).list.join("\n")).to_series()
+
+
+def _text(values: pl.Series) -> pl.Series:
+    """Return values as strings, lists and structs as JSON, and nothing as the empty string."""
+    values = values.alias("text")  # for polars takes a name such as * for a pattern
+    if values.dtype.is_nested():
+        plain = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values.to_list()]
+        values = pl.Series("text", plain, dtype=pl.String)
+    return values.cast(pl.String, strict=False).fill_null("")
+
+
+def _score(values: pl.Series) -> pl.Series:
+    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else _text(values)
+
+
+def _is_binary(values: pl.Series) -> bool:
+    return "Binary" in str(values.dtype)
+
+
+def _field_name(name: str, taken: Sequence[str]) -> str:
+    """Return a field's name that is not one of the table's own, and that polars does not take for a pattern."""
+    while name in COLUMNS or name in taken or name.startswith("__") or name == "*" or re.fullmatch(r"\^.*\$", name):
+        name = f"{name.lstrip('_')}_"
+    return name

@@ -1,0 +1,93 @@
+"""A Split as files: three Parquet tables and a summary that a person can read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.judgments.split import SIDES, Split
+from nestling.judgments.table import Cleaning, Judgments
+
+SUMMARY = "summary.json"
+
+
+def write_split(split: Split, folder: Path) -> None:
+    """Write `train.parquet`, `dev.parquet`, `test.parquet` and `summary.json`, all or none."""
+    with atomic.new_folder(folder) as temporary:
+        for name, side in split.sides.items():
+            side.frame.write_parquet(temporary / f"{name}.parquet")
+        atomic.write_json(temporary / SUMMARY, summarise(split))
+
+
+def summarise(split: Split) -> dict[str, Any]:
+    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from."""
+    judgments = split.train
+    return {
+        "source": judgments.source,
+        "encoding": judgments.encoding,
+        "scale": list(judgments.scale),
+        "cleaning": asdict(judgments.cleaning),
+        "method": split.method,
+        "reason": split.reason,
+        "seed": split.seed,
+        "asked": dict(zip(SIDES, split.asked, strict=True)),
+        "reached": split.reached,
+        "records": split.records,
+        "dropped": split.dropped,
+        "components": split.components,
+        "largest_component": split.largest_component,
+        "sides": {
+            name: {
+                "records": len(side),
+                "queries": side.query_keys.n_unique(),
+                "documents": side.frame["document_id"].n_unique(),
+                "fingerprint": side.fingerprint,
+            }
+            for name, side in split.sides.items()
+        },
+    }
+
+
+def read_split(folder: Path) -> Split:
+    """Read what `write_split` wrote.
+
+    Raises:
+        InputError: a file is missing or unreadable, or the tables are not the ones that the summary describes.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in SIDES}
+        cleaning = Cleaning(**summary["cleaning"])
+        scale = (float(summary["scale"][0]), float(summary["scale"][1]))
+        sides = {
+            name: Judgments(frame, scale, summary["source"], cleaning, summary["encoding"])
+            for name, frame in frames.items()
+        }
+        changed = [name for name in SIDES if sides[name].fingerprint != summary["sides"][name]["fingerprint"]]
+        if changed:
+            raise InputError(f"{folder / changed[0]}.parquet is not the table that {SUMMARY} describes; split again")
+        return Split(
+            sides["train"],
+            sides["dev"],
+            sides["test"],
+            method=summary["method"],
+            reason=summary["reason"],
+            seed=summary["seed"],
+            asked=tuple(summary["asked"][name] for name in SIDES),
+            records=summary["records"],
+            dropped=summary["dropped"],
+            components=summary["components"],
+            largest_component=summary["largest_component"],
+        )
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} is no split: it has no {Path(error.filename).name}; make one with nestling split"
+        ) from None
+    except (json.JSONDecodeError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} cannot be read as a split ({type(error).__name__}: {error}); split again") from None

@@ -1,0 +1,84 @@
+"""The score histogram, where its dip lies, and what each candidate threshold keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST_VALUES = 25
+"""Up to this many distinct scores each gets its own bar; beyond, the scale is cut into equal bins."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of the histogram: scores from `low` to `high` (equal for a single value), and how many records."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the rule `score > threshold` keeps: `kept` pairs, `share` of all (0..1)."""
+
+    threshold: float
+    kept: int
+    share: float
+
+
+def histogram(scores: np.ndarray) -> list[Bar]:
+    """Count scores: a bar for each value if there are few, else twenty bins of equal width.
+
+    Args:
+        scores: (n_records,) float64.
+    """
+    values, counts = np.unique(scores, return_counts=True)
+    if len(values) <= MOST_VALUES:
+        return [Bar(float(v), float(v), int(c)) for v, c in zip(values, counts, strict=True)]
+    counts, edges = np.histogram(scores, bins=20)
+    return [Bar(float(a), float(b), int(c)) for a, b, c in zip(edges, edges[1:], counts, strict=False)]
+
+
+def dip(scores: np.ndarray, scale: tuple[float, float]) -> float | None:
+    """Return where the density is lowest between its two highest humps, or None where it has fewer than two.
+
+    The density is a Gaussian kernel estimate with a bandwidth of a twelfth of the scale: wide enough that values
+    which few raters' averages can take (2.25 and 2.75 where most pairs have three raters) are not mistaken for a dip,
+    narrow enough that two humps half a scale apart stay two.
+
+    Args:
+        scores: (n_records,) float64.
+        scale: lowest and highest possible score.
+    """
+    low, high = scale
+    if high <= low:
+        return None
+    values, counts = np.unique(scores, return_counts=True)
+    grid = np.linspace(low, high, 401)
+    bandwidth = (high - low) / 12
+    # Mass is mirrored at the ends, so that a hump at the end of the scale is not cut in half.
+    mirrored = np.concatenate([values, 2 * low - values, 2 * high - values])
+    weights = np.tile(counts, 3)
+    density = np.exp(-0.5 * ((grid[:, None] - mirrored[None, :]) / bandwidth) ** 2) @ weights
+    padded = np.concatenate([[-np.inf], density, [-np.inf]])
+    humps = np.flatnonzero((padded[1:-1] > padded[:-2]) & (padded[1:-1] >= padded[2:]))
+    if len(humps) < 2:
+        return None
+    first, second = np.sort(humps[np.argsort(-density[humps], kind="stable")[:2]])
+    return float(grid[first + int(np.argmin(density[first : second + 1]))])
+
+
+def candidates(scores: np.ndarray, *, most: int = 12) -> list[Candidate]:
+    """Return the thresholds worth a look, rising, with what each keeps.
+
+    Every distinct score but the highest is one (`score > threshold` keeps what lies above it); where there are more
+    than `most` of them, evenly spaced quantiles.
+    """
+    values = np.unique(scores)[:-1]
+    if len(values) > most:
+        values = np.unique(np.quantile(scores, np.linspace(0.1, 0.9, most), method="lower"))
+    ordered = np.sort(scores)
+    kept = len(scores) - np.searchsorted(ordered, values, side="right")
+    return [Candidate(float(v), int(k), int(k) / len(scores)) for v, k in zip(values, kept, strict=True) if k]

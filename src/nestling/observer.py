@@ -1,0 +1,27 @@
+"""What a long-running stage tells whoever watches it. The base class listens to nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nestling.training.callbacks import TrainingProgress
+
+
+class Observer:
+    """Override what you want to hear; every method does nothing here."""
+
+    def stage(self, name: str, detail: str = "") -> None:
+        """Hear that a stage begins, or, with a detail that says so, is skipped."""
+
+    def note(self, text: str) -> None:
+        """Hear one line that a person should see: a choice that was made, a rule that was applied."""
+
+    def training(self, variant: str, progress: TrainingProgress) -> None:
+        """Hear of every step of a training."""
+
+    def encoding(self, variant: str, done: int, total: int) -> None:
+        """Hear how many of a variant's texts are encoded."""
+
+    def done(self) -> None:
+        """Hear that the stage in progress has ended, well or not."""

@@ -1,0 +1,342 @@
+"""Runs an Experiment stage by stage into its folder; skips what is done, goes on with what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from nestling import atomic, stages
+from nestling.environment import hardware, versions
+from nestling.errors import InputError
+from nestling.experiment import Experiment, Variant
+from nestling.judgments.split import Split
+from nestling.judgments.split_files import read_split, summarise
+from nestling.judgments.table import Judgments
+from nestling.models import find_model, load_model
+from nestling.observer import Observer
+from nestling.report import charts, tables
+from nestling.run_folder import RunFolder, fingerprint
+from nestling.run_log import logged_to
+from nestling.training.recipes import PRETRAINED
+
+if TYPE_CHECKING:
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.inspection import Inspection
+    from nestling.training.trainer import Job, TrainingResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where everything lies.
+        results: long table: variant, dim, precision, measure, value, queries.
+        reference: the variant that gains are counted from; None without a pretrained one.
+        regressions: variants that ended below their base model on dev.
+        ceiling: the highest recall@10 that any ranking could reach.
+        pictures: the PNG files.
+    """
+
+    experiment: Experiment
+    folder: Path
+    results: pl.DataFrame
+    reference: str | None
+    regressions: tuple[str, ...]
+    ceiling: float
+    queries: int
+    pictures: tuple[Path, ...]
+
+
+def run(
+    experiment: Experiment | None = None,
+    *,
+    runs: Path = Path("runs"),
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Run a whole study: inspect, split, train every variant, measure all, and write results and pictures.
+
+    A second call with the same experiment redoes nothing that is done; after an interruption it goes on where the
+    first stopped, in the middle of a training too. New variants may be added to a run.
+
+    Args:
+        experiment: what to do; the demo by default.
+        runs: the folder that holds runs.
+        overwrite: make again what an earlier call made with other data or settings, instead of refusing.
+        observer: told what happens.
+
+    Raises:
+        InputError: something is wrong with the input or the settings, or the folder holds another study.
+        KeyboardInterrupt: on Ctrl-C, with all that is done kept.
+    """
+    experiment = experiment or Experiment()
+    observer = observer or Observer()
+    folder = RunFolder(runs / experiment.name)
+    _check_models(experiment)
+    judgments = stages.load(experiment.data, seed=experiment.split.seed)
+    threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    with folder.locked(), logged_to(folder.log):
+        logger.info("run %s of %s begins", experiment.name, judgments.source)
+        return _Study(experiment, folder, judgments, threshold, overwrite, observer).run()
+
+
+def _check_models(experiment: Experiment) -> None:
+    """Find every base model and try the sizes on it, before hours are spent."""
+    from nestling.evaluation.grid import sizes_of
+
+    for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
+        full = int(load_model(find_model(name)).get_embedding_dimension() or 0)
+        for dims in [experiment.evaluation.dims, *(v.matryoshka.dims for v in experiment.variants if v.matryoshka)]:
+            try:
+                sizes_of(full, dims or ())
+            except InputError as error:
+                raise InputError(f"model {name!r}: {error}") from None
+
+
+class _Study:
+    """The state of one call of `run`: what it was given, and how long its parts took."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        judgments: Judgments,
+        threshold: float,
+        overwrite: bool,
+        observer: Observer,
+    ) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.judgments = judgments
+        self.threshold = threshold
+        self.overwrite = overwrite
+        self.observer = observer
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> Run:
+        jobs = {variant.name: self._job(variant) for variant in self.experiment.variants}
+        prints = self._fingerprints(jobs)
+        self._refuse_others(prints)
+        atomic.write_text(self.folder.experiment, self.experiment.to_yaml())
+        inspection = self._inspect(prints["split"])
+        split = self._split(prints["split"])
+        trainings = {}
+        for name, job in jobs.items():
+            if job is not None:
+                trainings[name] = self._train(name, job, split, prints[f"model {name}"])
+        evaluation = self._evaluate(split, prints)
+        return self._finish(inspection, split, trainings, evaluation)
+
+    def _job(self, variant: Variant) -> Job | None:
+        if variant.recipe == PRETRAINED:
+            return None
+        return stages.job_of(
+            variant.recipe,
+            base=self.experiment.base_of(variant),
+            matryoshka=variant.matryoshka,
+            settings=self.experiment.training_of(variant),
+            threshold=self.threshold,
+            dims=self.experiment.evaluation.dims,
+        )
+
+    def _fingerprints(self, jobs: dict[str, Job | None]) -> dict[str, str]:
+        """What every output is made from, so that a change is noticed."""
+        split = fingerprint(self.judgments.fingerprint, self.experiment.split.model_dump(mode="json"))
+        prints = {"split": split}
+        for variant in self.experiment.variants:
+            job = jobs[variant.name]
+            base = self.experiment.base_of(variant)
+            made_from = [split, base] if job is None else [split, job.fingerprint()]
+            prints[f"model {variant.name}"] = fingerprint(*made_from)
+            measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
+            prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
+        return prints
+
+    def _refuse_others(self, prints: dict[str, str]) -> None:
+        """Refuse to replace a split or a model that was made from something else, unless asked to."""
+        state = self.folder.state
+        stale = [name for name in state if name in prints and state[name] != prints[name]]
+        stale = [name for name in stale if not name.startswith("evaluation ")]
+        if stale and not self.overwrite:
+            raise InputError(
+                f"{self.folder.path}: its {stale[0]} was made from other data or settings; choose another --name, or "
+                "give --overwrite to make it again"
+            )
+
+    def _done(self, name: str, made_from: str, *paths: Path) -> bool:
+        return self.folder.state.get(name) == made_from and all(path.exists() for path in paths)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+    def _inspect(self, made_from: str) -> Inspection:
+        self.observer.stage("inspect", self.judgments.source)
+        with self._timed("inspect"):
+            inspection = stages.inspect(self.judgments, model=self.experiment.model, threshold=self.threshold)
+            if not self._done("inspection", made_from, self.folder.inspection):
+                atomic.write_json(self.folder.inspection, inspection.as_dict())
+                charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
+                self.folder.mark("inspection", made_from)
+        for what, count, rule in self.judgments.cleaning.rules():
+            if count:
+                self.observer.note(f"{count:,} x {what}: {rule}")
+        self.observer.note(
+            f"{len(self.judgments):,} records, {inspection.queries:,} queries, {inspection.documents:,} documents; "
+            f"threshold {self.threshold:g} keeps {inspection.kept:,} pairs ({inspection.share:.1%})"
+        )
+        return inspection
+
+    def _split(self, made_from: str) -> Split:
+        if self._done("split", made_from, self.folder.split):
+            self.observer.stage("split", "done before")
+            return read_split(self.folder.split)
+        self.observer.stage("split")
+        with self._timed("split"):
+            made = stages.split(self.judgments, out=self.folder.split, settings=self.experiment.split)
+        self.folder.mark("split", made_from)
+        sizes = ", ".join(f"{name} {len(side):,}" for name, side in made.sides.items())
+        self.observer.note(f"by {made.method}: {made.reason}")
+        self.observer.note(f"{sizes} records; {made.dropped:,} dropped to keep the sides apart; no leak")
+        return made
+
+    def _train(self, name: str, job: Job, split: Split, made_from: str) -> TrainingResult:
+        from nestling.training.trainer import fit, read_result
+
+        model, work = self.folder.model(name), self.folder.training(name)
+        if self._done(f"model {name}", made_from, model, work / "summary.json"):
+            self.observer.stage(f"train {name}", "done before")
+            return read_result(work)
+        self.observer.stage(f"train {name}")
+        with self._timed(f"train {name}"):
+            try:
+                result = fit(
+                    split.train,
+                    split.dev,
+                    job,
+                    output=model,
+                    work=work,
+                    report=lambda progress: self.observer.training(name, progress),
+                    note=self.observer.note,
+                )
+            finally:
+                self.observer.done()
+        self.folder.mark(f"model {name}", made_from)
+        before, after = result.before["dev_recall@10"], result.after["dev_recall@10"]
+        self.observer.note(
+            f"dev recall@10 {before:.4f} -> {after:.4f}; {result.pairs_per_second:.1f} pairs/s"
+            + ("  REGRESSION" if result.regression else "")
+        )
+        return result
+
+    def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
+        from nestling.evaluation.qrels import Qrels
+
+        settings = self.experiment.evaluation
+        qrels = Qrels.from_judgments(split.test, threshold=self.threshold, protocol=settings.protocol)
+        found = {}
+        for variant in self.experiment.variants:
+            path, made_from = self.folder.evaluation(variant.name), prints[f"evaluation {variant.name}"]
+            if self._done(f"evaluation {variant.name}", made_from, path):
+                self.observer.stage(f"evaluate {variant.name}", "done before")
+                found[variant.name] = pl.read_parquet(path)
+                continue
+            self.observer.stage(f"evaluate {variant.name}")
+            with self._timed(f"evaluate {variant.name}"):
+                trained = variant.recipe != PRETRAINED
+                source = str(self.folder.model(variant.name)) if trained else self.experiment.base_of(variant)
+                measured = stages.measure(variant.name, load_model(source), qrels, settings, self.observer)
+                with atomic.new_file(path) as temporary:
+                    measured.per_query.write_parquet(temporary)
+            self.folder.mark(f"evaluation {variant.name}", made_from)
+            found[variant.name] = measured.per_query
+        return qrels, found
+
+    def _finish(
+        self,
+        inspection: Inspection,
+        split: Split,
+        trainings: dict[str, TrainingResult],
+        evaluation: tuple[Qrels, dict[str, pl.DataFrame]],
+    ) -> Run:
+        from nestling.evaluation.grid import summarise as summarise_variant
+
+        qrels, found = evaluation
+        settings = self.experiment.evaluation
+        results = pl.concat([summarise_variant(name, per_query) for name, per_query in found.items()])
+        per_query = pl.concat([t.select(pl.lit(name).alias("variant"), pl.all()) for name, t in found.items()])
+        with atomic.new_file(self.folder.results) as temporary:
+            results.write_parquet(temporary)
+        with atomic.new_file(self.folder.per_query) as temporary:
+            per_query.write_parquet(temporary)
+        ceiling = qrels.ceiling(10)
+        self._write_json(results, inspection, split, trainings, qrels)
+        subtitle = (
+            f"{self.judgments.source}: {qrels.n_queries:,} test queries, {qrels.n_documents:,} documents, "
+            f"{settings.protocol}"
+        )
+        pictures = tuple(
+            charts.save(charts.measure_by_dim(results, measure, subtitle=subtitle), self.folder.picture(measure))[0]
+            for measure in settings.measures[:2]
+        )
+        regressions = tuple(name for name, result in trainings.items() if result.regression)
+        names = [(v.name, v.recipe, self.experiment.base_of(v)) for v in self.experiment.variants]
+        logger.info("run %s is finished", self.experiment.name)
+        return Run(
+            self.experiment,
+            self.folder.path,
+            results,
+            tables.reference_of(names),
+            regressions,
+            ceiling,
+            qrels.n_queries,
+            pictures,
+        )
+
+    def _write_json(
+        self,
+        results: pl.DataFrame,
+        inspection: Inspection,
+        split: Split,
+        trainings: dict[str, TrainingResult],
+        qrels: Qrels,
+    ) -> None:
+        earlier: dict[str, float] = {}
+        if self.folder.results_json.is_file():
+            earlier = json.loads(self.folder.results_json.read_text(encoding="utf-8")).get("seconds", {})
+        value: dict[str, Any] = {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "experiment": self.experiment.model_dump(mode="json"),
+            "threshold": self.threshold,
+            "data": {"source": self.judgments.source, "fingerprint": self.judgments.fingerprint},
+            "inspection": inspection.as_dict(),
+            "split": summarise(split),
+            "test": {
+                "protocol": qrels.protocol,
+                "queries": qrels.n_queries,
+                "documents": qrels.n_documents,
+                "ceiling@10": qrels.ceiling(10),
+            },
+            "training": {name: result.as_dict() for name, result in trainings.items()},
+            "results": results.to_dicts(),
+            "seconds": {**earlier, **self.seconds},
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        atomic.write_json(self.folder.results_json, value)

@@ -1,0 +1,147 @@
+"""The pictures: a measure over embedding sizes, a line a model, and the score histogram. PNG and SVG from one chart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from nestling import atomic
+from nestling.judgments.inspection import Inspection
+
+# Okabe and Ito's colours, told apart by colour-blind readers too; shapes and dashes serve black-and-white print.
+COLOURS = ["#6b7280", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DASHES = [[5, 4], [1, 0], [1, 0], [1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [3, 3]]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "square"]
+INK, GRID, BACKGROUND = "#1f2430", "#e6e8ec", "#ffffff"
+FONT = "Helvetica Neue, Arial, DejaVu Sans, sans-serif"
+
+
+def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt.LayerChart:
+    """Return the chart of a measure over embedding size: size on a log axis, rising to the right, a line a variant.
+
+    Args:
+        results: long table with columns variant, dim, measure, value; variants in the order of the legend.
+        subtitle: one line under the title, say protocol and number of queries.
+    """
+    chosen = results.filter(pl.col("measure") == measure)
+    variants = chosen["variant"].unique(maintain_order=True).to_list()
+    dims = sorted(chosen["dim"].unique())
+    # The first variant's grey is for the untouched model; a study without one starts at the first colour.
+    scale = {
+        "color": alt.Scale(domain=variants, range=_cycled(COLOURS, variants)),
+        "strokeDash": alt.Scale(domain=variants, range=_cycled(DASHES, variants)),
+        "shape": alt.Scale(domain=variants, range=_cycled(SHAPES, variants)),
+    }
+    legend = alt.Legend(title=None, orient="top", direction="horizontal", columns=min(4, len(variants)), symbolSize=90)
+    base = alt.Chart(alt.InlineData(values=chosen.to_dicts())).encode(
+        x=alt.X(
+            "dim:Q",
+            title="embedding size (dims, log scale)",
+            scale=alt.Scale(type="log", base=2, domain=[dims[0] * 0.93, dims[-1] * 1.07], nice=False),
+            axis=alt.Axis(values=dims, format="d", grid=False),
+        ),
+        y=alt.Y(
+            "value:Q", title=measure, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(format=".2f")
+        ),
+        color=alt.Color("variant:N", scale=scale["color"], legend=legend),
+        shape=alt.Shape("variant:N", scale=scale["shape"], legend=legend),
+        strokeDash=alt.StrokeDash("variant:N", scale=scale["strokeDash"], legend=legend),
+        tooltip=[alt.Tooltip("variant:N"), alt.Tooltip("dim:Q"), alt.Tooltip("value:Q", format=".4f", title=measure)],
+    )
+    lines = base.mark_line(strokeWidth=2.2)
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(strokeDash=alt.StrokeDash())
+    return _styled(alt.layer(lines, points), f"{measure} by embedding size", subtitle, width=620, height=380)
+
+
+def score_histogram(inspection: Inspection) -> alt.LayerChart:
+    """Return the histogram of scores, bars above the threshold coloured, with the threshold and the dip as rules."""
+    low, high = inspection.judgments.scale
+    width = (high - low) / 40 or 0.05
+    bars = [
+        {
+            "low": bar.low - (width if bar.low == bar.high else 0),
+            "high": bar.high + (width if bar.low == bar.high else 0),
+            "count": bar.count,
+            "kept": "relevant" if (bar.low + bar.high) / 2 > inspection.threshold else "not relevant",
+        }
+        for bar in inspection.bars
+    ]
+    rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
+    if inspection.dip is not None:
+        rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
+    x = alt.X("low:Q", title="score", scale=alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False))
+    columns = (
+        alt.Chart(alt.InlineData(values=bars))
+        .mark_bar()
+        .encode(
+            x=x,
+            x2="high:Q",
+            y=alt.Y("count:Q", title="records", axis=alt.Axis(format="~s")),
+            color=alt.Color(
+                "kept:N",
+                scale=alt.Scale(domain=["not relevant", "relevant"], range=["#c3c8d1", "#0072B2"]),
+                legend=alt.Legend(title=None, orient="top"),
+            ),
+        )
+    )
+    lines = (
+        alt.Chart(alt.InlineData(values=rules))
+        .mark_rule(strokeWidth=1.6, color=INK)
+        .encode(
+            x="at:Q",
+            strokeDash=alt.StrokeDash(
+                "what:N",
+                scale=alt.Scale(domain=[r["what"] for r in rules], range=[[1, 0], [4, 4]][: len(rules)]),
+                legend=alt.Legend(title=None, orient="top"),
+            ),
+        )
+    )
+    subtitle = f"{len(inspection.judgments):,} records, {inspection.share:.1%} above {inspection.threshold:g}"
+    return _styled(alt.layer(columns, lines), "Scores", subtitle, width=620, height=260)
+
+
+def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
+    """Write `STEM.png` (twice the size, for sharp screens) and `STEM.svg`; return both paths."""
+    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    with atomic.new_file(png) as temporary:
+        chart.save(str(temporary), format="png", scale_factor=2)
+    with atomic.new_file(svg) as temporary:
+        chart.save(str(temporary), format="svg")
+    return png, svg
+
+
+def _cycled(values: list[Any], variants: list[str]) -> list[Any]:
+    start = 0 if variants and variants[0].startswith("pretrained") else 1
+    return [values[(start + n) % len(values)] for n in range(len(variants))]
+
+
+def _styled(chart: Any, title: str, subtitle: str, *, width: int, height: int) -> alt.LayerChart:
+    styled: alt.LayerChart = (
+        chart.properties(
+            width=width,
+            height=height,
+            background=BACKGROUND,
+            padding=20,
+            title=alt.TitleParams(
+                title, subtitle=subtitle, anchor="start", fontSize=18, subtitleFontSize=12, offset=14
+            ),
+        )
+        .configure(font=FONT)
+        .configure_view(stroke=None)
+        .configure_title(color=INK, subtitleColor="#5b6270")
+        .configure_axis(
+            gridColor=GRID,
+            domainColor="#9aa1ad",
+            tickColor="#9aa1ad",
+            labelColor=INK,
+            titleColor=INK,
+            labelFontSize=12,
+            titleFontSize=12,
+            titlePadding=10,
+        )
+        .configure_legend(labelFontSize=12, labelColor=INK, symbolStrokeWidth=2.2, labelLimit=300)
+    )
+    return styled

@@ -1,0 +1,91 @@
+"""A run's folder: where everything lies, what has been done, and the lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nestling import atomic
+from nestling.errors import InputError
+
+STATE = "state.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return sixteen hex digits that change when any of the JSON-able parts does."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class RunFolder:
+    """The files of one run.
+
+    `state.json` holds, for each thing that is done, the fingerprint of what it was made from. A thing is done when
+    its entry is there; it is stale when the entry is not the one that the experiment asks for now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.experiment = path / "experiment.yaml"
+        self.inspection = path / "inspection.json"
+        self.split = path / "split"
+        self.results = path / "results.parquet"
+        self.results_json = path / "results.json"
+        self.per_query = path / "per_query.parquet"
+        self.log = path / "log.jsonl"
+
+    def model(self, variant: str) -> Path:
+        """Return the folder of a variant's model."""
+        return self.path / "models" / variant
+
+    def training(self, variant: str) -> Path:
+        """Return the folder of a variant's checkpoints while it trains, and of its summary afterwards."""
+        return self.path / "training" / variant
+
+    def evaluation(self, variant: str) -> Path:
+        """Return the table of a variant's figures by query."""
+        return self.path / "evaluation" / f"{variant}.parquet"
+
+    def picture(self, measure: str) -> Path:
+        """Return the path, without suffix, of the picture of a measure over sizes."""
+        return self.path / f"{measure.replace('@', '_at_')}_by_dim"
+
+    @property
+    def state(self) -> dict[str, str]:
+        """What is done: a name such as `split` or `model mnrl`, and the fingerprint it was made from."""
+        try:
+            state: dict[str, str] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise InputError(f"{self.path / STATE} is damaged; remove {self.path} or choose another --name") from None
+        return state
+
+    def mark(self, name: str, made_from: str) -> None:
+        """Record that `name` is done."""
+        atomic.write_json(self.path / STATE, {**self.state, name: made_from})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the system frees the lock when this one ends, however it ends.
+
+        Raises:
+            InputError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another nestling works in this folder; wait, or choose another --name"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()

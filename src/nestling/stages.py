@@ -1,0 +1,300 @@
+"""The stages, one function each: inspect, split, train, evaluate. The verbs of the command line call these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from nestling.errors import InputError
+from nestling.experiment import (
+    STUDY_DIMS,
+    DataSettings,
+    EvaluationSettings,
+    Matryoshka,
+    SplitSettings,
+    TrainingSettings,
+)
+from nestling.judgments.inspection import Inspection, inspect_judgments
+from nestling.judgments.sources import load_judgments
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.split_files import read_split, write_split
+from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import dip
+from nestling.models import DEFAULT, find_model, load_model, token_counter
+from nestling.observer import Observer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from nestling.evaluation.grid import Measured
+    from nestling.evaluation.qrels import Qrels
+    from nestling.training.trainer import Job, TrainingResult
+
+STUDY_SCALE = (1.0, 3.0)
+STUDY_THRESHOLD = 2.5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Attributes:
+        results: long table: variant, dim, precision, measure, value, queries; means over queries.
+        per_query: variant, dim, query_id, query and one column a measure.
+        ceiling: the highest recall@10 that any ranking could reach.
+        protocol: `per-query` or `per-pair`.
+    """
+
+    results: pl.DataFrame
+    per_query: pl.DataFrame
+    ceiling: float
+    protocol: str
+
+
+def load(settings: DataSettings, *, seed: int) -> Judgments:
+    """Load the judgments that `settings` name, and take a random sample of them where it asks for one.
+
+    Args:
+        seed: of the sample, and of the generated catalogue.
+
+    Raises:
+        InputError: they cannot be had, or hold fewer records than asked for.
+    """
+    judgments = load_judgments(
+        settings.source,
+        query=settings.query,
+        document=settings.document,
+        score=settings.score,
+        query_id=settings.query_id,
+        document_id=settings.document_id,
+        scale=settings.scale,
+        split=settings.hub_split,
+        revision=settings.revision,
+        records=settings.records,
+        seed=seed,
+    )
+    if settings.records is None or settings.records == len(judgments):
+        return judgments
+    return judgments.sample(settings.records, seed=seed)
+
+
+def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
+    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3.
+
+    Raises:
+        InputError: none is given on another scale, or it keeps no pair or every pair.
+    """
+    scores = judgments.frame["score"].to_numpy()
+    if threshold is None:
+        if judgments.scale != STUDY_SCALE:
+            low, high = judgments.scale
+            lowest = dip(scores, judgments.scale)
+            hint = f"; the scores dip near {lowest:.2f}" if lowest is not None else ""
+            raise InputError(
+                f"{judgments.source}: on a scale of {low:g} to {high:g} give the threshold above which a document is "
+                f"relevant (--threshold, or data.threshold){hint}"
+            )
+        threshold = STUDY_THRESHOLD
+    kept = int((scores > threshold).sum())
+    if kept in (0, len(scores)):
+        raise InputError(
+            f"{judgments.source}: threshold {threshold:g} keeps {'no' if not kept else 'every'} pair of {len(scores)} "
+            f"(scores run from {scores.min():g} to {scores.max():g}); see nestling inspect for what others keep"
+        )
+    return threshold
+
+
+def inspect(
+    data: Judgments | DataSettings | str, *, model: str = DEFAULT, threshold: float | None = None, seed: int = 0
+) -> Inspection:
+    """Say what a table of judgments holds.
+
+    Args:
+        data: the table, its settings, or just its source.
+        model: whose tokenizer counts text lengths.
+        threshold: by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
+
+    Raises:
+        InputError: the data or the model cannot be had.
+    """
+    judgments = _loaded(data, seed)
+    if threshold is None:
+        low, high = judgments.scale
+        lowest = dip(judgments.frame["score"].to_numpy(), judgments.scale)
+        middle = (low + high) / 2 if lowest is None else lowest
+        threshold = STUDY_THRESHOLD if judgments.scale == STUDY_SCALE else middle
+    count, limit = token_counter(find_model(model))
+    return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)
+
+
+def split(
+    data: Judgments | DataSettings | str, *, out: Path | None = None, settings: SplitSettings | None = None
+) -> Split:
+    """Split judgments into train, dev and test that share no query and no document.
+
+    Args:
+        data: the table, its settings, or just its source.
+        out: a folder to write the split into.
+        settings: shares, method and seed.
+
+    Raises:
+        InputError: the data cannot be had or cannot be split.
+    """
+    settings = settings or SplitSettings()
+    judgments = _loaded(data, settings.seed)
+    made = split_judgments(judgments, test=settings.test, dev=settings.dev, method=settings.method, seed=settings.seed)
+    leaks = made.leaks()
+    if leaks:  # pragma: no cover - the algorithm rules it out; a check, since every figure rests on it
+        raise AssertionError(f"the split leaks: {leaks[0]}")
+    if out is not None:
+        write_split(made, out)
+    return made
+
+
+def job_of(
+    recipe: str,
+    *,
+    base: str,
+    matryoshka: Matryoshka | None,
+    settings: TrainingSettings,
+    threshold: float,
+    dims: Sequence[int],
+) -> Job:
+    """Settle what a variant is trained from: the base's files, and the prefixes with its full size first.
+
+    Raises:
+        InputError: the base cannot be had, or a size is larger than its embedding.
+    """
+    from nestling.evaluation.grid import sizes_of
+    from nestling.training.trainer import Job
+
+    source = find_model(base)
+    if matryoshka is None:
+        return Job(source, recipe, settings, threshold)
+    full = int(load_model(source).get_embedding_dimension() or 0)
+    asked = matryoshka.dims or tuple(dims)
+    prefixes = sizes_of(full, asked)
+    weights = matryoshka.weights
+    if weights is not None and len(prefixes) > len(weights):
+        weights = (1.0, *weights)
+    return Job(source, recipe, settings, threshold, prefixes, weights)
+
+
+def train(
+    data: Split | Path,
+    *,
+    out: Path,
+    recipe: str = "mnrl",
+    base: str = DEFAULT,
+    matryoshka: Matryoshka | None = None,
+    settings: TrainingSettings | None = None,
+    threshold: float | None = None,
+    dims: Sequence[int] = STUDY_DIMS,
+    observer: Observer | None = None,
+) -> TrainingResult:
+    """Train one variant and save it as a SentenceTransformer folder.
+
+    Args:
+        data: a split or the folder of one.
+        out: the model's folder. Checkpoints lie beside it, in `OUT.training`, so that the same call goes on after an
+            interruption.
+        dims: the sizes that Matryoshka trains where it names none.
+
+    Raises:
+        InputError: something does not fit, or `out` exists and holds something else.
+    """
+    from nestling.training.trainer import fit
+
+    made = data if isinstance(data, Split) else read_split(data)
+    observer = observer or Observer()
+    if out.exists():
+        raise InputError(f"{out} exists; give another folder with --out, or remove it first")
+    job = job_of(
+        recipe,
+        base=base,
+        matryoshka=matryoshka,
+        settings=settings or TrainingSettings(),
+        threshold=settle_threshold(made.train, threshold),
+        dims=dims,
+    )
+    try:
+        return fit(
+            made.train,
+            made.dev,
+            job,
+            output=out,
+            work=out.with_name(f"{out.name}.training"),
+            report=lambda progress: observer.training(out.name, progress),
+        )
+    finally:
+        observer.done()
+
+
+def evaluate(
+    data: Split | Judgments | Path,
+    models: Mapping[str, str],
+    *,
+    settings: EvaluationSettings | None = None,
+    threshold: float | None = None,
+    observer: Observer | None = None,
+) -> Evaluation:
+    """Measure models at every size on the test side of a split (or on a table of judgments as it is).
+
+    Args:
+        models: names for the table, and for each a folder, a bundled model or a hub id.
+
+    Raises:
+        InputError: a model cannot be had, a size is larger than a model's embedding, or nothing is relevant.
+    """
+    from nestling.evaluation.grid import summarise
+    from nestling.evaluation.qrels import Qrels
+
+    settings = settings or EvaluationSettings()
+    if isinstance(data, Path):
+        data = read_split(data)
+    judgments = data.test if isinstance(data, Split) else data
+    qrels = Qrels.from_judgments(
+        judgments, threshold=settle_threshold(judgments, threshold), protocol=settings.protocol
+    )
+    sources = {name: find_model(model) for name, model in models.items()}
+    tables, per_query = [], []
+    for name, source in sources.items():
+        measured = measure(name, load_model(source), qrels, settings, observer)
+        tables.append(summarise(name, measured.per_query))
+        per_query.append(measured.per_query.select(pl.lit(name).alias("variant"), pl.all()))
+    return Evaluation(pl.concat(tables), pl.concat(per_query), qrels.ceiling(10), settings.protocol)
+
+
+def measure(
+    name: str,
+    model: SentenceTransformer,
+    qrels: Qrels,
+    settings: EvaluationSettings,
+    observer: Observer | None = None,
+) -> Measured:
+    """Measure one loaded model at its own size and the settings' sizes."""
+    from nestling.evaluation.grid import measure_model
+    from nestling.evaluation.measures import Measure
+
+    observer = observer or Observer()
+    try:
+        return measure_model(
+            model,
+            qrels,
+            settings.dims,
+            [Measure.parse(text) for text in settings.measures],
+            batch_size=settings.batch_size,
+            progress=lambda done, total: observer.encoding(name, done, total),
+        )
+    finally:
+        observer.done()
+
+
+def _loaded(data: Judgments | DataSettings | str, seed: int) -> Judgments:
+    if isinstance(data, Judgments):
+        return data
+    return load(DataSettings(source=data) if isinstance(data, str) else data, seed=seed)

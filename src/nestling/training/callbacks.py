@@ -1,0 +1,193 @@
+"""What happens beside the steps of a training: progress, checkpoints by the clock, the best weights, interruption."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nestling import atomic
+from nestling.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Attributes:
+        step, steps: optimizer steps done and in all.
+        loss: mean over the last logged steps; None before the first log.
+        pairs_per_second: since this process began to train.
+        seconds_left: at that speed, evaluations apart.
+        dev: recall@10 on dev at the last evaluation.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+    pairs_per_second: float
+    seconds_left: float
+    dev: float | None
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells `report` of every step, and stops a training whose loss is no number any more."""
+
+    def __init__(self, n_examples: int, metric: str, report: Callable[[TrainingProgress], None]) -> None:
+        self.n_examples = n_examples
+        self.metric = metric
+        self.report = report
+        self.loss: float | None = None
+        self.dev: float | None = None
+        self.seconds = 0.0
+        self.examples = 0.0
+        self._epoch_before = 0.0
+        self._clock = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._epoch_before = float(state.epoch or 0)
+        self._clock = time.perf_counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        # Evaluations and checkpoints lie between the end of a step and the next begin: they are not training.
+        self._clock = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.seconds += time.perf_counter() - self._clock
+        self.examples = (float(state.epoch or 0) - self._epoch_before) * self.n_examples
+        speed = self.examples / self.seconds if self.seconds else 0.0
+        left = (state.max_steps - state.global_step) * args.train_batch_size * args.world_size
+        self.report(
+            TrainingProgress(
+                state.global_step,
+                state.max_steps,
+                float(state.epoch or 0),
+                self.loss,
+                speed,
+                left / speed if speed else math.inf,
+                self.dev,
+            )
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self.loss = float(logs["loss"])
+            if not math.isfinite(self.loss):
+                raise InputError(
+                    f"the training loss is {self.loss} at step {state.global_step}: it diverged; "
+                    "lower training.learning_rate or set training.precision to fp32"
+                )
+        if f"eval_{self.metric}" in logs:
+            self.dev = float(logs[f"eval_{self.metric}"])
+
+
+class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint when the last is older than `seconds`, at the end of an epoch, and on interruption."""
+
+    def __init__(self, seconds: float, interrupted: threading.Event) -> None:
+        self.seconds = seconds
+        self.interrupted = interrupted
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted.is_set():
+            control.should_save = True
+            control.should_training_stop = True
+        elif time.monotonic() - self._last >= self.seconds:
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted.is_set():
+            # The trainer ends an epoch on any stop; an evaluation now would pass for that of the whole epoch.
+            control.should_evaluate = False
+        else:
+            control.should_save = True
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._last = time.monotonic()
+
+
+class BestWeights(TrainerCallback):  # type: ignore[misc]
+    """Keeps the weights of the best evaluation so far in a folder, with its figures beside it.
+
+    The trainer's own `load_best_model_at_end` would tie checkpoints to evaluations.
+    """
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder = folder
+        self.metric = metric
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Epoch, step and dev figures of the best evaluation; empty before the first."""
+        path = self.folder / "best.json"
+        if not path.is_file():
+            return {}
+        figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return figures
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        value = (metrics or {})[f"eval_{self.metric}"]
+        if not state.is_world_process_zero or value <= self.figures.get(self.metric, -math.inf):
+            return
+        with atomic.new_folder(self.folder) as temporary:
+            model.save_pretrained(str(temporary / "model"), create_model_card=False)
+            figures = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if k.startswith("eval_dev_")}
+            atomic.write_json(temporary / "best.json", {"epoch": state.epoch, "step": state.global_step, **figures})
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C (or SIGTERM) sets; a second Ctrl-C interrupts at once, as ever.
+
+    Outside the main thread, where Python allows no signal handlers, the event is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        logger.warning("stopping after this step; once more to stop at once")
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,313 @@
+"""Fit one variant: the library's trainer, with checkpoints that survive a kill and the best weights on dev kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.evaluation.qrels import Qrels
+from nestling.experiment import TrainingSettings
+from nestling.judgments.table import Judgments
+from nestling.models import ModelSource, load_model
+from nestling.training.precision import choose_precision
+from nestling.training.recipes import find_recipe, with_matryoshka
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+    from nestling.training.callbacks import ProgressCallback, TrainingProgress
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one variant is trained from; all that the resulting weights depend on, but for the machine.
+
+    Attributes:
+        matryoshka: falling sizes of the prefixes, the full size first; empty for a plain training.
+        weights: one for each of them; None for 1 each.
+        threshold: pairs with a higher score are positives.
+    """
+
+    base: ModelSource
+    recipe: str
+    settings: TrainingSettings
+    threshold: float
+    matryoshka: tuple[int, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+    def fingerprint(self) -> str:
+        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
+        parts = [self.base.name, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did.
+
+    Attributes:
+        examples: how many the recipe made of the train split; each is seen once an epoch.
+        seconds: spent in steps by this process, evaluations and checkpoints apart.
+        pairs_per_second: at which it saw examples.
+        resumed_at: the step that this process went on from; None if it began anew.
+        before: dev figures of the base model; `dev_recall@10`, `dev_mrr@10`.
+        after: those of the weights that were kept.
+        kept_step: the step of those weights.
+        history: the trainer's log: loss and learning rate by step, dev figures by epoch.
+        peak_memory: bytes of the process at most (of the GPU's memory where one was used), the base model included.
+    """
+
+    examples: int
+    steps: int
+    seconds: float
+    pairs_per_second: float
+    resumed_at: int | None
+    before: dict[str, float]
+    after: dict[str, float]
+    kept_step: int
+    precision: str
+    precision_reason: str
+    peak_memory: int
+    history: list[dict[str, float]]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the trained model retrieves worse on dev than its base."""
+        return self.after["dev_recall@10"] < self.before["dev_recall@10"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it."""
+        return asdict(self)
+
+
+def fit(
+    train: Judgments,
+    dev: Judgments,
+    job: Job,
+    *,
+    output: Path,
+    work: Path,
+    report: Callable[[TrainingProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train a variant and save it as a plain SentenceTransformer folder.
+
+    Args:
+        train, dev: the sides of a split; dev chooses the weights that are kept.
+        output: the model's folder; it appears whole or not at all.
+        work: where checkpoints lie while the training runs; a call with the same data and settings goes on from the
+            last one. Holds the summary afterwards.
+        report: told of every step.
+        note: told, in a line, what was chosen and where a training goes on.
+
+    Raises:
+        InputError: the settings do not fit the data or the model, or the loss diverged.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
+    """
+    from nestling.training.callbacks import BestWeights, ClockCheckpoints, ProgressCallback, interruptible
+    from nestling.training.dev import DevEvaluator
+
+    recipe = find_recipe(job.recipe)
+    examples = recipe.examples(train, job.threshold)
+    model = load_model(job.base, attention_dropout=job.settings.attention_dropout)
+    if job.settings.max_seq_length:
+        model.max_seq_length = job.settings.max_seq_length
+    loss = recipe.loss(model)
+    if job.matryoshka:
+        check_matryoshka(model, job)
+        loss = with_matryoshka(model, loss, job.matryoshka, job.weights)
+    full = int(model.get_embedding_dimension() or 0)
+    evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
+
+    _prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}")
+    before = _measured_before(work / "before.json", evaluator, model)
+    checkpoint = last_checkpoint(work)
+    resumed_at = int(checkpoint.name.split("-")[1]) if checkpoint else None
+    precision = choose_precision(job.settings.precision)
+    lines = [f"precision {precision.name}: {precision.reason}"]
+    if checkpoint:
+        lines.append(f"an earlier call was interrupted; going on from its checkpoint at step {resumed_at}")
+    for line in lines:
+        logger.info(line)
+        if note:
+            note(line)
+    arguments = _arguments(job.settings, precision.name, len(examples), work, recipe.in_batch_negatives)
+    metric = evaluator.primary_metric
+    progress = ProgressCallback(len(examples), metric, report or (lambda _: None))
+    best = BestWeights(work / "best", metric)
+    with interruptible() as interrupted:
+        clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
+        trainer = _trainer(model, arguments, examples, loss, evaluator, [progress, clock, best])
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+    result = _result(trainer, job, best.figures, before, progress, precision.name, precision.reason, resumed_at)
+    if trainer.is_world_process_zero():
+        keep_best = job.settings.keep == "best"
+        with atomic.new_folder(output) as temporary:
+            if keep_best:
+                shutil.copytree(work / "best" / "model", temporary, dirs_exist_ok=True)
+            else:
+                model.save_pretrained(str(temporary), create_model_card=False)
+        atomic.write_json(work / SUMMARY, result.as_dict())
+        for path in [*work.glob("checkpoint-*"), work / "best", work / "eval"]:
+            shutil.rmtree(path, ignore_errors=True)
+    return result
+
+
+def check_matryoshka(model: SentenceTransformer, job: Job) -> None:
+    """Raise InputError if a prefix is larger than the model's embedding."""
+    full = int(model.get_embedding_dimension() or 0)
+    if job.matryoshka[0] > full:
+        raise InputError(f"matryoshka size {job.matryoshka[0]} is larger than the {full} dims of {job.base.name!r}")
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, or None.
+
+    The trainer writes `trainer_state.json` last, so one that reads as JSON vouches for the rest.
+    """
+    found = []
+    for path in work.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(path.name.split("-")[1]), path))
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete and left out", path.name)
+    return max(found)[1] if found else None
+
+
+def read_result(work: Path) -> TrainingResult:
+    """Read the summary that `fit` left in its work folder."""
+    return TrainingResult(**json.loads((work / SUMMARY).read_text(encoding="utf-8")))
+
+
+def _prepare(work: Path, fingerprint: str) -> None:
+    """Make the work folder; one that an unfinished training with other data or settings left is emptied."""
+    path = work / SETTINGS
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
+        return
+    if work.exists():
+        logger.info("%s holds a training with other data or settings; starting anew", work)
+        shutil.rmtree(work)
+    atomic.write_json(path, {"fingerprint": fingerprint})
+
+
+def _measured_before(path: Path, evaluator: Any, model: SentenceTransformer) -> dict[str, float]:
+    if path.is_file():
+        figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return figures
+    figures = evaluator(model)
+    atomic.write_json(path, figures)
+    return figures
+
+
+def _arguments(
+    settings: TrainingSettings, precision: str, n_examples: int, work: Path, in_batch_negatives: bool
+) -> SentenceTransformerTrainingArguments:
+    import torch
+    from sentence_transformers.base.sampler import BatchSamplers
+    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+    steps_an_epoch = max(1, n_examples // settings.batch_size)
+    hashed = in_batch_negatives and settings.no_duplicates
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        # The library takes bf16 on a CPU only where the CPU was asked for.
+        use_cpu=not torch.cuda.is_available(),
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        batch_sampler=BatchSamplers.NO_DUPLICATES if hashed else BatchSamplers.BATCH_SAMPLER,
+        eval_strategy="epoch",
+        save_strategy="no",
+        save_total_limit=2,
+        logging_steps=max(1, steps_an_epoch // 20),
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=list(settings.report_to) or "none",
+    )
+
+
+def _trainer(
+    model: SentenceTransformer,
+    arguments: SentenceTransformerTrainingArguments,
+    examples: Any,
+    loss: Any,
+    evaluator: Any,
+    callbacks: list[Any],
+) -> SentenceTransformerTrainer:
+    from sentence_transformers import SentenceTransformerTrainer
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=examples, loss=loss, evaluator=evaluator, callbacks=callbacks
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _result(
+    trainer: SentenceTransformerTrainer,
+    job: Job,
+    best: dict[str, float],
+    before: dict[str, float],
+    progress: ProgressCallback,
+    precision: str,
+    reason: str,
+    resumed_at: int | None,
+) -> TrainingResult:
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_dev_recall@10" in entry]
+    last = next(entry for entry in reversed(history) if "eval_dev_recall@10" in entry)
+    if job.settings.keep == "best":
+        after = {name: value for name, value in best.items() if name.startswith("dev_")}
+        kept_step = int(best["step"])
+    else:
+        after = {k.removeprefix("eval_"): v for k, v in last.items() if k.startswith("eval_dev_")}
+        kept_step = int(trainer.state.global_step)
+    return TrainingResult(
+        examples=progress.n_examples,
+        steps=trainer.state.max_steps,
+        seconds=progress.seconds,
+        pairs_per_second=progress.examples / progress.seconds if progress.seconds else 0.0,
+        resumed_at=resumed_at,
+        before=before,
+        after=after,
+        kept_step=kept_step,
+        precision=precision,
+        precision_reason=reason,
+        peak_memory=_peak_memory(),
+        history=history,
+    )
+
+
+def _peak_memory() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,30 @@
+"""What all tests share: no network, and a tiny model built once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fixtures.tiny import build_tiny_model
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Read by the hub client when it is imported, so before any test imports it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_model_path: Path) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(tiny_model_path), device="cpu")

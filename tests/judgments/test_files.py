@@ -1,0 +1,313 @@
+"""A file's bytes to a table: formats, packings, encodings and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestling.errors import InputError
+from nestling.judgments import files
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12) | st.text(
+    st.sampled_from("a,\" \t\r\n'3|\\é\0\u2028"), max_size=8
+)
+TABLES = st.lists(st.tuples(TEXTS, TEXTS, TEXTS), max_size=6)
+
+
+def rows(data: bytes | str, name: str = "a.csv") -> list[tuple[str, ...]]:
+    return files.parse(name, data.encode() if isinstance(data, str) else data, name).frame.rows()
+
+
+def zipped(contents: dict[str, str | bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def error(data: bytes | str, name: str = "a.csv") -> str:
+    with pytest.raises(InputError) as caught:
+        rows(data, name)
+    text = str(caught.value)
+    assert text.startswith(name)
+    assert "\n" not in text
+    return text
+
+
+# --- CSV and TSV
+
+
+def test_csv_quotes_hold_commas_quotes_and_line_breaks() -> None:
+    assert rows('a,b\n"1, 2","3"" pipe\r\nof lead"\r\n') == [("1, 2", '3" pipe\r\nof lead')]
+
+
+def test_csv_keeps_zeros_and_spaces_as_written() -> None:
+    assert rows("id,score\n007, 2.50 \n") == [("007", " 2.50 ")]
+
+
+def test_a_bare_inch_mark_in_an_unquoted_csv_field_is_read_as_is() -> None:
+    assert rows('d,s\n3/4" pipe,2\n5" x 6",3\n') == [('3/4" pipe', "2"), ('5" x 6"', "3")]
+
+
+def test_header_names_lose_the_spaces_around_them() -> None:
+    assert files.parse("a.csv", b" query , score \nx,1\n", "a.csv").frame.columns == ["query", "score"]
+
+
+def test_line_ends_of_every_system_and_blank_lines_are_read_alike() -> None:
+    assert (
+        rows("\na,b\r\n1,2\r\n\r\n3,4")
+        == rows("a,b\r1,2\r3,4\r")
+        == rows("a,b\n1,2\n   \n3,4\n")
+        == [("1", "2"), ("3", "4")]
+    )
+
+
+def test_a_field_longer_than_the_csv_module_allows_is_read_and_the_limit_restored() -> None:
+    limit = csv.field_size_limit()
+    assert len(rows("a,b\n" + "x" * 200_000 + ",1\n")[0][0]) == 200_000
+    assert csv.field_size_limit() == limit
+
+
+def test_more_rows_than_a_chunk_come_out_in_order() -> None:
+    found = files.parse("a.csv", ("a,b\n" + "".join(f"{i},x\n" for i in range(250_001))).encode(), "a").frame
+    assert found["a"].cast(pl.Int64).to_list() == list(range(250_001))
+
+
+@pytest.mark.parametrize("field", ['3" pipe', '"3" pipe', '"', '3/4"', '"big', "'tis"])
+def test_tsv_with_stray_inch_marks_is_read_as_is(field: str) -> None:
+    assert rows(f"q\td\ts\nx\t{field}\t2\ny\tz\t3\n", "a.tsv") == [("x", field, "2"), ("y", "z", "3")]
+
+
+def test_tsv_with_proper_quotes_is_unquoted() -> None:
+    assert rows('q\td\nx\t"a ""b""\tc\nd"\n', "a.tsv") == [("x", 'a "b"\tc\nd')]
+
+
+def test_tsv_quotes_that_would_swallow_lines_are_plain_text() -> None:
+    assert rows('q\td\ts\nx\t"pipe\t2\ny\t3"\t3\n', "a.tsv") == [("x", '"pipe', "2"), ("y", '3"', "3")]
+
+
+def test_a_row_with_too_many_fields_is_named() -> None:
+    assert "row 2 after the header (line 4): 3 fields where the header has 2" in error('a,b\n"1\n",2\n3,4,5\n')
+
+
+def test_a_row_with_too_few_fields_is_named() -> None:
+    assert "row 1 after the header (line 2): 1 fields where the header has 2" in error("a,b\n1\n")
+
+
+def test_a_tsv_row_with_too_many_fields_is_named_behind_a_stray_quote() -> None:
+    assert "row 2 after the header (line 3): 3 fields" in error('a\tb\n"x\t1\n2\t3\t4\n', "a.tsv")
+
+
+@pytest.mark.parametrize("row", ['"open,1\n3,4', '"open" end,1', '"5" pipe",1'])
+def test_a_quote_not_closed_or_not_doubled_names_its_row(row: str) -> None:
+    text = error(f"a,b\n1,2\n{row}\n")
+    assert "row 2 after the header (line 3): a quote in it is not closed or not doubled" in text
+
+
+def test_a_column_named_twice_is_an_error() -> None:
+    assert "the header: names b more than once; give each column a name" in error("a,b,b\n1,2,3\n")
+
+
+# --- JSON lines
+
+
+def test_json_lines_keep_numbers_as_written_and_fill_what_is_missing() -> None:
+    data = '{"id": 1.10, "q": "x"}\r\n\n{"q": null, "tags": ["a", "é"], "ok": true}\n'
+    frame = files.parse("a.jsonl", data.encode(), "a").frame
+    assert frame.columns == ["id", "q", "tags", "ok"]
+    assert frame.rows() == [("1.10", "x", "", ""), ("", "", '["a", "é"]', "true")]
+
+
+def test_half_a_surrogate_pair_in_json_does_not_crash() -> None:
+    assert rows('{"q": "a\\ud800b \\ud83d\\ude00"}', "a.ndjson") == [("a?b 😀",)]
+
+
+@pytest.mark.parametrize("bad", ['{"q": ', "{'q': 1}", "[" * 100_000, "nonsense"])
+def test_a_line_that_is_not_json_is_named(bad: str) -> None:
+    assert "line 3: is not JSON" in error('{"q": 1}\n\n' + bad, "a.jsonl")
+
+
+def test_a_json_line_that_is_no_object_is_named() -> None:
+    assert "line 1: is not a JSON object; write one object a line" in error('[{"q": 1}]', "a.jsonl")
+
+
+# --- encodings
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        ("é,b\n1,2\n".encode(), "utf-8"),
+        ("é,b\n1,2\n".encode("utf-8-sig"), "utf-8"),
+        ("é,b\n1,2\n".encode("utf-16"), "utf-16"),
+        ("\ufeffé,b\n1,2\n".encode("utf-16-be"), "utf-16"),
+        ("é,b\n1,2\n".encode("cp1252"), "cp1252"),
+    ],
+)
+def test_the_encoding_is_found_and_the_mark_is_not_part_of_the_first_name(data: bytes, encoding: str) -> None:
+    table = files.parse("a.csv", data, "a.csv")
+    assert (table.frame.columns, table.encoding) == (["é", "b"], encoding)
+
+
+def test_every_byte_is_a_character_of_cp1252_as_browsers_read_it() -> None:
+    text, encoding = files.decode(bytes(range(256)), "a")
+    assert encoding == "cp1252"
+    assert [text[b] for b in (0x80, 0x81, 0x8D, 0x8F, 0x90, 0x9D, 0xE9)] == list("€\x81\x8d\x8f\x90\x9dé")
+
+
+def test_broken_utf_16_is_an_error() -> None:
+    assert "starts as UTF-16 and does not go on so; save it as UTF-8" in error(b"\xff\xfea")
+
+
+def test_null_bytes_are_characters_like_others() -> None:
+    assert rows(b"a,b\n1\x002,3\n") == [("1\x002", "3")]
+
+
+# --- packings
+
+
+@pytest.mark.parametrize("name", ["a.csv.zip", "A.ZIP", "a.zip"])
+def test_a_zip_of_one_table_is_read_whatever_else_lies_in_it(name: str) -> None:
+    data = zipped({"in/p.csv": "a,b\n1,2\n", "README.txt": "hello", "__MACOSX/in/._p.csv": "junk"})
+    assert rows(data, name) == [("1", "2")]
+
+
+def test_archives_in_archives_are_read() -> None:
+    assert rows(gzip.compress(zipped({"p.csv.gz": gzip.compress(b"a,b\n1,2\n")})), "x.zip.gz") == [("1", "2")]
+
+
+def test_archives_nested_without_end_are_an_error() -> None:
+    data = b"a\n1\n"
+    for _ in range(6):
+        data = gzip.compress(data)
+    assert "archives in archives" in error(data, "a.csv" + ".gz" * 6)
+
+
+def test_a_zip_of_several_tables_lists_them() -> None:
+    assert "holds 2 tables (p.csv, q.tsv); give a zip with exactly one" in error(
+        zipped({"p.csv": "a", "q.tsv": "b"}), "a.zip"
+    )
+
+
+def test_a_zip_without_tables_says_what_it_holds() -> None:
+    assert "holds no table (x.txt)" in error(zipped({"x.txt": "hello"}), "a.zip")
+
+
+def test_a_zip_with_a_password_is_an_error() -> None:
+    data = bytearray(zipped({"p.csv": "a,b\n1,2\n"}))
+    data[6] |= 1  # the flag in the local header and in the directory
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    assert "p.csv in it has a password; unpack it first" in error(bytes(data), "a.zip")
+
+
+def test_a_zip_member_with_a_flipped_byte_is_an_error() -> None:
+    data = zipped({"p.csv": "a,b\n1,2\n"}).replace(b"1,2", b"1,3", 1)
+    assert "p.csv in it is damaged" in error(data, "a.zip")
+
+
+def test_what_is_not_a_zip_is_an_error() -> None:
+    assert "is not a zip archive, or is cut short" in error(b"hello", "a.csv.zip")
+
+
+@pytest.mark.parametrize("data", [b"hello", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], b""])
+def test_what_is_not_gzip_or_is_cut_short_is_an_error(data: bytes) -> None:
+    if data:
+        assert "is not gzip, or is cut short" in error(data, "a.csv.gz")
+    else:
+        assert "is empty" in error(data, "a.csv.gz")
+
+
+# --- what is no table
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("data", [b"", b" \n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_an_error(name: str, data: bytes) -> None:
+    assert any(what in error(data, name) for what in ("is empty", "is not Parquet"))
+
+
+def test_a_header_without_rows_is_an_empty_table() -> None:
+    assert files.parse("a.csv", b"a,b\n", "a").frame.shape == (0, 2)
+
+
+def test_an_unknown_extension_lists_the_known_ones() -> None:
+    assert "no way to read '.xlsx' files; known are .csv, .tsv, .parquet, .jsonl, .ndjson" in error("x", "a.xlsx")
+    assert "has no extension to tell its format; known are" in error("x", "data")
+
+
+def test_a_spreadsheet_named_csv_is_found_out() -> None:
+    assert "holds a zip archive or a spreadsheet, not .csv text" in error(zipped({"x.xml": "1"}))
+
+
+@pytest.mark.parametrize("data", [b"hello", b"PAR1" + b"\0" * 40 + b"PAR1"])
+def test_what_is_not_parquet_is_an_error(data: bytes) -> None:
+    assert "is not Parquet, or is damaged" in error(data, "a.parquet")
+
+
+def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such file: a\.csv; check"):
+        files.read_table(tmp_path / "a.csv", "a.csv")
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        files.read_table(tmp_path, "here")
+
+
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"a\.csv: permission denied; make the file readable"):
+        files.read_table(tmp_path / "a.csv", "a.csv")
+
+
+def test_names_in_messages_are_printable_and_few() -> None:
+    assert files.listed(["a\nb", "", "x" * 90]) == f"a?b, '', {'x' * 40}"
+    assert files.listed([str(i) for i in range(25)]).endswith("19 and 5 more")
+
+
+# --- any table survives
+
+
+@settings(max_examples=150, deadline=None)
+@given(TABLES, st.sampled_from([",", "\t"]))
+def test_any_table_survives_csv_and_tsv(table: list[tuple[str, str, str]], delimiter: str) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerows([("a", "b", "c"), *table])
+    assert rows(out.getvalue(), "a.csv" if delimiter == "," else "a.tsv") == table
+
+
+@settings(max_examples=100, deadline=None)
+@given(TABLES.filter(len))
+def test_any_table_survives_json_lines(table: list[tuple[str, str, str]]) -> None:
+    for plain in (True, False):
+        lines = "\n".join(json.dumps(dict(zip("abc", row, strict=True)), ensure_ascii=plain) for row in table)
+        assert rows(lines, "a.jsonl") == table
+
+
+@settings(max_examples=50, deadline=None)
+@given(TABLES)
+def test_any_table_survives_parquet(table: list[tuple[str, str, str]]) -> None:
+    out = io.BytesIO()
+    pl.DataFrame(table, schema=dict.fromkeys("abc", pl.String), orient="row").write_parquet(out)
+    assert rows(out.getvalue(), "a.parquet") == table
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.binary(max_size=60) | TEXTS.map(str.encode), st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.zip", "a.csv.gz"])
+)
+def test_no_bytes_whatever_raise_another_error_than_ours(data: bytes, name: str) -> None:
+    with contextlib.suppress(InputError):
+        files.parse(name, data, "a")
