@@ -79,6 +79,7 @@ def load_model(
     Raises:
         InputError: the name leads nowhere or the folder does not hold a model.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -98,7 +99,7 @@ def load_model(
             model_kwargs={"use_safetensors": True},
             config_kwargs=config,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {source.name!r} in {source.folder} cannot be loaded: {first}") from None
     finally:

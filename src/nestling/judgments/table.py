@@ -217,9 +217,11 @@ def _one_text_a_document(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
         .unique()
         .sort("document_id", pl.col("document").str.len_chars(), "document", descending=[False, True, False])
     )
-    retitled = longest.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
-    if not retitled:
+    if longest.height == longest["document_id"].n_unique():
         return frame, 0
+    # Spellings of one normalised text are chosen among, but are no flaw of the data.
+    several = longest.with_columns(normalised(longest["document"]).alias("key")).unique(["document_id", "key"])
+    retitled = several.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
     chosen = longest.unique("document_id", keep="first", maintain_order=True)
     columns = frame.columns
     return frame.drop("document").join(chosen, on="document_id", how="left").select(columns), retitled

@@ -1,0 +1,178 @@
+"""Training on the tiny model: what comes out, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nestling.errors import InputError
+from nestling.experiment import TrainingSettings
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model, load_model
+from nestling.training.callbacks import TrainingProgress
+from nestling.training.precision import choose_precision
+from nestling.training.trainer import Job, TrainingResult, fit, last_checkpoint, read_result
+
+SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return split_judgments(generate(300, seed=0), dev=0.2)
+
+
+@pytest.fixture
+def job(tiny_model_path: Path) -> Job:
+    return Job(find_model(str(tiny_model_path)), "mnrl", SETTINGS, threshold=2.5)
+
+
+def trained(split: Split, job: Job, folder: Path, **options) -> TrainingResult:
+    return fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", **options)
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in load_model(str(folder / "model")).state_dict().items()}
+
+
+def test_the_result_is_a_folder_that_sentence_transformers_loads(split: Split, job: Job, tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    result = trained(split, job, tmp_path)
+    assert SentenceTransformer(str(tmp_path / "model")).encode("steel drill").shape == (32,)
+    assert result.steps == 2 * -(-result.examples // 8)
+    assert result.examples == len(split.train.above(2.5))
+    assert set(result.before) == set(result.after) == {"dev_recall@10", "dev_mrr@10"}
+    assert read_result(tmp_path / "work") == result
+
+
+def test_training_changes_the_weights_and_lowers_the_loss(
+    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path
+):
+    result = trained(split, job, tmp_path)
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    before = load_model(str(tiny_model_path)).state_dict()
+    assert any(not np.array_equal(after, before[name].numpy()) for name, after in weights(tmp_path).items())
+
+
+def test_the_best_epoch_on_dev_is_kept(split: Split, job: Job, tmp_path: Path):
+    result = trained(split, job, tmp_path)
+    by_epoch = [entry["eval_dev_recall@10"] for entry in result.history if "eval_dev_recall@10" in entry]
+    assert len(by_epoch) == 2
+    assert result.after["dev_recall@10"] == max(by_epoch)
+
+
+def test_checkpoints_are_gone_after_the_end(split: Split, job: Job, tmp_path: Path):
+    trained(split, job, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "before.json",
+        "settings.json",
+        "summary.json",
+    ]
+
+
+class KilledError(Exception):
+    """Stands for a process that dies at once."""
+
+
+def dying_at(step: int):
+    def report(progress: TrainingProgress) -> None:
+        if progress.step == step:
+            raise KilledError
+
+    return report
+
+
+def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(split: Split, job: Job, tmp_path: Path):
+    unbroken = trained(split, job, tmp_path / "a")
+    with pytest.raises(KilledError):
+        trained(split, job, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
+    assert not (tmp_path / "b" / "model").exists()
+    notes: list[str] = []
+    resumed = trained(split, job, tmp_path / "b", note=notes.append)
+    assert resumed.resumed_at == unbroken.steps // 2 + 1
+    assert any("going on from its checkpoint at step" in note for note in notes)
+    assert resumed.after == unbroken.after
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, job: Job, tmp_path: Path):
+    with pytest.raises(KilledError):
+        trained(split, job, tmp_path, report=dying_at(6))
+    newest = last_checkpoint(tmp_path / "work")
+    assert newest is not None
+    (newest / "trainer_state.json").write_text('{"epoch": 0.')
+    older = last_checkpoint(tmp_path / "work")
+    assert older is not None
+    assert older.name == "checkpoint-4"
+    assert trained(split, job, tmp_path).resumed_at == 4
+
+
+def test_other_settings_start_anew(split: Split, job: Job, tmp_path: Path):
+    with pytest.raises(KilledError):
+        trained(split, job, tmp_path, report=dying_at(6))
+    other = Job(job.base, "cosent", SETTINGS, 2.5)
+    assert trained(split, other, tmp_path).resumed_at is None
+
+
+def test_ctrl_c_saves_a_checkpoint_first(split: Split, job: Job, tmp_path: Path):
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    slow = Job(job.base, "mnrl", SETTINGS.model_copy(update={"checkpoint_seconds": 3600}), 2.5)
+    with pytest.raises(KeyboardInterrupt):
+        trained(split, slow, tmp_path, report=interrupt)
+    assert trained(split, slow, tmp_path).resumed_at == 5
+
+
+def test_matryoshka_is_measured_as_a_mean_over_its_sizes(split: Split, job: Job, tmp_path: Path):
+    from nestling.evaluation.qrels import Qrels
+    from nestling.training.dev import DevEvaluator
+
+    matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 8), weights=(1.0, 2.0))
+    result = trained(split, matryoshka, tmp_path)
+    model = load_model(str(tmp_path / "model"))
+    qrels = Qrels.from_judgments(split.dev, threshold=2.5)
+    each = [DevEvaluator(qrels, (dim,))(model)["dev_recall@10"] for dim in (32, 8)]
+    assert result.after["dev_recall@10"] == pytest.approx(np.mean(each))
+
+
+def test_a_loss_that_is_no_number_stops_with_a_clear_line(split: Split, job: Job, tmp_path: Path):
+    wild = Job(job.base, "mnrl", SETTINGS.model_copy(update={"learning_rate": 1e30}), 2.5)
+    with pytest.raises(InputError, match=r"the training loss is nan at step \d+: it diverged; lower"):
+        trained(split, wild, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_result_below_its_base_on_dev_is_a_regression():
+    result = TrainingResult(1, 1, 1.0, 1.0, None, {"dev_recall@10": 0.5}, {"dev_recall@10": 0.4}, 1, "fp32", "", 0, [])
+    assert result.regression
+
+
+def test_a_prefix_larger_than_the_embedding_is_refused(split: Split, job: Job, tmp_path: Path):
+    with pytest.raises(InputError, match="matryoshka size 64 is larger than the 32 dims"):
+        trained(split, Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(64, 32)), tmp_path)
+
+
+def test_fp16_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        choose_precision("fp16")
+
+
+@pytest.mark.parametrize(("abilities", "name"), [({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32")])
+def test_auto_precision_follows_what_the_cpu_reports(monkeypatch: pytest.MonkeyPatch, abilities: dict, name: str):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
+    assert choose_precision("auto").name == name
