@@ -69,10 +69,10 @@ def load(data: Path | None, n_records: int) -> Judgments:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="time the evaluation of four sizes of one model")
-    parser.add_argument("--quick", action="store_true", help="800 records and 2 rounds, under 50 seconds on two cores")
+    parser.add_argument("--quick", action="store_true", help="500 records and 2 rounds, under 50 seconds on two cores")
     parser.add_argument("--data", type=Path, help="Home Depot zip; default ../shared/data if there, else toolshed")
     options = parser.parse_args()
-    n_records, n_rounds = (800, 2) if options.quick else (5000, 3)
+    n_records, n_rounds = (500, 2) if options.quick else (5000, 3)
 
     judgments = load(options.data, n_records)
     qrels = Qrels.from_judgments(judgments, threshold=2.5)

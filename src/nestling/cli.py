@@ -168,8 +168,6 @@ def train(
     prefixes = None
     if matryoshka or weights:
         prefixes = make_settings(Matryoshka, dims=numbers(dims, int), weights=weights and numbers(weights, float))
-    observer = _observer()
-    observer.stage(f"train {out.name}")
     result = stages.train(
         split,
         out=out,
@@ -178,7 +176,7 @@ def train(
         matryoshka=prefixes,
         settings=make_settings(TrainingSettings, **as_changes(change)),
         threshold=threshold,
-        observer=observer,
+        observer=_observer(),
     )
     if as_json:
         print(json.dumps(result.as_dict()))

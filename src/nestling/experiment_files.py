@@ -90,7 +90,7 @@ def make_settings(kind: type[Settings], **values: Any) -> Settings:
 
 
 def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] = Experiment) -> str:
-    key = ".".join(map(str, location)) or "experiment"
+    key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location[:-1]), n=1)
         return f"{key}: unknown key{f'; did you mean {close[0]!r}?' if close else ''}"
@@ -98,7 +98,7 @@ def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] 
     message = message[0].lower() + message[1:]
     given = error.get("input")
     shown = error["type"] != "value_error" and isinstance(given, str | int | float)
-    return f"{key}: {message}" + (f", not {given!r}" if shown else "")
+    return (f"{key}: " if key else "") + message + (f", not {given!r}" if shown else "")
 
 
 def _fields(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

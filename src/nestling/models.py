@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,31 +82,39 @@ def load_model(
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
 
     if isinstance(source, str):
         source = find_model(source)
     config: dict[str, Any] = {}
     if attention_dropout is not None and "attention_probs_dropout_prob" in _read_json(source.folder / "config.json"):
         config["attention_probs_dropout_prob"] = attention_dropout
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model = SentenceTransformer(
-            str(source.folder),
-            local_files_only=True,
-            trust_remote_code=False,
-            device=device,
-            model_kwargs={"use_safetensors": True},
-            config_kwargs=config,
-        )
+        with no_bars():
+            return SentenceTransformer(
+                str(source.folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                device=device,
+                model_kwargs={"use_safetensors": True},
+                config_kwargs=config,
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"model {source.name!r} in {source.folder} cannot be loaded: {first}") from None
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own progress bars while it reads or writes weights."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bars:
+        if shown:
             transformers_logging.enable_progress_bar()
-    return model
 
 
 def token_counter(source: ModelSource) -> tuple[Any, int]:

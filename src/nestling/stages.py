@@ -221,6 +221,7 @@ def train(
         threshold=settle_threshold(made.train, threshold),
         dims=dims,
     )
+    observer.stage(f"train {out.name}")
     try:
         return fit(
             made.train,
@@ -229,6 +230,7 @@ def train(
             output=out,
             work=out.with_name(f"{out.name}.training"),
             report=lambda progress: observer.training(out.name, progress),
+            note=observer.note,
         )
     finally:
         observer.done()
@@ -262,7 +264,9 @@ def evaluate(
     )
     sources = {name: find_model(model) for name, model in models.items()}
     tables, per_query = [], []
+    observer = observer or Observer()
     for name, source in sources.items():
+        observer.stage(f"evaluate {name}")
         measured = measure(name, load_model(source), qrels, settings, observer)
         tables.append(summarise(name, measured.per_query))
         per_query.append(measured.per_query.select(pl.lit(name).alias("variant"), pl.all()))

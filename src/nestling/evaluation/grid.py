@@ -18,6 +18,15 @@ from nestling.evaluation.retrieve import top_k
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+SCHEMA = {
+    "variant": pl.String,
+    "dim": pl.Int64,
+    "precision": pl.String,
+    "measure": pl.String,
+    "value": pl.Float64,
+    "queries": pl.Int64,
+}
+
 Progress = Callable[[int, int], None]
 """Told (texts encoded, texts in all)."""
 
@@ -102,18 +111,18 @@ def measure_model(
 
 
 def summarise(variant: str, per_query: pl.DataFrame) -> pl.DataFrame:
-    """Return the means over queries as long rows: variant, dim, precision, measure, value, queries."""
+    """Return the means over queries as rows of `SCHEMA`: sizes falling, measures in the order of the columns."""
     measures = [name for name in per_query.columns if name not in ("dim", "query_id", "query")]
-    means = per_query.group_by("dim").agg(pl.col(measures).mean(), pl.len().cast(pl.Int64).alias("queries"))
-    return (
-        means.unpivot(measures, index=["dim", "queries"], variable_name="measure", value_name="value")
-        .select(
-            pl.lit(variant).alias("variant"),
-            "dim",
-            pl.lit("float32").alias("precision"),
-            "measure",
-            "value",
-            "queries",
-        )
-        .sort("dim", "measure", descending=[True, False])
-    )
+    rows = [
+        {
+            "variant": variant,
+            "dim": int(dim),
+            "precision": "float32",
+            "measure": measure,
+            "value": float(table[measure].mean()),  # type: ignore[arg-type]
+            "queries": table.height,
+        }
+        for (dim,), table in per_query.group_by("dim", maintain_order=True)
+        for measure in measures
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA)

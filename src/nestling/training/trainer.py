@@ -18,7 +18,7 @@ from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.experiment import TrainingSettings
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource, load_model
+from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.precision import choose_precision
 from nestling.training.recipes import find_recipe, with_matryoshka
 
@@ -152,7 +152,7 @@ def fit(
     metric = evaluator.primary_metric
     progress = ProgressCallback(len(examples), metric, report or (lambda _: None))
     best = BestWeights(work / "best", metric)
-    with interruptible() as interrupted:
+    with interruptible() as interrupted, no_bars():
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
         trainer = _trainer(model, arguments, examples, loss, evaluator, [progress, clock, best])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -263,7 +263,11 @@ def _trainer(
     from sentence_transformers import SentenceTransformerTrainer
     from transformers.trainer_callback import PrinterCallback
 
-    trainer = SentenceTransformerTrainer(
+    class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
+        def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+            """Leave the library's model card out: it copies training texts, and costs time at every checkpoint."""
+
+    trainer = Trainer(
         model=model, args=arguments, train_dataset=examples, loss=loss, evaluator=evaluator, callbacks=callbacks
     )
     trainer.remove_callback(PrinterCallback)

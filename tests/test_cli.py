@@ -1,0 +1,210 @@
+"""The verbs as a user meets them: exit codes, one-line errors, tables, JSON, and a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nestling.cli import main
+
+NESTLING = [sys.executable, "-m", "nestling"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run a verb in this process; return exit code, standard output and standard error."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as left:
+        code = int(left.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.csv"
+    rows = [f"drill {n},drill number {n} of kind {m},{m}" for n in range(40) for m in (1, 3)]
+    path.write_text("q,title,stars\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def small(tiny_model_path: Path) -> list[str]:
+    """Options that make a run of the tiny model."""
+    changes = {
+        "model": tiny_model_path,
+        "evaluation.dims": "[32,8]",
+        "training.epochs": 1,
+        "training.batch_size": 8,
+        "variants": "[pretrained,mnrl]",
+    }
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_help_lists_the_verbs(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(verb in out for verb in ("run", "inspect", "split", "train", "evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nope.csv"], "no such file: nope.csv"),
+        (["inspect", "tolshed"], "did you mean 'toolshed'?"),
+        (["run", "nope.yaml"], "nope.yaml: no such file or directory"),
+        (["run", "--set", "training.epoch=1"], "training.epoch: unknown key; did you mean 'epochs'?"),
+        (["run", "--set", "epochs"], "give KEY=VALUE"),
+        (["run", "--set", "variants=[nonsense]"], "unknown recipe 'nonsense'"),
+        (["run", "--set", "evaluation.dims=[512,48]"], "size 512 is larger than the model's 384 dims"),
+        (["run", "--set", "evaluation.dims=[48,96]"], "sizes must fall, as in 96, 48"),
+        (["run", "--threshold", "3"], "threshold 3 keeps no pair"),
+        (["split", "toolshed", "--records", "60"], "--out"),
+        (["split", "toolshed", "x", "--test", "0.95"], "test 0.95 and dev 0.1 leave nothing for train"),
+        (["train", "nowhere", "out"], "nowhere is no split"),
+        (["evaluate", "nowhere"], "needs at least one model"),
+        (["evaluate", "nowhere", "a", "b/a"], "two models are called 'a'"),
+        (["sing"], 'Unknown command "sing"'),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_score_is_named_with_file_row_and_column(capsys, shop: Path):
+    shop.write_text(shop.read_text(encoding="utf-8").replace("kind 1,1", "kind 1,good", 1), encoding="utf-8")
+    code, _, err = call(capsys, "inspect", shop, "--query", "q", "--score", "stars")
+    assert code == 2
+    assert f"{shop}, row 1 after the header, column 'stars': the score is 'good', not a number" in err
+
+
+def test_a_missing_column_is_named_with_the_option_to_give(capsys, shop: Path):
+    code, _, err = call(capsys, "inspect", shop, "--query", "term", "--score", "stars")
+    assert code == 2
+    assert "no column 'term'" in err
+    assert "--query" in err
+
+
+def test_inspect_shows_histogram_dip_and_thresholds(capsys, shop: Path, tiny_model_path: Path):
+    code, out, _ = call(capsys, "inspect", shop, "--query", "q", "--score", "stars", "--model", tiny_model_path)
+    assert code == 0
+    assert "the dip lies at 2.00" in out
+    assert "50.0%" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_inspect_writes_a_picture_and_json(capsys, shop: Path, tiny_model_path: Path, tmp_path: Path):
+    picture = tmp_path / "scores.png"
+    options = ["--query", "q", "--score", "stars", "--model", tiny_model_path, "--picture", picture, "--json"]
+    code, out, _ = call(capsys, "inspect", shop, *options)
+    assert code == 0
+    assert json.loads(out)["records"] == 80
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "scores.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_split_train_and_evaluate_follow_one_another(capsys, shop: Path, tiny_model_path: Path, tmp_path: Path):
+    split, model = tmp_path / "split", tmp_path / "model"
+    code, out, _ = call(capsys, "split", shop, split, "--query", "q", "--document", "title", "--score", "stars")
+    assert code == 0
+    assert "components" in out
+    fast = ["--set", "epochs=1", "--set", "batch_size=8", "--dims", "32,8"]
+    code, out, _ = call(capsys, "train", split, model, "--base", tiny_model_path, "--matryoshka", *fast)
+    assert code == 0
+    assert "dev_recall@10" in out
+    code, out, _ = call(capsys, "evaluate", split, f"base={tiny_model_path}", model, "--dims", "32,8", "--json")
+    assert code == 0
+    results = json.loads(out)["results"]
+    assert {(row["variant"], row["dim"]) for row in results} == {
+        ("base", 32),
+        ("base", 8),
+        ("model", 32),
+        ("model", 8),
+    }
+
+
+def test_nothing_that_exists_is_replaced_unasked(capsys, shop: Path, tmp_path: Path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work", encoding="utf-8")
+    for options in ([], ["--overwrite"]):
+        code, _, err = call(capsys, "split", shop, mine, "--query", "q", "--score", "stars", *options)
+        assert code == 2
+        assert "exists" in err
+    assert (mine / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_run_ends_with_both_tables_and_the_paths(capsys, shop: Path, small: list[str], tmp_path: Path):
+    arguments = ["run", shop, "--query", "q", "--score", "stars", "--runs", tmp_path / "runs", *small]
+    code, out, err = call(capsys, *arguments)
+    assert code == 0, err
+    assert "Models at full size" in out
+    assert "recall@10 by size" in out
+    assert out.splitlines()[-1] == f"run folder  {tmp_path / 'runs' / 'shop'}"
+    assert "\x1b[" not in out
+
+
+def test_run_as_json_prints_the_results_alone(capsys, shop: Path, small: list[str], tmp_path: Path):
+    arguments = ["run", shop, "--query", "q", "--score", "stars", "--runs", tmp_path / "runs", "--json", *small]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 0
+    assert {row["variant"] for row in json.loads(out)["results"]} == {"pretrained", "mnrl"}
+
+
+def test_escape_sequences_in_a_name_do_not_reach_the_terminal(capsys):
+    code, _, err = call(capsys, "inspect", "\x1b[31mred.csv")
+    assert code == 2
+    assert "\x1b" not in err
+
+
+def test_a_killed_run_resumes_from_its_checkpoint(shop: Path, small: list[str], tmp_path: Path):
+    options = ["--query", "q", "--score", "stars", "--runs", str(tmp_path), *small]
+    options += ["--set", "training.epochs=400", "--set", "training.checkpoint_seconds=0.2"]
+    said = tmp_path / "said.txt"
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([*NESTLING, "run", str(shop), *options], stderr=said.open("w"), text=True)
+
+    def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None, said.read_text(encoding="utf-8")
+            assert time.monotonic() < deadline, said.read_text(encoding="utf-8")
+            time.sleep(0.05)
+
+    killed = start()
+    work = tmp_path / "shop" / "training" / "mnrl"
+    wait_for(lambda: list(work.glob("checkpoint-*/trainer_state.json")), killed)
+    killed.kill()
+    killed.wait()
+    again = start()
+    wait_for(lambda: "going on from its checkpoint at step" in said.read_text(encoding="utf-8"), again)
+    again.send_signal(signal.SIGINT)
+    assert again.wait(timeout=120) == 130
+    assert "interrupted; the same command goes on from here" in said.read_text(encoding="utf-8")
+    assert "Traceback" not in said.read_text(encoding="utf-8")
+
+
+def test_importing_the_package_loads_neither_torch_nor_polars():
+    code = "import sys, nestling; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'polars')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, nestling.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
