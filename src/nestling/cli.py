@@ -29,6 +29,7 @@ app = App(
     name="nestling",
     help="Fine-tune a small embedding model on your own search judgments, and learn how small its embeddings can get.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 BAD_INPUT, INTERRUPTED = 2, 130
 
