@@ -35,7 +35,14 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
         "strokeDash": alt.Scale(domain=variants, range=_cycled(DASHES, variants)),
         "shape": alt.Scale(domain=variants, range=_cycled(SHAPES, variants)),
     }
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", columns=min(4, len(variants)), symbolSize=90)
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        direction="horizontal",
+        columns=min(4, len(variants)),
+        symbolSize=90,
+        symbolStrokeWidth=0,
+    )
     base = alt.Chart(alt.InlineData(values=chosen.to_dicts())).encode(
         x=alt.X(
             "dim:Q",
@@ -72,14 +79,21 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
     rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
     if inspection.dip is not None:
         rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
-    x = alt.X("low:Q", title="score", scale=alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False))
+    x = alt.X(
+        "low:Q",
+        title="score",
+        scale=alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False),
+        axis=alt.Axis(grid=False),
+    )
     columns = (
         alt.Chart(alt.InlineData(values=bars))
         .mark_bar()
         .encode(
             x=x,
             x2="high:Q",
-            y=alt.Y("count:Q", title="records", axis=alt.Axis(format="~s")),
+            y=alt.Y("count:Q", title="records", scale=alt.Scale(zero=True), axis=alt.Axis(format="~s")),
+            # Without an end of its own a bar from low to high floats at its count.
+            y2=alt.Y2Datum(0),
             color=alt.Color(
                 "kept:N",
                 scale=alt.Scale(domain=["not relevant", "relevant"], range=["#c3c8d1", "#0072B2"]),
@@ -142,6 +156,6 @@ def _styled(chart: Any, title: str, subtitle: str, *, width: int, height: int) -
             titleFontSize=12,
             titlePadding=10,
         )
-        .configure_legend(labelFontSize=12, labelColor=INK, symbolStrokeWidth=2.2, labelLimit=300)
+        .configure_legend(labelFontSize=12, labelColor=INK, labelLimit=300)
     )
     return styled
