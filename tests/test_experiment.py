@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nestling.errors import InputError
-from nestling.experiment import Experiment, Matryoshka, TrainingSettings, Variant
+from nestling.experiment import Matryoshka, TrainingSettings, Variant
 from nestling.experiment_files import load_experiment, make_experiment, make_settings
 
 
@@ -19,10 +19,11 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_default_is_the_demo():
-    experiment = Experiment()
-    assert experiment.data.source == "toolshed"
-    assert [v.name for v in experiment.variants] == ["pretrained", "mnrl", "mnrl+matryoshka"]
+def test_without_a_file_it_is_the_demo_and_changes_count():
+    demo = load_experiment(None, {"data.records": 500})
+    assert (demo.name, demo.data.source, demo.data.records, demo.training.epochs) == ("demo", "toolshed", 500, 2)
+    assert [v.name for v in demo.variants] == ["pretrained", "mnrl", "mnrl+matryoshka"]
+    assert load_experiment(None).data.records == 6000
 
 
 def test_an_experiment_survives_yaml():

@@ -53,10 +53,11 @@ def run(
     from nestling.report import tables
 
     path = Path(experiment) if experiment and experiment.endswith((".yaml", ".yml")) else None
-    changes: dict[str, Any] = {f"data.{key}": value for key, value in columns.given().items()}
+    changes: dict[str, Any] = {}
     if experiment and path is None:
-        changes["data.source"] = experiment
-        changes["name"] = run_name(experiment)
+        # Not the demo's sizes: someone else's data are taken whole, with the defaults of a study.
+        changes = {"name": run_name(experiment), "data": {"source": experiment}, "training": {}}
+    changes.update({f"data.{key}": value for key, value in columns.given().items()})
     if name:
         changes["name"] = name
     changes.update(as_changes(change))

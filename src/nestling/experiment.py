@@ -26,6 +26,10 @@ STUDY_TRAINING = {
 """Training as in the reference study: the stock trainer's defaults, thirty epochs, the last weights."""
 
 
+DEMO: dict[str, Any] = {"name": "demo", "data": {"source": "toolshed", "records": 6000}, "training": {"epochs": 2}}
+"""The study that runs when nothing is asked for: small enough for minutes on two cores."""
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | int) else value
 
@@ -199,9 +203,9 @@ class EvaluationSettings(_Settings):
 
 
 class Experiment(_Settings):
-    """A whole study. The defaults are the demo: the generated catalogue and the bundled model."""
+    """A whole study. By default of the generated catalogue, with the bundled model."""
 
-    name: str = Field(default="demo", min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
+    name: str = Field(default="study", min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
     """The run folder is `runs/NAME`."""
     model: str = DEFAULT
     """The base model: a folder, the bundled all-MiniLM-L6-v2, or a hub id with an optional @revision."""

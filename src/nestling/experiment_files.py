@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from nestling.errors import InputError
 from nestling.experiment import (
+    DEMO,
     DataSettings,
     EvaluationSettings,
     Experiment,
@@ -28,7 +30,7 @@ def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) ->
     """Read an experiment from YAML and apply `changes` on top.
 
     Args:
-        path: the file; None for the defaults.
+        path: the file; None for the demo.
         changes: dotted keys and their values, as in `{"data.records": 25000}`.
 
     Raises:
@@ -44,7 +46,7 @@ def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) ->
         except UnicodeDecodeError:
             raise InputError(f"{path} is not UTF-8 text; give an experiment in YAML") from None
     try:
-        values = yaml.safe_load(text) or {}
+        values = (yaml.safe_load(text) or {}) if path else deepcopy(DEMO)
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

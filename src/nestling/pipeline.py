@@ -17,7 +17,7 @@ import polars as pl
 from nestling import atomic, stages
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
-from nestling.experiment import Experiment, Variant
+from nestling.experiment import DEMO, Experiment, Variant
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split, summarise
 from nestling.judgments.table import Judgments
@@ -81,7 +81,7 @@ def run(
         InputError: something is wrong with the input or the settings, or the folder holds another study.
         KeyboardInterrupt: on Ctrl-C, with all that is done kept.
     """
-    experiment = experiment or Experiment()
+    experiment = experiment or Experiment.model_validate(DEMO)
     observer = observer or Observer()
     folder = RunFolder(runs / experiment.name)
     _check_models(experiment)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nestling.errors import InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Setting = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -40,3 +43,19 @@ def choose_precision(setting: Setting) -> Precision:
     if found:
         return Precision("bf16", f"the CPU reports {' and '.join(found)}")
     return Precision("fp32", "the CPU reports no bf16 instructions")
+
+
+def choose_attention(model: SentenceTransformer, precision: Precision) -> str | None:
+    """Switch a model to the attention that trains fastest, and say in words which; None where nothing was changed.
+
+    On a CPU in bf16 the backward pass of torch's fused attention takes twice as long as the plain one's, for short
+    texts and long: measured with this repository's default model, 64 x 23 and 32 x 184 tokens, on AMX.
+    """
+    import torch
+
+    transformer = getattr(model[0], "model", None)
+    switch = getattr(transformer, "set_attn_implementation", None)
+    if torch.cuda.is_available() or precision.name != "bf16" or switch is None:
+        return None
+    switch("eager")
+    return "plain attention, whose backward pass is the faster on a CPU in bf16"

@@ -19,7 +19,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.experiment import TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model, no_bars
-from nestling.training.precision import choose_precision
+from nestling.training.precision import choose_attention, choose_precision
 from nestling.training.recipes import find_recipe, with_matryoshka
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def fit(
     checkpoint = last_checkpoint(work)
     resumed_at = int(checkpoint.name.split("-")[1]) if checkpoint else None
     precision = choose_precision(job.settings.precision)
-    lines = [f"precision {precision.name}: {precision.reason}"]
+    attention = choose_attention(model, precision)
+    lines = [f"precision {precision.name}: {precision.reason}" + (f"; {attention}" if attention else "")]
     if checkpoint:
         lines.append(f"an earlier call was interrupted; going on from its checkpoint at step {resumed_at}")
     for line in lines:
