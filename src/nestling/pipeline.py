@@ -187,7 +187,8 @@ class _Study:
             self.seconds[name] = time.perf_counter() - start
 
     def _inspect(self, made_from: str) -> Inspection:
-        self.observer.stage("inspect", self.judgments.source)
+        encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
+        self.observer.stage("inspect", self.judgments.source + encoding)
         with self._timed("inspect"):
             inspection = stages.inspect(self.judgments, model=self.experiment.model, threshold=self.threshold)
             if not self._done("inspection", made_from, self.folder.inspection):

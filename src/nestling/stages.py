@@ -132,7 +132,7 @@ def inspect(
 
 
 def split(
-    data: Judgments | DataSettings | str, *, out: Path | None = None, settings: SplitSettings | None = None
+    data: Judgments | DataSettings | str, *, out: Path | str | None = None, settings: SplitSettings | None = None
 ) -> Split:
     """Split judgments into train, dev and test that share no query and no document.
 
@@ -151,7 +151,7 @@ def split(
     if leaks:  # pragma: no cover - the algorithm rules it out; a check, since every figure rests on it
         raise AssertionError(f"the split leaks: {leaks[0]}")
     if out is not None:
-        write_split(made, out)
+        write_split(made, Path(out))
     return made
 
 
@@ -185,9 +185,9 @@ def job_of(
 
 
 def train(
-    data: Split | Path,
+    data: Split | Path | str,
     *,
-    out: Path,
+    out: Path | str,
     recipe: str = "mnrl",
     base: str = DEFAULT,
     matryoshka: Matryoshka | None = None,
@@ -209,7 +209,8 @@ def train(
     """
     from nestling.training.trainer import fit
 
-    made = data if isinstance(data, Split) else read_split(data)
+    made = data if isinstance(data, Split) else read_split(Path(data))
+    out = Path(out)
     observer = observer or Observer()
     if out.exists():
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
@@ -237,7 +238,7 @@ def train(
 
 
 def evaluate(
-    data: Split | Judgments | Path,
+    data: Split | Judgments | Path | str,
     models: Mapping[str, str],
     *,
     settings: EvaluationSettings | None = None,
@@ -256,8 +257,8 @@ def evaluate(
     from nestling.evaluation.qrels import Qrels
 
     settings = settings or EvaluationSettings()
-    if isinstance(data, Path):
-        data = read_split(data)
+    if isinstance(data, Path | str):
+        data = read_split(Path(data))
     judgments = data.test if isinstance(data, Split) else data
     qrels = Qrels.from_judgments(
         judgments, threshold=settle_threshold(judgments, threshold), protocol=settings.protocol

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling.report.tables import by_dim, by_dim_table, full_size, full_size_table, percent, reference_of
+from nestling.report.tables import by_dim, by_dim_table, full_size, full_size_table, label, percent, reference_of
 
 ROWS = [
     ("pretrained", 384, "recall@10", 0.50),
@@ -81,3 +81,7 @@ def test_names_cannot_inject_markup(results: pl.DataFrame):
 
 def test_percentages_carry_a_sign():
     assert (percent(1.25), percent(-0.04), percent(None)) == ("+1.2%", "-0.0%", "")
+
+
+def test_measures_are_written_as_the_field_writes_them():
+    assert [label(name) for name in ("mrr@10", "ndcg@5", "recall@10")] == ["MRR@10", "nDCG@5", "recall@10"]

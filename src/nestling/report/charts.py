@@ -10,6 +10,7 @@ import polars as pl
 
 from nestling import atomic
 from nestling.judgments.inspection import Inspection
+from nestling.report.tables import label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes and dashes serve black-and-white print.
 COLOURS = ["#6b7280", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -51,16 +52,23 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
             axis=alt.Axis(values=dims, format="d", grid=False),
         ),
         y=alt.Y(
-            "value:Q", title=measure, scale=alt.Scale(zero=False, nice=True, padding=12), axis=alt.Axis(format=".2f")
+            "value:Q",
+            title=label(measure),
+            scale=alt.Scale(zero=False, nice=True, padding=12),
+            axis=alt.Axis(format=".2f"),
         ),
         color=alt.Color("variant:N", scale=scale["color"], legend=legend),
         shape=alt.Shape("variant:N", scale=scale["shape"], legend=legend),
         strokeDash=alt.StrokeDash("variant:N", scale=scale["strokeDash"], legend=legend),
-        tooltip=[alt.Tooltip("variant:N"), alt.Tooltip("dim:Q"), alt.Tooltip("value:Q", format=".4f", title=measure)],
+        tooltip=[
+            alt.Tooltip("variant:N"),
+            alt.Tooltip("dim:Q"),
+            alt.Tooltip("value:Q", format=".4f", title=label(measure)),
+        ],
     )
     lines = base.mark_line(strokeWidth=2.2)
     points = base.mark_point(filled=True, size=70, opacity=1).encode(strokeDash=alt.StrokeDash())
-    return _styled(alt.layer(lines, points), f"{measure} by embedding size", subtitle, width=620, height=380)
+    return _styled(alt.layer(lines, points), f"{label(measure)} by embedding size", subtitle, width=620, height=380)
 
 
 def score_histogram(inspection: Inspection) -> alt.LayerChart:

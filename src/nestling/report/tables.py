@@ -11,6 +11,8 @@ from rich.table import Table
 
 from nestling.training.recipes import PRETRAINED
 
+LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -72,7 +74,7 @@ def full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[
     table.add_column("variant", overflow="fold")
     table.add_column("dims", justify="right")
     for measure in measures:
-        table.add_column(measure, justify="right")
+        table.add_column(label(measure), justify="right")
         if measure in measures[:2]:
             table.add_column("gain", justify="right")
     for row in rows:
@@ -90,7 +92,7 @@ def full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[
 def by_dim_table(rows: Sequence[Row], measure: str) -> Table:
     """Return the terminal table of one measure of `by_dim`: a line a variant, a column a size."""
     dims = sorted({row.dim for row in rows}, reverse=True)
-    table = Table(title=f"{measure} by size, and the loss against full size", title_justify="left")
+    table = Table(title=f"{label(measure)} by size, and the loss against full size", title_justify="left")
     table.add_column("variant", overflow="fold")
     for dim in dims:
         table.add_column(str(dim), justify="right")
@@ -111,6 +113,12 @@ def reference_of(variants: Sequence[tuple[str, str, str]]) -> str | None:
     trained = [base for _, recipe, base in variants if recipe != PRETRAINED]
     same = [name for name, base in untouched if trained and base == trained[0]]
     return (same or [name for name, _ in untouched] or [None])[0]  # type: ignore[list-item]
+
+
+def label(measure: str) -> str:
+    """Return a measure as the field writes it: `MRR@10`, `nDCG@10`, `recall@10`."""
+    name, _, k = measure.partition("@")
+    return f"{LABELS.get(name, name)}@{k}"
 
 
 def percent(change: float | None) -> str:
