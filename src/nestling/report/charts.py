@@ -17,6 +17,7 @@ COLOURS = ["#6b7280", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 DASHES = [[5, 4], [1, 0], [1, 0], [1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [3, 3]]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "square"]
 INK, GRID, BACKGROUND = "#1f2430", "#e6e8ec", "#ffffff"
+LEGEND_CHARACTERS = 90
 FONT = "Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 
 
@@ -36,11 +37,12 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
         "strokeDash": alt.Scale(domain=variants, range=_cycled(DASHES, variants)),
         "shape": alt.Scale(domain=variants, range=_cycled(SHAPES, variants)),
     }
+    one_row = sum(len(name) + 4 for name in variants) < LEGEND_CHARACTERS
     legend = alt.Legend(
         title=None,
         orient="top",
         direction="horizontal",
-        columns=min(4, len(variants)),
+        columns=len(variants) if one_row else 3,
         symbolSize=90,
         symbolStrokeWidth=0,
     )
