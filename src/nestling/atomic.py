@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,13 +13,29 @@ from typing import Any
 
 
 @contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk, each an error of its own, into the system's: an OSError with ENOSPC."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        # safetensors and polars quote the system; torch only says where its writer of archives failed.
+        signs = ("os error 28", "No space left", "PytorchStreamWriter failed", "inline_container.cc")
+        if any(sign in str(error) for sign in signs):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+@contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving without an error it takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since writers of charts and tables go by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -33,7 +50,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         if path.exists():
             path.rename(old)
         temporary.rename(path)

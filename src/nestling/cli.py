@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -238,7 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (InputError, CycloptsError) as error:
         _fail(str(error))
     except OSError as error:
-        what = error.strerror or str(error)
+        what = (error.strerror or str(error)).lower()
+        if error.errno == errno.ENOSPC:
+            what += "; free some, then give the same command again: it goes on where it stopped"
         _fail(f"{error.filename}: {what}" if error.filename else what)
     except KeyboardInterrupt:
         _errors().print("interrupted; the same command goes on from here", highlight=False)

@@ -153,7 +153,7 @@ def fit(
     metric = evaluator.primary_metric
     progress = ProgressCallback(len(examples), metric, report or (lambda _: None))
     best = BestWeights(work / "best", metric)
-    with interruptible() as interrupted, no_bars():
+    with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
         trainer = _trainer(model, arguments, examples, loss, evaluator, [progress, clock, best])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

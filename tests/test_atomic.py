@@ -1,0 +1,77 @@
+"""Files and folders that appear whole or not at all, whatever goes wrong in between."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from nestling import atomic
+
+
+class BrokenError(Exception):
+    """Stands for whatever may go wrong while a file is written."""
+
+
+def test_a_file_appears_when_its_block_ends(tmp_path: Path):
+    with atomic.new_file(tmp_path / "sub" / "a.txt") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "sub" / "a.txt").exists()
+    assert (tmp_path / "sub" / "a.txt").read_text() == "whole"
+
+
+def test_after_an_error_the_old_file_stands_and_nothing_else(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def write_half() -> None:
+        with atomic.new_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text("hal")
+            raise BrokenError
+
+    with pytest.raises(BrokenError):
+        write_half()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path: Path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "old").touch()
+    with atomic.new_folder(tmp_path / "f") as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_after_an_error_the_old_folder_stands(tmp_path: Path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "old").touch()
+    with pytest.raises(BrokenError), atomic.new_folder(tmp_path / "f"):
+        raise BrokenError
+    assert [path.name for path in tmp_path.rglob("*")] == ["f", "old"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 72640 vs 72528"),
+    ],
+)
+def test_a_full_disk_is_one_error_whichever_library_met_it(tmp_path: Path, error: Exception):
+    with pytest.raises(OSError, match="No space left") as raised, atomic.full_disk_named(tmp_path / "x"):
+        raise error
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(tmp_path / "x")
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path):
+    with pytest.raises(BrokenError), atomic.full_disk_named(tmp_path):
+        raise BrokenError
+
+
+def test_json_without_a_standard_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic.write_json(tmp_path / "a.json", {"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
