@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from nestling.errors import InputError
-from nestling.experiment import Matryoshka, TrainingSettings, Variant
+from nestling.experiment import Variant
 from nestling.experiment_files import load_experiment, make_experiment, make_settings
+from nestling.training.settings import Matryoshka, TrainingSettings
 
 
 def written(folder: Path, text: str) -> Path:

@@ -9,10 +9,11 @@ import pytest
 
 import nestling
 from nestling.errors import InputError
-from nestling.experiment import DataSettings, EvaluationSettings, TrainingSettings
+from nestling.experiment import DataSettings, EvaluationSettings
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.stages import load, settle_threshold
+from nestling.training.settings import TrainingSettings
 
 
 def scored(*scores: float) -> Judgments:

@@ -165,8 +165,8 @@ def train(
     Training settings are those of an experiment: --set epochs=3 --set batch_size=64 --set learning_rate=1e-4 ...
     """
     from nestling import stages
-    from nestling.experiment import Matryoshka, TrainingSettings
     from nestling.experiment_files import make_settings
+    from nestling.training.settings import Matryoshka, TrainingSettings
 
     prefixes = None
     if matryoshka or weights:

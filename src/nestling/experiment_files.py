@@ -17,11 +17,10 @@ from nestling.experiment import (
     DataSettings,
     EvaluationSettings,
     Experiment,
-    Matryoshka,
     SplitSettings,
-    TrainingSettings,
     Variant,
 )
+from nestling.training.settings import Matryoshka, TrainingSettings
 
 Settings = TypeVar("Settings", bound=BaseModel)
 

@@ -14,9 +14,7 @@ from nestling.experiment import (
     STUDY_DIMS,
     DataSettings,
     EvaluationSettings,
-    Matryoshka,
     SplitSettings,
-    TrainingSettings,
 )
 from nestling.judgments.inspection import Inspection, inspect_judgments
 from nestling.judgments.sources import load_judgments
@@ -26,6 +24,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
 from nestling.models import DEFAULT, find_model, load_model, token_counter
 from nestling.observer import Observer
+from nestling.training.settings import Matryoshka, TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from nestling import atomic
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
-from nestling.experiment import TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.precision import choose_attention, choose_precision
 from nestling.training.recipes import find_recipe, with_matryoshka
+from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer

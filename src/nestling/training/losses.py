@@ -1,0 +1,141 @@
+"""The contrastive loss: masks for what raters called relevant, several graded positives, prefixes, both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SCALE = 20.0
+NOTHING = -1e4
+"""Stands for minus infinity in a softmax: it may be all that a row has, and infinities give NaN gradients."""
+
+
+class Relevance(nn.Module):
+    """Which documents are known to be relevant to which queries, and how much: a lookup on the loss's own device.
+
+    Args:
+        query, document: (n,) int64, the relevant pairs by number, each once.
+        weight: (n,) float, above 0.
+        n_documents: how many documents there are.
+    """
+
+    keys: Tensor
+    weights: Tensor
+
+    def __init__(self, query: np.ndarray, document: np.ndarray, weight: np.ndarray, *, n_documents: int) -> None:
+        super().__init__()
+        self.n_documents = n_documents
+        keys = query.astype(np.int64) * n_documents + document
+        order = np.argsort(keys)
+        # Not saved with the model, moved to its device.
+        self.register_buffer("keys", torch.from_numpy(keys[order]), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(weight[order].astype(np.float32)), persistent=False)
+
+    def forward(self, query: Tensor, document: Tensor) -> Tensor:
+        """Return (n_queries, n_documents) float32: the weight of relevant pairs, 0 of all others."""
+        wanted = query[:, None] * self.n_documents + document[None, :]
+        if not len(self.keys):
+            return torch.zeros(wanted.shape, device=wanted.device)
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == wanted, self.weights[place], 0.0)
+
+
+class ContrastiveLoss(nn.Module):
+    r"""InfoNCE over a batch in which nothing known to be relevant counts as wrong.
+
+    For queries i and documents j with cosines c_ij, scale s (1 / temperature), positive weights w_ij and the set
+    N(i) of documents that are not known to be relevant to i:
+
+    .. math::
+        L = \frac{1}{\sum w} \sum_{ij} w_{ij} \left[ -s c_{ij}
+            + \log\left( e^{s c_{ij}} + \sum_{n \in N(i)} e^{s c_{in}} \right) \right]
+
+    With `graded` every relevant pair of the batch is a positive with its own weight; otherwise only the pairs that
+    the batch was drawn for, with weight 1. With one positive a query and no other known relevance this is InfoNCE
+    (van den Oord et al. 2018, arXiv 1807.03748), and equals MultipleNegativesRankingLoss of sentence-transformers.
+    Several positives, each against the negatives alone: SupCon (Khosla et al. 2020, arXiv 2004.11362). Weights from
+    grades: GCL (Zhu et al. 2024, arXiv 2404.08535). Both directions: the symmetric loss of CLIP, and part of GTE's
+    (Li et al. 2023, arXiv 2308.03281).
+
+    Args:
+        model: gives `sentence_embedding`.
+        relevance: what is known of queries and documents.
+        scale: s above.
+        dims: sizes of prefixes, over which the loss is summed (Matryoshka); the whole embedding by default.
+        dim_weights: one for each of them; 1 each by default.
+        graded: see above.
+        symmetric: average with the same loss from documents to queries.
+
+    Inputs: features of queries and of documents, and as labels the numbers `query` (n_queries,), `document`
+    (n_documents,), and the pairs `anchor` and `positive` (n_pairs,) as places in those two. Across processes all is
+    gathered, gradients included, so that the loss is that of one process with the whole batch.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        relevance: Relevance,
+        *,
+        scale: float = SCALE,
+        dims: Sequence[int] = (),
+        dim_weights: Sequence[float] | None = None,
+        graded: bool = False,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.relevance = relevance
+        self.scale = scale
+        self.dims = tuple(dims)
+        self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
+        self.graded = graded
+        self.symmetric = symmetric
+
+    def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar."""
+        queries, documents = (self.model(dict(column))["sentence_embedding"] for column in features)
+        numbers = labels
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            from nestling.training.gathering import gather_batch
+
+            queries, documents, numbers = gather_batch(queries, documents, labels)
+        relevant, weights = self._targets(numbers)
+        total = queries.new_zeros((), dtype=torch.float32)
+        for dim, weight in zip(self.dims or (queries.shape[1],), self.dim_weights or (1.0,), strict=True):
+            prefix_q, prefix_d = queries, documents
+            if dim < queries.shape[1]:
+                prefix_q, prefix_d = queries[:, :dim], documents[:, :dim]
+            # Float32 throughout: under autocast the product would round cosines to three digits.
+            with torch.autocast(device_type=queries.device.type, enabled=False):
+                q, d = F.normalize(prefix_q.float(), dim=1), F.normalize(prefix_d.float(), dim=1)
+                logits = self.scale * (q @ d.T)
+            loss = _nll(logits, relevant, weights)
+            if self.symmetric:
+                loss = (loss + _nll(logits.T, relevant.T, weights.T)) / 2
+            total = total + weight * loss
+        return total
+
+    def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        known = self.relevance(numbers["query"], numbers["document"])
+        own = torch.zeros_like(known)
+        own.index_put_((numbers["anchor"], numbers["positive"]), torch.ones_like(known[0, 0]), accumulate=True)
+        relevant = (known > 0) | (own > 0)
+        return relevant, (torch.where(known > 0, known, own) if self.graded else own)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what distinguishes one such loss from another, for logs."""
+        return {"scale": self.scale, "dims": self.dims, "graded": self.graded, "symmetric": self.symmetric}
+
+
+def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
+    negatives = torch.logsumexp(logits.masked_fill(relevant, NOTHING), dim=1, keepdim=True)
+    each = F.softplus(negatives - logits)
+    return (weights * each).sum() / weights.sum()

@@ -1,0 +1,100 @@
+"""Settings of a training: frozen, validated, the same for every recipe."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+STUDY_TRAINING = {
+    "epochs": 30,
+    "batch_size": 8,
+    "learning_rate": 5e-5,
+    "warmup": 0.0,
+    "precision": "fp32",
+    "attention_dropout": None,
+    "no_duplicates": False,
+    "keep": "last",
+}
+"""Training as in the reference study: the stock trainer's defaults, thirty epochs, the last weights."""
+
+
+def listed(value: Any) -> Any:
+    """Return a single text or number as a list of one, so that YAML may leave the brackets out."""
+    return [value] if isinstance(value, str | int) else value
+
+
+def check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `dims` if they are positive and falling, else raise ValueError."""
+    if not dims:
+        raise ValueError("needs at least one size")
+    if min(dims) < 1:
+        raise ValueError(f"sizes must be 1 or more, not {min(dims)}")
+    if any(a <= b for a, b in pairwise(dims)):
+        raise ValueError(f"sizes must fall, as in {', '.join(map(str, sorted(set(dims), reverse=True)))}")
+    return dims
+
+
+class Settings(BaseModel):
+    """What all settings share: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TrainingSettings(Settings):
+    """How every variant is trained, unless it says otherwise itself."""
+
+    preset: Literal["default", "study"] = "default"
+    """`study` sets the other values as the reference study had them; those given beside it still count."""
+    epochs: float = Field(default=3, gt=0)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    max_seq_length: int | None = Field(default=None, ge=4)
+    """Tokens after which a text is cut; the model's own limit by default."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    """Dropout on attention weights; 0 lets torch take its fast kernels, null keeps the model's own."""
+    no_duplicates: bool = True
+    """Keep equal texts out of a batch where the loss takes other documents as negatives."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the model: those best on dev at the end of an epoch, or the last."""
+    checkpoint_seconds: float = Field(default=60, ge=0)
+    """Save the state of the training at least this often."""
+    report_to: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Trackers of transformers: trackio, wandb, tensorboard."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("preset") == "study":
+            return {**STUDY_TRAINING, **value}
+        return value
+
+
+class Matryoshka(Settings):
+    """Sizes of the prefixes that are trained too, and the weight of each."""
+
+    dims: tuple[int, ...] | None = None
+    """Falling; the evaluation's sizes by default. The model's full size is added where it is missing."""
+    weights: tuple[float, ...] | None = None
+
+    @field_validator("dims")
+    @classmethod
+    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else check_dims(value)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Matryoshka:
+        if self.weights is None:
+            return self
+        if self.dims is None or len(self.weights) != len(self.dims):
+            raise ValueError("weights needs dims of the same number")
+        if min(self.weights) < 0 or max(self.weights) == 0:
+            raise ValueError("weights must be 0 or more, and one above 0")
+        return self

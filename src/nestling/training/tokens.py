@@ -1,0 +1,103 @@
+"""Tokens of a training's texts, computed once: flat on disk, padded only when a batch is made."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nestling import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 16_384
+PAD_TO = 8
+"""Widths are rounded up to this: matrix kernels like it, and fewer shapes are met. 1 keeps the exact width."""
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The token ids of texts, special tokens included, cut at the model's limit.
+
+    Attributes:
+        ids: (n_tokens,) int32, text after text.
+        offsets: (n_texts + 1,) int64; text i is `ids[offsets[i]:offsets[i + 1]]`.
+        padding: the id that fills the end of shorter texts.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    padding: int
+
+    @classmethod
+    def build(
+        cls, texts: Sequence[str], tokenizer: Any, max_length: int | None, *, cache: Path | None = None
+    ) -> TokenStore:
+        """Tokenise `texts`, or read their tokens from `cache` where an earlier call left them.
+
+        Args:
+            tokenizer: a fast tokenizer of transformers.
+            max_length: tokens after which a text is cut.
+            cache: a folder for `tokens-FINGERPRINT.npz`; the name changes with texts, tokenizer and limit.
+        """
+        padding = int(tokenizer.pad_token_id or 0)
+        path = cache / f"tokens-{_fingerprint(texts, tokenizer, max_length)}.npz" if cache else None
+        if path is not None and path.is_file():
+            try:
+                with np.load(path) as stored:
+                    return cls(stored["ids"], stored["offsets"], padding)
+            except (OSError, ValueError, KeyError):
+                logger.warning("%s is damaged and made again", path)
+        parts, lengths = [], []
+        for start in range(0, len(texts), AT_ONCE):
+            encoded = tokenizer(
+                list(texts[start : start + AT_ONCE]),
+                truncation=max_length is not None,
+                max_length=max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            lengths.extend(map(len, encoded))
+            parts.append(np.fromiter((token for text in encoded for token in text), dtype=np.int32))
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+        store = cls(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), padding)
+        if path is not None:
+            with atomic.new_file(path) as temporary:
+                np.savez(temporary, ids=store.ids, offsets=store.offsets)
+        return store
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n_texts,) int64, the tokens of each text."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each."""
+        import torch
+
+        rows = np.asarray(rows, dtype=np.int64)
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        width = -(-int(lengths.max(initial=1)) // PAD_TO) * PAD_TO
+        places = np.arange(width)
+        mask = places < lengths[:, None]
+        ids = np.full(mask.shape, self.padding, dtype=np.int64)
+        ids[mask] = self.ids[(starts[:, None] + places)[mask]]
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _fingerprint(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(f"{max_length} {len(texts)}".encode())
+    for text in texts:
+        digest.update(text.encode())
+        digest.update(b"\x1e")
+    return digest.hexdigest()
