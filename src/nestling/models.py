@@ -68,14 +68,19 @@ def find_model(name: str) -> ModelSource:
 
 
 def load_model(
-    source: ModelSource | str, *, attention_dropout: float | None = None, device: str | None = None
+    source: ModelSource | str,
+    *,
+    attention_dropout: float | None = None,
+    hidden_dropout: float | None = None,
+    device: str | None = None,
 ) -> SentenceTransformer:
     """Load a model in float32 from safetensors, without remote code and without a look at the network.
 
     Args:
         source: a name, or what `find_model` made of it.
         attention_dropout: replaces the configuration's dropout on attention weights where the model has one; None
-            keeps it. Zero lets torch take its fast attention kernels in training.
+            keeps it.
+        hidden_dropout: the same for dropout on hidden states.
 
     Raises:
         InputError: the name leads nowhere or the folder does not hold a model.
@@ -85,9 +90,9 @@ def load_model(
 
     if isinstance(source, str):
         source = find_model(source)
-    config: dict[str, Any] = {}
-    if attention_dropout is not None and "attention_probs_dropout_prob" in _read_json(source.folder / "config.json"):
-        config["attention_probs_dropout_prob"] = attention_dropout
+    wanted = {"attention_probs_dropout_prob": attention_dropout, "hidden_dropout_prob": hidden_dropout}
+    known = _read_json(source.folder / "config.json")
+    config = {name: value for name, value in wanted.items() if value is not None and name in known}
     try:
         with no_bars():
             return SentenceTransformer(

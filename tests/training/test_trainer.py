@@ -14,9 +14,10 @@ from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.callbacks import TrainingProgress
+from nestling.training.job import Job
 from nestling.training.precision import choose_precision
 from nestling.training.settings import TrainingSettings
-from nestling.training.trainer import Job, TrainingResult, fit, last_checkpoint, read_result
+from nestling.training.trainer import TrainingResult, fit, last_checkpoint, read_result
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")
 

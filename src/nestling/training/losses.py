@@ -108,7 +108,7 @@ class ContrastiveLoss(nn.Module):
 
             queries, documents, numbers = gather_batch(queries, documents, labels)
         relevant, weights = self._targets(numbers)
-        total = queries.new_zeros((), dtype=torch.float32)
+        total: Tensor = queries.new_zeros((), dtype=torch.float32)
         for dim, weight in zip(self.dims or (queries.shape[1],), self.dim_weights or (1.0,), strict=True):
             prefix_q, prefix_d = queries, documents
             if dim < queries.shape[1]:
@@ -137,5 +137,5 @@ class ContrastiveLoss(nn.Module):
 
 def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
     negatives = torch.logsumexp(logits.masked_fill(relevant, NOTHING), dim=1, keepdim=True)
-    each = F.softplus(negatives - logits)
-    return (weights * each).sum() / weights.sum()
+    loss: Tensor = (weights * F.softplus(negatives - logits)).sum() / weights.sum()
+    return loss

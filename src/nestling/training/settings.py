@@ -14,6 +14,8 @@ STUDY_TRAINING = {
     "warmup": 0.0,
     "precision": "fp32",
     "attention_dropout": None,
+    "hidden_dropout": None,
+    "fast": False,
     "no_duplicates": False,
     "keep": "last",
 }
@@ -59,9 +61,19 @@ class TrainingSettings(Settings):
     """Tokens after which a text is cut; the model's own limit by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
-    """Dropout on attention weights; 0 lets torch take its fast kernels, null keeps the model's own."""
+    """Dropout on attention weights; null keeps the model's own."""
+    hidden_dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    """Dropout on hidden states; null keeps the model's own."""
+    scale: float = Field(default=20, gt=0)
+    """Contrastive recipes: cosines are multiplied by this; 1 / temperature."""
+    symmetric: bool | None = None
+    """Contrastive recipes: learn from documents to queries too; as the recipe has it by default."""
+    negatives: int | None = Field(default=None, ge=0)
+    """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
+    fast: bool = True
+    """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True
-    """Keep equal texts out of a batch where the loss takes other documents as negatives."""
+    """Where not `fast`: keep equal texts out of a batch, by the library's slow sampler."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those best on dev at the end of an epoch, or the last."""
     checkpoint_seconds: float = Field(default=60, ge=0)

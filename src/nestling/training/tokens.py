@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class TokenStore:
                     return cls(stored["ids"], stored["offsets"], padding)
             except (OSError, ValueError, KeyError):
                 logger.warning("%s is damaged and made again", path)
-        parts, lengths = [], []
+        parts: list[np.ndarray] = []
+        lengths: list[int] = []
         for start in range(0, len(texts), AT_ONCE):
             encoded = tokenizer(
                 list(texts[start : start + AT_ONCE]),
@@ -95,7 +97,11 @@ class TokenStore:
 
 def _fingerprint(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    # Truncation and padding are leftovers of the last call, not properties of the tokenizer.
+    state = {
+        k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")
+    }
+    digest.update(json.dumps(state, sort_keys=True).encode())
     digest.update(f"{max_length} {len(texts)}".encode())
     for text in texts:
         digest.update(text.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import resource
@@ -17,9 +16,10 @@ from nestling import atomic
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource, load_model, no_bars
+from nestling.models import load_model, no_bars
+from nestling.training.job import Job, Material
 from nestling.training.precision import choose_attention, choose_precision
-from nestling.training.recipes import find_recipe, with_matryoshka
+from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -32,30 +32,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one variant is trained from; all that the resulting weights depend on, but for the machine.
-
-    Attributes:
-        matryoshka: falling sizes of the prefixes, the full size first; empty for a plain training.
-        weights: one for each of them; None for 1 each.
-        threshold: pairs with a higher score are positives.
-    """
-
-    base: ModelSource
-    recipe: str
-    settings: TrainingSettings
-    threshold: float
-    matryoshka: tuple[int, ...] = ()
-    weights: tuple[float, ...] | None = None
-
-    def fingerprint(self) -> str:
-        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
-        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
-        parts = [self.base.name, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,14 +101,12 @@ def fit(
     from nestling.training.dev import DevEvaluator
 
     recipe = find_recipe(job.recipe)
-    examples = recipe.examples(train, job.threshold)
-    model = load_model(job.base, attention_dropout=job.settings.attention_dropout)
+    settings = job.settings
+    model = load_model(job.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
     if job.settings.max_seq_length:
         model.max_seq_length = job.settings.max_seq_length
-    loss = recipe.loss(model)
-    if job.matryoshka:
-        check_matryoshka(model, job)
-        loss = with_matryoshka(model, loss, job.matryoshka, job.weights)
+    check_matryoshka(model, job)
+    material = recipe.prepare(train, job, model)
     full = int(model.get_embedding_dimension() or 0)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
 
@@ -149,13 +123,13 @@ def fit(
         logger.info(line)
         if note:
             note(line)
-    arguments = _arguments(job.settings, precision.name, len(examples), work, recipe.in_batch_negatives)
+    arguments = _arguments(job.settings, precision.name, len(material.examples), work)
     metric = evaluator.primary_metric
-    progress = ProgressCallback(len(examples), metric, report or (lambda _: None))
+    progress = ProgressCallback(len(material.examples), metric, report or (lambda _: None))
     best = BestWeights(work / "best", metric)
     with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
-        trainer = _trainer(model, arguments, examples, loss, evaluator, [progress, clock, best])
+        trainer = _trainer(model, arguments, material, evaluator, [progress, clock, best])
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -176,7 +150,7 @@ def fit(
 def check_matryoshka(model: SentenceTransformer, job: Job) -> None:
     """Raise InputError if a prefix is larger than the model's embedding."""
     full = int(model.get_embedding_dimension() or 0)
-    if job.matryoshka[0] > full:
+    if job.matryoshka and job.matryoshka[0] > full:
         raise InputError(f"matryoshka size {job.matryoshka[0]} is larger than the {full} dims of {job.base.name!r}")
 
 
@@ -221,14 +195,13 @@ def _measured_before(path: Path, evaluator: Any, model: SentenceTransformer) -> 
 
 
 def _arguments(
-    settings: TrainingSettings, precision: str, n_examples: int, work: Path, in_batch_negatives: bool
+    settings: TrainingSettings, precision: str, n_examples: int, work: Path
 ) -> SentenceTransformerTrainingArguments:
     import torch
     from sentence_transformers.base.sampler import BatchSamplers
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
     steps_an_epoch = max(1, n_examples // settings.batch_size)
-    hashed = in_batch_negatives and settings.no_duplicates
     return SentenceTransformerTrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
@@ -242,7 +215,7 @@ def _arguments(
         use_cpu=not torch.cuda.is_available(),
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        batch_sampler=BatchSamplers.NO_DUPLICATES if hashed else BatchSamplers.BATCH_SAMPLER,
+        batch_sampler=BatchSamplers.NO_DUPLICATES if settings.no_duplicates else BatchSamplers.BATCH_SAMPLER,
         eval_strategy="epoch",
         save_strategy="no",
         save_total_limit=2,
@@ -256,8 +229,7 @@ def _arguments(
 def _trainer(
     model: SentenceTransformer,
     arguments: SentenceTransformerTrainingArguments,
-    examples: Any,
-    loss: Any,
+    material: Material,
     evaluator: Any,
     callbacks: list[Any],
 ) -> SentenceTransformerTrainer:
@@ -268,8 +240,20 @@ def _trainer(
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
             """Leave the library's model card out: it copies training texts, and costs time at every checkpoint."""
 
+        def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
+            """Take the recipe's batches where it has its own."""
+            if material.sampler is None:
+                return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
+            return material.sampler(batch_size, arguments.seed)
+
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=examples, loss=loss, evaluator=evaluator, callbacks=callbacks
+        model=model,
+        args=arguments,
+        train_dataset=material.examples,
+        loss=material.loss,
+        data_collator=material.collator,
+        evaluator=evaluator,
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

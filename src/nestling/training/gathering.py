@@ -1,0 +1,50 @@
+"""A batch gathered from all processes, gradients included, so that each sees every negative."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather_batch(
+    queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Concatenate embeddings and numbers of all processes, in the order of their ranks.
+
+    The backward pass sums gradients over processes; as the trainer then averages over them, and each process computes
+    the same whole loss, the outcome is the gradient of one process with the whole batch.
+
+    Args:
+        queries, documents: (n_queries, dim) and (n_documents, dim), of this process; their numbers of rows may differ
+            between processes.
+        numbers: `query`, `document`, `anchor` and `positive`, the latter two as places in the former.
+    """
+    sizes = torch.tensor([len(queries), len(documents), len(numbers["anchor"])], device=queries.device)
+    every = [torch.zeros_like(sizes) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, sizes)
+    counts = torch.stack(every)
+    firsts = counts.cumsum(0) - counts
+    rank = dist.get_rank()
+    shifted = {
+        "query": (numbers["query"], counts[:, 0]),
+        "document": (numbers["document"], counts[:, 1]),
+        "anchor": (numbers["anchor"] + firsts[rank, 0], counts[:, 2]),
+        "positive": (numbers["positive"] + firsts[rank, 1], counts[:, 2]),
+    }
+    return (
+        _gathered(queries, counts[:, 0]),
+        _gathered(documents, counts[:, 1]),
+        {name: _gathered(value, lengths) for name, (value, lengths) in shifted.items()},
+    )
+
+
+def _gathered(value: Tensor, lengths: Tensor) -> Tensor:
+    most = int(lengths.max())
+    padded = torch.cat([value, value.new_zeros((most - len(value), *value.shape[1:]))])
+    if value.is_floating_point():
+        parts = torch.distributed.nn.functional.all_gather(padded)  # type: ignore[attr-defined]
+    else:
+        parts = [torch.zeros_like(padded) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])

@@ -1,0 +1,60 @@
+"""A job: all that a variant's weights depend on. Its material: what the trainer is given for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling.models import ModelSource
+from nestling.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one variant is trained from; all that the resulting weights depend on, but for the data and the machine.
+
+    Attributes:
+        matryoshka: falling sizes of the prefixes, the full size first; empty for a plain training.
+        weights: one for each of them; None for 1 each.
+        threshold: pairs with a higher score are positives.
+        cache: a folder for tokens that later trainings of the same texts can use; None keeps none.
+    """
+
+    base: ModelSource
+    recipe: str
+    settings: TrainingSettings
+    threshold: float
+    matryoshka: tuple[int, ...] = ()
+    weights: tuple[float, ...] | None = None
+    cache: Path | None = None
+
+    def fingerprint(self) -> str:
+        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
+        parts = [self.base.name, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recipe hands to the trainer.
+
+    Attributes:
+        examples: the data set; one row is one example.
+        loss: takes what the collator makes of a batch.
+        collator: rows -> tensors; None for the library's own.
+        sampler: (batch size, seed) -> batches of row numbers; None for the library's own.
+    """
+
+    examples: Dataset
+    loss: nn.Module
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    sampler: Callable[[int, int], Iterable[list[int]]] | None = None

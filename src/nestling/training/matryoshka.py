@@ -1,0 +1,21 @@
+"""The library's Matryoshka loss around one of its losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nestling.training.job import Job
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+
+def with_matryoshka(model: SentenceTransformer, loss: nn.Module, job: Job) -> nn.Module:
+    """Sum `loss` over the job's prefixes (Kusupati et al. 2022, arXiv 2205.13147); as it is where it has none."""
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+    if not job.matryoshka:
+        return loss
+    wrapped: nn.Module = MatryoshkaLoss(model, loss, matryoshka_dims=job.matryoshka, matryoshka_weights=job.weights)
+    return wrapped

@@ -1,0 +1,51 @@
+"""Recipes that learn from every score: the examples (anchor, document, score 0..1) with a loss of the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nestling.errors import InputError
+from nestling.judgments.table import Judgments
+from nestling.training.job import Job, Material
+from nestling.training.matryoshka import with_matryoshka
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+
+def cosine(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+    """Prepare CosineSimilarityLoss: the squared error between a pair's cosine and its score."""
+    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    return Material(scored_pairs(judgments), with_matryoshka(model, CosineSimilarityLoss(model), job))
+
+
+def cosent(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+    """Prepare CoSENTLoss: a pair with the higher score gets the higher cosine (Huang et al. 2024)."""
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss
+
+    return Material(scored_pairs(judgments), with_matryoshka(model, CoSENTLoss(model), job))
+
+
+def scored_pairs(judgments: Judgments) -> Dataset:
+    """Return every pair, columns `anchor`, `document` and `score`, the score scaled to 0..1.
+
+    Raises:
+        InputError: all scores are equal, so that there is nothing to learn from them.
+    """
+    from datasets import Dataset
+
+    frame = judgments.frame
+    low, high = judgments.scale
+    if frame["score"].n_unique() < 2 or high <= low:
+        raise InputError(
+            f"{judgments.source}: all training pairs have the same score; use a recipe that needs no scores"
+        )
+    return Dataset.from_dict(
+        {
+            "anchor": frame["query"].to_list(),
+            "document": frame["document"].to_list(),
+            "score": ((frame["score"] - low) / (high - low)).to_list(),
+        }
+    )

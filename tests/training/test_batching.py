@@ -1,0 +1,147 @@
+"""Batches of like length: nothing lost, nothing twice, random, repeatable; and what a batch becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestling.judgments.table import Judgments
+from nestling.judgments.toolshed import generate
+from nestling.training.batching import LengthBatches, PairCollator, Pairs
+from nestling.training.tokens import PAD_TO, TokenStore
+
+ROWS = [
+    ("saw", "hand saw", "1", 3.0),
+    ("Saw", "bow saw", "2", 2.67),
+    ("saw", "HAND saw", "3", 1.0),
+    ("saw", "saw blade", "4", 1.0),
+    ("drill", "hand saw", "1", 1.33),
+    ("drill", "drill 18 v", "5", 3.0),
+]
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    frame = pl.DataFrame(ROWS, schema=["query", "document", "document_id", "score"], orient="row")
+    return Pairs.from_judgments(Judgments.from_frame(frame, scale=(1, 3)), threshold=2.5)
+
+
+def texts(pairs: Pairs, query: int, document: int) -> tuple[str, str]:
+    return pairs.queries[query].lower(), pairs.documents[document].lower()
+
+
+def test_positives_are_the_pairs_above_the_threshold_each_once(pairs: Pairs):
+    found = {texts(pairs, q, d) for q, d in zip(pairs.query, pairs.document, strict=True)}
+    assert found == {("saw", "hand saw"), ("saw", "bow saw"), ("drill", "drill 18 v")}
+    assert len(pairs) == 3
+
+
+def test_equal_texts_under_two_ids_are_one_document_whose_highest_score_counts(pairs: Pairs):
+    assert sorted(text.lower() for text in pairs.documents) == ["bow saw", "drill 18 v", "hand saw", "saw blade"]
+    assert len(pairs.judged_query) == 5
+
+
+def test_low_documents_are_those_judged_for_the_same_query(pairs: Pairs):
+    low = {
+        (pairs.queries[query].lower(), pairs.documents[document].lower())
+        for query in range(len(pairs.queries))
+        for document in pairs.low_documents[pairs.low_indptr[query] : pairs.low_indptr[query + 1]]
+    }
+    assert low == {("saw", "saw blade"), ("drill", "hand saw")}
+
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=300)
+
+
+@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
+def test_every_pair_is_in_one_batch(lengths, size, seed, epoch):
+    batches = LengthBatches(np.array(lengths), size, seed=seed)
+    batches.set_epoch(epoch)
+    made = list(batches)
+    assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
+    assert len(made) == len(batches)
+    assert max(map(len, made)) <= size
+
+
+@given(lengths, st.integers(1, 40))
+def test_dropping_the_last_leaves_full_batches(lengths, size):
+    made = list(LengthBatches(np.array(lengths), size, seed=0, drop_last=True))
+    assert all(len(batch) == size for batch in made)
+    assert len(made) == len(lengths) // size
+
+
+def test_seed_and_epoch_decide_the_batches():
+    lengths = np.random.default_rng(0).integers(5, 50, 500)
+
+    def made(seed: int, epoch: int) -> list[list[int]]:
+        batches = LengthBatches(lengths, 16, seed=seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert made(0, 0) == made(0, 0)
+    assert made(0, 0) != made(0, 1)
+    assert made(0, 0) != made(1, 0)
+
+
+def test_lengths_within_a_batch_are_alike_and_batches_come_in_no_order_of_length():
+    lengths = np.random.default_rng(0).integers(5, 50, 64 * 32)
+    batches = [lengths[batch] for batch in LengthBatches(lengths, 64, seed=0)]
+    assert np.mean([batch.max() - batch.min() for batch in batches]) < 4
+    means = [batch.mean() for batch in batches]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+def test_a_batch_holds_each_text_once_and_says_which_pairs_it_was_drawn_for(pairs: Pairs, tiny_model):
+    stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
+    batch = PairCollator(pairs, *stores, negatives=1)([{"row": row} for row in range(3)])
+    label = {name: value.numpy() for name, value in batch["label"].items()}
+    assert len(label["query"]) == 2
+    assert len(set(label["document"])) == len(label["document"]) == 4
+    drawn = zip(label["query"][label["anchor"]], label["document"][label["positive"]], strict=True)
+    assert [texts(pairs, q, d) for q, d in drawn] == [
+        texts(pairs, q, d) for q, d in zip(pairs.query, pairs.document, strict=True)
+    ]
+    assert batch["anchor_input_ids"].shape[0] == 2
+    assert batch["document_input_ids"].shape[0] == 4
+
+
+def test_a_document_that_is_right_for_one_query_is_not_encoded_again_as_wrong_for_another(pairs: Pairs, tiny_model):
+    stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
+    with_negatives = PairCollator(pairs, *stores, negatives=5)([{"row": row} for row in range(3)])
+    without = PairCollator(pairs, *stores, negatives=0)([{"row": row} for row in range(3)])
+    assert len(without["label"]["document"]) == 3
+    # Judged low are "saw blade", new, and "hand saw" for the drill, which is there already.
+    assert len(with_negatives["label"]["document"]) == 4
+
+
+def test_tokens_are_the_models_own(tiny_model):
+    texts = ["steel drill", "white door " * 60, "saw"]
+    store = TokenStore.build(texts, tiny_model.tokenizer, 64)
+    expected = tiny_model.preprocess(texts)
+    batch = store.batch([0, 1, 2])
+    width = expected["input_ids"].shape[1]
+    assert batch["input_ids"].shape[1] == -(-width // PAD_TO) * PAD_TO
+    assert (batch["input_ids"][:, :width] == expected["input_ids"]).all()
+    assert (batch["attention_mask"][:, :width] == expected["attention_mask"]).all()
+    assert batch["attention_mask"][:, width:].sum() == 0
+
+
+def test_tokens_are_read_back_from_disk_and_a_damaged_file_is_made_again(tiny_model, tmp_path: Path):
+    texts = generate(60, seed=0).frame["document"].to_list()
+    first = TokenStore.build(texts, tiny_model.tokenizer, 64, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_mtime_ns
+    again = TokenStore.build(texts, tiny_model.tokenizer, 64, cache=tmp_path)
+    assert path.stat().st_mtime_ns == before
+    assert np.array_equal(first.ids, again.ids)
+    path.write_bytes(b"half a file")
+    mended = TokenStore.build(texts, tiny_model.tokenizer, 64, cache=tmp_path)
+    assert np.array_equal(first.ids, mended.ids)
+    TokenStore.build(texts[1:], tiny_model.tokenizer, 64, cache=tmp_path)
+    TokenStore.build(texts, tiny_model.tokenizer, 32, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3

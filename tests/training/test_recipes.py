@@ -1,0 +1,73 @@
+"""What each recipe makes of a hand-made table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from nestling.errors import InputError
+from nestling.judgments.table import Judgments
+from nestling.models import find_model, load_model
+from nestling.training.contrastive import positive_pairs
+from nestling.training.job import Job
+from nestling.training.recipes import RECIPES, find_recipe
+from nestling.training.scored import scored_pairs
+from nestling.training.settings import TrainingSettings
+
+ROWS = [("saw", "hand saw", 3.0), ("saw", "saw blade", 2.0), ("drill", "drill bit", 1.0), ("nail", "nail gun", 2.2)]
+
+
+@pytest.fixture
+def judgments() -> Judgments:
+    return Judgments.from_frame(pl.DataFrame(ROWS, schema=["query", "document", "score"], orient="row"), scale=(1, 3))
+
+
+def test_positive_pairs_are_those_above_the_threshold(judgments: Judgments):
+    assert positive_pairs(judgments, 2.5).to_dict() == {"anchor": ["saw"], "positive": ["hand saw"]}
+
+
+def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments):
+    examples = scored_pairs(judgments).to_dict()
+    scores = dict(zip(examples["document"], examples["score"], strict=True))
+    assert scores == {"hand saw": 1.0, "saw blade": 0.5, "drill bit": 0.0, "nail gun": pytest.approx(0.6)}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("recipe", ["mnrl", "graded"])
+def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path, recipe: str, fast: bool):
+    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(fast=fast), threshold=3.0)
+    with pytest.raises(InputError, match="no training pair is scored above 3"):
+        find_recipe(recipe).prepare(judgments, job, load_model(job.base))
+
+
+def test_equal_scores_cannot_be_ranked(judgments: Judgments):
+    with pytest.raises(InputError, match="all training pairs have the same score"):
+        scored_pairs(judgments.take([0]))
+
+
+def test_an_unknown_recipe_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match="unknown recipe 'mse'; choose pretrained, graded, mnrl, cosine, cosent"):
+        find_recipe("mse")
+
+
+@pytest.mark.parametrize("matryoshka", [(), (32, 8)])
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_gives_a_loss_that_can_be_computed(
+    judgments: Judgments, tiny_model_path: Path, recipe: str, matryoshka: tuple[int, ...]
+):
+    from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
+    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(), 1.5, matryoshka)
+    model = load_model(job.base)
+    material = find_recipe(recipe).prepare(judgments, job, model)
+    collator = material.collator or SentenceTransformerDataCollator(model.preprocess)
+    batch = collator([material.examples[row] for row in range(len(material.examples))])
+    label = batch.pop("label")
+    columns = dict.fromkeys(name.split("_")[0] for name in batch)
+    features = [
+        {name.removeprefix(f"{column}_"): value for name, value in batch.items() if name.startswith(f"{column}_")}
+        for column in columns
+    ]
+    assert material.loss(features, label).item() > 0
