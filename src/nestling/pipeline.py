@@ -31,7 +31,8 @@ from nestling.training.recipes import PRETRAINED
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
-    from nestling.training.trainer import Job, TrainingResult
+    from nestling.training.job import Job
+    from nestling.training.trainer import TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class _Study:
             settings=self.experiment.training_of(variant),
             threshold=self.threshold,
             dims=self.experiment.evaluation.dims,
+            cache=self.folder.tokens,
         )
 
     def _fingerprints(self, jobs: dict[str, Job | None]) -> dict[str, str]:

@@ -34,6 +34,7 @@ class RunFolder:
         self.experiment = path / "experiment.yaml"
         self.inspection = path / "inspection.json"
         self.split = path / "split"
+        self.tokens = path / "tokens"
         self.results = path / "results.parquet"
         self.results_json = path / "results.json"
         self.per_query = path / "per_query.parquet"

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from nestling.evaluation.grid import Measured
     from nestling.evaluation.qrels import Qrels
-    from nestling.training.trainer import Job, TrainingResult
+    from nestling.training.job import Job
+    from nestling.training.trainer import TrainingResult
 
 STUDY_SCALE = (1.0, 3.0)
 STUDY_THRESHOLD = 2.5
@@ -162,25 +163,30 @@ def job_of(
     settings: TrainingSettings,
     threshold: float,
     dims: Sequence[int],
+    cache: Path | None = None,
 ) -> Job:
     """Settle what a variant is trained from: the base's files, and the prefixes with its full size first.
+
+    Args:
+        dims: the prefixes where `matryoshka` names none.
+        cache: a folder for tokens.
 
     Raises:
         InputError: the base cannot be had, or a size is larger than its embedding.
     """
     from nestling.evaluation.grid import sizes_of
-    from nestling.training.trainer import Job
+    from nestling.training.job import Job
 
     source = find_model(base)
     if matryoshka is None:
-        return Job(source, recipe, settings, threshold)
+        return Job(source, recipe, settings, threshold, cache=cache)
     full = int(load_model(source).get_embedding_dimension() or 0)
     asked = matryoshka.dims or tuple(dims)
     prefixes = sizes_of(full, asked)
     weights = matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
-    return Job(source, recipe, settings, threshold, prefixes, weights)
+    return Job(source, recipe, settings, threshold, prefixes, weights, cache)
 
 
 def train(
@@ -220,6 +226,7 @@ def train(
         settings=settings or TrainingSettings(),
         threshold=settle_threshold(made.train, threshold),
         dims=dims,
+        cache=out.with_name(f"{out.name}.training") / "tokens",
     )
     observer.stage(f"train {out.name}")
     try:

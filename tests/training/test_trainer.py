@@ -103,6 +103,19 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(split:
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_graded_training_with_mined_negatives_resumes_to_the_same_weights_too(split: Split, job: Job, tmp_path: Path):
+    settings = SETTINGS.model_copy(update={"mined": 2, "negatives": 1})
+    graded = Job(job.base, "graded", settings, 2.5, matryoshka=(32, 8))
+    unbroken = trained(split, graded, tmp_path / "a")
+    with pytest.raises(KilledError):
+        trained(split, graded, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
+    assert (tmp_path / "b" / "work" / "mined-1.npz").is_file()
+    resumed = trained(split, graded, tmp_path / "b")
+    assert resumed.resumed_at == unbroken.steps // 2 + 1
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
 def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, job: Job, tmp_path: Path):
     with pytest.raises(KilledError):
         trained(split, job, tmp_path, report=dying_at(6))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,8 @@ class PairCollator:
 
     Attributes:
         negatives: documents judged low that are drawn for each query of the batch, as far as it has any.
-        seed: of that draw, which depends on the batch alone, so that a resumed training draws the same.
+        mined: gives further documents to add for a query.
+        seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
     """
 
     pairs: Pairs
@@ -130,6 +131,7 @@ class PairCollator:
     document_tokens: TokenStore
     negatives: int = 0
     seed: int = 0
+    mined: Callable[[int], np.ndarray] | None = None
     valid_label_columns: tuple[str, ...] = ("label",)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -154,11 +156,9 @@ class PairCollator:
         }
 
     def _drawn(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if not self.negatives:
-            return np.zeros(0, dtype=np.int64)
+        drawn = [] if self.mined is None else [self.mined(int(query)) for query in queries]
         rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
-        drawn = []
-        for query in queries:
+        for query in queries if self.negatives else ():
             low = self.pairs.low_documents[self.pairs.low_indptr[query] : self.pairs.low_indptr[query + 1]]
             drawn.append(low if len(low) <= self.negatives else rng.choice(low, self.negatives, replace=False))
         return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)

@@ -129,6 +129,20 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
         self._last = time.monotonic()
 
 
+class Refresh(TrainerCallback):  # type: ignore[misc]
+    """Lets a recipe look at the model before each epoch."""
+
+    def __init__(self, refresh: Callable[[Any, int, Path], None], work: Path) -> None:
+        self.refresh = refresh
+        self.work = work
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        # A little more than the epoch so far, as 2.0 may be stored as 1.9999.
+        self.refresh(model, int((state.epoch or 0) + 1e-6), self.work)
+
+
 class BestWeights(TrainerCallback):  # type: ignore[misc]
     """Keeps the weights of the best evaluation so far in a folder, with its figures beside it.
 

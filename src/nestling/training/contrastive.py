@@ -11,6 +11,7 @@ from nestling.judgments.table import Judgments
 from nestling.training.batching import LengthBatches, PairCollator, Pairs
 from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
+from nestling.training.mining import MinedNegatives
 from nestling.training.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -82,9 +83,11 @@ def _material(
     )
     wanted = negatives if settings.negatives is None else settings.negatives
     lengths = documents.lengths[pairs.document]
+    mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         loss,
-        PairCollator(pairs, queries, documents, negatives=wanted, seed=settings.seed),
+        PairCollator(pairs, queries, documents, wanted, settings.seed, mined.of if mined else None),
         lambda batch_size, seed: LengthBatches(lengths, batch_size, seed=seed),
+        mined.refresh if mined else None,
     )

@@ -14,6 +14,7 @@ from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
     from torch import nn
 
 
@@ -52,9 +53,11 @@ class Material:
         loss: takes what the collator makes of a batch.
         collator: rows -> tensors; None for the library's own.
         sampler: (batch size, seed) -> batches of row numbers; None for the library's own.
+        refresh: (model, epoch, work folder), called before each epoch; None where nothing depends on the model.
     """
 
     examples: Dataset
     loss: nn.Module
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     sampler: Callable[[int, int], Iterable[list[int]]] | None = None
+    refresh: Callable[[SentenceTransformer, int, Path], None] | None = None

@@ -70,6 +70,8 @@ class TrainingSettings(Settings):
     """Contrastive recipes: learn from documents to queries too; as the recipe has it by default."""
     negatives: int | None = Field(default=None, ge=0)
     """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
+    mined: int = Field(default=0, ge=0)
+    """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
     fast: bool = True
     """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True

@@ -97,7 +97,7 @@ def fit(
         InputError: the settings do not fit the data or the model, or the loss diverged.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
     """
-    from nestling.training.callbacks import BestWeights, ClockCheckpoints, ProgressCallback, interruptible
+    from nestling.training.callbacks import BestWeights, ClockCheckpoints, ProgressCallback, Refresh, interruptible
     from nestling.training.dev import DevEvaluator
 
     recipe = find_recipe(job.recipe)
@@ -129,7 +129,10 @@ def fit(
     best = BestWeights(work / "best", metric)
     with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
-        trainer = _trainer(model, arguments, material, evaluator, [progress, clock, best])
+        callbacks = [progress, clock, best]
+        if material.refresh is not None:
+            callbacks.append(Refresh(material.refresh, work))
+        trainer = _trainer(model, arguments, material, evaluator, callbacks)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -144,6 +147,8 @@ def fit(
         atomic.write_json(work / SUMMARY, result.as_dict())
         for path in [*work.glob("checkpoint-*"), work / "best", work / "eval"]:
             shutil.rmtree(path, ignore_errors=True)
+        for path in work.glob("mined-*.npz"):
+            path.unlink()
     return result
 
 

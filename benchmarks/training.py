@@ -1,0 +1,239 @@
+"""The stock trainer against ours: the same model, pairs and epochs, in turn, in one run.
+
+    python benchmarks/training.py --quick
+
+Two questions, for titles and for descriptions. Speed: pairs a second of sentence-transformers' trainer as a script
+would call it (float32, its own sampler, collator and loss), and of ours, both after a warm-up. Same training: fed with
+the same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
+
+The last line is `training: RATIO`, the smaller of the two speed-ups.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import argparse
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from nestling.environment import hardware, versions
+from nestling.judgments.sources import load_judgments
+from nestling.judgments.table import Judgments
+from nestling.judgments.toolshed import generate
+from nestling.models import DEFAULT, find_model, load_model, no_bars
+from nestling.training.job import Job
+from nestling.training.precision import choose_attention, choose_precision
+from nestling.training.recipes import find_recipe
+from nestling.training.settings import TrainingSettings
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"
+THRESHOLD = 2.5
+LEARNING_RATE = 5e-5
+
+
+def titles(pairs: int) -> Judgments:
+    """Return pairs of queries and product titles, real ones where the data is there."""
+    source = load_judgments(REAL) if REAL.exists() else generate(25_000, seed=0)
+    return distinct(source.above(THRESHOLD), pairs)
+
+
+def descriptions(pairs: int) -> Judgments:
+    """Return pairs of queries and descriptions of about 190 tokens: the generated catalogue's, two to a document."""
+    source = generate(25_000, seed=0).above(THRESHOLD)
+    text = source.frame["title"] + ". " + source.frame["description"]
+    longer = source.frame.with_columns((text + " " + source.frame["description"]).alias("document"))
+    return distinct(Judgments.from_frame(longer, scale=(1, 3)), pairs)
+
+
+def distinct(judgments: Judgments, pairs: int) -> Judgments:
+    """Return pairs in which no query and no document comes twice, so that masks have nothing to do on either side."""
+    frame = judgments.frame.with_columns(judgments.query_keys.alias("q"), judgments.document_keys.alias("d"))
+    frame = frame.unique("q", keep="first", maintain_order=True).unique("d", keep="first", maintain_order=True)
+    return Judgments.from_frame(frame.drop("q", "d"), scale=(1, 3)).sample(pairs, seed=0)
+
+
+class Recorder:
+    """Notes when each step ended and what its loss was."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+
+
+def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same: bool) -> Recorder:
+    """Run `steps` steps of the stock side or of ours; with `same`, on the same batches and without dropout."""
+    import time
+
+    import torch
+    from sentence_transformers import SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    ours = side == "ours"
+    settings = TrainingSettings(batch_size=batch_size)
+    source = find_model(DEFAULT)
+    off = 0.0 if ours or same else None
+    model = load_model(source, attention_dropout=off, hidden_dropout=off)
+    job = Job(source, "mnrl", settings, THRESHOLD)
+    material = find_recipe("mnrl").prepare(judgments, job, model)
+    if ours:
+        examples, loss, collator = material.examples, material.loss, material.collator
+        precision = choose_precision("auto")
+        choose_attention(model, precision)
+    else:
+        pairs = material.collator.pairs  # type: ignore[union-attr]
+        from datasets import Dataset
+
+        texts = [(pairs.queries[q], pairs.documents[d]) for q, d in zip(pairs.query, pairs.document, strict=True)]
+        examples = Dataset.from_dict({"anchor": [q for q, _ in texts], "positive": [d for _, d in texts]})
+        loss, collator = MultipleNegativesRankingLoss(model), None
+        precision = choose_precision("fp32")
+    recorder = Recorder()
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            recorder.seconds.append(time.perf_counter() - self.start)
+
+        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+            if logs and "loss" in logs:
+                recorder.losses.append(float(logs["loss"]))
+
+    class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
+        def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
+            if material.sampler is not None and (ours or same):
+                return material.sampler(batch_size, settings.seed)
+            found: Iterable[Any] = super().get_batch_sampler(dataset, batch_size, drop_last, **options)
+            return found
+
+    with tempfile.TemporaryDirectory() as folder, no_bars():
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=LEARNING_RATE,
+            logging_steps=1,
+            save_strategy="no",
+            use_cpu=not torch.cuda.is_available(),
+            bf16=precision.name == "bf16",
+            fp16=precision.name == "fp16",
+            disable_tqdm=True,
+            report_to="none",
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=examples,
+            loss=loss,
+            data_collator=collator,
+            callbacks=[Clock()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return recorder
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """Run one side once and print its figures as JSON, in a process of its own so that peak memory is its own."""
+    import json
+
+    make = {"titles": titles, "descriptions": descriptions}[arguments.texts]
+    judgments = make(arguments.batch_size * arguments.steps)
+    found = train(
+        arguments.side, judgments, batch_size=arguments.batch_size, steps=arguments.steps, same=arguments.same
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"losses": found.losses, "seconds": found.seconds, "peak": peak}))
+
+
+def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool) -> dict[str, Any]:
+    """Run one side in a child process and return its figures."""
+    import json
+
+    command = [sys.executable, __file__, "--side", side, "--texts", texts]
+    command += ["--batch-size", str(batch_size), "--steps", str(steps), *(["--same"] if same else [])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(texts: str, *, batch_size: int, steps: int, rounds: int, same_steps: int) -> tuple[float, list[str]]:
+    """Return the median speed-up over rounds and the lines of the report."""
+    warm = max(2, steps // 5)
+    speeds: dict[str, list[float]] = {"stock": [], "ours": []}
+    peaks: dict[str, int] = {}
+    for _ in range(rounds):
+        for side in speeds:
+            found = ask(side, texts, batch_size=batch_size, steps=steps, same=False)
+            counted = found["seconds"][warm:]
+            speeds[side].append(batch_size * len(counted) / sum(counted))
+            peaks[side] = max(peaks.get(side, 0), found["peak"])
+    ratios = [a / b for a, b in zip(speeds["ours"], speeds["stock"], strict=True)]
+    lines = [
+        f"{texts:<13} {side:<6} {np.median(speeds[side]):8.1f} pairs/s   peak {peaks[side] / 2**20:6.0f} MiB"
+        for side in speeds
+    ]
+    if same_steps:
+        losses = {side: ask(side, texts, batch_size=batch_size, steps=same_steps, same=True) for side in speeds}
+        apart = np.abs(np.array(losses["ours"]["losses"]) - np.array(losses["stock"]["losses"]))
+        lines.append(
+            f"{texts:<13} same batches, no dropout: loss apart by {apart.mean():.4f} on average, {apart.max():.4f} at "
+            f"most, of {np.mean(losses['stock']['losses']):.3f}, over {len(apart)} steps"
+        )
+    return float(np.median(ratios)), lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    logging.disable(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under 50 seconds on two cores")
+    parser.add_argument("--side", choices=["stock", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--texts", choices=["titles", "descriptions"], help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--same", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.side:
+        child(options)
+        return
+    sizes = {
+        "titles": (options.batch_size, 6 if options.quick else 40),
+        "descriptions": (32, 5 if options.quick else 20),
+    }
+    ratios = []
+    table = pl.DataFrame({"what": ["processor", "cores"], "is": [str(hardware()[k]) for k in ("processor", "cores")]})
+    print(", ".join(f"{what} {value}" for what, value in table.iter_rows()), f"torch {versions()['torch']}")
+    for texts, (batch_size, steps) in sizes.items():
+        ratio, lines = compare(
+            texts,
+            batch_size=batch_size,
+            steps=options.steps or steps,
+            rounds=1 if options.quick else 3,
+            same_steps=0 if options.quick else 20,
+        )
+        ratios.append(ratio)
+        print("\n".join(lines))
+        print(f"{texts:<13} ratio {ratio:.1f}")
+    print(f"training: {min(ratios):.1f}")
+
+
+if __name__ == "__main__":
+    main()
