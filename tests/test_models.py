@@ -73,3 +73,12 @@ def test_tokens_are_counted_as_the_model_does(tiny_model_path: Path):
     expected = [len(model.tokenizer(text)["input_ids"]) for text in texts]
     assert count(texts).tolist() == expected
     assert limit == model.max_seq_length
+
+
+def test_the_fingerprint_follows_the_weights_not_the_place(tiny_model_path: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_path, folder)
+    assert find_model(str(folder)).fingerprint == find_model(str(tiny_model_path)).fingerprint
+    weights = next(folder.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert find_model(str(folder)).fingerprint != find_model(str(tiny_model_path)).fingerprint

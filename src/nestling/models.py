@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +42,17 @@ class ModelSource:
     name: str
     kind: Literal["folder", "bundled", "hub"]
     folder: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the weights, the tokenizer or any other file that a result depends on."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix in (".safetensors", ".json", ".txt", ".model"):
+                digest.update(path.relative_to(self.folder).as_posix().encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+        return digest.hexdigest()
 
 
 def find_model(name: str) -> ModelSource:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from nestling import atomic, stages
-from nestling.environment import hardware, versions
 from nestling.errors import InputError
 from nestling.experiment import DEMO, Experiment, Variant
 from nestling.judgments.split import Split
-from nestling.judgments.split_files import read_split, summarise
+from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
 from nestling.report import charts, tables
 from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
+from nestling.run_results import StudyResults
 from nestling.training.recipes import PRETRAINED
 
 if TYPE_CHECKING:
@@ -160,7 +158,7 @@ class _Study:
         for variant in self.experiment.variants:
             job = jobs[variant.name]
             base = self.experiment.base_of(variant)
-            made_from = [split, base] if job is None else [split, job.fingerprint()]
+            made_from = [split, find_model(base).fingerprint if job is None else job.fingerprint()]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
             measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
@@ -278,68 +276,20 @@ class _Study:
         trainings: dict[str, TrainingResult],
         evaluation: tuple[Qrels, dict[str, pl.DataFrame]],
     ) -> Run:
-        from nestling.evaluation.grid import summarise as summarise_variant
-
         qrels, found = evaluation
-        settings = self.experiment.evaluation
-        results = pl.concat([summarise_variant(name, per_query) for name, per_query in found.items()])
-        per_query = pl.concat([t.select(pl.lit(name).alias("variant"), pl.all()) for name, t in found.items()])
-        with atomic.new_file(self.folder.results) as temporary:
-            results.write_parquet(temporary)
-        with atomic.new_file(self.folder.per_query) as temporary:
-            per_query.write_parquet(temporary)
-        ceiling = qrels.ceiling(10)
-        self._write_json(results, inspection, split, trainings, qrels)
-        subtitle = (
-            f"{self.judgments.source}: {qrels.n_queries:,} test queries, {qrels.n_documents:,} documents, "
-            f"{settings.protocol}"
+        study = StudyResults(
+            self.experiment, self.judgments, self.threshold, inspection, split, trainings, qrels, found, self.seconds
         )
-        pictures = tuple(
-            charts.save(charts.measure_by_dim(results, measure, subtitle=subtitle), self.folder.picture(measure))[0]
-            for measure in settings.measures[:2]
-        )
-        regressions = tuple(name for name, result in trainings.items() if result.regression)
+        results, pictures = study.write(self.folder)
         names = [(v.name, v.recipe, self.experiment.base_of(v)) for v in self.experiment.variants]
         logger.info("run %s is finished", self.experiment.name)
         return Run(
-            self.experiment,
-            self.folder.path,
-            results,
-            tables.reference_of(names),
-            regressions,
-            ceiling,
-            qrels.n_queries,
-            pictures,
+            experiment=self.experiment,
+            folder=self.folder.path,
+            results=results,
+            reference=tables.reference_of(names),
+            regressions=tuple(name for name, result in trainings.items() if result.regression),
+            ceiling=qrels.ceiling(10),
+            queries=qrels.n_queries,
+            pictures=pictures,
         )
-
-    def _write_json(
-        self,
-        results: pl.DataFrame,
-        inspection: Inspection,
-        split: Split,
-        trainings: dict[str, TrainingResult],
-        qrels: Qrels,
-    ) -> None:
-        earlier: dict[str, float] = {}
-        if self.folder.results_json.is_file():
-            earlier = json.loads(self.folder.results_json.read_text(encoding="utf-8")).get("seconds", {})
-        value: dict[str, Any] = {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "experiment": self.experiment.model_dump(mode="json"),
-            "threshold": self.threshold,
-            "data": {"source": self.judgments.source, "fingerprint": self.judgments.fingerprint},
-            "inspection": inspection.as_dict(),
-            "split": summarise(split),
-            "test": {
-                "protocol": qrels.protocol,
-                "queries": qrels.n_queries,
-                "documents": qrels.n_documents,
-                "ceiling@10": qrels.ceiling(10),
-            },
-            "training": {name: result.as_dict() for name, result in trainings.items()},
-            "results": results.to_dicts(),
-            "seconds": {**earlier, **self.seconds},
-            "versions": versions(),
-            "hardware": hardware(),
-        }
-        atomic.write_json(self.folder.results_json, value)

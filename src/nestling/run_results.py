@@ -1,0 +1,97 @@
+"""What a finished study leaves behind for people and machines: result tables, one JSON file, and pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from nestling import atomic
+from nestling.environment import hardware, versions
+from nestling.experiment import Experiment
+from nestling.judgments.inspection import Inspection
+from nestling.judgments.split import Split
+from nestling.judgments.split_files import summarise
+from nestling.judgments.table import Judgments
+from nestling.report import charts
+from nestling.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from nestling.evaluation.qrels import Qrels
+    from nestling.training.trainer import TrainingResult
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All that a study found out.
+
+    Attributes:
+        trainings: what each training did, by variant.
+        qrels: the test side's.
+        per_query: each variant's figures by size and query, in the order of the experiment.
+        seconds: how long the parts of this call took; those that were done before are missing.
+    """
+
+    experiment: Experiment
+    judgments: Judgments
+    threshold: float
+    inspection: Inspection
+    split: Split
+    trainings: dict[str, TrainingResult]
+    qrels: Qrels
+    per_query: dict[str, pl.DataFrame]
+    seconds: dict[str, float]
+
+    def write(self, folder: RunFolder) -> tuple[pl.DataFrame, tuple[Path, ...]]:
+        """Write `results.parquet`, `per_query.parquet`, `results.json`, and pictures of the first two measures.
+
+        Returns:
+            the long table of results, and the paths of the PNG files.
+        """
+        from nestling.evaluation.grid import summarise as summarise_variant
+
+        results = pl.concat([summarise_variant(name, table) for name, table in self.per_query.items()])
+        every = [table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in self.per_query.items()]
+        with atomic.new_file(folder.results) as temporary:
+            results.write_parquet(temporary)
+        with atomic.new_file(folder.per_query) as temporary:
+            pl.concat(every).write_parquet(temporary)
+        atomic.write_json(folder.results_json, self._as_json(results, folder.results_json))
+        subtitle = (
+            f"{self.judgments.source}: {self.qrels.n_queries:,} test queries, {self.qrels.n_documents:,} documents, "
+            f"{self.qrels.protocol}"
+        )
+        pictures = tuple(
+            charts.save(charts.measure_by_dim(results, measure, subtitle=subtitle), folder.picture(measure))[0]
+            for measure in self.experiment.evaluation.measures[:2]
+        )
+        return results, pictures
+
+    def _as_json(self, results: pl.DataFrame, before: Path) -> dict[str, Any]:
+        # Of parts that an earlier call did, only its own file knows how long they took.
+        earlier: dict[str, float] = {}
+        if before.is_file():
+            earlier = json.loads(before.read_text(encoding="utf-8")).get("seconds", {})
+        return {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "experiment": self.experiment.model_dump(mode="json"),
+            "threshold": self.threshold,
+            "data": {"source": self.judgments.source, "fingerprint": self.judgments.fingerprint},
+            "inspection": self.inspection.as_dict(),
+            "split": summarise(self.split),
+            "test": {
+                "protocol": self.qrels.protocol,
+                "queries": self.qrels.n_queries,
+                "documents": self.qrels.n_documents,
+                "ceiling@10": self.qrels.ceiling(10),
+            },
+            "training": {name: result.as_dict() for name, result in self.trainings.items()},
+            "results": results.to_dicts(),
+            "seconds": {**earlier, **self.seconds},
+            "versions": versions(),
+            "hardware": hardware(),
+        }
