@@ -35,7 +35,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import DEFAULT, find_model, load_model, no_bars
 from nestling.training.job import Job
-from nestling.training.precision import choose_attention, choose_precision
+from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 
@@ -94,7 +94,9 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
     if ours:
         examples, loss, collator = material.examples, material.loss, material.collator
         precision = choose_precision("auto")
-        choose_attention(model, precision)
+        autocast, _ = settle(model, loss, precision, processes=1)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
     else:
         pairs = material.collator.pairs  # type: ignore[union-attr]
         from datasets import Dataset
@@ -102,7 +104,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
         texts = [(pairs.queries[q], pairs.documents[d]) for q, d in zip(pairs.query, pairs.document, strict=True)]
         examples = Dataset.from_dict({"anchor": [q for q, _ in texts], "positive": [d for _, d in texts]})
         loss, collator = MultipleNegativesRankingLoss(model), None
-        precision = choose_precision("fp32")
+        precision, autocast = choose_precision("fp32"), False
     recorder = Recorder()
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -119,7 +121,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
     class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
         def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
             if material.sampler is not None and (ours or same):
-                return material.sampler(batch_size, settings.seed)
+                return material.sampler(batch_size, settings.seed, 1)
             found: Iterable[Any] = super().get_batch_sampler(dataset, batch_size, drop_last, **options)
             return found
 
@@ -132,8 +134,8 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
             logging_steps=1,
             save_strategy="no",
             use_cpu=not torch.cuda.is_available(),
-            bf16=precision.name == "bf16",
-            fp16=precision.name == "fp16",
+            bf16=autocast and precision.name == "bf16",
+            fp16=autocast and precision.name == "fp16",
             disable_tqdm=True,
             report_to="none",
         )

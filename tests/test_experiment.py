@@ -11,6 +11,7 @@ import yaml
 from nestling.errors import InputError
 from nestling.experiment import Variant
 from nestling.experiment_files import load_experiment, make_experiment, make_settings
+from nestling.training.recipes import RECIPES
 from nestling.training.settings import Matryoshka, TrainingSettings
 
 
@@ -76,7 +77,7 @@ def test_dotted_changes_are_applied_on_top_of_the_file(tmp_path: Path):
         ("speed: 3\n", r"line 1: speed: unknown key"),
         (
             "variants: [pretrained, mnr]\n",
-            r"line 1: variants\.1\.recipe: unknown recipe 'mnr'; choose pretrained, mnrl",
+            r"line 1: variants\.1\.recipe: unknown recipe 'mnr'; choose pretrained, graded, mnrl",
         ),
         ("variants: [mnrl+mat]\n", r"variants\.0: 'mnrl\+mat': after the recipe only \+matryoshka is known"),
         ("variants: []\n", r"variants needs at least one"),
@@ -123,3 +124,15 @@ def test_schedules_are_those_that_the_trainer_knows():
 
 def test_a_name_is_made_of_what_a_variant_is():
     assert Variant.model_validate({"recipe": "cosent", "base": "a/b", "matryoshka": {}}).name == "cosent+matryoshka-a-b"
+
+
+def test_what_a_recipe_needs_stands_between_the_experiments_settings_and_the_variants():
+    experiment = make_experiment(
+        {
+            "training": {"learning_rate": 1e-5, "seed": 7},
+            "variants": ["mnrl", "static", {"name": "mine", "recipe": "static", "training": {"learning_rate": 0.1}}],
+        }
+    )
+    rates = [experiment.training_of(variant).learning_rate for variant in experiment.variants]
+    assert rates == [1e-5, RECIPES["static"].defaults["learning_rate"], 0.1]
+    assert {experiment.training_of(variant).seed for variant in experiment.variants} == {7}

@@ -10,13 +10,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__
-from nestling.cli_options import Columns, Json, Overrides, as_changes, named_models, numbers, run_name
+from nestling import __version__, cli_tuning
+from nestling.cli_options import Columns, Json, Overrides, as_changes, named_models, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
 
@@ -50,19 +50,10 @@ def run(
 ) -> None:
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
     from nestling import pipeline
-    from nestling.experiment_files import load_experiment
     from nestling.report import tables
 
-    path = Path(experiment) if experiment and experiment.endswith((".yaml", ".yml")) else None
-    changes: dict[str, Any] = {}
-    if experiment and path is None:
-        # Not the demo's sizes: someone else's data are taken whole, with the defaults of a study.
-        changes = {"name": run_name(experiment), "data": {"source": experiment}, "training": {}}
-    changes.update({f"data.{key}": value for key, value in columns.given().items()})
-    if name:
-        changes["name"] = name
-    changes.update(as_changes(change))
-    done = pipeline.run(load_experiment(path, changes), runs=runs, overwrite=overwrite, observer=_observer())
+    chosen = cli_tuning.experiment_of(experiment, columns=columns, name=name, change=change)
+    done = pipeline.run(chosen, runs=runs, overwrite=overwrite, observer=_observer())
     if as_json:
         print((done.folder / "results.json").read_text(encoding="utf-8"))
         return
@@ -151,7 +142,7 @@ def train(
     split: Annotated[Path, Parameter(help="A folder that nestling split wrote.")],
     out: Annotated[Path, Parameter(help="The model's folder.")],
     *,
-    recipe: Annotated[str, Parameter(help="mnrl, cosine or cosent.")] = "mnrl",
+    recipe: Annotated[str, Parameter(help="graded, mnrl, static, cosine or cosent.")] = "mnrl",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
     matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
     dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
@@ -166,6 +157,7 @@ def train(
     """
     from nestling import stages
     from nestling.experiment_files import make_settings
+    from nestling.training.recipes import find_recipe
     from nestling.training.settings import Matryoshka, TrainingSettings
 
     prefixes = None
@@ -177,10 +169,12 @@ def train(
         recipe=recipe,
         base=base,
         matryoshka=prefixes,
-        settings=make_settings(TrainingSettings, **as_changes(change)),
+        settings=make_settings(TrainingSettings, **{**find_recipe(recipe).defaults, **as_changes(change)}),
         threshold=threshold,
         observer=_observer(),
     )
+    if not _speaks():
+        return
     if as_json:
         print(json.dumps(result.as_dict()))
         return
@@ -231,6 +225,10 @@ def evaluate(
         out.print(tables.by_dim_table(rows, measure))
 
 
+app.command(cli_tuning.tune)
+app.command(cli_tuning.curve)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when all went well, 2 on bad input, 130 on Ctrl-C."""
     _quiet_libraries()
@@ -270,9 +268,15 @@ def _errors() -> Console:
 
 
 def _observer() -> Observer:
+    from nestling.observer import Observer
     from nestling.terminal import TerminalObserver
 
-    return TerminalObserver(_errors())
+    return TerminalObserver(_errors()) if _speaks() else Observer()
+
+
+def _speaks() -> bool:
+    """Whether this is the one of several processes (accelerate launch, torchrun) that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _quiet_libraries() -> None:

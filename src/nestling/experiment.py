@@ -146,8 +146,11 @@ class Experiment(Settings):
         return variant.base or self.model
 
     def training_of(self, variant: Variant) -> TrainingSettings:
-        """Return the training settings of `variant`: the experiment's with its own on top."""
-        return TrainingSettings.model_validate({**self.training.model_dump(exclude_unset=True), **variant.training})
+        """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""
+        needs = RECIPES[variant.recipe].defaults if variant.recipe in RECIPES else {}
+        return TrainingSettings.model_validate(
+            {**self.training.model_dump(exclude_unset=True), **needs, **variant.training}
+        )
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML with every setting spelled out, so that it reads back as the same."""

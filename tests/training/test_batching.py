@@ -75,6 +75,14 @@ def test_dropping_the_last_leaves_full_batches(lengths, size):
     assert len(made) == len(lengths) // size
 
 
+@given(lengths, st.integers(1, 40), st.integers(2, 4))
+def test_processes_that_share_the_batches_get_equally_many(lengths, size, processes):
+    made = list(LengthBatches(np.array(lengths), size, seed=0, processes=processes))
+    all_of_them = list(LengthBatches(np.array(lengths), size, seed=0))
+    assert len(made) % processes == 0
+    assert len(all_of_them) - len(made) < processes
+
+
 def test_seed_and_epoch_decide_the_batches():
     lengths = np.random.default_rng(0).integers(5, 50, 500)
 

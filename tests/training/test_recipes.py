@@ -10,7 +10,7 @@ import pytest
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
-from nestling.training.contrastive import positive_pairs
+from nestling.training.contrastive import positive_pairs, positives_above
 from nestling.training.job import Job
 from nestling.training.recipes import RECIPES, find_recipe
 from nestling.training.scored import scored_pairs
@@ -48,7 +48,9 @@ def test_equal_scores_cannot_be_ranked(judgments: Judgments):
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown recipe 'mse'; choose pretrained, graded, mnrl, cosine, cosent"):
+    with pytest.raises(
+        InputError, match="unknown recipe 'mse'; choose pretrained, graded, mnrl, static, cosine, cosent"
+    ):
         find_recipe("mse")
 
 
@@ -60,14 +62,23 @@ def test_every_recipe_gives_a_loss_that_can_be_computed(
     from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
     job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(), 1.5, matryoshka)
-    model = load_model(job.base)
+    model = find_recipe(recipe).build(judgments, job)
     material = find_recipe(recipe).prepare(judgments, job, model)
     collator = material.collator or SentenceTransformerDataCollator(model.preprocess)
     batch = collator([material.examples[row] for row in range(len(material.examples))])
-    label = batch.pop("label")
+    label = batch.pop("label", None)
     columns = dict.fromkeys(name.split("_")[0] for name in batch)
     features = [
         {name.removeprefix(f"{column}_"): value for name, value in batch.items() if name.startswith(f"{column}_")}
         for column in columns
     ]
     assert material.loss(features, label).item() > 0
+
+
+@pytest.mark.parametrize(("given", "above"), [(None, 1.998), (2.2, 2.2)])
+def test_generous_positives_begin_at_the_middle_of_the_scale(
+    judgments: Judgments, tiny_model_path: Path, given: float | None, above: float
+):
+    job = Job(find_model(str(tiny_model_path)), "static", TrainingSettings(positives_above=given), 2.5)
+    assert positives_above(judgments, job, generous=True) == pytest.approx(above)
+    assert positives_above(judgments, job) == (given or 2.5)

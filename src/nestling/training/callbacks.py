@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from nestling import atomic
@@ -112,10 +113,16 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
         self._last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.interrupted.is_set():
-            control.should_save = True
+        stop, save = self.interrupted.is_set(), time.monotonic() - self._last >= self.seconds
+        if args.world_size > 1:
+            # Clocks and signals differ between processes, what they do next must not.
+            wishes = torch.tensor([stop, save], dtype=torch.int32, device=args.device)
+            torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+            stop, save = map(bool, wishes.tolist())
+        if stop:
+            self.interrupted.set()
             control.should_training_stop = True
-        elif time.monotonic() - self._last >= self.seconds:
+        if stop or save:
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

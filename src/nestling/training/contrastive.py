@@ -25,17 +25,36 @@ def mnrl(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material
     With `fast` (the default) documents that are known to be relevant to a query are no negatives of it, texts are
     batched by length, and the loss is our own. Without, all of it is the library's.
     """
+    threshold = positives_above(judgments, job)
     if not job.settings.fast:
-        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+        return _stock(judgments, job, model, threshold)
+    return _material(judgments, job, model, threshold, graded=False, symmetric=False, negatives=0)
 
-        loss = MultipleNegativesRankingLoss(model, scale=job.settings.scale)
-        return Material(positive_pairs(judgments, job.threshold), with_matryoshka(model, loss, job))
-    return _material(judgments, job, model, graded=False, symmetric=False, negatives=0)
+
+def generous(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+    """Prepare the library's multiple negatives ranking on all pairs from the middle of the scale upwards."""
+    return _stock(judgments, job, model, positives_above(judgments, job, generous=True))
 
 
 def graded(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
     """Prepare the graded contrastive loss: every relevant pair with its weight, documents judged low as negatives."""
-    return _material(judgments, job, model, graded=True, symmetric=True, negatives=1)
+    threshold = positives_above(judgments, job)
+    return _material(judgments, job, model, threshold, graded=True, symmetric=True, negatives=1)
+
+
+def positives_above(judgments: Judgments, job: Job, *, generous: bool = False) -> float:
+    """Return the score above which a pair is trained as a positive.
+
+    Args:
+        generous: take all from the middle of the scale upwards, though fewer are relevant in the evaluation.
+    """
+    if job.settings.positives_above is not None:
+        return job.settings.positives_above
+    if not generous:
+        return job.threshold
+    low, high = judgments.scale
+    # A little below the middle, as it shall count itself.
+    return min(job.threshold, (low + high) / 2 - (high - low) / 1000)
 
 
 def positive_pairs(judgments: Judgments, threshold: float) -> Dataset:
@@ -52,21 +71,35 @@ def positive_pairs(judgments: Judgments, threshold: float) -> Dataset:
     return Dataset.from_dict({"anchor": frame["query"].to_list(), "positive": frame["document"].to_list()})
 
 
+def _stock(judgments: Judgments, job: Job, model: SentenceTransformer, threshold: float) -> Material:
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    loss = MultipleNegativesRankingLoss(model, scale=job.settings.scale)
+    return Material(positive_pairs(judgments, threshold), with_matryoshka(model, loss, job))
+
+
 def _material(
-    judgments: Judgments, job: Job, model: SentenceTransformer, *, graded: bool, symmetric: bool, negatives: int
+    judgments: Judgments,
+    job: Job,
+    model: SentenceTransformer,
+    threshold: float,
+    *,
+    graded: bool,
+    symmetric: bool,
+    negatives: int,
 ) -> Material:
     from datasets import Dataset
 
     from nestling.training.losses import ContrastiveLoss, Relevance
 
-    pairs = Pairs.from_judgments(judgments, threshold=job.threshold)
-    if not len(pairs):
-        raise InputError(f"{judgments.source}: no training pair is scored above {job.threshold:g}; lower the threshold")
     settings = job.settings
+    pairs = Pairs.from_judgments(judgments, threshold=threshold)
+    if not len(pairs):
+        raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
     limit = model.max_seq_length
     queries = TokenStore.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
     documents = TokenStore.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
-    relevant = pairs.judged_score > job.threshold
+    relevant = pairs.judged_score > threshold
     low, high = judgments.scale
     weight = (pairs.judged_score[relevant] - low) / (high - low) if graded else np.ones(int(relevant.sum()))
     relevance = Relevance(
@@ -88,6 +121,6 @@ def _material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         loss,
         PairCollator(pairs, queries, documents, wanted, settings.seed, mined.of if mined else None),
-        lambda batch_size, seed: LengthBatches(lengths, batch_size, seed=seed),
+        lambda size, seed, processes: LengthBatches(lengths, size, seed=seed, processes=processes),
         mined.refresh if mined else None,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,9 +44,25 @@ def gather_batch(
 def _gathered(value: Tensor, lengths: Tensor) -> Tensor:
     most = int(lengths.max())
     padded = torch.cat([value, value.new_zeros((most - len(value), *value.shape[1:]))])
-    if value.is_floating_point():
-        parts = torch.distributed.nn.functional.all_gather(padded)  # type: ignore[attr-defined]
-    else:
-        parts = [torch.zeros_like(padded) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+    every: Tensor = _Gather.apply(padded) if value.is_floating_point() else _all(padded)  # type: ignore[no-untyped-call]
+    return torch.cat([part[: int(n)] for part, n in zip(every, lengths, strict=True)])
+
+
+def _all(value: Tensor) -> Tensor:
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.stack(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """(n, ...) of each process -> (processes, n, ...) on all; gradients of one's own part are summed over processes."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return _all(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        summed = gradient.contiguous()
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]

@@ -40,7 +40,7 @@ class Job:
     def fingerprint(self) -> str:
         """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
-        parts = [self.base.name, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        parts = [self.base.fingerprint, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -52,12 +52,12 @@ class Material:
         examples: the data set; one row is one example.
         loss: takes what the collator makes of a batch.
         collator: rows -> tensors; None for the library's own.
-        sampler: (batch size, seed) -> batches of row numbers; None for the library's own.
+        sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
         refresh: (model, epoch, work folder), called before each epoch; None where nothing depends on the model.
     """
 
     examples: Dataset
     loss: nn.Module
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
-    sampler: Callable[[int, int], Iterable[list[int]]] | None = None
+    sampler: Callable[[int, int, int], Iterable[list[int]]] | None = None
     refresh: Callable[[SentenceTransformer, int, Path], None] | None = None

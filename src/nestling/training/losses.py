@@ -98,10 +98,12 @@ class ContrastiveLoss(nn.Module):
         self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
         self.graded = graded
         self.symmetric = symmetric
+        self.compute_dtype: torch.dtype | None = None
+        """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        queries, documents = (self.model(dict(column))["sentence_embedding"] for column in features)
+        queries, documents = (self._embedded(column) for column in features)
         numbers = labels
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             from nestling.training.gathering import gather_batch
@@ -122,6 +124,20 @@ class ContrastiveLoss(nn.Module):
                 loss = (loss + _nll(logits.T, relevant.T, weights.T)) / 2
             total = total + weight * loss
         return total
+
+    def _embedded(self, column: dict[str, Tensor]) -> Tensor:
+        if self.compute_dtype is None:
+            embedding: Tensor = self.model(dict(column))["sentence_embedding"]
+            return embedding
+        transformer, *others = self.model
+        cast = {name: value.to(self.compute_dtype) for name, value in transformer.named_parameters()}
+        states = torch.func.functional_call(transformer, cast, (dict(column),))
+        # Means over tokens and lengths of vectors in float32, as autocast has them.
+        states["token_embeddings"] = states["token_embeddings"].float()
+        for module in others:
+            states = module(states)
+        embedding = states["sentence_embedding"]
+        return embedding
 
     def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         known = self.relevance(numbers["query"], numbers["document"])

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
+from nestling.models import load_model
 from nestling.training import contrastive, scored
 from nestling.training.job import Job, Material
+from nestling.training.static import RECOMMENDED as STATIC
+from nestling.training.static import build_static
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 PRETRAINED = "pretrained"
 """Not a recipe but the lack of one: the base model as it is."""
+
+
+def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
+    """Return the base model as it is, with the dropout and the length limit of the settings."""
+    settings = job.settings
+    model = load_model(job.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
+    if settings.max_seq_length:
+        model.max_seq_length = settings.max_seq_length
+    return model
+
+
+def word_pieces(judgments: Judgments, job: Job) -> SentenceTransformer:
+    """Return a table of word-piece vectors made of the base model and the training texts."""
+    return build_static(job.base, [*judgments.frame["query"].unique(), *judgments.frame["document"].unique()])
 
 
 @dataclass(frozen=True)
@@ -25,10 +42,15 @@ class Recipe:
     Attributes:
         prepare: (train split, job, model) -> data, loss and batches.
         summary: one line for a person.
+        build: (train split, job) -> the model to train.
+        defaults: training settings that this recipe needs other than the general ones. A variant's own settings
+            stand above them, an experiment's for all variants below.
     """
 
     prepare: Callable[[Judgments, Job, SentenceTransformer], Material]
     summary: str
+    build: Callable[[Judgments, Job], SentenceTransformer] = transformer
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -40,6 +62,19 @@ RECIPES: dict[str, Recipe] = {
     "mnrl": Recipe(
         contrastive.mnrl,
         "multiple negatives ranking (InfoNCE) on the pairs above the threshold, other documents as negatives",
+    ),
+    "static": Recipe(
+        contrastive.generous,
+        "a table of word-piece vectors in place of the transformer, trained like mnrl: a hundredth of the cost to run",
+        build=word_pieces,
+        defaults={
+            "learning_rate": STATIC.learning_rate,
+            "batch_size": STATIC.batch_size,
+            "epochs": STATIC.epochs,
+            "scale": STATIC.scale,
+            "precision": "fp32",
+            "fast": False,
+        },
     ),
     "cosine": Recipe(
         scored.cosine,

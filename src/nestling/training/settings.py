@@ -70,6 +70,8 @@ class TrainingSettings(Settings):
     """Contrastive recipes: learn from documents to queries too; as the recipe has it by default."""
     negatives: int | None = Field(default=None, ge=0)
     """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
+    positives_above: float | None = None
+    """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
     mined: int = Field(default=0, ge=0)
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
     fast: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import shutil
 import sys
@@ -18,7 +19,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job, Material
-from nestling.training.precision import choose_attention, choose_precision
+from nestling.training.precision import Precision, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 
@@ -43,10 +44,10 @@ class TrainingResult:
         seconds: spent in steps by this process, evaluations and checkpoints apart.
         pairs_per_second: at which it saw examples.
         resumed_at: the step that this process went on from; None if it began anew.
-        before: dev figures of the base model; `dev_recall@10`, `dev_mrr@10`.
-        after: those of the weights that were kept.
+        before: dev figures of the base model in float32; `dev_recall@10`, `dev_mrr@10`.
+        after: those of the weights that were kept, in float32 too.
         kept_step: the step of those weights.
-        history: the trainer's log: loss and learning rate by step, dev figures by epoch.
+        history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
         peak_memory: bytes of the process at most (of the GPU's memory where one was used), the base model included.
     """
 
@@ -101,29 +102,30 @@ def fit(
     from nestling.training.dev import DevEvaluator
 
     recipe = find_recipe(job.recipe)
-    settings = job.settings
-    model = load_model(job.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
-    if job.settings.max_seq_length:
-        model.max_seq_length = job.settings.max_seq_length
+    model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)
     full = int(model.get_embedding_dimension() or 0)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
 
-    _prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}")
-    before = _measured_before(work / "before.json", evaluator, model)
+    precision = choose_precision(job.settings.precision)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    autocast, remark = settle(model, material.loss, precision, processes=processes)
+    arguments = _arguments(job.settings, precision.name if autocast else "fp32", len(material.examples), work)
+    with arguments.main_process_first(local=False):
+        _prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}")
+        before = _measured_before(work / "before.json", evaluator, model)
     checkpoint = last_checkpoint(work)
     resumed_at = int(checkpoint.name.split("-")[1]) if checkpoint else None
-    precision = choose_precision(job.settings.precision)
-    attention = choose_attention(model, precision)
-    lines = [f"precision {precision.name}: {precision.reason}" + (f"; {attention}" if attention else "")]
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
+    lines = [f"precision {precision.name}: {precision.reason}" + (f"; {remark}" if remark else "")]
     if checkpoint:
         lines.append(f"an earlier call was interrupted; going on from its checkpoint at step {resumed_at}")
     for line in lines:
         logger.info(line)
         if note:
             note(line)
-    arguments = _arguments(job.settings, precision.name, len(material.examples), work)
     metric = evaluator.primary_metric
     progress = ProgressCallback(len(material.examples), metric, report or (lambda _: None))
     best = BestWeights(work / "best", metric)
@@ -136,14 +138,21 @@ def fit(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupted.is_set():
             raise KeyboardInterrupt
-    result = _result(trainer, job, best.figures, before, progress, precision.name, precision.reason, resumed_at)
+    keep_best = job.settings.keep == "best"
+    kept_step = int(best.figures["step"]) if keep_best else int(trainer.state.global_step)
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        keep_best = job.settings.keep == "best"
         with atomic.new_folder(output) as temporary:
             if keep_best:
                 shutil.copytree(work / "best" / "model", temporary, dirs_exist_ok=True)
             else:
-                model.save_pretrained(str(temporary), create_model_card=False)
+                with no_bars():
+                    model.save_pretrained(str(temporary), create_model_card=False)
+    trainer.accelerator.wait_for_everyone()
+    # Measured again, as the base was: in float32, where the trainer's own figures are those of its autocast.
+    after = evaluator(load_model(str(output)))
+    result = _result(trainer, kept_step, before, after, progress, precision, resumed_at)
+    if trainer.is_world_process_zero():
         atomic.write_json(work / SUMMARY, result.as_dict())
         for path in [*work.glob("checkpoint-*"), work / "best", work / "eval"]:
             shutil.rmtree(path, ignore_errors=True)
@@ -249,7 +258,7 @@ def _trainer(
             """Take the recipe's batches where it has its own."""
             if material.sampler is None:
                 return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
-            return material.sampler(batch_size, arguments.seed)
+            return material.sampler(batch_size, arguments.seed, arguments.world_size)
 
     trainer = Trainer(
         model=model,
@@ -266,22 +275,14 @@ def _trainer(
 
 def _result(
     trainer: SentenceTransformerTrainer,
-    job: Job,
-    best: dict[str, float],
+    kept_step: int,
     before: dict[str, float],
+    after: dict[str, float],
     progress: ProgressCallback,
-    precision: str,
-    reason: str,
+    precision: Precision,
     resumed_at: int | None,
 ) -> TrainingResult:
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_dev_recall@10" in entry]
-    last = next(entry for entry in reversed(history) if "eval_dev_recall@10" in entry)
-    if job.settings.keep == "best":
-        after = {name: value for name, value in best.items() if name.startswith("dev_")}
-        kept_step = int(best["step"])
-    else:
-        after = {k.removeprefix("eval_"): v for k, v in last.items() if k.startswith("eval_dev_")}
-        kept_step = int(trainer.state.global_step)
     return TrainingResult(
         examples=progress.n_examples,
         steps=trainer.state.max_steps,
@@ -291,8 +292,8 @@ def _result(
         before=before,
         after=after,
         kept_step=kept_step,
-        precision=precision,
-        precision_reason=reason,
+        precision=precision.name,
+        precision_reason=precision.reason,
         peak_memory=_peak_memory(),
         history=history,
     )

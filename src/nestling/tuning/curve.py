@@ -1,0 +1,248 @@
+"""The learning curve: one recipe on growing shares of the training data, and whether more judgments would help."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.experiment import Experiment
+from nestling.judgments.table import Judgments
+from nestling.observer import Observer
+from nestling.run_folder import RunFolder, fingerprint
+from nestling.run_log import logged_to
+from nestling.tuning.ground import Ground, prepare
+
+logger = logging.getLogger(__name__)
+
+SHARES = (0.1, 0.25, 0.5, 1.0)
+MEASURES = ("recall@10", "mrr@10")
+FLAT = 0.005
+"""A change of recall@10 by a doubling that is smaller than this is within what a change of seed brings."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training on one share.
+
+    Attributes:
+        records, queries: of the training data that were used.
+        before, after: dev figures of the base and of the trained model, by measure.
+    """
+
+    share: float
+    seed: int
+    records: int
+    queries: int
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A finished learning curve.
+
+    Attributes:
+        points: by share, then seed.
+        results: long table: share, seed, records, queries, measure, value.
+        before: the untrained base's dev figure of each measure.
+        slope: change of recall@10 for a doubling of the records over the last one.
+        verdict: what follows, in a sentence.
+        files: curve.json, curve.parquet and the PNG picture.
+    """
+
+    variant: str
+    points: tuple[Point, ...]
+    results: pl.DataFrame
+    before: dict[str, float]
+    slope: float
+    verdict: str
+    folder: Path
+    files: tuple[Path, ...]
+
+
+def curve(
+    experiment: Experiment,
+    *,
+    variant: str | None = None,
+    shares: Sequence[float] = SHARES,
+    seeds: int = 1,
+    runs: Path = Path("runs"),
+    observer: Observer | None = None,
+) -> Curve:
+    """Train a variant on growing shares of the run's train split and measure each on dev.
+
+    The recipe stays as it is, epochs too, so that a tenth of the data is a tenth of the steps. Each finished share is
+    kept: the same call goes on after an interruption, and shares and seeds may be added. The test split is not
+    looked at. Models are not kept.
+
+    Args:
+        variant: its name; by default the first that is trained.
+        shares: of the training records, above 0 and up to 1.
+        seeds: trainings of each share; each draws its own samples, and trains with the settings' seed plus its number.
+
+    Raises:
+        InputError: something is wrong with the input, the folder holds another study or curve, or a share is too
+            small to train on.
+        KeyboardInterrupt: on Ctrl-C; the same call goes on.
+    """
+    shares = _checked(shares)
+    if seeds < 1:
+        raise InputError(f"a curve needs 1 seed or more, not {seeds}")
+    observer = observer or Observer()
+    ground = prepare(experiment, variant, runs=runs, observer=observer)
+    folder = ground.folder.path / "curve"
+    with RunFolder(folder).locked(), logged_to(ground.folder.log):
+        points = tuple(_point(ground, folder, share, seed, observer) for share in shares for seed in range(seeds))
+        return _finish(ground, folder, points)
+
+
+def nested_sample(train: Judgments, share: float, *, seed: int) -> Judgments:
+    """Return whole queries drawn at random until they hold `share` of the records or just more.
+
+    Queries come in an order that depends on the seed alone, so that a larger share holds the smaller.
+    """
+    keys = train.query_keys
+    distinct = keys.unique().sort()
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    rank = keys.replace_strict(distinct.gather(order), np.arange(len(distinct)), return_dtype=pl.Int64).to_numpy()
+    upto = np.cumsum(np.bincount(rank, minlength=len(distinct)))
+    # A hair less, so that rounding in share * records asks for no query more.
+    queries = int(np.searchsorted(upto, share * len(train) - 1e-6)) + 1
+    return train.take(np.flatnonzero(rank < queries))
+
+
+def slope_per_doubling(records: Sequence[float], values: Sequence[float]) -> float:
+    """Return the change of a measure for twice the records: the least-squares slope over log2 of the records."""
+    return float(np.polyfit(np.log2(np.asarray(records, dtype=np.float64)), np.asarray(values), 1)[0])
+
+
+def last_doubling(points: Sequence[Point]) -> list[Point]:
+    """Return the points from half the most records on, or those of the two largest shares where these lie alone."""
+    most = max(point.records for point in points)
+    chosen = [point for point in points if 2 * point.records >= most]
+    if len({point.share for point in chosen}) < 2:
+        largest = sorted({point.share for point in points})[-2:]
+        chosen = [point for point in points if point.share in largest]
+    return chosen
+
+
+def standard_error(records: Sequence[float], values: Sequence[float]) -> float:
+    """Return the standard error of `slope_per_doubling`; 0 where two points leave nothing to estimate it from."""
+    x, y = np.log2(np.asarray(records, dtype=np.float64)), np.asarray(values, dtype=np.float64)
+    if len(x) < 3:
+        return 0.0
+    left = y - np.polyval(np.polyfit(x, y, 1), x)
+    return float(np.sqrt((left @ left) / (len(x) - 2) / ((x - x.mean()) @ (x - x.mean()))))
+
+
+def verdict(points: Sequence[Point]) -> tuple[float, str]:
+    """Return the slope of recall@10 over the last doubling, and what follows from it in a sentence.
+
+    A slope counts where it is above FLAT and, with several seeds, above twice its standard error.
+    """
+    chosen = last_doubling(points)
+    records, values = [p.records for p in chosen], [p.after["recall@10"] for p in chosen]
+    slope = slope_per_doubling(records, values)
+    flat = max(FLAT, 2 * standard_error(records, values))
+    low, high = min(records), max(records)
+    facts = f"From {low:,} to {high:,} training records recall@10 on dev changes by {slope:+.4f} for each doubling"
+    if slope >= flat:
+        so = "more judgments would help"
+    elif slope <= -flat:
+        so = "more judgments of this kind do harm under this recipe: look at its settings, or at the newer judgments"
+    else:
+        so = f"that is flat (within {flat:.2g}), so more judgments of this kind would bring little"
+    return slope, f"{facts}: {so}."
+
+
+def _checked(shares: Sequence[float]) -> tuple[float, ...]:
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong:
+        raise InputError(f"a share of the training data lies above 0 and up to 1, not at {wrong[0]:g}")
+    if len(set(shares)) < 2:
+        raise InputError("a curve needs two shares or more, as in 0.1,0.25,0.5,1")
+    return tuple(sorted(set(shares)))
+
+
+def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Observer) -> Point:
+    """Read what an earlier call made of a share, or train on it."""
+    from nestling.training.trainer import fit
+
+    settings = ground.settings.model_copy(update={"seed": ground.settings.seed + seed})
+    job = ground.job(settings)
+    made_from = fingerprint(ground.split_print, ground.variant.name, job.fingerprint(), share, seed)
+    name = f"share-{share:g}-seed-{seed}"
+    title = f"share {share:g}" + (f", seed {seed}" if seed else "")
+    path = folder / f"{name}.json"
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.pop("made_from", None) != made_from:
+            raise InputError(
+                f"{path} was made from other data or settings; choose another --name, or remove {folder} first"
+            )
+        observer.stage(title, "done before")
+        return Point(**known)
+    sample = nested_sample(ground.split.train, share, seed=seed)
+    observer.stage(title, f"{len(sample):,} records")
+    work = folder / name
+    try:
+        result = fit(
+            sample,
+            ground.split.dev,
+            job,
+            output=work / "model",
+            work=work / "training",
+            report=lambda progress: observer.training(title, progress),
+            note=observer.note,
+        )
+    except InputError as error:
+        raise InputError(f"{title} ({len(sample):,} records): {error}") from error
+    finally:
+        observer.done()
+    before, after = ({m: figures[f"dev_{m}"] for m in MEASURES} for figures in (result.before, result.after))
+    point = Point(share, seed, len(sample), sample.query_keys.n_unique(), before, after)
+    atomic.write_json(path, {"made_from": made_from, **asdict(point)})
+    shutil.rmtree(work, ignore_errors=True)
+    observer.note(f"dev recall@10 {before['recall@10']:.4f} -> {after['recall@10']:.4f}")
+    logger.info("curve, %s: dev recall@10 %.4f with %d records", title, after["recall@10"], len(sample))
+    return point
+
+
+def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
+    from nestling.report.charts import save
+    from nestling.report.tuning_charts import learning_curve
+
+    rows = [
+        (point.share, point.seed, point.records, point.queries, measure, value)
+        for point in points
+        for measure, value in point.after.items()
+    ]
+    names = ["share", "seed", "records", "queries", "measure", "value"]
+    results = pl.DataFrame(rows, schema=names, orient="row")
+    before = points[0].before
+    slope, said = verdict(points)
+    files = [folder / "curve.json", folder / "curve.parquet"]
+    value = {
+        "variant": ground.variant.name,
+        "before": before,
+        "points": [asdict(point) for point in points],
+        "slope": slope,
+        "verdict": said,
+    }
+    atomic.write_json(files[0], value)
+    with atomic.new_file(files[1]) as temporary:
+        results.write_parquet(temporary)
+    queries = ground.split.dev.query_keys.n_unique()
+    subtitle = f"{ground.source}: {ground.variant.name}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
+    files.append(save(learning_curve(results, before=before, subtitle=subtitle), folder / "curve")[0])
+    logger.info("curve of %s: %s", ground.variant.name, said)
+    return Curve(ground.variant.name, points, results, before, slope, said, folder, tuple(files))

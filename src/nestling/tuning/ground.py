@@ -1,0 +1,122 @@
+"""What a search and a learning curve stand on: one variant of an experiment, its settled threshold and its split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from nestling import stages
+from nestling.errors import InputError
+from nestling.experiment import Experiment, Variant
+from nestling.judgments.split import Split
+from nestling.judgments.split_files import read_split
+from nestling.judgments.table import Judgments
+from nestling.observer import Observer
+from nestling.run_folder import RunFolder, fingerprint
+from nestling.training.recipes import PRETRAINED
+from nestling.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from nestling.training.job import Job
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One variant of an experiment on its data.
+
+    Attributes:
+        settings: the variant's training settings as the experiment has them.
+        split: the run's own; of its sides only train and dev are for use here.
+        split_print: fingerprint of what the split was made from, as in the run's state.
+        source: where the judgments came from, as a person would name it.
+    """
+
+    experiment: Experiment
+    variant: Variant
+    settings: TrainingSettings
+    folder: RunFolder
+    split: Split
+    split_print: str
+    threshold: float
+    source: str
+
+    def job(self, settings: TrainingSettings) -> Job:
+        """Return the training of the variant with these settings."""
+        return _job(self.experiment, self.variant, settings, self.threshold)
+
+
+def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Ground:
+    """Load the judgments and read the run's split, or make it where there is none yet.
+
+    Everything is checked before anything is written.
+
+    Args:
+        variant: its name; by default the first that is trained.
+
+    Raises:
+        InputError: there is no such variant, the data or the model cannot be had, or the folder's split was made
+            from other data or settings.
+    """
+    chosen = find_variant(experiment, variant)
+    settings = experiment.training_of(chosen)
+    judgments = stages.load(experiment.data, seed=experiment.split.seed)
+    threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    _job(experiment, chosen, settings, threshold)
+    folder = RunFolder(runs / experiment.name)
+    made_from = fingerprint(judgments.fingerprint, experiment.split.model_dump(mode="json"))
+    split = _split(judgments, experiment, folder, made_from, observer)
+    return Ground(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
+
+
+def find_variant(experiment: Experiment, name: str | None) -> Variant:
+    """Return the variant of that name, or the first that is trained.
+
+    Raises:
+        InputError: there is none, or it is not trained.
+    """
+    trained = [variant for variant in experiment.variants if variant.recipe != PRETRAINED]
+    names = ", ".join(variant.name for variant in trained) or "none"
+    if name is None and trained:
+        return trained[0]
+    for variant in trained:
+        if variant.name == name:
+            return variant
+    raise InputError(f"{experiment.name} trains no variant{f' {name!r}' if name else ''}; it trains {names}")
+
+
+def _job(experiment: Experiment, variant: Variant, settings: TrainingSettings, threshold: float) -> Job:
+    return stages.job_of(
+        variant.recipe,
+        base=experiment.base_of(variant),
+        matryoshka=variant.matryoshka,
+        settings=settings,
+        threshold=threshold,
+        dims=experiment.evaluation.dims,
+    )
+
+
+def _split(
+    judgments: Judgments, experiment: Experiment, folder: RunFolder, made_from: str, observer: Observer
+) -> Split:
+    # Workers that start together wait here for the first one's split; a nestling run in the folder is met below.
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.path / ".split.lock"):
+        known = folder.state.get("split")
+        if known not in (None, made_from):
+            raise InputError(
+                f"{folder.path}: its split was made from other data or settings; choose another --name, or make it "
+                "again with nestling run --overwrite"
+            )
+        if known and folder.split.exists():
+            observer.stage("split", "done before")
+            return read_split(folder.split)
+        with folder.locked():
+            observer.stage("split")
+            made = stages.split(judgments, out=folder.split, settings=experiment.split)
+            folder.mark("split", made_from)
+        sizes = ", ".join(f"{name} {len(side):,}" for name, side in made.sides.items())
+        observer.note(f"by {made.method}: {made.reason}; {sizes} records")
+        return made

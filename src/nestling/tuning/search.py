@@ -1,0 +1,221 @@
+"""Search the training settings of one variant for the best recall@10 on dev."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.experiment import Experiment
+from nestling.observer import Observer
+from nestling.run_folder import fingerprint
+from nestling.run_log import logged_to
+from nestling.tuning.ground import Ground, prepare
+from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned
+from nestling.tuning.space import DEFAULT_SPACE, Space, described, make_space, settings_with
+
+if TYPE_CHECKING:
+    import optuna
+
+    from nestling.training.callbacks import TrainingProgress
+    from nestling.training.trainer import TrainingResult
+    from nestling.tuning.workers import Crew
+
+logger = logging.getLogger(__name__)
+
+METRIC = "dev_recall@10"
+ALL_UNFIT = 3
+"""A search gives up when so many trials have ended and none of them could be trained."""
+
+
+def tune(
+    experiment: Experiment,
+    *,
+    variant: str | None = None,
+    trials: int = 20,
+    space: Space | None = None,
+    storage: Path | None = None,
+    runs: Path = Path("runs"),
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Search:
+    """Search the training settings of a variant with Optuna (Akiba et al. 2019, arXiv 1907.10902).
+
+    Each trial trains the variant on the run's train split and is worth its recall@10 on dev (for Matryoshka the mean
+    over its sizes); poor ones end after an epoch. The test split is not looked at. The first trial has the settings
+    that the experiment has, so the best is no worse than those. The same call goes on until `trials` have finished in
+    all; several processes may make it at once. Models are not kept.
+
+    Args:
+        variant: its name; by default the first that is trained.
+        space: what to search; by default DEFAULT_SPACE.
+        storage: the journal that workers share; by default in the run's folder. On other machines each worker has a
+            run folder of its own and the storage in common.
+        seed: of the sampler. One worker's search is repeatable.
+
+    Raises:
+        InputError: Optuna is missing, something is wrong with the input, the folder's split or the storage's search
+            is another one, or no trial could be trained.
+        KeyboardInterrupt: on Ctrl-C; the same call goes on with the trial that was broken off.
+    """
+    workers = _workers()
+    if trials < 1:
+        raise InputError(f"a search needs 1 trial or more, not {trials}")
+    observer = observer or Observer()
+    space = space or make_space(DEFAULT_SPACE)
+    ground = prepare(experiment, variant, runs=runs, observer=observer)
+    folder = ground.folder.path / "tuning"
+    made_from = fingerprint(
+        ground.split_print,
+        ground.variant.name,
+        ground.job(ground.settings).fingerprint(),
+        [(dimension.name, dimension.as_dict()) for dimension in space],
+        seed,
+    )
+    with logged_to(ground.folder.log):
+        first = _first(ground, space)
+        crew = workers.Crew(storage or folder / "study.journal", space, made_from=made_from, seed=seed, first=first)
+        with crew.at_work():
+            done = _work(crew, ground, folder, trials, observer)
+        logger.info("tuning of %s: %d trials are finished", ground.variant.name, len(crew.trials(*workers.FINISHED)))
+        if not done:
+            observer.note("all trials asked for had finished before")
+        with crew.turn():
+            return _finish(crew, ground, folder, observer)
+
+
+def _workers() -> Any:
+    try:
+        from nestling.tuning import workers
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "optuna":
+            raise
+        raise InputError("nestling tune needs Optuna; install it with pip install 'nestling[tune]'") from None
+    return workers
+
+
+def _first(ground: Ground, space: Space) -> dict[str, Any] | None:
+    """Return the experiment's own settings as a first trial, or None where the space leaves one of them out."""
+    own = {dimension.name: dimension.match(getattr(ground.settings, dimension.name)) for dimension in space}
+    outside = [name for name, value in own.items() if not value]
+    if outside:
+        logger.info("the search does not begin with the experiment's settings: %s is outside the space", outside[0])
+        return None
+    return {name: value[0] for name, value in own.items() if value}
+
+
+def _work(crew: Crew, ground: Ground, folder: Path, wanted: int, observer: Observer) -> int:
+    """Do trials until `wanted` have finished; return how many this process did."""
+    done = 0
+
+    def waiting(others: int) -> None:
+        observer.stage("wait", f"{others} trials of other workers are running")
+
+    while (trial := crew.next_trial(wanted, waiting)) is not None:
+        _try(trial, crew, ground, folder / f"trial-{trial.user_attrs.get('origin', trial.number)}", observer)
+        done += 1
+        finished = [record_of(each) for each in crew.trials(*_workers().FINISHED)]
+        if len(finished) >= ALL_UNFIT and all(each.value is None for each in finished):
+            raise InputError(f"none of {len(finished)} trials could be trained: {finished[-1].reason}")
+    return done
+
+
+def _try(trial: optuna.Trial, crew: Crew, ground: Ground, folder: Path, observer: Observer) -> None:
+    """Train with the settings of one trial, record what came of it, and remove what it wrote."""
+    import optuna
+
+    name = f"trial {trial.number}"
+    observer.stage(name, described(trial.params))
+    start = time.perf_counter()
+    try:
+        settings = settings_with(ground.settings, trial.params)
+        trial.set_user_attr("epochs", settings.epochs)
+        result = _fit(trial, ground, settings, folder, observer)
+    except optuna.TrialPruned as stop:
+        trial.set_user_attr("seconds", time.perf_counter() - start)
+        crew.pruned(trial, str(stop))
+        observer.note(str(stop))
+    except InputError as error:
+        # A loss that diverges, a batch that the data cannot fill: news of these settings, not of the search.
+        crew.pruned(trial, str(error))
+        observer.note(f"cannot be trained: {error}")
+    except BaseException as error:
+        # What it wrote stays: with the same settings the training goes on from its checkpoint.
+        crew.again(trial, died=not isinstance(error, KeyboardInterrupt))
+        raise
+    else:
+        value = result.after[METRIC]
+        trial.set_user_attr("seconds", time.perf_counter() - start)
+        trial.set_user_attr("before", result.before[METRIC])
+        # The value is that of the weights kept, which the last epoch's need not be.
+        by_epoch = [entry[f"eval_{METRIC}"] for entry in result.history if f"eval_{METRIC}" in entry]
+        trial.report(by_epoch[-1] if by_epoch else value, step=math.ceil(settings.epochs))
+        crew.complete(trial, value)
+        observer.note(f"dev recall@10 {result.before[METRIC]:.4f} -> {value:.4f}")
+        logger.info("%s: dev recall@10 %.4f with %s", name, value, described(trial.params))
+    finally:
+        observer.done()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, observer: Observer) -> TrainingResult:
+    import optuna
+
+    from nestling.training.trainer import fit
+
+    reported = 0
+
+    def watch(progress: TrainingProgress) -> None:
+        nonlocal reported
+        observer.training(f"trial {trial.number}", progress)
+        # Dev is measured after the last step of an epoch has been told of, so its figure comes with the next step.
+        epoch = math.ceil(progress.epoch - 1e-6) - 1
+        if progress.dev is None or epoch <= reported:
+            return
+        reported = epoch
+        trial.report(progress.dev, step=epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after epoch {epoch} at dev recall@10 {progress.dev:.4f}")
+
+    return fit(
+        ground.split.train,
+        ground.split.dev,
+        ground.job(settings),
+        output=folder / "model",
+        work=folder / "work",
+        report=watch,
+        note=observer.note if trial.number == 0 or "origin" in trial.user_attrs else None,
+    )
+
+
+def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Search:
+    from nestling.report import tuning_charts as charts
+    from nestling.report.charts import save
+
+    frozen = crew.trials(*_workers().FINISHED)
+    records = tuple(record_of(trial) for trial in frozen)
+    complete = [record for record in records if record.state == "complete"]
+    if not complete:
+        raise InputError(f"none of {len(records)} trials could be trained: {records[-1].reason}")
+    best = max(complete, key=lambda record: (record.value or 0.0, -record.number))
+    experiment = tuned(ground.experiment, ground.variant, best.params)
+    files = [folder / "best.yaml", folder / "trials.parquet"]
+    atomic.write_text(files[0], experiment.to_yaml())
+    frame = trials_frame(records, crew.space)
+    with atomic.new_file(files[1]) as temporary:
+        frame.write_parquet(temporary)
+    subtitle = f"{ground.source}: {ground.variant.name}, {len(records)} trials"
+    picture = charts.parallel_coordinates(records, crew.space, best=best.number, subtitle=subtitle)
+    files.append(save(picture, folder / "trials")[0])
+    importance, why_not = importance_of(crew.study)
+    if importance:
+        files.append(save(charts.importances(importance, subtitle=subtitle), folder / "importance")[0])
+    else:
+        observer.note(why_not)
+    before = next(float(trial.user_attrs["before"]) for trial in frozen if "before" in trial.user_attrs)
+    return Search(experiment, ground.variant.name, records, best, before, importance, folder, tuple(files))

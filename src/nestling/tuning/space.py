@@ -1,0 +1,211 @@
+"""The search space: which training settings a search varies, and over what values. Data, checked against settings."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import yaml
+from pydantic import ValidationError
+
+from nestling.errors import InputError
+from nestling.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value: TypeAlias = bool | int | float | str | None
+
+DEFAULT_SPACE: dict[str, dict[str, Any]] = {
+    "learning_rate": {"low": 1e-5, "high": 5e-4, "log": True},
+    "schedule": {"choices": ["linear", "cosine", "constant_with_warmup"]},
+    "warmup": {"low": 0.0, "high": 0.3},
+    "batch_size": {"choices": [32, 64, 128, 256]},
+    "epochs": {"low": 1, "high": 5},
+    "max_seq_length": {"choices": [None, 64, 128]},
+}
+"""What is searched where no `--space` file says otherwise, in the form of such a file."""
+
+UNSEARCHABLE = ("preset",)
+"""A preset only gives other settings their values, which a search gives already."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting and its values: either some choices, or a range from low to high with both ends.
+
+    Attributes:
+        low, high: a range; whole numbers where both are whole. None where there are choices.
+        log: whether the range is searched evenly in its logarithm.
+        choices: null, truth values, numbers and texts.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+
+    def match(self, value: Any) -> tuple[Value] | tuple[()]:
+        """Return the dimension's own form of `value` in a tuple; an empty one where it lies outside."""
+        if self.low is None or self.high is None:
+            return next(((choice,) for choice in self.choices if choice == value), ())
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return ()
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return (int(value),) if value == int(value) else ()
+        return (value,)
+
+    def position(self, value: Value) -> float:
+        """Return where `value` lies on the way from the first to the last, from 0 to 1."""
+        if self.low is None or self.high is None:
+            return self.choices.index(value) / max(1, len(self.choices) - 1)
+        if self.low == self.high:
+            return 0.0
+        assert isinstance(value, int | float)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def distribution(self) -> BaseDistribution:
+        """Return it as Optuna knows it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.low is None or self.high is None:
+            return CategoricalDistribution(self.choices)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return IntDistribution(self.low, self.high, log=self.log)
+        return FloatDistribution(float(self.low), float(self.high), log=self.log)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as it stands in a file."""
+        if self.low is None:
+            return {"choices": list(self.choices)}
+        return {"low": self.low, "high": self.high, "log": self.log}
+
+
+Space: TypeAlias = tuple[Dimension, ...]
+
+
+def load_space(path: Path) -> Space:
+    """Read a space from YAML: a setting's name -> `{low:, high:, log: true}` or `{choices: [...]}`.
+
+    Raises:
+        InputError: the file cannot be read or says something that is no space; in one line with the setting's name.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give a search space in YAML") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; give a search space in YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: no valid YAML ({getattr(error, 'problem', None) or error})") from None
+    return make_space(values, where=str(path))
+
+
+def make_space(values: Any, *, where: str = "space") -> Space:
+    """Build a space from plain values.
+
+    Raises:
+        InputError: the first thing that is wrong, as `WHERE: SETTING: what is wrong`.
+    """
+    if not isinstance(values, Mapping) or not values:
+        raise InputError(
+            f"{where}: a space maps settings to values, as in learning_rate: {{low: 1.0e-5, high: 1.0e-3}}"
+        )
+    space = []
+    for name, given in values.items():
+        try:
+            space.append(_dimension(str(name), given))
+        except ValueError as error:
+            raise InputError(f"{where}: {name}: {error}") from None
+    return tuple(space)
+
+
+def settings_with(base: TrainingSettings, params: Mapping[str, Any]) -> TrainingSettings:
+    """Return `base` with the values of a trial in place.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    try:
+        return TrainingSettings.model_validate({**base.model_dump(), **params})
+    except ValidationError as error:
+        raise InputError(f"training: {_message(error)}") from None
+
+
+def described(params: Mapping[str, Any]) -> str:
+    """Return the settings of a trial as a person reads them: `learning_rate 0.00012, batch_size 64`."""
+    return ", ".join(f"{name} {shown(value)}" for name, value in params.items())
+
+
+def shown(value: Any) -> str:
+    """Return a setting's value in few characters."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None else str(value)
+
+
+def _dimension(name: str, given: Any) -> Dimension:
+    """Return one dimension; raise ValueError with what is wrong with it."""
+    known = [field for field in TrainingSettings.model_fields if field not in UNSEARCHABLE]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(f"no training setting{f'; did you mean {close[0]!r}?' if close else ''}")
+    if not isinstance(given, Mapping) or set(given) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
+        raise ValueError("give {low: A, high: B}, log: true beside them if you like, or {choices: [A, B]}")
+    if "choices" in given:
+        dimension = _choices(name, given["choices"])
+    else:
+        dimension = _range(name, given["low"], given["high"], given.get("log", False))
+    for value in dimension.choices or (dimension.low, dimension.high):
+        try:
+            TrainingSettings.model_validate({name: value})
+        except ValidationError as error:
+            raise ValueError(f"{_message(error)}, not {value!r}") from None
+    return dimension
+
+
+def _choices(name: str, given: Any) -> Dimension:
+    if not isinstance(given, list) or not given:
+        raise ValueError("choices needs a list of values")
+    choices = tuple(_number(value) for value in given)
+    for value in choices:
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise ValueError(f"a choice is a number, a text, true, false or null, not {value!r}")
+        if choices.count(value) > 1:
+            raise ValueError(f"{value!r} is there twice")
+    return Dimension(name, choices=choices)
+
+
+def _range(name: str, low: Any, high: Any, log: Any) -> Dimension:
+    low, high = _number(low), _number(high)
+    for end, value in (("low", low), ("high", high)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{end} must be a number, not {value!r}")
+    if low > high:
+        raise ValueError(f"low {low:g} is above high {high:g}")
+    if not isinstance(log, bool):
+        raise ValueError(f"log must be true or false, not {log!r}")
+    if log and low <= 0:
+        raise ValueError(f"low must be above 0 where log is true, not {low:g}")
+    return Dimension(name, low=low, high=high, log=log)
+
+
+def _number(value: Any) -> Any:
+    # YAML reads 1e-4 as text, for want of a dot.
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
+
+
+def _message(error: ValidationError) -> str:
+    message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
