@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,12 +26,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
         code = int(left.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -211,7 +204,7 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(shop: Path, tiny_m
     split, model = tmp_path / "split", tmp_path / "model"
     main_options = ["split", str(shop), str(split), "--query", "q", "--score", "stars"]
     subprocess.run([*NESTLING, *main_options], check=True, capture_output=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["train", str(split), str(model), "--base", str(tiny_model_path), "--recipe", "graded"]
     settings = ["--set", "epochs=3", "--set", "batch_size=4", "--set", "checkpoint_seconds=0", "--dims", "32,8"]
     done = subprocess.run([*launch, "-m", "nestling", *options, *settings], capture_output=True, text=True, timeout=200)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -146,19 +144,17 @@ def gradient(layer: nn.Module, queries: list[int], documents: list[int]) -> Tens
     return weight.grad
 
 
-def one_of_two(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def one_of_two(rank: int, folder: str) -> None:
+    # Through a file: a port that is free when it is looked for may be taken when it is needed.
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     layer = nn.parallel.DistributedDataParallel(linear())
     torch.save(gradient(layer, *SHARES[rank]), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(one_of_two, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     whole = gradient(linear(), SHARES[0][0] + SHARES[1][0], SHARES[0][1] + SHARES[1][1])
     for rank in (0, 1):
         assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), whole, atol=1e-6)
