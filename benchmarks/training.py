@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     sizes = {
         "titles": (options.batch_size, 6 if options.quick else 40),
-        "descriptions": (32, 5 if options.quick else 20),
+        "descriptions": (16, 4) if options.quick else (32, 12),
     }
     ratios = []
     table = pl.DataFrame({"what": ["processor", "cores"], "is": [str(hardware()[k]) for k in ("processor", "cores")]})
@@ -228,8 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             texts,
             batch_size=batch_size,
             steps=options.steps or steps,
-            rounds=1 if options.quick else 3,
-            same_steps=0 if options.quick else 20,
+            rounds=1 if options.quick else 2,
+            same_steps=0 if options.quick else 12,
         )
         ratios.append(ratio)
         print("\n".join(lines))
