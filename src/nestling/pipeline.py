@@ -153,7 +153,7 @@ class _Study:
 
     def _fingerprints(self, jobs: dict[str, Job | None]) -> dict[str, str]:
         """What every output is made from, so that a change is noticed."""
-        split = fingerprint(self.judgments.fingerprint, self.experiment.split.model_dump(mode="json"))
+        split = stages.split_print(self.judgments, self.experiment.split)
         prints = {"split": split}
         for variant in self.experiment.variants:
             job = jobs[variant.name]

@@ -24,6 +24,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
 from nestling.models import DEFAULT, find_model, load_model, token_counter
 from nestling.observer import Observer
+from nestling.run_folder import fingerprint
 from nestling.training.settings import Matryoshka, TrainingSettings
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ def inspect(
         threshold = STUDY_THRESHOLD if judgments.scale == STUDY_SCALE else middle
     count, limit = token_counter(find_model(model))
     return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)
+
+
+def split_print(judgments: Judgments, settings: SplitSettings) -> str:
+    """Return the fingerprint of what a split is made from, by which a run's folder knows its own."""
+    return fingerprint(judgments.fingerprint, settings.model_dump(mode="json"))
 
 
 def split(

@@ -14,7 +14,6 @@ STUDY_TRAINING = {
     "warmup": 0.0,
     "precision": "fp32",
     "attention_dropout": None,
-    "hidden_dropout": None,
     "fast": False,
     "no_duplicates": False,
     "keep": "last",
@@ -62,8 +61,8 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
     """Dropout on attention weights; null keeps the model's own."""
-    hidden_dropout: float | None = Field(default=0.0, ge=0, lt=1)
-    """Dropout on hidden states; null keeps the model's own."""
+    hidden_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout on hidden states; null keeps the model's own. 0 is faster on a CPU, and may cost small prefixes."""
     scale: float = Field(default=20, gt=0)
     """Contrastive recipes: cosines are multiplied by this; 1 / temperature."""
     symmetric: bool | None = None

@@ -15,7 +15,7 @@ from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
-from nestling.run_folder import RunFolder, fingerprint
+from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED
 from nestling.training.settings import TrainingSettings
 
@@ -66,7 +66,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     threshold = stages.settle_threshold(judgments, experiment.data.threshold)
     _job(experiment, chosen, settings, threshold)
     folder = RunFolder(runs / experiment.name)
-    made_from = fingerprint(judgments.fingerprint, experiment.split.model_dump(mode="json"))
+    made_from = stages.split_print(judgments, experiment.split)
     split = _split(judgments, experiment, folder, made_from, observer)
     return Ground(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
 
