@@ -3,8 +3,9 @@
     python benchmarks/training.py --quick
 
 Two questions, for titles and for descriptions. Speed: pairs a second of sentence-transformers' trainer as a script
-would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the CPU has it, `hidden_dropout: 0`),
-both after a warm-up. Same training: fed with the same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
+would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the CPU has it, hidden dropout
+off), both after a warm-up. Same training: fed with the same batches in the same order, dropout off on both sides, how
+far the losses are apart step by step.
 
 The last line is `training: RATIO`, the smaller of the two speed-ups.
 """
