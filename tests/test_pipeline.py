@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -205,7 +204,6 @@ def test_a_threshold_that_keeps_nothing_is_refused_before_anything_is_written(ti
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a file system that can be full")
 def test_a_failed_write_leaves_neither_half_a_file_nor_a_mark(
     tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
