@@ -35,6 +35,7 @@ from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import DEFAULT, find_model, load_model, no_bars
+from nestling.training.active import train_active_rows
 from nestling.training.job import Job
 from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
@@ -96,6 +97,8 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
         examples, loss, collator = material.examples, material.loss, material.collator
         precision = choose_precision("auto")
         autocast, _ = settle(model, loss, precision, processes=1)
+        if material.vocabulary is not None:
+            train_active_rows(model, material.vocabulary)
         if not torch.cuda.is_available():
             keep_freed_memory()
     else:

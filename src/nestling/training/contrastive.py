@@ -123,4 +123,5 @@ def _material(
         PairCollator(pairs, queries, documents, wanted, settings.seed, mined.of if mined else None),
         lambda size, seed, processes: LengthBatches(lengths, size, seed=seed, processes=processes),
         mined.refresh if mined else None,
+        np.unique(np.concatenate([queries.ids, documents.ids])),
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nestling.models import ModelSource
 from nestling.training.settings import TrainingSettings
 
@@ -54,6 +56,7 @@ class Material:
         collator: rows -> tensors; None for the library's own.
         sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
         refresh: (model, epoch, work folder), called before each epoch; None where nothing depends on the model.
+        vocabulary: (n,) integers, every token id that the examples hold; None if unknown.
     """
 
     examples: Dataset
@@ -61,3 +64,4 @@ class Material:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     sampler: Callable[[int, int, int], Iterable[list[int]]] | None = None
     refresh: Callable[[SentenceTransformer, int, Path], None] | None = None
+    vocabulary: np.ndarray | None = None

@@ -103,7 +103,7 @@ class ContrastiveLoss(nn.Module):
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        queries, documents = (self._embedded(column) for column in features)
+        queries, documents = self._embedded(features)
         numbers = labels
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             from nestling.training.gathering import gather_batch
@@ -125,19 +125,21 @@ class ContrastiveLoss(nn.Module):
             total = total + weight * loss
         return total
 
-    def _embedded(self, column: dict[str, Tensor]) -> Tensor:
+    def _embedded(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
         if self.compute_dtype is None:
-            embedding: Tensor = self.model(dict(column))["sentence_embedding"]
-            return embedding
+            return [self.model(dict(column))["sentence_embedding"] for column in columns]
         transformer, *others = self.model
+        # Once for all columns: casting every weight, and the way back for gradients, costs as much as a short batch.
         cast = {name: value.to(self.compute_dtype) for name, value in transformer.named_parameters()}
-        states = torch.func.functional_call(transformer, cast, (dict(column),))
-        # Means over tokens and lengths of vectors in float32, as autocast has them.
-        states["token_embeddings"] = states["token_embeddings"].float()
-        for module in others:
-            states = module(states)
-        embedding = states["sentence_embedding"]
-        return embedding
+        embeddings = []
+        for column in columns:
+            states = torch.func.functional_call(transformer, cast, (dict(column),))
+            # Means over tokens and lengths of vectors in float32, as autocast has them.
+            states["token_embeddings"] = states["token_embeddings"].float()
+            for module in others:
+                states = module(states)
+            embeddings.append(states["sentence_embedding"])
+        return embeddings
 
     def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         known = self.relevance(numbers["query"], numbers["document"])

@@ -98,6 +98,7 @@ def fit(
         InputError: the settings do not fit the data or the model, or the loss diverged.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
     """
+    from nestling.training.active import train_active_rows
     from nestling.training.callbacks import BestWeights, ClockCheckpoints, ProgressCallback, Refresh, interruptible
     from nestling.training.dev import DevEvaluator
 
@@ -105,6 +106,8 @@ def fit(
     model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)
+    if material.vocabulary is not None:
+        train_active_rows(model, material.vocabulary)
     full = int(model.get_embedding_dimension() or 0)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
 
