@@ -4,8 +4,8 @@
 
 Two questions, for titles and for descriptions. Speed: pairs a second of sentence-transformers' trainer as a script
 would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the CPU has it, hidden dropout
-off), both after a warm-up. Same training: fed with the same batches in the same order, dropout off on both sides, how
-far the losses are apart step by step.
+off), both after a warm-up; and, as the floor, of the bare matrix products of our batches. Same training: fed with the
+same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
 
 The last line is `training: RATIO`, the smaller of the two speed-ups.
 """
@@ -156,12 +156,56 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
     return recorder
 
 
+def bare_products(judgments: Judgments, *, batch_size: int, steps: int) -> Recorder:
+    """Do the matrix products of our side's batches and nothing else, forwards and backwards, in its precision.
+
+    Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on this machine.
+    """
+    import time
+
+    import torch
+
+    source = find_model(DEFAULT)
+    model = load_model(source)
+    config = model[0].model.config
+    settings = TrainingSettings(batch_size=batch_size)
+    material = find_recipe("mnrl").prepare(judgments, Job(source, "mnrl", settings, THRESHOLD), model)
+    assert material.collator is not None
+    assert material.sampler is not None
+    dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    weights = {(a, b): torch.randn(a, b, dtype=dtype) for a, b in ((hidden, hidden), (hidden, inner), (inner, hidden))}
+    recorder = Recorder()
+    for rows in list(material.sampler(batch_size, settings.seed, 1))[:steps]:
+        batch = material.collator([{"row": row} for row in rows])
+        work: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for column in ("anchor", "document"):
+            n_texts, width = batch[f"{column}_input_ids"].shape
+            tokens = n_texts * width
+            for (a, b), times in (((hidden, hidden), 4), ((hidden, inner), 1), ((inner, hidden), 1)):
+                x, y = torch.randn(tokens, a, dtype=dtype), torch.randn(tokens, b, dtype=dtype)
+                work += [(x, weights[a, b]), (y, weights[a, b].T), (x.T, y)] * times
+            q = torch.randn(n_texts * heads, width, hidden // heads, dtype=dtype)
+            p = torch.randn(n_texts * heads, width, width, dtype=dtype)
+            work += [(q, q.transpose(1, 2)), (p, q)] * 3
+        start = time.perf_counter()
+        for _ in range(config.num_hidden_layers):
+            for left, right in work:
+                torch.matmul(left, right)
+        recorder.seconds.append(time.perf_counter() - start)
+    return recorder
+
+
 def child(arguments: argparse.Namespace) -> None:
     """Run one side once and print its figures as JSON, in a process of its own so that peak memory is its own."""
     import json
 
     make = {"titles": titles, "descriptions": descriptions}[arguments.texts]
     judgments = make(arguments.batch_size * arguments.steps)
+    if arguments.side == "products":
+        found = bare_products(judgments, batch_size=arguments.batch_size, steps=arguments.steps)
+        print(json.dumps({"losses": [], "seconds": found.seconds, "peak": 0}))
+        return
     found = train(
         arguments.side, judgments, batch_size=arguments.batch_size, steps=arguments.steps, same=arguments.same
     )
@@ -196,6 +240,12 @@ def compare(texts: str, *, batch_size: int, steps: int, rounds: int, same_steps:
         f"{texts:<13} {side:<6} {np.median(speeds[side]):8.1f} pairs/s   peak {peaks[side] / 2**20:6.0f} MiB"
         for side in speeds
     ]
+    products = ask("products", texts, batch_size=batch_size, steps=steps, same=False)["seconds"][warm:]
+    fastest = batch_size * len(products) / sum(products)
+    lines.append(
+        f"{texts:<13} bare matrix products of our batches: {fastest:.1f} pairs/s, "
+        f"{fastest / np.median(speeds['ours']):.1f} times ours"
+    )
     if same_steps:
         losses = {side: ask(side, texts, batch_size=batch_size, steps=same_steps, same=True) for side in speeds}
         apart = np.abs(np.array(losses["ours"]["losses"]) - np.array(losses["stock"]["losses"]))
@@ -211,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under 50 seconds on two cores")
-    parser.add_argument("--side", choices=["stock", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["stock", "ours", "products"], help=argparse.SUPPRESS)
     parser.add_argument("--texts", choices=["titles", "descriptions"], help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=0)

@@ -77,12 +77,15 @@ def test_a_state_from_a_checkpoint_is_taken_up(tiny_model_path: Path, both):
     np.testing.assert_allclose(model.encode([OTHER, *TEXTS]), whole.encode([OTHER, *TEXTS]), atol=1e-6)
 
 
-def test_a_token_outside_is_an_error_while_training():
-    table = ActiveEmbedding(nn.Embedding(5, 2), np.array([0, 3]))
-    assert table(torch.tensor([[0, 3]])).shape == (1, 2, 2)
-    with pytest.raises(IndexError):
-        table(torch.tensor([1]))
-    assert table.eval()(torch.tensor([1])).shape == (1, 2)
+def test_a_token_outside_is_looked_up_but_not_trained():
+    whole = nn.Embedding(5, 2)
+    table = ActiveEmbedding(whole, np.array([0, 3]))
+    found = table(torch.tensor([[0, 1, 3]]))
+    torch.testing.assert_close(found, whole(torch.tensor([[0, 1, 3]])))
+    found.sum().backward()
+    assert table.weight.grad is not None
+    assert table.weight.grad.tolist() == [[1, 1], [1, 1]]
+    torch.testing.assert_close(table.eval()(torch.tensor([1])), whole(torch.tensor([1])))
 
 
 def test_tables_of_an_unusual_kind_are_left_alone(tiny_model_path: Path):

@@ -106,7 +106,7 @@ def test_lengths_within_a_batch_are_alike_and_batches_come_in_no_order_of_length
 
 def test_a_batch_holds_each_text_once_and_says_which_pairs_it_was_drawn_for(pairs: Pairs, tiny_model):
     stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
-    batch = PairCollator(pairs, *stores, negatives=1)([{"row": row} for row in range(3)])
+    batch = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=1)([{"row": row} for row in range(3)])
     label = {name: value.numpy() for name, value in batch["label"].items()}
     assert len(label["query"]) == 2
     assert len(set(label["document"])) == len(label["document"]) == 4
@@ -120,8 +120,10 @@ def test_a_batch_holds_each_text_once_and_says_which_pairs_it_was_drawn_for(pair
 
 def test_a_document_that_is_right_for_one_query_is_not_encoded_again_as_wrong_for_another(pairs: Pairs, tiny_model):
     stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
-    with_negatives = PairCollator(pairs, *stores, negatives=5)([{"row": row} for row in range(3)])
-    without = PairCollator(pairs, *stores, negatives=0)([{"row": row} for row in range(3)])
+    with_negatives = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=5)(
+        [{"row": row} for row in range(3)]
+    )
+    without = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=0)([{"row": row} for row in range(3)])
     assert len(without["label"]["document"]) == 3
     # Judged low are "saw blade", new, and "hand saw" for the drill, which is there already.
     assert len(with_negatives["label"]["document"]) == 4

@@ -104,8 +104,8 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(split:
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_graded_training_with_mined_negatives_resumes_to_the_same_weights_too(split: Split, job: Job, tmp_path: Path):
-    settings = SETTINGS.model_copy(update={"mined": 2, "negatives": 1})
+def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(split: Split, job: Job, tmp_path: Path):
+    settings = SETTINGS.model_copy(update={"mined": 2, "negatives": 1, "crops": 1, "typos": 0.3})
     graded = Job(job.base, "graded", settings, 2.5, matryoshka=(32, 8))
     unbroken = trained(split, graded, tmp_path / "a")
     with pytest.raises(KilledError):

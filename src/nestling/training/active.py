@@ -38,16 +38,16 @@ class ActiveEmbedding(nn.Embedding):
         self._fixed = {"active": active, "place": place, "table": table.weight.detach()}
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return (..., dim) for ids (...). While training, an id outside the active rows is an IndexError."""
+        """Return (..., dim) for ids (...). A row that is not trained gets no gradient."""
         place = self._fixed["place"][input]
-        if self.training:
+        if self.training and bool((place < self.num_embeddings).all()):
             return F.embedding(place, self.weight, self.padding_idx)
         known = place < self.num_embeddings
-        trained = F.embedding(place.clamp(max=self.num_embeddings - 1), self.weight)
+        trained = F.embedding(place.clamp(max=self.num_embeddings - 1), self.weight, self.padding_idx)
         return torch.where(known[..., None], trained, F.embedding(input, self._fixed["table"]).to(trained.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ActiveEmbedding:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fixed = {name: fn(value) for name, value in self._fixed.items()}
         return self
 
@@ -64,10 +64,12 @@ class ActiveEmbedding(nn.Embedding):
 
 
 def train_active_rows(model: SentenceTransformer, ids: np.ndarray) -> bool:
-    """Let a transformer train only the word embeddings of `ids`; return whether its table was of the usual kind.
+    """Let a transformer train only the word embeddings of `ids`; return whether it does: on a CPU, if its
+    table is of the usual kind.
 
     Args:
-        ids: (n,) integers, every token id that training texts hold, special tokens and padding included.
+        ids: (n,) integers, every token id that training texts hold, special tokens and padding included. One that
+            comes up in training all the same is looked up, not trained.
     """
     transformer = getattr(model[0], "model", None)
     table = getattr(transformer, "get_input_embeddings", lambda: None)()
@@ -75,6 +77,9 @@ def train_active_rows(model: SentenceTransformer, ids: np.ndarray) -> bool:
     if transformer is None or type(table) is not nn.Embedding or tied is not None:
         return False
     if not table.weight.requires_grad or table.max_norm is not None or table.sparse:
+        return False
+    if table.weight.device.type != "cpu":
+        # A GPU has the bandwidth, and asking it whether a batch holds untrained rows would make it wait.
         return False
     rows = np.unique(ids)
     if table.padding_idx is not None:

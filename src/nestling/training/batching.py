@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from nestling.judgments.table import Judgments
-from nestling.training.tokens import TokenStore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +118,14 @@ class LengthBatches:
             yield batches[number].tolist()
 
 
+class Tokens(Protocol):
+    """What gives the tokens of texts by their numbers: a TokenStore, or the queries of an epoch."""
+
+    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask`, (len(rows), width) int64 each."""
+        ...
+
+
 @dataclass(frozen=True)
 class PairCollator:
     """Makes the tensors of a batch: each distinct query and document once, padded on their own.
@@ -126,14 +133,19 @@ class PairCollator:
     Called by the data loader with rows of `{"row": number of a pair}`.
 
     Attributes:
+        query, document: (n_rows,) int64, the pairs to train on by number; queries from `len(pairs.queries)` on are
+            nobody's, and have no negatives of their own.
+        query_tokens, document_tokens: give the tokens of queries and documents by number.
         negatives: documents judged low that are drawn for each query of the batch, as far as it has any.
         mined: gives further documents to add for a query.
         seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
     """
 
     pairs: Pairs
-    query_tokens: TokenStore
-    document_tokens: TokenStore
+    query: np.ndarray
+    document: np.ndarray
+    query_tokens: Tokens
+    document_tokens: Tokens
     negatives: int = 0
     seed: int = 0
     mined: Callable[[int], np.ndarray] | None = None
@@ -144,8 +156,8 @@ class PairCollator:
         import torch
 
         rows = np.array([example["row"] for example in examples], dtype=np.int64)
-        queries, anchor = np.unique(self.pairs.query[rows], return_inverse=True)
-        documents, positive = np.unique(self.pairs.document[rows], return_inverse=True)
+        queries, anchor = np.unique(self.query[rows], return_inverse=True)
+        documents, positive = np.unique(self.document[rows], return_inverse=True)
         extra = np.setdiff1d(self._drawn(queries, rows), documents)
         documents = np.concatenate([documents, extra])
         label: dict[str, Tensor] = {
@@ -161,6 +173,7 @@ class PairCollator:
         }
 
     def _drawn(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        queries = queries[queries < len(self.pairs.queries)]
         drawn = [] if self.mined is None else [self.mined(int(query)) for query in queries]
         rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
         for query in queries if self.negatives else ():

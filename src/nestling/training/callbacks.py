@@ -137,9 +137,9 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class Refresh(TrainerCallback):  # type: ignore[misc]
-    """Lets a recipe look at the model before each epoch."""
+    """Lets a recipe prepare each epoch, with a look at the model."""
 
-    def __init__(self, refresh: Callable[[Any, int, Path], None], work: Path) -> None:
+    def __init__(self, refresh: tuple[Callable[[Any, int, Path], None], ...], work: Path) -> None:
         self.refresh = refresh
         self.work = work
 
@@ -147,7 +147,8 @@ class Refresh(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         # A little more than the epoch so far, as 2.0 may be stored as 1.9999.
-        self.refresh(model, int((state.epoch or 0) + 1e-6), self.work)
+        for each in self.refresh:
+            each(model, int((state.epoch or 0) + 1e-6), self.work)
 
 
 class BestWeights(TrainerCallback):  # type: ignore[misc]

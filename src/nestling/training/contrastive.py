@@ -8,10 +8,11 @@ import numpy as np
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
-from nestling.training.batching import LengthBatches, PairCollator, Pairs
+from nestling.training.batching import LengthBatches, PairCollator, Pairs, Tokens
 from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
 from nestling.training.mining import MinedNegatives
+from nestling.training.pseudo_queries import QueriesOfEpoch
 from nestling.training.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -97,8 +98,20 @@ def _material(
     if not len(pairs):
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
     limit = model.max_seq_length
-    queries = TokenStore.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
+    stored = TokenStore.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
     documents = TokenStore.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
+    queries: Tokens = stored
+    query, document = pairs.query, pairs.document
+    refreshed = []
+    if settings.crops or settings.typos:
+        queries = QueriesOfEpoch(
+            pairs, model.tokenizer, limit, crops=settings.crops, typos=settings.typos, seed=settings.seed
+        )
+        query, document = queries.with_crops()
+        refreshed.append(queries.refresh)
+    mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
+    if mined is not None:
+        refreshed.append(mined.refresh)
     relevant = pairs.judged_score > threshold
     low, high = judgments.scale
     weight = (pairs.judged_score[relevant] - low) / (high - low) if graded else np.ones(int(relevant.sum()))
@@ -115,13 +128,14 @@ def _material(
         symmetric=symmetric if settings.symmetric is None else settings.symmetric,
     )
     wanted = negatives if settings.negatives is None else settings.negatives
-    lengths = documents.lengths[pairs.document]
-    mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
+    lengths = documents.lengths[document]
     return Material(
-        Dataset.from_dict({"row": np.arange(len(pairs))}),
+        Dataset.from_dict({"row": np.arange(len(query))}),
         loss,
-        PairCollator(pairs, queries, documents, wanted, settings.seed, mined.of if mined else None),
+        PairCollator(
+            pairs, query, document, queries, documents, wanted, settings.seed, mined.of if mined is not None else None
+        ),
         lambda size, seed, processes: LengthBatches(lengths, size, seed=seed, processes=processes),
-        mined.refresh if mined else None,
-        np.unique(np.concatenate([queries.ids, documents.ids])),
+        tuple(refreshed),
+        np.unique(np.concatenate([stored.ids, documents.ids])),
     )

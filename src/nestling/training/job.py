@@ -55,7 +55,7 @@ class Material:
         loss: takes what the collator makes of a batch.
         collator: rows -> tensors; None for the library's own.
         sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
-        refresh: (model, epoch, work folder), called before each epoch; None where nothing depends on the model.
+        refresh: each called with (model, epoch, work folder) before an epoch.
         vocabulary: (n,) integers, every token id that the examples hold; None if unknown.
     """
 
@@ -63,5 +63,5 @@ class Material:
     loss: nn.Module
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     sampler: Callable[[int, int, int], Iterable[list[int]]] | None = None
-    refresh: Callable[[SentenceTransformer, int, Path], None] | None = None
+    refresh: tuple[Callable[[SentenceTransformer, int, Path], None], ...] = ()
     vocabulary: np.ndarray | None = None

@@ -73,6 +73,10 @@ class TrainingSettings(Settings):
     """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
     mined: int = Field(default=0, ge=0)
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
+    crops: int = Field(default=0, ge=0)
+    """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
+    typos: float = Field(default=0.0, ge=0, le=1)
+    """Contrastive recipes: share of queries that get a misspelt word, another one in every epoch."""
     fast: bool = True
     """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True

@@ -135,7 +135,7 @@ def fit(
     with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
         callbacks = [progress, clock, best]
-        if material.refresh is not None:
+        if material.refresh:
             callbacks.append(Refresh(material.refresh, work))
         trainer = _trainer(model, arguments, material, evaluator, callbacks)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,0 +1,124 @@
+"""Queries nobody typed: a few words of each document, and misspelt ones, made anew for every epoch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nestling.training.batching import Pairs
+from nestling.training.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+WORDS = (2, 3, 3, 4, 4, 5)
+"""How many words a crop has, each of these as likely: about what search terms have."""
+SHUFFLED = 0.3
+"""Share of crops whose words are in another order than in the document."""
+SHORTEST = 4
+"""Letters of a word below which a misspelling would make another word of it."""
+
+SEPARATOR = re.compile(r"[\s,;]+")
+
+
+class QueriesOfEpoch:
+    """The queries that a contrastive recipe sees in one epoch: those of the raters, then `crops` for each document.
+
+    A crop is two to five words of a document, mostly in its order: its document is the right answer, and so it teaches
+    the words of documents that no rater saw together with a query. Random cropping as in Contriever (Izacard et al.
+    2022, arXiv 2112.09118), which descends from the inverse cloze task (Lee, Chang and Toutanova 2019, arXiv
+    1906.00300); single words instead of spans, as search terms are. Misspellings in training as in Zhuang and Zuccon
+    2021 (arXiv 2108.12139).
+
+    What an epoch's queries are depends on seed and epoch alone, so that an interrupted training goes on with the same.
+
+    Args:
+        pairs: the training data; queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
+        crops: for each document.
+        typos: share of all queries, crops included, that get one misspelt word.
+    """
+
+    def __init__(
+        self, pairs: Pairs, tokenizer: Any, max_length: int | None, *, crops: int, typos: float, seed: int
+    ) -> None:
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.crops = crops
+        self.typos = typos
+        self.seed = seed
+        self.tokens: TokenStore | None = None
+
+    def with_crops(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return query and document of all pairs by number, those of the raters first, (n,) int64 each."""
+        n_queries, n_documents = len(self.pairs.queries), len(self.pairs.documents)
+        invented = np.arange(self.crops * n_documents)
+        return (
+            np.concatenate([self.pairs.query, n_queries + invented]),
+            np.concatenate([self.pairs.document, invented % n_documents]),
+        )
+
+    def refresh(self, model: SentenceTransformer, epoch: int, work: Path) -> None:
+        """Make the queries of an epoch and their tokens."""
+        self.tokens = TokenStore.build(self.texts(epoch), self.tokenizer, self.max_length)
+        invented = self.crops * len(self.pairs.documents)
+        logger.info(
+            "epoch %d: %d queries of raters, %d made of documents", epoch + 1, len(self.pairs.queries), invented
+        )
+
+    def texts(self, epoch: int) -> list[str]:
+        """Return the queries of an epoch, as they are numbered."""
+        rng = np.random.default_rng([self.seed, epoch])
+        texts = list(self.pairs.queries)
+        for _ in range(self.crops):
+            texts += [crop(document, rng) for document in self.pairs.documents]
+        if self.typos:
+            for number in np.flatnonzero(rng.random(len(texts)) < self.typos):
+                texts[number] = misspell(texts[number], rng)
+        return texts
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Return the tokens of the queries with these numbers, as TokenStore does."""
+        if self.tokens is None:
+            raise RuntimeError("refresh comes before the first batch")
+        return self.tokens.batch(rows)
+
+
+def crop(document: str, rng: np.random.Generator) -> str:
+    """Return two to five words of a document; all of it where it has no words."""
+    words = [word for word in SEPARATOR.split(document) if word]
+    if not words:
+        return document
+    kept = rng.choice(len(words), min(len(words), int(rng.choice(WORDS))), replace=False)
+    if rng.random() >= SHUFFLED:
+        kept = np.sort(kept)
+    return " ".join(words[place] for place in kept)
+
+
+def misspell(query: str, rng: np.random.Generator) -> str:
+    """Return the query with one letter of one word left out, doubled, exchanged with the next, or replaced.
+
+    The first letter stays, as people rarely miss it; a query without a word of four letters stays as it is.
+    """
+    words = query.split(" ")
+    long = [place for place, word in enumerate(words) if len(word) >= SHORTEST and word.isalpha()]
+    if not long:
+        return query
+    place = int(rng.choice(long))
+    word = words[place]
+    at = int(rng.integers(1, len(word) - 1))
+    changed = (
+        word[:at] + word[at + 1 :],
+        word[: at + 1] + word[at:],
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[:at] + "abcdefghijklmnopqrstuvwxyz"[rng.integers(26)] + word[at + 1 :],
+    )
+    words[place] = changed[int(rng.integers(len(changed)))]
+    return " ".join(words)
