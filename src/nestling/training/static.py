@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
+from nestling.evaluation.rotate import principal_axes
 from nestling.models import ModelSource, load_model
 
 if TYPE_CHECKING:
@@ -255,9 +256,4 @@ def _embeddings(rows: NDArray[np.float64], bags: Sequence[Sequence[int]]) -> NDA
 def _rotation(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the principal axes of the rows as columns, the strongest first, (dim, dim) float64, orthogonal."""
     centred = embeddings - embeddings.mean(axis=0) if len(embeddings) else embeddings
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1]
-    # The sign of an axis is the solver's whim.
-    largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
-    rotation: NDArray[np.float64] = axes * np.where(largest < 0, -1.0, 1.0)
-    return rotation
+    return principal_axes(centred.T @ centred)
