@@ -138,6 +138,25 @@ def test_split_train_and_evaluate_follow_one_another(capsys, shop: Path, tiny_mo
     }
 
 
+def test_training_a_table_says_what_the_base_model_itself_has(
+    capsys, shop: Path, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from nestling.training.dev import DevEvaluator
+
+    def say(self: DevEvaluator, model, output_path: object = None, epoch: float = -1, **_: object) -> dict[str, float]:
+        value = 0.6 if type(model[0]).__name__ == "Transformer" else 0.4 + 0.1 * (epoch == 1)
+        return {"dev_recall@10": value, "dev_mrr@10": value}
+
+    monkeypatch.setattr(DevEvaluator, "__call__", say)
+    split, model = tmp_path / "split", tmp_path / "model"
+    assert call(capsys, "split", shop, split, "--query", "q", "--score", "stars")[0] == 0
+    fast = ["--recipe", "static", "--set", "epochs=1", "--set", "batch_size=8"]
+    code, out, _ = call(capsys, "train", split, model, "--base", tiny_model_path, *fast)
+    assert code == 0
+    assert "dev_recall@10  0.4000 -> 0.4000 (base model 0.6000)" in out
+    assert "REGRESSION: the trained model retrieves worse on dev than its base" in " ".join(out.split())
+
+
 def test_nothing_that_exists_is_replaced_unasked(capsys, shop: Path, tmp_path: Path):
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -181,9 +181,10 @@ def train(
     before, after = result.before, result.after
     console = _console()
     for measure in before:
-        console.print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}", highlight=False)
+        aside = f" (base model {result.base[measure]:.4f})" if result.base != before else ""
+        console.print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}{aside}", highlight=False)
     if result.regression:
-        console.print("[bold red]REGRESSION[/]: the trained model retrieves worse on dev than its base")
+        console.print(f"[bold red]REGRESSION[/]: the trained model retrieves worse on dev than {result.beaten_by}")
     console.print(f"{result.pairs_per_second:.1f} pairs/s, {result.seconds:.0f} s in steps", highlight=False)
     console.print(f"model  {out}", soft_wrap=True, highlight=False)
 

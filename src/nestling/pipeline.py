@@ -43,7 +43,7 @@ class Run:
         folder: where everything lies.
         results: long table: variant, dim, precision, measure, value, queries.
         reference: the variant that gains are counted from; None without a pretrained one.
-        regressions: variants that ended below their base model on dev.
+        regressions: variants that ended on dev below their base model, or below where they started.
         ceiling: the highest recall@10 that any ranking could reach.
         pictures: the PNG files.
     """
@@ -239,11 +239,7 @@ class _Study:
             finally:
                 self.observer.done()
         self.folder.mark(f"model {name}", made_from)
-        before, after = result.before["dev_recall@10"], result.after["dev_recall@10"]
-        self.observer.note(
-            f"dev recall@10 {before:.4f} -> {after:.4f}; {result.pairs_per_second:.1f} pairs/s"
-            + ("  REGRESSION" if result.regression else "")
-        )
+        self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
         return result
 
     def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:

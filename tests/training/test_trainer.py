@@ -166,11 +166,6 @@ def test_a_loss_that_is_no_number_stops_with_a_clear_line(split: Split, job: Job
     assert not (tmp_path / "model").exists()
 
 
-def test_a_result_below_its_base_on_dev_is_a_regression():
-    result = TrainingResult(1, 1, 1.0, 1.0, None, {"dev_recall@10": 0.5}, {"dev_recall@10": 0.4}, 1, "fp32", "", 0, [])
-    assert result.regression
-
-
 def test_a_prefix_larger_than_the_embedding_is_refused(split: Split, job: Job, tmp_path: Path):
     with pytest.raises(InputError, match="matryoshka size 64 is larger than the 32 dims"):
         trained(split, Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(64, 32)), tmp_path)

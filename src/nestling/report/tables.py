@@ -68,7 +68,7 @@ def by_dim(results: pl.DataFrame) -> list[Row]:
 
 
 def full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[str] = ()) -> Table:
-    """Return the terminal table of `full_size`; `regressions` are variants below their base on dev."""
+    """Return the terminal table of `full_size`; `regressions` are variants to mark so, by their figures on dev."""
     measures = list(rows[0].figures)
     table = Table(title="Models at full size", caption=caption, title_justify="left", caption_justify="left")
     table.add_column("variant", overflow="fold")

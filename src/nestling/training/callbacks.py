@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: progress, checkpoints by the clock, the best weights, interruption."""
+"""What happens beside the steps of a training: progress, checkpoints by the clock, the best weights, an early end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +186,47 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
             model.save_pretrained(str(temporary / "model"), create_model_card=False)
             figures = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if k.startswith("eval_dev_")}
             atomic.write_json(temporary / "best.json", {"epoch": state.epoch, "step": state.global_step, **figures})
+
+
+class Patience(TrainerCallback):  # type: ignore[misc]
+    """Ends a training when the last `epochs` evaluations brought no better figure than those before them.
+
+    Counted from the trainer's own history, which every checkpoint holds, so that a process that dies takes nothing of
+    it along. The library's own callback of this kind would tie checkpoints to evaluations.
+    """
+
+    def __init__(self, epochs: int, metric: str) -> None:
+        self.epochs = epochs
+        self.metric = metric
+
+    def is_over(self, state: TrainerState) -> bool:
+        """Return whether a training in this state is to end, though it has steps left."""
+        since = evaluations_since_best(state.log_history, f"eval_{self.metric}")
+        return state.global_step < state.max_steps and since >= self.epochs
+
+    def was_over(self, checkpoint: Path) -> bool:
+        """Return whether a training was to end at a checkpoint, and lost its process before it did."""
+        return self.is_over(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
+
+    def told(self, state: TrainerState) -> str:
+        """Return in a line why a training in this state has ended."""
+        epochs = f"{self.epochs} epochs" if self.epochs > 1 else "1 epoch"
+        measure = self.metric.removeprefix("dev_")
+        return f"stopped after epoch {round(state.epoch or 0)}: no better dev {measure} for {epochs}"
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_over(state):
+            control.should_training_stop = True
+
+
+def evaluations_since_best(history: Sequence[dict[str, float]], metric: str) -> int:
+    """Return how many evaluations follow the best one, the first of equals; 0 where there is none at all.
+
+    Args:
+        history: entries of a trainer's log; those without `metric` are something else's.
+    """
+    values = [entry[metric] for entry in history if metric in entry]
+    return len(values) - 1 - values.index(max(values)) if values else 0
 
 
 @contextmanager

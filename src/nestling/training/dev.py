@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,30 @@ class DevEvaluator(SentenceEvaluator):  # type: ignore[misc]
     Args:
         qrels: the dev split's.
         dims: sizes to measure; the reported figures are means over them.
+        encoder: stands in for `embed`.
     """
 
-    def __init__(self, qrels: Qrels, dims: tuple[int, ...], *, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        qrels: Qrels,
+        dims: tuple[int, ...],
+        *,
+        batch_size: int = 64,
+        encoder: Callable[..., np.ndarray] | None = None,
+    ) -> None:
         super().__init__()
         self.primary_metric = f"dev_{SELECTION}"
         self.qrels = qrels
         self.dims = dims
         self.batch_size = batch_size
+        self.encoder = encoder or embed
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | Path | None = None, *args: Any, **kwargs: Any
     ) -> dict[str, float]:
         """Return `dev_recall@10` and `dev_mrr@10`, each a mean over queries and then over the sizes."""
-        queries = embed(model, self.qrels.queries, kind="query", batch_size=self.batch_size)
-        documents = embed(model, self.qrels.documents, kind="document", batch_size=self.batch_size)
+        queries = self.encoder(model, self.qrels.queries, kind="query", batch_size=self.batch_size)
+        documents = self.encoder(model, self.qrels.documents, kind="document", batch_size=self.batch_size)
         values: dict[str, list[float]] = {}
         for dim in self.dims:
             ranking, _ = top_k(truncate(queries, dim), truncate(documents, dim), K)

@@ -28,7 +28,7 @@ class Job:
         matryoshka: falling sizes of the prefixes, the full size first; empty for a plain training.
         weights: one for each of them; None for 1 each.
         threshold: pairs with a higher score are positives.
-        cache: a folder for tokens that later trainings of the same texts can use; None keeps none.
+        cache: a folder for tokens and vectors that later trainings of the same texts can use; None keeps none.
     """
 
     base: ModelSource
@@ -57,6 +57,8 @@ class Material:
         sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
         refresh: each called with (model, epoch, work folder) before an epoch.
         vocabulary: (n,) integers, every token id that the examples hold; None if unknown.
+        encoder: called as `nestling.evaluation.embed.embed` is, and faster while this training lasts; None if there
+            is none.
     """
 
     examples: Dataset
@@ -65,3 +67,4 @@ class Material:
     sampler: Callable[[int, int, int], Iterable[list[int]]] | None = None
     refresh: tuple[Callable[[SentenceTransformer, int, Path], None], ...] = ()
     vocabulary: np.ndarray | None = None
+    encoder: Callable[..., np.ndarray] | None = None

@@ -52,6 +52,10 @@ class Recipe:
     build: Callable[[Judgments, Job], SentenceTransformer] = transformer
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    def starts_as_base(self, job: Job) -> bool:
+        """Return whether the untrained model embeds as the base does when it is loaded by itself."""
+        return self.build is transformer and job.settings.max_seq_length is None
+
 
 RECIPES: dict[str, Recipe] = {
     "graded": Recipe(

@@ -81,6 +81,8 @@ class TrainingSettings(Settings):
     """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True
     """Where not `fast`: keep equal texts out of a batch, by the library's slow sampler."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better dev figure after which the training ends; null trains all of them."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the model: those best on dev at the end of an epoch, or the last."""
     checkpoint_seconds: float = Field(default=60, ge=0)

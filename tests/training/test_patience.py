@@ -1,0 +1,124 @@
+"""An early end: when it comes, what it leaves, and that an interruption changes nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.training import KilledError, dying_at, script, small_split, trained, weights
+from nestling import atomic
+from nestling.judgments.split import Split
+from nestling.models import find_model
+from nestling.training.callbacks import evaluations_since_best
+from nestling.training.job import Job
+from nestling.training.settings import TrainingSettings
+
+# Best after the second of six epochs; the third is level with it, which is no better.
+FIGURES = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7]
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return small_split()
+
+
+def job_of(tiny: Path, **changes: object) -> Job:
+    values = {"epochs": 6, "batch_size": 8, "checkpoint_seconds": 0, "precision": "fp32", "patience": 2, **changes}
+    return Job(find_model(str(tiny)), "mnrl", TrainingSettings.model_validate(values), threshold=2.5)
+
+
+@given(st.lists(st.integers(0, 3)))
+def test_evaluations_are_counted_from_the_first_of_the_best(values: list[int]):
+    history = [entry for value in values for entry in ({"loss": 1.0}, {"eval_dev_recall@10": value / 3})]
+    since, best = 0, -1
+    for value in values:
+        since, best = (0, value) if value > best else (since + 1, best)
+    assert evaluations_since_best(history, "eval_dev_recall@10") == since
+
+
+def test_the_training_ends_after_so_many_epochs_without_a_better_figure(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script(monkeypatch, FIGURES)
+    notes: list[str] = []
+    result = trained(split, job_of(tiny_model_path), tmp_path, note=notes.append)
+    assert [entry["epoch"] for entry in result.history if "eval_dev_recall@10" in entry] == [1, 2, 3, 4]
+    assert result.steps == 4 * -(-result.examples // 8)
+    assert result.kept_step == result.steps // 2
+    assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 6), (3, 6), (1, 3)])
+def test_patience_says_how_long_it_is_waited(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, epochs: int
+):
+    script(monkeypatch, FIGURES)
+    result = trained(split, job_of(tiny_model_path, patience=patience), tmp_path)
+    assert sum("eval_dev_recall@10" in entry for entry in result.history) == epochs
+
+
+def test_a_training_that_reaches_its_last_epoch_is_not_called_stopped(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script(monkeypatch, FIGURES)
+    notes: list[str] = []
+    trained(split, job_of(tiny_model_path, epochs=4), tmp_path, note=notes.append)
+    assert not any("stopped" in note for note in notes)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("epoch", [2.5, 3.5])
+def test_the_count_outlives_a_process_that_dies(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, epoch: float
+):
+    script(monkeypatch, FIGURES)
+    job = job_of(tiny_model_path, keep=keep)
+    unbroken = trained(split, job, tmp_path / "a")
+    with pytest.raises(KilledError):
+        trained(split, job, tmp_path / "b", report=dying_at(round(epoch * unbroken.steps / 4)))
+    notes: list[str] = []
+    resumed = trained(split, job, tmp_path / "b", note=notes.append)
+    assert resumed.resumed_at is not None
+    assert (resumed.steps, resumed.kept_step) == (unbroken.steps, unbroken.kept_step)
+    assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+):
+    script(monkeypatch, FIGURES)
+    job = job_of(tiny_model_path, keep=keep)
+    unbroken = trained(split, job, tmp_path / "a")
+    new_folder = atomic.new_folder
+
+    def dying(path: Path):
+        if path.name == "model":
+            raise KilledError
+        return new_folder(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "new_folder", dying)
+        with pytest.raises(KilledError):
+            trained(split, job, tmp_path / "b")
+    notes: list[str] = []
+    steps: list[int] = []
+    resumed = trained(
+        split, job, tmp_path / "b", note=notes.append, report=lambda progress: steps.append(progress.step)
+    )
+    assert steps == []
+    assert resumed.resumed_at == resumed.steps == unbroken.steps
+    assert resumed.kept_step == unbroken.kept_step
+    assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_another_patience_is_another_training(tiny_model_path: Path):
+    assert job_of(tiny_model_path).fingerprint() != job_of(tiny_model_path, patience=3).fingerprint()
