@@ -104,11 +104,10 @@ class ContrastiveLoss(nn.Module):
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
         queries, documents = self._embedded(features)
-        numbers = labels
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            from nestling.training.gathering import gather_batch
+        return self.of_embeddings(*gathered(queries, documents, labels))
 
-            queries, documents, numbers = gather_batch(queries, documents, labels)
+    def of_embeddings(self, queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+        """Return the loss of embeddings of any length, (n_queries, dim) and (n_documents, dim); see the class."""
         relevant, weights = self._targets(numbers)
         total: Tensor = queries.new_zeros((), dtype=torch.float32)
         for dim, weight in zip(self.dims or (queries.shape[1],), self.dim_weights or (1.0,), strict=True):
@@ -151,6 +150,17 @@ class ContrastiveLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Return what distinguishes one such loss from another, for logs."""
         return {"scale": self.scale, "dims": self.dims, "graded": self.graded, "symmetric": self.symmetric}
+
+
+def gathered(
+    queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the batch of all processes, where several train together; otherwise what was given."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return queries, documents, numbers
+    from nestling.training.gathering import gather_batch
+
+    return gather_batch(queries, documents, numbers)
 
 
 def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
