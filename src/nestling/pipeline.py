@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
     from nestling.training.job import Job
-    from nestling.training.trainer import TrainingResult
+    from nestling.training.result import TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,8 @@ class _Study:
         return made
 
     def _train(self, name: str, job: Job, split: Split, made_from: str) -> TrainingResult:
-        from nestling.training.trainer import fit, read_result
+        from nestling.training.result import read_result
+        from nestling.training.trainer import fit
 
         model, work = self.folder.model(name), self.folder.training(name)
         if self._done(f"model {name}", made_from, model, work / "summary.json"):

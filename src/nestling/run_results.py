@@ -22,7 +22,7 @@ from nestling.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
-    from nestling.training.trainer import TrainingResult
+    from nestling.training.result import TrainingResult
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nestling.evaluation.grid import Measured
     from nestling.evaluation.qrels import Qrels
     from nestling.training.job import Job
-    from nestling.training.trainer import TrainingResult
+    from nestling.training.result import TrainingResult
 
 STUDY_SCALE = (1.0, 3.0)
 STUDY_THRESHOLD = 2.5

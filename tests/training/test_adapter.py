@@ -23,8 +23,8 @@ from nestling.training.batching import Pairs
 from nestling.training.dev import DevEvaluator
 from nestling.training.job import Job
 from nestling.training.recipes import find_recipe
+from nestling.training.result import last_checkpoint
 from nestling.training.settings import TrainingSettings
-from nestling.training.trainer import last_checkpoint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,11 +9,14 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.training.batching import LengthBatches, PairCollator, Pairs
-from nestling.training.tokens import PAD_TO, TokenStore
+from nestling.training.tokens import PAD_TO, BagStore, TokenStore, store_for
 
 ROWS = [
     ("saw", "hand saw", "1", 3.0),
@@ -155,3 +158,24 @@ def test_tokens_are_read_back_from_disk_and_a_damaged_file_is_made_again(tiny_mo
     TokenStore.build(texts[1:], tiny_model.tokenizer, 64, cache=tmp_path)
     TokenStore.build(texts, tiny_model.tokenizer, 32, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.fixture(scope="module")
+def static_model(tiny_model: SentenceTransformer) -> SentenceTransformer:
+    tokenizer = tiny_model.tokenizer.backend_tokenizer
+    return SentenceTransformer(modules=[StaticEmbedding(Tokenizer.from_str(tokenizer.to_str()), embedding_dim=4)])
+
+
+def test_a_store_is_of_the_kind_that_the_model_takes(static_model, tiny_model):
+    assert store_for(static_model) is BagStore
+    assert store_for(tiny_model) is TokenStore
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["saw", "door", "12", "xyz"]), max_size=5).map(" ".join), min_size=1), st.data()
+)
+def test_a_static_model_gets_the_tokens_that_it_makes_itself(static_model: SentenceTransformer, texts, data):
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=8))
+    batch = BagStore.build(texts, static_model.tokenizer, None).batch(rows)
+    own = static_model[0].preprocess([texts[row] for row in rows])
+    assert {name: value.tolist() for name, value in batch.items()} == {k: v.tolist() for k, v in own.items()}

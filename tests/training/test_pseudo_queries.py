@@ -33,7 +33,7 @@ def pairs() -> Pairs:
 
 def queries(pairs: Pairs, tokenizer: object, **options: float) -> QueriesOfEpoch:
     settings = {"crops": 2, "typos": 0.0, "seed": 0, **options}
-    return QueriesOfEpoch(pairs, tokenizer, 64, **settings)  # type: ignore[arg-type]
+    return QueriesOfEpoch(pairs, lambda texts: TokenStore.build(texts, tokenizer, 64), **settings)  # type: ignore[arg-type]
 
 
 @given(st.lists(words, min_size=1, max_size=12), st.sampled_from([" ", ", ", "; ", "  "]), st.integers(0, 99))

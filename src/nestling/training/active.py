@@ -27,6 +27,8 @@ class ActiveEmbedding(nn.Embedding):
     """
 
     def __init__(self, table: nn.Embedding, rows: np.ndarray) -> None:
+        if table.padding_idx is not None:
+            rows = np.union1d(rows, [table.padding_idx])
         active = torch.from_numpy(rows.astype(np.int64)).to(table.weight.device)
         padding = None if table.padding_idx is None else int(np.searchsorted(rows, table.padding_idx))
         super().__init__(
@@ -64,8 +66,7 @@ class ActiveEmbedding(nn.Embedding):
 
 
 def train_active_rows(model: SentenceTransformer, ids: np.ndarray) -> bool:
-    """Let a transformer train only the word embeddings of `ids`; return whether it does: on a CPU, if its
-    table is of the usual kind.
+    """Let a transformer train only the word embeddings of `ids`; return whether it does: on a CPU, in a usual table.
 
     Args:
         ids: (n,) integers, every token id that training texts hold, special tokens and padding included. One that
@@ -81,8 +82,5 @@ def train_active_rows(model: SentenceTransformer, ids: np.ndarray) -> bool:
     if table.weight.device.type != "cpu":
         # A GPU has the bandwidth, and asking it whether a batch holds untrained rows would make it wait.
         return False
-    rows = np.unique(ids)
-    if table.padding_idx is not None:
-        rows = np.union1d(rows, [table.padding_idx])
-    transformer.set_input_embeddings(ActiveEmbedding(table, rows))
+    transformer.set_input_embeddings(ActiveEmbedding(table, np.unique(ids)))
     return True

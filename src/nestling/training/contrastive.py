@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
 from nestling.training.mining import MinedNegatives
 from nestling.training.pseudo_queries import QueriesOfEpoch
-from nestling.training.tokens import TokenStore
+from nestling.training.tokens import store_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,8 +35,11 @@ def mnrl(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material
 
 
 def generous(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
-    """Prepare the library's multiple negatives ranking on all pairs from the middle of the scale upwards."""
-    return _stock(judgments, job, model, positives_above(judgments, job, generous=True))
+    """Prepare multiple negatives ranking on all pairs from the middle of the scale upwards."""
+    threshold = positives_above(judgments, job, generous=True)
+    if not job.settings.fast:
+        return _stock(judgments, job, model, threshold)
+    return _material(judgments, job, model, threshold, graded=False, symmetric=False, negatives=0)
 
 
 def graded(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
@@ -97,16 +102,17 @@ def _material(
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
     if not len(pairs):
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
-    limit = model.max_seq_length
-    stored = TokenStore.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
-    documents = TokenStore.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
+    # A static model gives infinity.
+    limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
+    store = store_for(model)
+    stored = store.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
+    documents = store.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
     queries: Tokens = stored
     query, document = pairs.query, pairs.document
     refreshed = []
     if settings.crops or settings.typos:
-        queries = QueriesOfEpoch(
-            pairs, model.tokenizer, limit, crops=settings.crops, typos=settings.typos, seed=settings.seed
-        )
+        make = partial(store.build, tokenizer=model.tokenizer, max_length=limit)
+        queries = QueriesOfEpoch(pairs, make, crops=settings.crops, typos=settings.typos, seed=settings.seed)
         query, document = queries.with_crops()
         refreshed.append(queries.refresh)
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None

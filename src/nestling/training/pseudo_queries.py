@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +41,16 @@ class QueriesOfEpoch:
 
     Args:
         pairs: the training data; queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
+        tokenise: makes the store that batches are taken from.
         crops: for each document.
         typos: share of all queries, crops included, that get one misspelt word.
     """
 
     def __init__(
-        self, pairs: Pairs, tokenizer: Any, max_length: int | None, *, crops: int, typos: float, seed: int
+        self, pairs: Pairs, tokenise: Callable[[list[str]], TokenStore], *, crops: int, typos: float, seed: int
     ) -> None:
         self.pairs = pairs
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.tokenise = tokenise
         self.crops = crops
         self.typos = typos
         self.seed = seed
@@ -67,7 +67,7 @@ class QueriesOfEpoch:
 
     def refresh(self, model: SentenceTransformer, epoch: int, work: Path) -> None:
         """Make the queries of an epoch and their tokens."""
-        self.tokens = TokenStore.build(self.texts(epoch), self.tokenizer, self.max_length)
+        self.tokens = self.tokenise(self.texts(epoch))
         invented = self.crops * len(self.pairs.documents)
         logger.info(
             "epoch %d: %d queries of raters, %d made of documents", epoch + 1, len(self.pairs.queries), invented

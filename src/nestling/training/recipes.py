@@ -59,9 +59,14 @@ class Recipe:
     build: Callable[[Judgments, Job], SentenceTransformer] = transformer
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def trains_transformer(self) -> bool:
+        """Return whether what is trained is the base model itself."""
+        return self.build is transformer
+
     def starts_as_base(self, job: Job) -> bool:
         """Return whether the untrained model embeds as the base does when it is loaded by itself."""
-        return self.build is transformer and job.settings.max_seq_length is None
+        return self.trains_transformer and job.settings.max_seq_length is None
 
 
 RECIPES: dict[str, Recipe] = {
@@ -83,8 +88,8 @@ RECIPES: dict[str, Recipe] = {
             "batch_size": STATIC.batch_size,
             "epochs": STATIC.epochs,
             "scale": STATIC.scale,
+            "crops": STATIC.crops,
             "precision": "fp32",
-            "fast": False,
         },
     ),
     "adapter": Recipe(

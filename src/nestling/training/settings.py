@@ -73,6 +73,10 @@ class TrainingSettings(Settings):
     """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
     mined: int = Field(default=0, ge=0)
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
+    lexical: bool = False
+    """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
+    rotate: bool = False
+    """Rotate the trained transformer so that its prefixes carry the most; full-size cosines stay as they are."""
     crops: int = Field(default=0, ge=0)
     """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
     typos: float = Field(default=0.0, ge=0, le=1)

@@ -15,6 +15,7 @@ import numpy as np
 from nestling import atomic
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,12 @@ class TokenStore:
         """Tokenise `texts`, or read their tokens from `cache` where an earlier call left them.
 
         Args:
-            tokenizer: a fast tokenizer of transformers.
+            tokenizer: a fast tokenizer of transformers, or one of the library `tokenizers`, which a static model has:
+                then without special tokens.
             max_length: tokens after which a text is cut.
             cache: a folder for `tokens-FINGERPRINT.npz`; the name changes with texts, tokenizer and limit.
         """
-        padding = int(tokenizer.pad_token_id or 0)
+        padding = int(getattr(tokenizer, "pad_token_id", 0) or 0)
         path = cache / f"tokens-{_fingerprint(texts, tokenizer, max_length)}.npz" if cache else None
         if path is not None and path.is_file():
             try:
@@ -60,13 +62,7 @@ class TokenStore:
         parts: list[np.ndarray] = []
         lengths: list[int] = []
         for start in range(0, len(texts), AT_ONCE):
-            encoded = tokenizer(
-                list(texts[start : start + AT_ONCE]),
-                truncation=max_length is not None,
-                max_length=max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
+            encoded = _encoded(list(texts[start : start + AT_ONCE]), tokenizer, max_length)
             lengths.extend(map(len, encoded))
             parts.append(np.fromiter((token for text in encoded for token in text), dtype=np.int32))
         ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
@@ -95,12 +91,45 @@ class TokenStore:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
+class BagStore(TokenStore):
+    """The same for a static model, which takes the tokens of a batch in one row."""
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """Return `input_ids` (tokens of the batch,) and `offsets` (len(rows),) int64, where each text begins."""
+        import torch
+
+        rows = np.asarray(rows, dtype=np.int64)
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        begins = np.cumsum(lengths) - lengths
+        places = np.arange(int(lengths.sum())) + np.repeat(starts - begins, lengths)
+        return {"input_ids": torch.from_numpy(self.ids[places].astype(np.int64)), "offsets": torch.from_numpy(begins)}
+
+
+def store_for(model: SentenceTransformer) -> type[TokenStore]:
+    """Return the kind of store that a model's first module takes its batches from."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return BagStore if isinstance(model[0], StaticEmbedding) else TokenStore
+
+
+def _encoded(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    encoded: list[list[int]] = tokenizer(
+        texts,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return encoded
+
+
 def _fingerprint(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> str:
     digest = hashlib.blake2b(digest_size=8)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     # Truncation and padding are leftovers of the last call, not properties of the tokenizer.
-    state = {
-        k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")
-    }
+    state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
     digest.update(json.dumps(state, sort_keys=True).encode())
     digest.update(f"{max_length} {len(texts)}".encode())
     for text in texts:

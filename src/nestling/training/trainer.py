@@ -9,9 +9,8 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nestling import atomic
 from nestling.errors import InputError
@@ -19,8 +18,10 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job
+from nestling.training.joined import fit_joined, rotate
 from nestling.training.precision import Precision, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
+from nestling.training.result import BEFORE, RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -28,64 +29,6 @@ if TYPE_CHECKING:
     from nestling.training.callbacks import ProgressCallback, TrainingProgress
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = "settings.json"
-SUMMARY = "summary.json"
-BEFORE = "before.json"
-RECALL = "dev_recall@10"
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training did.
-
-    Attributes:
-        examples: how many the recipe made of the train split; each is seen once an epoch.
-        steps: optimizer steps, those before an interruption included.
-        seconds: spent in steps by this process, evaluations and checkpoints apart.
-        pairs_per_second: at which it saw examples.
-        resumed_at: the step that this process went on from; None if it began anew.
-        base: dev figures of the base model as it is loaded by itself, in float32; `dev_recall@10`, `dev_mrr@10`.
-        before: those of what the recipe made of it, before the first step; the same where it made nothing.
-        after: those of the weights that were kept.
-        kept_step: the step of those weights.
-        history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
-        peak_memory: bytes of the process at most (of the GPU's memory where one was used), the base model included.
-    """
-
-    examples: int
-    steps: int
-    seconds: float
-    pairs_per_second: float
-    resumed_at: int | None
-    base: dict[str, float]
-    before: dict[str, float]
-    after: dict[str, float]
-    kept_step: int
-    precision: str
-    precision_reason: str
-    peak_memory: int
-    history: list[dict[str, float]]
-
-    @property
-    def regression(self) -> bool:
-        """Whether the trained model retrieves worse on dev than its base, or than it did before its training."""
-        return self.after[RECALL] < max(self.base[RECALL], self.before[RECALL])
-
-    @property
-    def beaten_by(self) -> str:
-        """What a regression is worse than, in words: the base model wherever that is so."""
-        return "its base" if self.after[RECALL] < self.base[RECALL] else "before its training"
-
-    def told(self) -> str:
-        """Return dev recall@10 before and after in a line, the base's too where that is another, and a regression."""
-        base = f" (base model {self.base[RECALL]:.4f})" if self.base[RECALL] != self.before[RECALL] else ""
-        mark = "  REGRESSION" if self.regression else ""
-        return f"dev recall@10 {self.before[RECALL]:.4f} -> {self.after[RECALL]:.4f}{base}{mark}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
-        return asdict(self)
 
 
 def fit(
@@ -130,6 +73,8 @@ def fit(
             note(line)
 
     recipe = find_recipe(job.recipe)
+    if job.settings.lexical and recipe.trains_transformer:
+        return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
     model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)
@@ -144,7 +89,7 @@ def fit(
     autocast, remark = settle(model, material.loss, precision, processes=processes)
     arguments = arguments_for(job.settings, precision.name if autocast else "fp32", len(material.examples), work)
     with arguments.main_process_first(local=False):
-        _prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}")
+        prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}", keep=job.cache)
         if not (work / BEFORE).is_file():
             before = evaluator(model)
             base = before if recipe.starts_as_base(job) else whole(load_model(job.base))
@@ -188,6 +133,8 @@ def fit(
             else:
                 with no_bars():
                     model.save_pretrained(str(temporary), create_model_card=False)
+            if job.settings.rotate and recipe.trains_transformer:
+                rotate(temporary, train)
     trainer.accelerator.wait_for_everyone()
     # Measured again, as the base was: in float32, where the trainer's own figures are those of its autocast.
     after = whole(load_model(str(output)))
@@ -208,37 +155,6 @@ def check_matryoshka(model: SentenceTransformer, job: Job) -> None:
     full = int(model.get_embedding_dimension() or 0)
     if job.matryoshka and job.matryoshka[0] > full:
         raise InputError(f"matryoshka size {job.matryoshka[0]} is larger than the {full} dims of {job.base.name!r}")
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, or None.
-
-    The trainer writes `trainer_state.json` last, so one that reads as JSON vouches for the rest.
-    """
-    found = []
-    for path in work.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((int(path.name.split("-")[1]), path))
-        except (OSError, ValueError):
-            logger.warning("%s is incomplete and left out", path.name)
-    return max(found)[1] if found else None
-
-
-def read_result(work: Path) -> TrainingResult:
-    """Read the summary that `fit` left in its work folder."""
-    return TrainingResult(**json.loads((work / SUMMARY).read_text(encoding="utf-8")))
-
-
-def _prepare(work: Path, fingerprint: str) -> None:
-    """Make the work folder; one that an unfinished training with other data or settings left is emptied."""
-    path = work / SETTINGS
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
-        return
-    if work.exists():
-        logger.info("%s holds a training with other data or settings; starting anew", work)
-        shutil.rmtree(work)
-    atomic.write_json(path, {"fingerprint": fingerprint})
 
 
 def _result(

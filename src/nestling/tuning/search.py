@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import optuna
 
     from nestling.training.callbacks import TrainingProgress
-    from nestling.training.trainer import TrainingResult
+    from nestling.training.result import TrainingResult
     from nestling.tuning.workers import Crew
 
 logger = logging.getLogger(__name__)

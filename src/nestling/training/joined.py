@@ -1,0 +1,116 @@
+"""What follows a training of a transformer: a rotation, or a table of word pieces trained after it and joined to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestling import atomic
+from nestling.evaluation.embed import embed
+from nestling.evaluation.qrels import Qrels
+from nestling.evaluation.rotate import add_rotation, fit_search_rotation
+from nestling.judgments.table import Judgments
+from nestling.models import find_model, load_model, no_bars
+from nestling.training.job import Job
+from nestling.training.lexical import join, sample
+from nestling.training.recipes import find_recipe
+from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
+from nestling.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from nestling.training.callbacks import TrainingProgress
+
+TRANSFORMER, TABLE = "transformer", "table"
+
+
+def rotate(folder: Path, train: Judgments) -> None:
+    """Rotate a saved model, in place, so that its prefixes carry what training queries differ in."""
+    model = load_model(str(folder))
+    queries, documents = texts(train)
+    add_rotation(
+        model,
+        fit_search_rotation(
+            embed(model, sample(queries), kind="query"), embed(model, sample(documents), kind="document")
+        ),
+    )
+    with no_bars():
+        model.save_pretrained(str(folder), create_model_card=False)
+
+
+def fit_joined(
+    fit: Callable[..., TrainingResult],
+    train: Judgments,
+    dev: Judgments,
+    job: Job,
+    *,
+    output: Path,
+    work: Path,
+    report: Callable[[TrainingProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train the transformer of a job, then a table distilled from it, and join the two (lexical.py).
+
+    Each is a training of its own in a folder of its own within `work`, so that a call after an interruption goes on
+    within the one that was under way.
+
+    Args:
+        fit: trains one of them; as `trainer.fit`, and so is all else here.
+
+    Returns:
+        the transformer's result, but for `after`, which is the joined model's, and for seconds and memory, which count
+        both trainings.
+    """
+    from nestling.training.dev import DevEvaluator
+    from nestling.training.library import arguments_for
+
+    # For its processes alone: with several, one prepares and joins, and the others wait.
+    processes = arguments_for(job.settings, "fp32", 1, work)
+    with processes.main_process_first(local=False):
+        prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}", keep=job.cache)
+
+    def part(name: str, each: Job) -> TrainingResult:
+        folder, training = work / name, work / f"{name}.training"
+        if folder.is_dir() and (training / SUMMARY).is_file():
+            return read_result(training)
+        if note:
+            note(f"the {name}:")
+        found: TrainingResult = fit(train, dev, each, output=folder, work=training, report=report, note=note)
+        return found
+
+    semantic = part(
+        TRANSFORMER, replace(job, settings=job.settings.model_copy(update={"lexical": False, "rotate": False}))
+    )
+    model = load_model(str(work / TRANSFORMER))
+    full = int(model.get_embedding_dimension() or 0)
+    settings = TrainingSettings(**{**find_recipe("static").defaults, "seed": job.settings.seed})
+    dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
+    base = find_model(str(work / TRANSFORMER))
+    lexical = part(TABLE, Job(base, "static", settings, job.threshold, dims, job.weights, job.cache))
+    with processes.main_process_first(local=False):
+        if processes.process_index == 0:
+            with atomic.new_folder(output) as temporary, no_bars():
+                joined = join(model, load_model(str(work / TABLE)), *texts(train))
+                joined.save_pretrained(str(temporary), create_model_card=False)
+    evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
+    result = replace(
+        semantic,
+        after=evaluator(load_model(str(output))),
+        seconds=semantic.seconds + lexical.seconds,
+        peak_memory=max(semantic.peak_memory, lexical.peak_memory),
+    )
+    if note:
+        note(
+            f"joined: dev recall@10 of the transformer {semantic.after[RECALL]:.4f}, of the table "
+            f"{lexical.after[RECALL]:.4f}, of both {result.after[RECALL]:.4f}"
+        )
+    if processes.process_index == 0:
+        atomic.write_json(work / SUMMARY, result.as_dict())
+    return result
+
+
+def texts(train: Judgments) -> tuple[list[str], list[str]]:
+    """Return the distinct queries and documents of a table, each in the order of its first record."""
+    queries, documents = (train.frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
+    return queries, documents

@@ -1,0 +1,96 @@
+"""A transformer and a table of word-piece vectors joined in one model, so that exact words count in the embedding.
+
+A fine-tuned transformer knows what words mean and forgets which they were; BM25 added to its scores brings points of
+recall for that reason. Here the embedding itself takes both in: the transformer's vector and the sum of the pieces'
+vectors in a table (static.py) are put side by side, and a linear layer brings them to the model's own size. The idea is
+that of CLEAR (Gao et al. 2021, arXiv 2004.13969) and SPAR (Chen et al. 2022, arXiv 2110.06918), which concatenate a
+dense vector and one that stands for a lexical retriever.
+
+The two are trained apart. Trained together (table and layer 50 and 10 times as fast as the transformer, batches of 64)
+they learn the training pairs by heart: recall@10 on dev of 20,000 Home Depot titles .696, where the transformer alone
+has .745, the table .732 and the two joined .770.
+
+All modules are sentence-transformers' own, so that any tool which loads its folders loads this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nestling.errors import InputError
+from nestling.evaluation.embed import embed
+from nestling.evaluation.rotate import append_linear, fit_search_rotation
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SEMANTIC = "transformer_embedding"
+"""Where the features of a batch keep the transformer's vector while the lexical one is made."""
+SAMPLE = 6000
+"""Queries, and documents, that a rotation is fitted on."""
+
+
+def join(
+    model: SentenceTransformer, table: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]
+) -> SentenceTransformer:
+    """Return a model of the same size whose cosines are about the mean of the two models' cosines.
+
+    The lexical vector is the sum of the pieces' vectors over the root of their number, so that it is about as long for
+    a short text as for a long one; on the sample it is as long as the transformer's, 1, in the mean. The linear layer
+    is the rotation that `fit_search_rotation` finds, cut to the model's size: what it cuts off cost nothing measurable.
+
+    Args:
+        model: a transformer with its pooling; its modules are taken over, not copied.
+        table: a static model that was distilled from the same base, with the same pieces.
+        queries, documents: training texts; the scale and the rotation are fitted on some of them.
+
+    Raises:
+        InputError: the two do not have the same pieces and size.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
+
+    full = int(model.get_embedding_dimension() or 0)
+    if not isinstance(table[0], StaticEmbedding) or isinstance(model[0], StaticEmbedding):
+        raise InputError("a table of word pieces can only be joined with a transformer")
+    rows = table[0].embedding.weight.detach().clone()
+    if rows.shape[1] != full or table[0].tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise InputError("table and transformer differ in size or vocabulary; make the table from that transformer")
+    rows[model.tokenizer.all_special_ids] = 0.0
+    words = WordEmbeddings(model.tokenizer, rows, update_embeddings=False)
+    joined = SentenceTransformer(
+        modules=[
+            *model,
+            Normalize(module_output_name=SEMANTIC),
+            words,
+            # Pooling puts what it finds as the text's own vector before what it makes of the tokens.
+            Normalize(SEMANTIC, "cls_token_embeddings"),
+            Pooling(full, ("cls", "mean_sqrt_len_tokens")),
+        ],
+        device=str(model.device),
+    )
+    joined.max_seq_length = model.max_seq_length
+    sampled = [
+        embed(joined, sample(queries), kind="query"),
+        embed(joined, sample(documents), kind="document"),
+    ]
+    lengths = [np.linalg.norm(found[:, :full], axis=1) for found in sampled]
+    scale = 1 / max(float(np.mean(np.linalg.norm(sampled[1][:, full:], axis=1) / lengths[1])), 1e-6)
+    with torch.no_grad():
+        words.emb_layer.weight.mul_(scale)
+    for found in sampled:
+        found[:, full:] *= scale
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+    append_linear(joined, fit_search_rotation(*sampled)[:, :full])
+    joined.append(Normalize())
+    return joined
+
+
+def sample(texts: Sequence[str]) -> list[str]:
+    """Return at most `SAMPLE` of the texts, always the same ones, in their order."""
+    chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
+    return [texts[place] for place in np.sort(chosen)]

@@ -1,0 +1,112 @@
+"""What a training did, and the folder that it works in: checkpoints, and the summary that stays."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nestling import atomic
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+SUMMARY = "summary.json"
+BEFORE = "before.json"
+RECALL = "dev_recall@10"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did.
+
+    Attributes:
+        examples: how many the recipe made of the train split; each is seen once an epoch.
+        steps: optimizer steps, those before an interruption included.
+        seconds: spent in steps by this process, evaluations and checkpoints apart.
+        pairs_per_second: at which it saw examples.
+        resumed_at: the step that this process went on from; None if it began anew.
+        base: dev figures of the base model as it is loaded by itself, in float32; `dev_recall@10`, `dev_mrr@10`.
+        before: those of what the recipe made of it, before the first step; the same where it made nothing.
+        after: those of the weights that were kept.
+        kept_step: the step of those weights.
+        history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
+        peak_memory: bytes of the process at most (of the GPU's memory where one was used), the base model included.
+    """
+
+    examples: int
+    steps: int
+    seconds: float
+    pairs_per_second: float
+    resumed_at: int | None
+    base: dict[str, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    kept_step: int
+    precision: str
+    precision_reason: str
+    peak_memory: int
+    history: list[dict[str, float]]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the trained model retrieves worse on dev than its base, or than it did before its training."""
+        return self.after[RECALL] < max(self.base[RECALL], self.before[RECALL])
+
+    @property
+    def beaten_by(self) -> str:
+        """What a regression is worse than, in words: the base model wherever that is so."""
+        return "its base" if self.after[RECALL] < self.base[RECALL] else "before its training"
+
+    def told(self) -> str:
+        """Return dev recall@10 before and after in a line, the base's too where that is another, and a regression."""
+        base = f" (base model {self.base[RECALL]:.4f})" if self.base[RECALL] != self.before[RECALL] else ""
+        mark = "  REGRESSION" if self.regression else ""
+        return f"dev recall@10 {self.before[RECALL]:.4f} -> {self.after[RECALL]:.4f}{base}{mark}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON takes it."""
+        return asdict(self)
+
+
+def read_result(work: Path) -> TrainingResult:
+    """Read the summary that `fit` left in its work folder."""
+    return TrainingResult(**json.loads((work / SUMMARY).read_text(encoding="utf-8")))
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, or None.
+
+    The trainer writes `trainer_state.json` last, so one that reads as JSON vouches for the rest.
+    """
+    found = []
+    for path in work.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(path.name.split("-")[1]), path))
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete and left out", path.name)
+    return max(found)[1] if found else None
+
+
+def prepare(work: Path, fingerprint: str, *, keep: Path | None = None) -> None:
+    """Make the work folder; one that an unfinished training with other data or settings left is emptied.
+
+    Args:
+        fingerprint: of data and settings.
+        keep: a folder within that stays.
+    """
+    path = work / SETTINGS
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
+            return
+        logger.info("%s holds a training with other data or settings; starting anew", work)
+    for child in work.iterdir() if work.is_dir() else ():
+        if child.is_dir() and child != keep:
+            shutil.rmtree(child)
+        elif not child.is_dir():
+            child.unlink()
+    atomic.write_json(path, {"fingerprint": fingerprint})

@@ -1,0 +1,168 @@
+"""Joined models: stock modules, the same size, both vectors in it; and the trainings that lead to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
+from tokenizers import Tokenizer
+
+from nestling.errors import InputError
+from nestling.evaluation.measures import Measure
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model, load_model
+from nestling.training.job import Job
+from nestling.training.joined import texts
+from nestling.training.lexical import join
+from nestling.training.settings import TrainingSettings
+from nestling.training.static import build_static
+from nestling.training.trainer import fit
+
+JUDGMENTS = generate(300, seed=0)
+QUERIES, DOCUMENTS = texts(JUDGMENTS)
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model_path: Path) -> SentenceTransformer:
+    return build_static(find_model(str(tiny_model_path)), [*QUERIES, *DOCUMENTS])
+
+
+@pytest.fixture(scope="module")
+def joined(tiny_model_path: Path, table: SentenceTransformer) -> SentenceTransformer:
+    return join(load_model(str(tiny_model_path)), table, QUERIES, DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
+
+
+def part(model: SentenceTransformer, kind: type) -> object:
+    return next(module for module in reversed(list(model)) if isinstance(module, kind))
+
+
+def test_it_has_the_size_of_the_model_and_is_saved_as_modules_of_the_library(
+    joined: SentenceTransformer, tiny_model: SentenceTransformer, tmp_path: Path
+):
+    joined.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert loaded.get_embedding_dimension() == tiny_model.get_embedding_dimension()
+    assert loaded.max_seq_length == tiny_model.max_seq_length
+    assert all(type(module).__module__.startswith("sentence_transformers.") for module in loaded)
+    np.testing.assert_allclose(loaded.encode(DOCUMENTS[:5]), joined.encode(DOCUMENTS[:5]), atol=1e-6)
+
+
+def test_the_embedding_is_the_two_vectors_side_by_side_rotated(
+    joined: SentenceTransformer, tiny_model: SentenceTransformer
+):
+    some = [*QUERIES[:3], *DOCUMENTS[:3]]
+    words = part(joined, WordEmbeddings)
+    table = words.emb_layer.weight.detach().numpy()  # type: ignore[attr-defined]
+    special = set(tiny_model.tokenizer.all_special_ids)
+    lexical = []
+    for text in some:
+        ids = tiny_model.tokenizer(text)["input_ids"]
+        lexical.append(table[[i for i in ids if i not in special]].sum(axis=0) / np.sqrt(len(ids)))
+    both = np.hstack([tiny_model.encode(some), np.array(lexical)])
+    both = both @ joined[-2].linear.weight.detach().numpy().T
+    both /= np.linalg.norm(both, axis=1, keepdims=True)
+    np.testing.assert_allclose(joined.encode(some), both, atol=1e-5)
+
+
+def test_both_halves_are_about_as_long(joined: SentenceTransformer):
+    modules = list(joined)[:-2]
+    assert isinstance(modules[-1], Pooling)
+    halves = SentenceTransformer(modules=modules, device="cpu").encode(DOCUMENTS, normalize_embeddings=False)
+    size = halves.shape[1] // 2
+    np.testing.assert_allclose(np.linalg.norm(halves[:, :size], axis=1), 1, atol=1e-5)
+    assert np.linalg.norm(halves[:, size:], axis=1).mean() == pytest.approx(1, abs=0.05)
+
+
+def test_a_batch_of_texts_gives_what_each_gives_alone(joined: SentenceTransformer):
+    some = ["saw", *DOCUMENTS[:4]]
+    alone = np.vstack([joined.encode([text]) for text in some])
+    np.testing.assert_allclose(joined.encode(some), alone, atol=1e-5)
+
+
+def test_shared_words_count_for_more_than_in_the_transformer_alone(
+    joined: SentenceTransformer, tiny_model: SentenceTransformer
+):
+    def correlation(model: SentenceTransformer) -> float:
+        vectors = model.encode(DOCUMENTS[:200], normalize_embeddings=True)
+        words = [set(document.lower().split()) for document in DOCUMENTS[:200]]
+        shared = np.array([[len(a & b) / len(a | b) for a in words] for b in words])
+        upper = np.triu_indices(len(words), 1)
+        return float(np.corrcoef(shared[upper], (vectors @ vectors.T)[upper])[0, 1])
+
+    assert correlation(joined) > correlation(tiny_model)
+
+
+def test_what_does_not_fit_is_refused(table: SentenceTransformer, tiny_model: SentenceTransformer):
+    with pytest.raises(InputError, match="transformer"):
+        join(table, table, QUERIES, DOCUMENTS)
+    tokenizer = Tokenizer.from_str(table[0].tokenizer.to_str())
+    tokenizer.add_tokens(["pergola"])
+    size = tokenizer.get_vocab_size()
+    other = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=np.zeros((size, 32), "f4"))])
+    with pytest.raises(InputError, match="vocabulary"):
+        join(tiny_model, other, QUERIES, DOCUMENTS)
+
+
+def trained(split: Split, tiny_model_path: Path, folder: Path, **settings: object):
+    options = {"epochs": 2, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 0, **settings}
+    job = Job(find_model(str(tiny_model_path)), "mnrl", TrainingSettings.model_validate(options), 2.5)
+    notes: list[str] = []
+    result = fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append)
+    return result, notes
+
+
+def test_a_lexical_training_is_two_trainings_and_their_join(split: Split, tiny_model_path: Path, tmp_path: Path):
+    result, notes = trained(split, tiny_model_path, tmp_path, lexical=True)
+    loaded = load_model(str(tmp_path / "model"))
+    assert any(isinstance(module, WordEmbeddings) for module in loaded)
+    assert any(note.startswith("joined: dev recall@10") for note in notes)
+    plain = load_model(str(tmp_path / "work" / "transformer"))
+    assert result.after["dev_recall@10"] != pytest.approx(recall(plain, split), abs=1e-9), (
+        "the figure is the joined model's"
+    )
+    assert result.after["dev_recall@10"] == pytest.approx(recall(loaded, split), abs=1e-6)
+
+
+def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _ = trained(split, tiny_model_path, tmp_path / "a", lexical=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("nestling.training.joined.join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trained(split, tiny_model_path, tmp_path / "b", lexical=True)
+    assert not (tmp_path / "b" / "model").exists()
+    again, notes = trained(split, tiny_model_path, tmp_path / "b", lexical=True)
+    assert "the transformer:" not in notes
+    assert again.after == whole.after
+
+
+def test_a_rotated_training_has_the_same_figures_at_full_size_and_other_prefixes(
+    split: Split, tiny_model_path: Path, tmp_path: Path
+):
+    plain, _ = trained(split, tiny_model_path, tmp_path / "a")
+    turned, _ = trained(split, tiny_model_path, tmp_path / "b", rotate=True)
+    assert turned.after == pytest.approx(plain.after, abs=1e-6)
+    one, other = (load_model(str(tmp_path / side / "model")).encode(DOCUMENTS[:20]) for side in "ab")
+    np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-5)
+    kept = [float((vectors[:, :8] ** 2).sum()) for vectors in (one, other)]
+    assert kept[1] > kept[0]
+
+
+def recall(model: SentenceTransformer, split: Split) -> float:
+    from nestling.evaluation.embed import embed
+    from nestling.evaluation.qrels import Qrels
+    from nestling.evaluation.retrieve import top_k
+
+    qrels = Qrels.from_judgments(split.dev, threshold=2.5)
+    ranking, _ = top_k(embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document"), 10)
+    return float(Measure.parse("recall@10").per_query(ranking, qrels).mean())
