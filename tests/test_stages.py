@@ -65,7 +65,8 @@ def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: 
     settings = TrainingSettings(epochs=1, batch_size=16, precision="fp32")
     tiny = str(tiny_model_path)
     result = nestling.train(tmp_path / "split", out=tmp_path / "mine", base=tiny, settings=settings)
-    assert result.examples == len(split.train.above(2.5))
+    # The default recipe: pairs from the middle of the scale upwards, and a query made of each document.
+    assert result.examples == len(split.train.above(1.99)) + split.train.document_keys.n_unique()
     models = {"base": tiny, "mine": str(tmp_path / "mine")}
     found = nestling.evaluate(tmp_path / "split", models, settings=EvaluationSettings(dims=(32, 8)))
     assert found.results.select("variant", "dim").unique().sort("variant", "dim").rows() == [

@@ -142,7 +142,7 @@ def train(
     split: Annotated[Path, Parameter(help="A folder that nestling split wrote.")],
     out: Annotated[Path, Parameter(help="The model's folder.")],
     *,
-    recipe: Annotated[str, Parameter(help="graded, mnrl, static, adapter, cosine or cosent.")] = "mnrl",
+    recipe: Annotated[str, Parameter(help="graded, mnrl, static, adapter, cosine or cosent.")] = "graded",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
     matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
     dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
@@ -157,7 +157,6 @@ def train(
     """
     from nestling import stages
     from nestling.experiment_files import make_settings
-    from nestling.training.recipes import find_recipe
     from nestling.training.settings import Matryoshka, TrainingSettings
 
     prefixes = None
@@ -169,7 +168,7 @@ def train(
         recipe=recipe,
         base=base,
         matryoshka=prefixes,
-        settings=make_settings(TrainingSettings, **{**find_recipe(recipe).defaults, **as_changes(change)}),
+        settings=make_settings(TrainingSettings, **as_changes(change)),
         threshold=threshold,
         observer=_observer(),
     )

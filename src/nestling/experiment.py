@@ -17,6 +17,9 @@ DEMO: dict[str, Any] = {"name": "demo", "data": {"source": "toolshed", "records"
 """The study that runs when nothing is asked for: small enough for minutes on two cores."""
 
 
+VARIANTS = ("pretrained", "mnrl", "mnrl+matryoshka", "graded")
+
+
 class DataSettings(Settings):
     """Which judgments, and how their columns are called."""
 
@@ -122,7 +125,9 @@ class Experiment(Settings):
     data: DataSettings = DataSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
-    variants: tuple[Variant, ...] = Field(default=("pretrained", "mnrl", "mnrl+matryoshka"), validate_default=True)
+    variants: tuple[Variant, ...] = Field(
+        default=("pretrained", "mnrl", "mnrl+matryoshka", "graded"), validate_default=True
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")

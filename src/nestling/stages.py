@@ -199,7 +199,7 @@ def train(
     data: Split | Path | str,
     *,
     out: Path | str,
-    recipe: str = "mnrl",
+    recipe: str = "graded",
     base: str = DEFAULT,
     matryoshka: Matryoshka | None = None,
     settings: TrainingSettings | None = None,
@@ -213,13 +213,16 @@ def train(
         data: a split or the folder of one.
         out: the model's folder. Checkpoints lie beside it, in `OUT.training`, so that the same call goes on after an
             interruption.
+        settings: what is not given is as the recipe has it by default.
         dims: the sizes that Matryoshka trains where it names none.
 
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
     """
+    from nestling.training.recipes import find_recipe
     from nestling.training.trainer import fit
 
+    given = settings.model_dump(exclude_unset=True) if settings else {}
     made = data if isinstance(data, Split) else read_split(Path(data))
     out = Path(out)
     observer = observer or Observer()
@@ -229,7 +232,7 @@ def train(
         recipe,
         base=base,
         matryoshka=matryoshka,
-        settings=settings or TrainingSettings(),
+        settings=TrainingSettings.model_validate({**find_recipe(recipe).defaults, **given}),
         threshold=settle_threshold(made.train, threshold),
         dims=dims,
         cache=out.with_name(f"{out.name}.training") / "tokens",

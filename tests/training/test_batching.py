@@ -84,6 +84,7 @@ def test_processes_that_share_the_batches_get_equally_many(lengths, size, proces
     all_of_them = list(LengthBatches(np.array(lengths), size, seed=0))
     assert len(made) % processes == 0
     assert len(all_of_them) - len(made) < processes
+    assert bool(made) == (len(lengths) >= processes)
 
 
 def test_seed_and_epoch_decide_the_batches():

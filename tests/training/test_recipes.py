@@ -37,7 +37,7 @@ def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments):
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("recipe", ["mnrl", "graded"])
 def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path, recipe: str, fast: bool):
-    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(fast=fast), threshold=3.0)
+    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(fast=fast, positives_above=3.0), threshold=2.5)
     with pytest.raises(InputError, match="no training pair is scored above 3"):
         find_recipe(recipe).prepare(judgments, job, load_model(job.base))
 

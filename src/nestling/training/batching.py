@@ -89,6 +89,9 @@ class LengthBatches:
     ) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
+        if processes > 1 and not drop_last:
+            # Where there is less than a batch for each process, each gets a smaller one rather than none.
+            self.batch_size = min(batch_size, max(1, len(lengths) // processes))
         self.seed = seed
         self.drop_last = drop_last
         self.processes = processes

@@ -43,9 +43,13 @@ def generous(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mate
 
 
 def graded(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
-    """Prepare the graded contrastive loss: every relevant pair with its weight, documents judged low as negatives."""
-    threshold = positives_above(judgments, job)
-    return _material(judgments, job, model, threshold, graded=True, symmetric=True, negatives=1)
+    """Prepare the graded contrastive loss: pairs from the middle of the scale up, weighted by score, low ones against.
+
+    Each relevant document of the batch is a positive with its own weight, and one document judged low for the same
+    query is a hard negative.
+    """
+    threshold = positives_above(judgments, job, generous=True)
+    return _material(judgments, job, model, threshold, graded=True, symmetric=False, negatives=1)
 
 
 def positives_above(judgments: Judgments, job: Job, *, generous: bool = False) -> float:

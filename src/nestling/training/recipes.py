@@ -72,8 +72,9 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "graded": Recipe(
         contrastive.graded,
-        "InfoNCE with every relevant document of the batch as a positive weighted by its score, documents judged low "
-        "as hard negatives, and both directions",
+        "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low as hard "
+        "negatives and queries made of documents; joined with a table of word pieces",
+        defaults={"epochs": 2, "hidden_dropout": 0.0, "crops": 1, "lexical": True, "rotate": True},
     ),
     "mnrl": Recipe(
         contrastive.mnrl,
