@@ -112,11 +112,13 @@ def test_what_does_not_fit_is_refused(table: SentenceTransformer, tiny_model: Se
         join(tiny_model, other, QUERIES, DOCUMENTS)
 
 
-def trained(split: Split, tiny_model_path: Path, folder: Path, **settings: object):
+def trained(split: Split, tiny_model_path: Path, folder: Path, report=None, **settings: object):
     options = {"epochs": 2, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 0, **settings}
     job = Job(find_model(str(tiny_model_path)), "mnrl", TrainingSettings.model_validate(options), 2.5)
     notes: list[str] = []
-    result = fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append)
+    result = fit(
+        split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append, report=report
+    )
     return result, notes
 
 
@@ -130,6 +132,17 @@ def test_a_lexical_training_is_two_trainings_and_their_join(split: Split, tiny_m
         "the figure is the joined model's"
     )
     assert result.after["dev_recall@10"] == pytest.approx(recall(loaded, split), abs=1e-6)
+
+
+def test_dev_figures_of_the_table_are_not_told_as_the_variants(split: Split, tiny_model_path: Path, tmp_path: Path):
+    told: list[float | None] = []
+    result, _ = trained(
+        split, tiny_model_path, tmp_path, lexical=True, report=lambda progress: told.append(progress.dev)
+    )
+    of_the_transformer = [dev for dev in told[: result.steps] if dev is not None]
+    assert len(told) > result.steps
+    assert of_the_transformer
+    assert set(told[result.steps :]) == {None}
 
 
 def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(

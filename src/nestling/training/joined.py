@@ -70,13 +70,19 @@ def fit_joined(
     with processes.main_process_first(local=False):
         prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}", keep=job.cache)
 
+    def tell(progress: TrainingProgress) -> None:
+        # The table's figures on dev are not the variant's, which a search would prune by.
+        if report:
+            report(replace(progress, dev=None))
+
     def part(name: str, each: Job) -> TrainingResult:
         folder, training = work / name, work / f"{name}.training"
+        listener = tell if name == TABLE else report
         if folder.is_dir() and (training / SUMMARY).is_file():
             return read_result(training)
         if note:
             note(f"the {name}:")
-        found: TrainingResult = fit(train, dev, each, output=folder, work=training, report=report, note=note)
+        found: TrainingResult = fit(train, dev, each, output=folder, work=training, report=listener, note=note)
         return found
 
     semantic = part(
