@@ -12,7 +12,7 @@ from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation, fit_search_rotation
 from nestling.judgments.table import Judgments
-from nestling.models import find_model, load_model, no_bars
+from nestling.models import load_model, no_bars
 from nestling.training.job import Job
 from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe
@@ -50,7 +50,7 @@ def fit_joined(
     report: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> TrainingResult:
-    """Train the transformer of a job, then a table distilled from it, and join the two (lexical.py).
+    """Train the transformer of a job, then a table distilled from its base, and join the two (lexical.py).
 
     Each is a training of its own in a folder of its own within `work`, so that a call after an interruption goes on
     within the one that was under way.
@@ -92,8 +92,8 @@ def fit_joined(
     full = int(model.get_embedding_dimension() or 0)
     settings = TrainingSettings(**{**find_recipe("static").defaults, "seed": job.settings.seed})
     dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
-    base = find_model(str(work / TRANSFORMER))
-    lexical = part(TABLE, Job(base, "static", settings, job.threshold, dims, job.weights, job.cache))
+    # Made of the trained transformer the table is better by itself, and adds less to what the transformer knows.
+    lexical = part(TABLE, Job(job.base, "static", settings, job.threshold, dims, job.weights, job.cache))
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
             with atomic.new_folder(output) as temporary, no_bars():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SEMANTIC = "transformer_embedding"
 """Where the features of a batch keep the transformer's vector while the lexical one is made."""
+SHARE = 0.7
+"""Weight of the table's cosine against the transformer's. On dev of 25,000 Home Depot titles 0.3 to 1 are level."""
 SAMPLE = 6000
 """Queries, and documents, that a rotation is fitted on."""
 
@@ -36,15 +38,17 @@ SAMPLE = 6000
 def join(
     model: SentenceTransformer, table: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]
 ) -> SentenceTransformer:
-    """Return a model of the same size whose cosines are about the mean of the two models' cosines.
+    """Return a model of the same size whose cosines are about the weighted mean of the two models' cosines.
 
     The lexical vector is the sum of the pieces' vectors over the root of their number, so that it is about as long for
-    a short text as for a long one; on the sample it is as long as the transformer's, 1, in the mean. The linear layer
-    is the rotation that `fit_search_rotation` finds, cut to the model's size: what it cuts off cost nothing measurable.
+    a short text as for a long one; the mean over sampled documents is the root of `SHARE` where the transformer's is 1.
+    The linear layer is the rotation that `fit_search_rotation` finds, cut to the model's size: what it cuts off cost
+    nothing measurable.
 
     Args:
         model: a transformer with its pooling; its modules are taken over, not copied.
-        table: a static model that was distilled from the same base, with the same pieces.
+        table: a static model with the same pieces; one distilled from the untrained base adds more than one from
+            `model` (dev recall@10 and MRR@10 .864/.657 against .858/.660, where the transformer has .852/.643).
         queries, documents: training texts; the scale and the rotation are fitted on some of them.
 
     Raises:
@@ -59,7 +63,9 @@ def join(
         raise InputError("a table of word pieces can only be joined with a transformer")
     rows = table[0].embedding.weight.detach().clone()
     if rows.shape[1] != full or table[0].tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise InputError("table and transformer differ in size or vocabulary; make the table from that transformer")
+        raise InputError(
+            "table and transformer differ in size or vocabulary; make the table from the transformer's base"
+        )
     rows[model.tokenizer.all_special_ids] = 0.0
     words = WordEmbeddings(model.tokenizer, rows, update_embeddings=False)
     joined = SentenceTransformer(
@@ -79,7 +85,7 @@ def join(
         embed(joined, sample(documents), kind="document"),
     ]
     lengths = [np.linalg.norm(found[:, :full], axis=1) for found in sampled]
-    scale = 1 / max(float(np.mean(np.linalg.norm(sampled[1][:, full:], axis=1) / lengths[1])), 1e-6)
+    scale = SHARE**0.5 / max(float(np.mean(np.linalg.norm(sampled[1][:, full:], axis=1) / lengths[1])), 1e-6)
     with torch.no_grad():
         words.emb_layer.weight.mul_(scale)
     for found in sampled:
