@@ -171,6 +171,18 @@ def test_a_rotated_training_has_the_same_figures_at_full_size_and_other_prefixes
     assert kept[1] > kept[0]
 
 
+def test_a_share_of_the_base_is_mixed_in(split: Split, tiny_model_path: Path, tmp_path: Path):
+    trained(split, tiny_model_path, tmp_path / "a")
+    trained(split, tiny_model_path, tmp_path / "b", base_share=0.25)
+    base, plain, mixed = (
+        load_model(str(path)).state_dict() for path in (tiny_model_path, tmp_path / "a/model", tmp_path / "b/model")
+    )
+    assert plain.keys() == mixed.keys()
+    for name, value in mixed.items():
+        np.testing.assert_allclose(value, 0.75 * plain[name] + 0.25 * base[name], atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(plain[name], mixed[name]) for name in plain)
+
+
 def recall(model: SentenceTransformer, split: Split) -> float:
     from nestling.evaluation.embed import embed
     from nestling.evaluation.qrels import Qrels

@@ -1,4 +1,4 @@
-"""What follows a training of a transformer: a rotation, or a table of word pieces trained after it and joined to it."""
+"""What follows a training of a transformer: weights of the base mixed in, a rotation, a table joined to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation, fit_search_rotation
 from nestling.judgments.table import Judgments
-from nestling.models import load_model, no_bars
+from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.job import Job
 from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe
@@ -23,6 +23,38 @@ if TYPE_CHECKING:
     from nestling.training.callbacks import TrainingProgress
 
 TRANSFORMER, TABLE = "transformer", "table"
+
+
+def finish(folder: Path, train: Judgments, job: Job) -> None:
+    """Do to a saved transformer, in place, what the job's settings want after its training."""
+    if job.settings.base_share:
+        mix(folder, job.base, job.settings.base_share)
+    if job.settings.rotate:
+        rotate(folder, train)
+
+
+def mix(folder: Path, base: ModelSource, share: float) -> None:
+    """Move a saved model's weights towards those of the base that it was trained from, in place.
+
+    WiSE-FT (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). On dev of 25,000 Home
+    Depot titles, shares of 0, 0.1, 0.2, 0.3 and 0.5: recall@10 and MRR@10 of a `graded` transformer .852/.643,
+    .856/.647, .855/.651, .858/.656 and .850/.653; joined with its table .860/.662, .864/.662, .864/.662, .862/.660 and
+    .864/.659.
+
+    Args:
+        share: of the base, 0 to 1.
+    """
+    model = load_model(str(folder))
+    before = load_model(base).state_dict()
+    trained = model.state_dict()
+    model.load_state_dict(
+        {
+            name: value.lerp(before[name].to(value), share) if value.is_floating_point() else value
+            for name, value in trained.items()
+        }
+    )
+    with no_bars():
+        model.save_pretrained(str(folder), create_model_card=False)
 
 
 def rotate(folder: Path, train: Judgments) -> None:

@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
         contrastive.graded,
         "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low as hard "
         "negatives and queries made of documents; joined with a table of word pieces",
-        defaults={"epochs": 2, "hidden_dropout": 0.0, "crops": 1, "lexical": True, "rotate": True},
+        defaults={"epochs": 2, "hidden_dropout": 0.0, "crops": 1, "base_share": 0.2, "lexical": True, "rotate": True},
     ),
     "mnrl": Recipe(
         contrastive.mnrl,

@@ -75,6 +75,8 @@ class TrainingSettings(Settings):
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
+    base_share: float = Field(default=0.0, ge=0, lt=1)
+    """Mix this share of the base model's weights into the trained transformer's: what it knew generalises better."""
     rotate: bool = False
     """Rotate the trained transformer so that its prefixes carry the most; full-size cosines stay as they are."""
     crops: int = Field(default=0, ge=0)

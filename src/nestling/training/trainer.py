@@ -18,7 +18,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job
-from nestling.training.joined import fit_joined, rotate
+from nestling.training.joined import finish, fit_joined
 from nestling.training.precision import Precision, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import BEFORE, RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare
@@ -133,8 +133,8 @@ def fit(
             else:
                 with no_bars():
                     model.save_pretrained(str(temporary), create_model_card=False)
-            if job.settings.rotate and recipe.trains_transformer:
-                rotate(temporary, train)
+            if recipe.trains_transformer:
+                finish(temporary, train, job)
     trainer.accelerator.wait_for_everyone()
     # Measured again, as the base was: in float32, where the trainer's own figures are those of its autocast.
     after = whole(load_model(str(output)))
