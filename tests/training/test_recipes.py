@@ -9,6 +9,7 @@ import pytest
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
+from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.contrastive import positive_pairs, positives_above
 from nestling.training.job import Job
@@ -82,3 +83,11 @@ def test_generous_positives_begin_at_the_middle_of_the_scale(
     job = Job(find_model(str(tiny_model_path)), "static", TrainingSettings(positives_above=given), 2.5)
     assert positives_above(judgments, job, generous=True) == pytest.approx(above)
     assert positives_above(judgments, job) == (given or 2.5)
+
+
+def test_a_static_start_is_the_same_every_time(tiny_model_path: Path):
+    # Large enough for polars to split the work, after which distinct values come in any order.
+    judgments = generate(6000, seed=0)
+    job = Job(find_model(str(tiny_model_path)), "static", TrainingSettings(), threshold=2.5)
+    one, other = (find_recipe("static").build(judgments, job)[0].embedding.weight for _ in range(2))
+    assert bool((one == other).all())

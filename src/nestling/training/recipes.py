@@ -34,7 +34,9 @@ def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
 
 def word_pieces(judgments: Judgments, job: Job) -> SentenceTransformer:
     """Return a table of word-piece vectors made of the base model and the training texts."""
-    return build_static(job.base, [*judgments.frame["query"].unique(), *judgments.frame["document"].unique()])
+    # In the order of the records: which texts are read for vectors in context depends on it.
+    texts = (judgments.frame[side].unique(maintain_order=True) for side in ("query", "document"))
+    return build_static(job.base, [text for column in texts for text in column])
 
 
 def frozen_base(judgments: Judgments, job: Job) -> SentenceTransformer:
