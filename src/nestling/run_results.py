@@ -61,10 +61,8 @@ class StudyResults:
         with atomic.new_file(folder.per_query) as temporary:
             pl.concat(every).write_parquet(temporary)
         atomic.write_json(folder.results_json, self._as_json(results, folder.results_json))
-        subtitle = (
-            f"{self.judgments.source}: {self.qrels.n_queries:,} test queries, {self.qrels.n_documents:,} documents, "
-            f"{self.qrels.protocol}"
-        )
+        source, qrels = charts.short_source(self.judgments.source), self.qrels
+        subtitle = f"{source}: {qrels.n_queries:,} test queries, {qrels.n_documents:,} documents, {qrels.protocol}"
         pictures = tuple(
             charts.save(charts.measure_by_dim(results, measure, subtitle=subtitle), folder.picture(measure))[0]
             for measure in self.experiment.evaluation.measures[:2]

@@ -10,7 +10,7 @@ import pytest
 
 from nestling.judgments.inspection import inspect_judgments
 from nestling.judgments.toolshed import generate
-from nestling.report.charts import measure_by_dim, save, score_histogram
+from nestling.report.charts import measure_by_dim, save, score_histogram, short_source
 
 VALUES = {("pretrained", 384): 0.5, ("pretrained", 48): 0.25, ("<b>&tuned", 384): 0.6, ("<b>&tuned", 48): 0.54}
 
@@ -59,3 +59,18 @@ def test_the_histogram_marks_threshold_and_dip(tmp_path: Path):
     texts = {element.text for element in ElementTree.parse(svg).iter() if element.tag.endswith("text")}
     assert "threshold 2.5" in texts
     assert any(text and text.startswith("dip 2.") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("source", "short"),
+    [
+        ("home-depot:../shared/data/home-depot", "home-depot"),
+        ("toolshed, 6,000 records, seed 0", "toolshed, 6,000 records, seed 0"),
+        ("/srv/shop/judgments.csv", "judgments.csv"),
+        ("C:\\shop\\judgments.csv", "judgments.csv"),
+        ("shop/", "shop"),
+        ("owner/name", "name"),
+    ],
+)
+def test_pictures_name_a_source_without_its_folders(source: str, short: str):
+    assert short_source(source) == short

@@ -84,7 +84,7 @@ def test_the_curve_holds_every_point_and_the_untrained_base(found_curve: Curve, 
     assert len(lines) == 6
     assert {row["shown"]: row["value"] for row in rules} == {"recall@10": 0.4, "MRR@10": 0.3}
     _, svg = save(chart, tmp_path / "curve")
-    assert {"training records (log scale)", "100", "500", "1,000", "pretrained MRR@10"} <= texts(svg)
+    assert {"training records (log scale)", "100", "500", "1,000", "MRR@10 before training"} <= texts(svg)
 
 
 def lines_of(table: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 INK, GRID, BACKGROUND = "#1f2430", "#e6e8ec", "#ffffff"
 LEGEND_CHARACTERS = 90
 FONT = "Helvetica Neue, Arial, DejaVu Sans, sans-serif"
+
+
+def short_source(source: str) -> str:
+    """Return the name of a source without its folders: pictures are passed around, and paths tell of a machine.
+
+    `home-depot:../data/home-depot` is `home-depot`, `/srv/shop/judgments.csv` is `judgments.csv`.
+    """
+    kind, colon, _ = source.partition(":")
+    if colon and "/" not in kind and "\\" not in kind and len(kind) > 1:
+        return kind
+    return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
 
 
 def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt.LayerChart:

@@ -173,7 +173,7 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
         )
     )
     floor = [
-        {"shown": label(name), "value": value, "records": records[-1], "text": f"pretrained {label(name)}"}
+        {"shown": label(name), "value": value, "records": records[-1], "text": f"{label(name)} before training"}
         for name, value in before.items()
     ]
     base = alt.Chart(alt.InlineData(values=floor))

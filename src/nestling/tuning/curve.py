@@ -218,7 +218,7 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
 
 
 def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
-    from nestling.report.charts import save
+    from nestling.report.charts import save, short_source
     from nestling.report.tuning_charts import learning_curve
 
     rows = [
@@ -242,7 +242,8 @@ def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
     with atomic.new_file(files[1]) as temporary:
         results.write_parquet(temporary)
     queries = ground.split.dev.query_keys.n_unique()
-    subtitle = f"{ground.source}: {ground.variant.name}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
+    source = short_source(ground.source)
+    subtitle = f"{source}: {ground.variant.name}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
     files.append(save(learning_curve(results, before=before, subtitle=subtitle), folder / "curve")[0])
     logger.info("curve of %s: %s", ground.variant.name, said)
     return Curve(ground.variant.name, points, results, before, slope, said, folder, tuple(files))

@@ -195,7 +195,7 @@ def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, obser
 
 def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Search:
     from nestling.report import tuning_charts as charts
-    from nestling.report.charts import save
+    from nestling.report.charts import save, short_source
 
     frozen = crew.trials(*_workers().FINISHED)
     records = tuple(record_of(trial) for trial in frozen)
@@ -209,7 +209,7 @@ def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Sea
     frame = trials_frame(records, crew.space)
     with atomic.new_file(files[1]) as temporary:
         frame.write_parquet(temporary)
-    subtitle = f"{ground.source}: {ground.variant.name}, {len(records)} trials"
+    subtitle = f"{short_source(ground.source)}: {ground.variant.name}, {len(records)} trials"
     picture = charts.parallel_coordinates(records, crew.space, best=best.number, subtitle=subtitle)
     files.append(save(picture, folder / "trials")[0])
     importance, why_not = importance_of(crew.study)
