@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under 50 seconds on two cores")
+    parser.add_argument("--quick", action="store_true", help="about a minute on two cores")
     parser.add_argument("--side", choices=["stock", "ours", "products"], help=argparse.SUPPRESS)
     parser.add_argument("--texts", choices=["titles", "descriptions"], help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, default=64)
