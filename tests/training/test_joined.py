@@ -16,8 +16,9 @@ from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.job import Job
-from nestling.training.joined import texts
 from nestling.training.lexical import SHARE, join
+from nestling.training.recipes import texts
+from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 from nestling.training.trainer import fit
@@ -132,6 +133,19 @@ def test_a_lexical_training_is_two_trainings_and_their_join(split: Split, tiny_m
         "the figure is the joined model's"
     )
     assert result.after["dev_recall@10"] == pytest.approx(recall(loaded, split), abs=1e-6)
+
+
+def test_a_joined_model_below_its_base_is_said_in_the_log(
+    split: Split,
+    tiny_model_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(TrainingResult, "regression", True)
+    trained(split, tiny_model_path, tmp_path, lexical=True)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(line.startswith("model: dev recall@10") and line.endswith("REGRESSION") for line in warned)
 
 
 def test_dev_figures_of_the_table_are_not_told_as_the_variants(split: Split, tiny_model_path: Path, tmp_path: Path):

@@ -31,7 +31,7 @@ def mnrl(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material
     threshold = positives_above(judgments, job)
     if not job.settings.fast:
         return _stock(judgments, job, model, threshold)
-    return _material(judgments, job, model, threshold, graded=False, symmetric=False, negatives=0)
+    return _material(judgments, job, model, threshold, graded=False, negatives=0)
 
 
 def generous(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
@@ -39,7 +39,7 @@ def generous(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mate
     threshold = positives_above(judgments, job, generous=True)
     if not job.settings.fast:
         return _stock(judgments, job, model, threshold)
-    return _material(judgments, job, model, threshold, graded=False, symmetric=False, negatives=0)
+    return _material(judgments, job, model, threshold, graded=False, negatives=0)
 
 
 def graded(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
@@ -49,7 +49,7 @@ def graded(judgments: Judgments, job: Job, model: SentenceTransformer) -> Materi
     query is a hard negative.
     """
     threshold = positives_above(judgments, job, generous=True)
-    return _material(judgments, job, model, threshold, graded=True, symmetric=False, negatives=1)
+    return _material(judgments, job, model, threshold, graded=True, negatives=1)
 
 
 def positives_above(judgments: Judgments, job: Job, *, generous: bool = False) -> float:
@@ -95,7 +95,6 @@ def _material(
     threshold: float,
     *,
     graded: bool,
-    symmetric: bool,
     negatives: int,
 ) -> Material:
     from datasets import Dataset
@@ -135,7 +134,7 @@ def _material(
         dims=job.matryoshka,
         dim_weights=job.weights,
         graded=graded,
-        symmetric=symmetric if settings.symmetric is None else settings.symmetric,
+        symmetric=bool(settings.symmetric),
     )
     wanted = negatives if settings.negatives is None else settings.negatives
     lengths = documents.lengths[document]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.job import Job
 from nestling.training.lexical import join, sample
-from nestling.training.recipes import find_recipe
+from nestling.training.recipes import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from nestling.training.callbacks import TrainingProgress
+
+logger = logging.getLogger(__name__)
 
 TRANSFORMER, TABLE = "transformer", "table"
 
@@ -143,12 +146,8 @@ def fit_joined(
             f"joined: dev recall@10 of the transformer {semantic.after[RECALL]:.4f}, of the table "
             f"{lexical.after[RECALL]:.4f}, of both {result.after[RECALL]:.4f}"
         )
+    if result.regression:
+        logger.warning("%s: %s", output.name, result.told())
     if processes.process_index == 0:
         atomic.write_json(work / SUMMARY, result.as_dict())
     return result
-
-
-def texts(train: Judgments) -> tuple[list[str], list[str]]:
-    """Return the distinct queries and documents of a table, each in the order of its first record."""
-    queries, documents = (train.frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
-    return queries, documents

@@ -23,6 +23,15 @@ PRETRAINED = "pretrained"
 """Not a recipe but the lack of one: the base model as it is."""
 
 
+def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
+    """Return the distinct queries and documents of a table, each in the order of its first record.
+
+    Always in the same order: which of them are sampled depends on it.
+    """
+    queries, documents = (judgments.frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
+    return queries, documents
+
+
 def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
     """Return the base model as it is, with the dropout and the length limit of the settings."""
     settings = job.settings
@@ -34,9 +43,8 @@ def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
 
 def word_pieces(judgments: Judgments, job: Job) -> SentenceTransformer:
     """Return a table of word-piece vectors made of the base model and the training texts."""
-    # In the order of the records: which texts are read for vectors in context depends on it.
-    texts = (judgments.frame[side].unique(maintain_order=True) for side in ("query", "document"))
-    return build_static(job.base, [text for column in texts for text in column])
+    queries, documents = texts(judgments)
+    return build_static(job.base, [*queries, *documents])
 
 
 def frozen_base(judgments: Judgments, job: Job) -> SentenceTransformer:

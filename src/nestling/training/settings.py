@@ -66,7 +66,7 @@ class TrainingSettings(Settings):
     scale: float = Field(default=20, gt=0)
     """Contrastive recipes: cosines are multiplied by this; 1 / temperature."""
     symmetric: bool | None = None
-    """Contrastive recipes: learn from documents to queries too; as the recipe has it by default."""
+    """Contrastive recipes: learn from documents to queries too; off by default."""
     negatives: int | None = Field(default=None, ge=0)
     """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
     positives_above: float | None = None
