@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling.training.packed import embed_packed
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -100,6 +102,8 @@ class ContrastiveLoss(nn.Module):
         self.symmetric = symmetric
         self.compute_dtype: torch.dtype | None = None
         """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
+        self.packed = False
+        """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
@@ -127,6 +131,8 @@ class ContrastiveLoss(nn.Module):
     def _embedded(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
         if self.compute_dtype is None:
             return [self.model(dict(column))["sentence_embedding"] for column in columns]
+        if self.packed:
+            return embed_packed(self.model, columns, self.compute_dtype)
         transformer, *others = self.model
         # Once for all columns: casting every weight, and the way back for gradients, costs as much as a short batch.
         cast = {name: value.to(self.compute_dtype) for name, value in transformer.named_parameters()}

@@ -50,11 +50,12 @@ def choose_precision(setting: Setting) -> Precision:
 def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *, processes: int) -> tuple[bool, str]:
     """Set a model and its loss up for the fastest arithmetic of that precision on this machine.
 
-    On a CPU in bf16, measured with this repository's default model on AMX, 64 x 23 and 32 x 220 tokens:
+    On a CPU, measured with this repository's default model on AMX, 64 x 23 and 32 x 220 tokens:
 
     - the backward pass of torch's fused attention takes twice as long as the plain one's;
     - autocast spends a fifth of a step on casting; weights cast once and hidden states kept in bf16 do not
-      (gradients: cosine 0.9986 with float32's). Master weights stay float32.
+      (gradients: cosine 0.9986 with float32's). Master weights stay float32;
+    - all texts of a batch in one row (packed.py) instead of two padded passes: 1.4 and 1.15 times the pairs a second.
 
     Args:
         processes: that train together; with several, autocast it is, since only the wrapped model synchronises them.
@@ -65,16 +66,24 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
     import torch
 
     from nestling.training.losses import ContrastiveLoss
+    from nestling.training.packed import can_pack
 
     transformer = getattr(model[0], "model", None)
     switch = getattr(transformer, "set_attn_implementation", None)
-    if precision.name != "bf16" or torch.cuda.is_available() or switch is None:
+    if precision.name not in ("bf16", "fp32") or torch.cuda.is_available() or switch is None:
         return precision.name != "fp32", ""
+    ours = loss if processes == 1 and isinstance(loss, ContrastiveLoss) else None
+    packed = ours is not None and can_pack(model)
+    if precision.name == "fp32":
+        if ours is not None and packed:
+            ours.compute_dtype, ours.packed = torch.float32, True
+        return False, "texts packed in one row" if packed else ""
     switch("eager")
-    if processes > 1 or not isinstance(loss, ContrastiveLoss):
+    if ours is None:
         return True, "plain attention"
-    loss.compute_dtype = torch.bfloat16
-    return False, "plain attention, hidden states in bf16, weights in float32"
+    ours.compute_dtype, ours.packed = torch.bfloat16, packed
+    remark = "plain attention, hidden states in bf16, weights in float32"
+    return False, remark + (", texts packed in one row" if packed else "")
 
 
 def keep_freed_memory() -> bool:
