@@ -79,13 +79,13 @@ def top_k(
             product = torch.mm(some, block.T, out=buffer[: len(some)])
             tile = product[: last - first]
             tile[:, n_real:] = -torch.inf
-            _merge(tile, start, scores[first:last], indices[first:last])
+            merge(tile, start, scores[first:last], indices[first:last])
     if bool((indices[:, -1] < 0).any()):
         raise ValueError("some inner products overflow float32; normalise the embeddings first")
     return indices.numpy(), scores.numpy()
 
 
-def _merge(tile: Tensor, start: int, scores: Tensor, indices: Tensor) -> None:
+def merge(tile: Tensor, start: int, scores: Tensor, indices: Tensor) -> None:
     """Take into the best so far (`scores`, `indices`, in place) what of the tile passes their k-th score."""
     import torch
 

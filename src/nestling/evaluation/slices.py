@@ -1,0 +1,196 @@
+"""Groups of test queries (short, exact, unseen ...) and every measure on each, so that no loss hides in a mean."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nestling.evaluation.qrels import Qrels
+from nestling.evaluation.significance import CONFIDENCE, RESAMPLES, interval
+from nestling.judgments.table import Judgments, normalise
+
+FULL = 0.2
+"""Share of the queries at which a band of counts is full; a last one of less than half of that joins the one before."""
+
+SCHEMA = {"query_id": pl.String, "slice": pl.String, "label": pl.String}
+_WORD = re.compile(r"\w+")
+
+Groups = tuple[NDArray[np.int64], list[str]]
+"""The number of each query's group, (n_queries,), and the names of the groups in order."""
+
+
+def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
+    """Say which groups each query belongs to, one of each kind.
+
+    The kinds, each with its labels in order:
+
+    - "query length": words between white space. Bands adapt to the queries, so that each holds a fifth of them or more
+      where counts allow: "1-2 words", "3 words", "4 or more words".
+    - "relevant documents": how many the query has, in bands as well.
+    - "word overlap": share of the query's distinct words (runs of letters and digits of the normalised text, not
+      stemmed) that a relevant document holds, mean over its relevant documents. High where BM25 does well.
+    - "query in training": "seen" when a training record has the same normalised query, else "new".
+    - "relevant documents in training": "all seen", "some seen" or "none seen", by id or by normalised text.
+
+    A kind that puts every query under one label says nothing and is left out: so the last two on a split whose sides
+    share nothing, and the second with protocol "per-pair".
+
+    Args:
+        qrels: queries, documents and what is relevant.
+        train: what the models were trained on; without it the last two kinds are left out.
+
+    Returns:
+        Columns as `SCHEMA`, at most one row for each query and kind. Sorted by kind, then label, both in the order
+        above, then row of `qrels`.
+    """
+    keys = [normalise(query) for query in qrels.queries]
+    overlap = _overlap(keys, qrels)
+    kinds: dict[str, Groups] = {
+        "query length": _bands(np.array([len(key.split()) for key in keys]), "word"),
+        "relevant documents": _bands(qrels.n_relevant, "document"),
+        "word overlap": (
+            _steps(overlap, 0.5),
+            ["no word", "less than half of the words", "half of the words or more", "every word"],
+        ),
+    }
+    if train is not None:
+        known = set(train.query_keys)
+        kinds["query in training"] = np.array([key not in known for key in keys], dtype=np.int64), ["seen", "new"]
+        seen = _mean_over_relevant(_seen(qrels, train)[qrels.relevant_columns], qrels)
+        kinds["relevant documents in training"] = 2 - _steps(seen), ["all seen", "some seen", "none seen"]
+
+    tables = [pl.DataFrame(schema=SCHEMA)]
+    for kind, (groups, names) in kinds.items():
+        if len(np.unique(groups)) > 1:
+            order = np.argsort(groups, kind="stable")
+            rows = [(qrels.query_ids[row], kind, names[groups[row]]) for row in order]
+            tables.append(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
+    return pl.concat(tables)
+
+
+def slice_table(
+    per_query: pl.DataFrame,
+    slices: pl.DataFrame,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Return the mean of every measure on every group, with its bootstrap interval over the group's queries.
+
+    Args:
+        per_query: a row for each system and query: `query_id`, `query` if at hand, one floating-point column a
+            measure, and further columns (variant, dim ...) that together name the system. All systems have the same
+            queries.
+        slices: what `slices_of` returns; a group none of whose queries is in `per_query` is left out.
+        resamples, confidence, seed: as `significance.interval` takes them.
+
+    Returns:
+        Columns slice, label, queries (how many the group has), the columns that name the system, measure, value, low,
+        high. Groups in the order of `slices`, systems and measures in that of `per_query`.
+
+    Raises:
+        ValueError: a query lacks a value for some system, or has two.
+    """
+    measures = [name for name, dtype in per_query.schema.items() if dtype.is_float()]
+    system = [name for name in per_query.columns if name not in ("query_id", "query", *measures)]
+    schema: dict[str, pl.DataType] = {
+        "slice": pl.String(),
+        "label": pl.String(),
+        "queries": pl.Int64(),
+        **{name: per_query.schema[name] for name in system},
+        "measure": pl.String(),
+        "value": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+    }
+    ids = per_query["query_id"].unique(maintain_order=True)
+    names, values = _matrix(per_query, ids, system, measures)
+
+    place = {query_id: number for number, query_id in enumerate(ids)}
+    rows: list[tuple[object, ...]] = []
+    for (kind, label), group in slices.group_by("slice", "label", maintain_order=True):
+        columns = [place[query_id] for query_id in group["query_id"] if query_id in place]
+        if not columns:
+            continue
+        some = values[:, columns]
+        low, high = interval(some, resamples=resamples, confidence=confidence, seed=seed)
+        figures = zip(names, some.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
+        rows += [(kind, label, len(columns), *name, *numbers) for name, *numbers in figures]
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _matrix(
+    per_query: pl.DataFrame, ids: pl.Series, system: list[str], measures: list[str]
+) -> tuple[list[tuple[object, ...]], NDArray[np.float64]]:
+    """Return the name (system, measure) of each series, and its values in the order of `ids`, (n_series, n_ids)."""
+    names: list[tuple[object, ...]] = []
+    series: list[NDArray[np.float64]] = []
+    wanted = pl.DataFrame({"query_id": ids})
+    tables = per_query.group_by(system, maintain_order=True) if system else [((), per_query)]
+    for name, table in tables:
+        values = wanted.join(table, on="query_id", how="left", maintain_order="left")
+        if values.height != len(ids) or table.height != len(ids):
+            raise ValueError(f"{name or 'the table'} has {table.height} rows for {len(ids)} queries; each takes one")
+        names += [(*name, measure) for measure in measures]
+        series += [values[measure].cast(pl.Float64).to_numpy() for measure in measures]
+    return names, np.array(series).reshape(len(names), len(ids))
+
+
+def _bands(counts: NDArray[np.int64], noun: str) -> Groups:
+    """Put neighbouring counts together until a band is full."""
+    found, queries = np.unique(counts, return_counts=True)
+    bands: list[list[int]] = [[]]
+    sizes = [0]
+    for count, number in zip(found.tolist(), queries.tolist(), strict=True):
+        if sizes[-1] >= FULL * len(counts):
+            bands.append([])
+            sizes.append(0)
+        bands[-1].append(count)
+        sizes[-1] += number
+    if len(bands) > 1 and sizes[-1] < FULL / 2 * len(counts):
+        last = bands.pop()
+        bands[-1] += last
+    starts = np.array([band[0] for band in bands])
+    names = [_band_name(band, noun, last=band is bands[-1]) for band in bands]
+    return np.searchsorted(starts, counts, side="right") - 1, names
+
+
+def _band_name(band: list[int], noun: str, *, last: bool) -> str:
+    first, end = band[0], band[-1]
+    if first == end:
+        return f"{first} {noun}" if first == 1 else f"{first} {noun}s"
+    return f"{first} or more {noun}s" if last else f"{first}-{end} {noun}s"
+
+
+def _steps(shares: NDArray[np.float64], *between: float) -> NDArray[np.int64]:
+    """Number shares from 0: that of 0, those up to each bound in between, those below 1, and that of 1."""
+    # A mean of thirds may miss a bound by rounding.
+    slack = 1e-9
+    steps: NDArray[np.int64] = np.searchsorted([slack, *(bound - slack for bound in (*between, 1.0))], shares)
+    return steps
+
+
+def _overlap(keys: list[str], qrels: Qrels) -> NDArray[np.float64]:
+    shares = np.zeros(len(qrels.relevant_columns))
+    for row, key in enumerate(keys):
+        words = set(_WORD.findall(key))
+        for entry in range(qrels.relevant_indptr[row], qrels.relevant_indptr[row + 1]):
+            held = _WORD.findall(normalise(qrels.documents[qrels.relevant_columns[entry]]))
+            shares[entry] = len(words.intersection(held)) / max(1, len(words))
+    return _mean_over_relevant(shares, qrels)
+
+
+def _seen(qrels: Qrels, train: Judgments) -> NDArray[np.float64]:
+    """Return 1 for each document of the corpus that is in training, else 0."""
+    ids, keys = set(train.frame["document_id"]), set(train.document_keys)
+    texts = zip(qrels.document_ids, qrels.documents, strict=True)
+    return np.array([name in ids or normalise(text) in keys for name, text in texts], dtype=np.float64)
+
+
+def _mean_over_relevant(entries: NDArray[np.float64], qrels: Qrels) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = np.add.reduceat(entries, qrels.relevant_indptr[:-1]) / qrels.n_relevant
+    return means

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestling.errors import InputError
+from nestling.evaluation import fusion
+from nestling.evaluation.fusion import Fusion, Normalisation, PairScores, Top, fit_fusion, fuse_ranks, inner_products
+from nestling.evaluation.measures import Measure
+from nestling.evaluation.qrels import Qrels
+from nestling.judgments.table import Judgments
+
+seeds = st.integers(0, 2**32 - 1)
+normalisations = st.sampled_from(["none", "max"])
+
+
+def dense_top(scores: np.ndarray, depth: int) -> Top:
+    """The best columns of each row, ties to the lower, as an exact dense search gives them."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+def lexical_top(scores: np.ndarray, depth: int) -> Top:
+    """The same without documents of score 0, as BM25 gives them."""
+    columns, found = dense_top(scores, depth)
+    return np.where(found > 0, columns, -1), found
+
+
+def pairs_of(scores: np.ndarray) -> PairScores:
+    return lambda rows, columns: scores[rows, columns]
+
+
+def unasked(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    raise AssertionError("no score is missing")
+
+
+def random_scores(seed: int, n_queries: int, n_documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """Dense scores in eighths of -1..1, lexical ones in halves with many zeros: sums are exact, ties abound."""
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(-8, 9, (n_queries, n_documents)) / 8
+    lexical = rng.integers(0, 9, (n_queries, n_documents)) / 2 * (rng.random((n_queries, n_documents)) < 0.4)
+    return dense.astype(np.float32), lexical.astype(np.float32)
+
+
+def whole_sums(dense: np.ndarray, lexical: np.ndarray, weight: float, normalisation: Normalisation) -> np.ndarray:
+    """The weighted sum of every document, in single precision."""
+    sums = dense.astype(np.float64)
+    for row, highest in enumerate(lexical.max(axis=1).astype(np.float64)):
+        scale = weight if normalisation == "none" else weight / highest if highest else 0.0
+        sums[row] += scale * lexical[row]
+    return sums.astype(np.float32)
+
+
+def fuse(fused: Fusion, dense: np.ndarray, lexical: np.ndarray, k: int) -> Top:
+    return fused.fuse(
+        dense_top(dense, 30),
+        lexical_top(lexical, 30),
+        k,
+        dense_scores=pairs_of(dense),
+        lexical_scores=pairs_of(lexical),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=seeds,
+    n_queries=st.integers(1, 6),
+    n_documents=st.integers(1, 30),
+    k=st.integers(1, 40),
+    weight=st.sampled_from([0.0, 0.25, 0.5, 2.0]),
+    normalisation=normalisations,
+)
+def test_with_the_corpus_as_candidates_the_fusion_is_a_sort_of_all_sums(
+    seed: int, n_queries: int, n_documents: int, k: int, weight: float, normalisation: Normalisation
+) -> None:
+    dense, lexical = random_scores(seed, n_queries, n_documents)
+    indices, scores = fuse(Fusion(weight, normalisation, depth=n_documents), dense, lexical, k)
+    expected, sums = dense_top(whole_sums(dense, lexical, weight, normalisation), k)
+    depth = min(k, n_documents)
+    assert indices.shape == scores.shape == (n_queries, k)
+    assert (indices.dtype, scores.dtype) == (np.int64, np.float32)
+    np.testing.assert_array_equal(scores[:, :depth], sums)
+    np.testing.assert_array_equal(indices[:, :depth], expected)
+    assert (indices[:, depth:] == -1).all()
+    assert np.isneginf(scores[:, depth:]).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=seeds, depth=st.integers(1, 30), weight=st.sampled_from([0.0, 0.5]), normalisation=normalisations)
+def test_the_candidates_are_those_of_either_side_each_with_its_whole_sum(
+    seed: int, depth: int, weight: float, normalisation: Normalisation
+) -> None:
+    dense, lexical = random_scores(seed, 4, 30)
+    indices, scores = fuse(Fusion(weight, normalisation, depth), dense, lexical, 60)
+    sums = whole_sums(dense, lexical, weight, normalisation)
+    for row in range(4):
+        candidates = {*dense_top(dense, depth)[0][row], *lexical_top(lexical, depth)[0][row]} - {-1}
+        best = sorted(candidates, key=lambda column: (-sums[row, column], column))
+        assert indices[row].tolist() == best + [-1] * (60 - len(best))
+        assert scores[row, : len(best)].tolist() == sums[row, best].tolist()
+
+
+def test_a_document_that_one_side_lacks_gets_its_exact_score_there() -> None:
+    dense = np.array([[0.9, 0.8, 0.7]], np.float32)
+    lexical = np.array([[0.0, 1.0, 4.0]], np.float32)
+    indices, scores = fuse(Fusion(0.125, depth=1), dense, lexical, 3)
+    assert indices.tolist() == [[2, 0, -1]]
+    np.testing.assert_allclose(scores, [[0.7 + 0.125 * 4, 0.9, -np.inf]], rtol=1e-6)
+
+
+def test_only_the_missing_pairs_are_scored_and_each_once() -> None:
+    dense, lexical = random_scores(3, 5, 30)
+    asked: dict[str, list[tuple[int, int]]] = {"dense": [], "lexical": []}
+
+    def noting(name: str, scores: np.ndarray) -> PairScores:
+        def of_pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            asked[name] += zip(rows.tolist(), columns.tolist(), strict=True)
+            return scores[rows, columns]
+
+        return of_pairs
+
+    sides = {"dense": dense_top(dense, 7), "lexical": lexical_top(lexical, 7)}
+    Fusion(0.5, depth=7).fuse(
+        sides["dense"],
+        sides["lexical"],
+        5,
+        dense_scores=noting("dense", dense),
+        lexical_scores=noting("lexical", lexical),
+    )
+    named = {
+        name: {(row, column) for row in range(5) for column in top[0][row].tolist() if column >= 0}
+        for name, top in sides.items()
+    }
+    assert sorted(asked["dense"]) == sorted(named["lexical"] - named["dense"])
+    assert sorted(asked["lexical"]) == sorted(named["dense"] - named["lexical"])
+
+
+def test_one_query_alone_is_fused_as_among_others() -> None:
+    dense, lexical = random_scores(5, 6, 30)
+    fused = Fusion(0.3, "max", depth=8)
+    indices, scores = fuse(fused, dense, lexical, 10)
+    for row in range(6):
+        alone = fuse(fused, dense[row : row + 1], lexical[row : row + 1], 10)
+        np.testing.assert_array_equal(alone[0][0], indices[row])
+        np.testing.assert_array_equal(alone[1][0], scores[row])
+
+
+@pytest.mark.parametrize("normalisation", ["none", "max"])
+def test_a_query_without_a_lexical_match_keeps_its_dense_order(normalisation: Normalisation) -> None:
+    dense = np.array([[0.1, 0.3, 0.2]], np.float32)
+    indices, scores = fuse(Fusion(2.0, normalisation), dense, np.zeros_like(dense), 3)
+    assert indices.tolist() == [[1, 2, 0]]
+    np.testing.assert_array_equal(scores, np.array([[0.3, 0.2, 0.1]], np.float32))
+
+
+def test_divided_by_the_highest_score_the_unit_of_the_lexical_side_does_not_matter() -> None:
+    dense, lexical = random_scores(7, 5, 30)
+    for once, again in zip(
+        fuse(Fusion(0.5, "max"), dense, lexical, 10), fuse(Fusion(0.5, "max"), dense, lexical * 8, 10), strict=True
+    ):
+        np.testing.assert_array_equal(once, again)
+    assert fuse(Fusion(0.5), dense, lexical, 10)[0].tolist() != fuse(Fusion(0.5), dense, lexical * 8, 10)[0].tolist()
+
+
+def test_a_lexical_side_that_retrieved_no_column_at_all_is_fused() -> None:
+    dense = np.array([[0.25, 0.5]], np.float32)
+    empty = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    indices, _ = Fusion(1.0, "max").fuse(
+        dense_top(dense, 2), empty, 2, dense_scores=unasked, lexical_scores=pairs_of(np.zeros_like(dense))
+    )
+    assert indices.tolist() == [[1, 0]]
+
+
+def test_sides_of_unlike_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 queries of the dense side do not fit 3"):
+        Fusion(1.0).fuse(
+            dense_top(np.ones((2, 2), np.float32), 2),
+            lexical_top(np.ones((3, 2), np.float32), 2),
+            1,
+            dense_scores=unasked,
+            lexical_scores=unasked,
+        )
+
+
+def test_ranks_are_fused_as_in_the_paper() -> None:
+    indices, scores = fuse_ranks([np.array([[4, 7, 2]]), np.array([[2, 4]])], 4)
+    assert indices.tolist() == [[4, 2, 7, -1]]
+    np.testing.assert_allclose(scores, [[1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, -np.inf]], rtol=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=seeds, n=st.integers(1, 4), k=st.integers(1, 12), constant=st.sampled_from([1.0, 60.0]))
+def test_fused_ranks_are_the_sums_of_reciprocals(seed: int, n: int, k: int, constant: float) -> None:
+    rng = np.random.default_rng(seed)
+    rankings = [np.stack([rng.permutation(9) for _ in range(3)])[:, : rng.integers(1, 10)] for _ in range(n)]
+    for ranking in rankings:
+        ranking[rng.random(ranking.shape) < 0.2] = -1
+    indices, scores = fuse_ranks(rankings, k, constant=constant)
+    for row in range(3):
+        sums: dict[int, float] = {}
+        for ranking in rankings:
+            for place, column in enumerate(ranking[row].tolist()):
+                if column >= 0:
+                    sums[column] = sums.get(column, 0.0) + 1 / (constant + place + 1)
+        best = sorted(sums, key=lambda column: (-np.float32(sums[column]), column))[:k]
+        assert indices[row].tolist() == best + [-1] * (k - len(best))
+        np.testing.assert_allclose(scores[row, : len(best)], [sums[column] for column in best], rtol=1e-6)
+
+
+def test_rankings_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="same number of queries"):
+        fuse_ranks([np.zeros((2, 1), np.int64), np.zeros((3, 1), np.int64)], 1)
+    with pytest.raises(ValueError, match="one or more rankings"):
+        fuse_ranks([], 1)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_k_below_one_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"got {k}"):
+        fuse_ranks([np.array([[0]])], k)
+
+
+def qrels_of(relevant: list[list[int]], n_documents: int) -> Qrels:
+    rows = [
+        (f"q{row}", f"query {row}", f"d{column}", f"document {column}", float(column in columns))
+        for row, columns in enumerate(relevant)
+        for column in range(n_documents)
+    ]
+    frame = pl.DataFrame(rows, schema=["query_id", "query", "document_id", "document", "score"], orient="row")
+    return Qrels.from_judgments(Judgments.from_frame(frame, scale=(0.0, 1.0)), threshold=0.5)
+
+
+def fit(qrels: Qrels, dense: list[list[float]], lexical: list[list[float]], **options: Any) -> Fusion:
+    first, second = np.array(dense, np.float32), np.array(lexical, np.float32)
+    return fit_fusion(
+        dense_top(first, 3),
+        lexical_top(second, 3),
+        qrels,
+        dense_scores=pairs_of(first),
+        lexical_scores=pairs_of(second),
+        **options,
+    )
+
+
+def test_the_weight_is_the_one_that_retrieves_most() -> None:
+    # The first query needs a weight above 0.1, the second one below 0.4.
+    qrels = qrels_of([[1], [0]], 3)
+    dense, lexical = [[0.5, 0.4, 0.0], [0.5, 0.1, 0.0]], [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    options: dict[str, Any] = {"measure": Measure("recall", 1), "weights": [0.2, 0.05, 1.0]}
+    assert fit(qrels, dense, lexical, **options) == Fusion(0.2, "none", 3)
+
+
+def test_of_weights_that_retrieve_as_much_the_better_order_wins() -> None:
+    qrels = qrels_of([[1]], 3)
+    dense, lexical = [[0.5, 0.4, 0.0]], [[0.0, 1.0, 0.0]]
+    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 0.5, 1.0]).weight == 0.5
+
+
+def test_a_measure_that_is_better_by_noise_alone_does_not_outweigh_the_order() -> None:
+    # Recall@2 over 1,000 queries: weight 0 finds one more, weight 1 ranks 999 better.
+    qrels = qrels_of([[1]] * 1000, 3)
+    dense = [[0.5, 0.4, 0.0]] * 999 + [[0.0, 0.4, 0.5]]
+    lexical = [[0.0, 1.0, 0.0]] * 999 + [[2.0, 0.0, 2.0]]
+    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 1.0]).weight == 1.0
+
+
+def test_a_measure_that_is_clearly_better_outweighs_the_order() -> None:
+    qrels = qrels_of([[1]] * 100, 3)
+    dense = [[0.5, 0.4, 0.0]] * 99 + [[0.0, 0.4, 0.5]]
+    lexical = [[0.0, 1.0, 0.0]] * 99 + [[2.0, 0.0, 2.0]]
+    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 1.0]).weight == 0.0
+
+
+def test_where_nothing_helps_the_dense_ranking_stays_alone() -> None:
+    assert fit(qrels_of([[0]], 3), [[0.5, 0.4, 0.0]], [[2.0, 1.0, 0.0]]).weight == 0.0
+
+
+def test_the_fitted_depth_and_normalisation_are_those_of_the_candidates() -> None:
+    fitted = fit(qrels_of([[1]], 3), [[0.5, 0.4, 0.0]], [[0.0, 8.0, 0.0]], weights=[0.2], normalisation="max")
+    assert fitted == Fusion(0.2, "max", 3)
+
+
+def test_no_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="a weight to try"):
+        fit(qrels_of([[1]], 3), [[0.5, 0.4, 0.0]], [[0.0, 1.0, 0.0]], weights=[])
+
+
+def test_a_fusion_survives_json() -> None:
+    fused = Fusion(0.15, "max", 200)
+    assert Fusion.from_dict(json.loads(json.dumps(fused.as_dict()))) == fused
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"weight": 1.0}, "has the fields weight, normalisation, depth; these are weight"),
+        ({}, "these are none"),
+        ({"weight": 1, "normalisation": "max", "depth": 3, "k": 1}, "these are .*k"),
+        ({"weight": "1", "normalisation": "max", "depth": 3}, "weight cannot be '1'"),
+        ({"weight": 1, "normalisation": "max", "depth": True}, "depth cannot be True"),
+        ({"weight": 1, "normalisation": "max", "depth": 2.5}, "depth cannot be 2.5"),
+        ({"weight": 1, "normalisation": "softmax", "depth": 3}, "unknown normalisation 'softmax'"),
+    ],
+)
+def test_values_that_are_no_fusion_are_refused(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Fusion.from_dict(values)
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_a_weight_out_of_range_is_refused(weight: float) -> None:
+    with pytest.raises(InputError, match="0 or more"):
+        Fusion(weight)
+
+
+def test_a_depth_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match="depth must be 1 or more, not 0"):
+        Fusion(1.0, depth=0)
+
+
+def test_inner_products_of_pairs_are_those_of_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "PAIRS_AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    queries = rng.integers(-3, 4, (4, 5)).astype(np.float32)
+    documents = rng.integers(-3, 4, (9, 5)).astype(np.float32)
+    rows, columns = rng.integers(0, 4, 30), rng.integers(0, 9, 30)
+    found = inner_products(queries, documents)(rows, columns)
+    np.testing.assert_array_equal(found, (queries @ documents.T)[rows, columns])
+    assert found.dtype == np.float32
