@@ -133,9 +133,40 @@ def test_split_train_and_evaluate_follow_one_another(capsys, shop: Path, tiny_mo
     assert {(row["variant"], row["dim"]) for row in results} == {
         ("base", 32),
         ("base", 8),
+        ("base+bm25", 32),
+        ("base+bm25", 8),
         ("model", 32),
         ("model", 8),
+        ("model+bm25", 32),
+        ("model+bm25", 8),
+        ("bm25", 0),
+        ("bm25-stemmed", 0),
     }
+    out = call(capsys, "evaluate", split, model, "--dims", "32,8", "--precisions", "float32,int8", "--rotate")[1]
+    assert "model against" not in out
+    assert "bm25-stemmed" in out
+    assert "int8, PCA" in out
+    picture = tmp_path / "front.png"
+    options = [
+        "--split",
+        split,
+        "--dims",
+        "32,16,8",
+        "--keep",
+        "0.8",
+        "--out",
+        tmp_path / "small",
+        "--picture",
+        picture,
+    ]
+    code, out, _ = call(capsys, "shrink", model, *options)
+    assert code == 0
+    assert "bytes a vector" in out
+    assert (tmp_path / "small" / "modules.json").is_file()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, err = call(capsys, "shrink", tiny_model_path)
+    assert code == 2
+    assert "--split" in err
 
 
 def test_training_a_table_says_what_the_base_model_itself_has(
@@ -182,7 +213,14 @@ def test_run_as_json_prints_the_results_alone(capsys, shop: Path, small: list[st
     arguments = ["run", shop, "--query", "q", "--score", "stars", "--runs", tmp_path / "runs", "--json", *small]
     code, out, _ = call(capsys, *arguments)
     assert code == 0
-    assert {row["variant"] for row in json.loads(out)["results"]} == {"pretrained", "mnrl"}
+    assert {row["variant"] for row in json.loads(out)["results"]} == {
+        "pretrained",
+        "pretrained+bm25",
+        "mnrl",
+        "mnrl+bm25",
+        "bm25",
+        "bm25-stemmed",
+    }
 
 
 def test_escape_sequences_in_a_name_do_not_reach_the_terminal(capsys):

@@ -76,6 +76,9 @@ def test_every_file_that_the_plan_names_is_there(finished: pipeline.Run):
         "results.parquet",
         "results.json",
         "per_query.parquet",
+        "comparisons.parquet",
+        "slices.parquet",
+        "evaluation/mnrl.fusions.json",
         "recall_at_10_by_dim.png",
         "recall_at_10_by_dim.svg",
         "mrr_at_10_by_dim.png",
@@ -90,15 +93,39 @@ def test_results_hold_every_variant_size_and_measure(finished: pipeline.Run):
     results = pl.read_parquet(finished.folder / "results.parquet")
     assert results.equals(finished.results)
     keys = results.select("variant", "dim", "measure").unique()
-    assert keys.height == results.height == 3 * 2 * 3
+    # Three models and their three fusions at two sizes, BM25 twice at none; three measures.
+    assert keys.height == results.height == (6 * 2 + 2) * 3
     assert results["value"].is_between(0, 1).all()
+    assert (results["low"] <= results["value"]).all()
+    assert (results["value"] <= results["high"]).all()
+
+
+def test_every_variant_is_compared_with_the_pretrained_one_by_query(finished: pipeline.Run):
+    comparisons = pl.read_parquet(finished.folder / "comparisons.parquet")
+    assert comparisons.equals(finished.comparisons)
+    assert set(comparisons["a"]) == {"pretrained"}
+    assert comparisons.height == 7 * 3
+    values = finished.results.filter(pl.col("dim").is_in([32, 0]))
+    figures = {(row["variant"], row["measure"]): row["value"] for row in values.iter_rows(named=True)}
+    for row in comparisons.iter_rows(named=True):
+        expected = figures[row["b"], row["measure"]] - figures["pretrained", row["measure"]]
+        assert row["difference"] == pytest.approx(expected)
+        assert row["wins"] + row["ties"] + row["losses"] == finished.queries
+
+
+def test_slices_cover_every_query_once_a_kind(finished: pipeline.Run):
+    slices = pl.read_parquet(finished.folder / "slices.parquet")
+    some = slices.filter((pl.col("variant") == "mnrl") & (pl.col("measure") == "recall@10"))
+    assert some.height
+    sums = some.group_by("slice").agg(pl.col("queries").sum())
+    assert (sums["queries"] == finished.queries).all()
 
 
 def test_results_are_the_means_of_the_figures_by_query(finished: pipeline.Run):
     per_query = pl.read_parquet(finished.folder / "per_query.parquet")
     means = per_query.group_by("variant", "dim").agg(pl.col("recall@10").mean())
     found = finished.results.filter(pl.col("measure") == "recall@10").join(means, on=["variant", "dim"])
-    assert found.height == 6
+    assert found.height == 14
     assert (found["value"] - found["recall@10"]).abs().max() < 1e-12
 
 
@@ -135,7 +162,7 @@ def test_a_second_call_redoes_nothing(copied: Path, tiny_model_path: Path):
     before = (copied / "tiny" / "models" / "mnrl" / "model.safetensors").stat().st_mtime_ns
     seen = Recorder()
     pipeline.run(experiment(tiny_model_path), runs=copied, observer=seen)
-    assert [detail for name, detail in seen.stages if name != "inspect"] == ["done before"] * 6
+    assert [detail for name, detail in seen.stages if name != "inspect"] == ["done before"] * 8
     assert (copied / "tiny" / "models" / "mnrl" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -144,7 +171,8 @@ def test_a_new_variant_is_added_and_the_rest_is_kept(copied: Path, tiny_model_pa
     wider = experiment(tiny_model_path, variants=["pretrained", "mnrl", "mnrl+matryoshka", "cosent"])
     run = pipeline.run(wider, runs=copied, observer=seen)
     assert [name for name, detail in seen.stages if detail != "done before"][1:] == ["train cosent", "evaluate cosent"]
-    assert run.results["variant"].n_unique() == 4
+    assert {"cosent", "cosent+bm25"} < set(run.results["variant"])
+    assert run.results["variant"].n_unique() == 4 * 2 + 2
 
 
 def test_other_settings_for_what_is_there_are_refused(copied: Path, tiny_model_path: Path):
@@ -181,7 +209,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_the_training(tiny_model_pat
     run = pipeline.run(two_epochs, runs=tmp_path, observer=seen)
     assert ("split", "done before") in seen.stages
     assert any("going on from its checkpoint at step 6" in note for note in seen.notes)
-    assert run.results.height == 6
+    assert set(run.results["variant"]) == {"mnrl", "mnrl+bm25", "bm25", "bm25-stemmed"}
 
 
 def test_a_folder_in_use_is_refused(copied: Path, tiny_model_path: Path):
@@ -217,4 +245,4 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_mark(
     assert not (tmp_path / "tiny" / "split").exists()
     assert "split" not in RunFolder(tmp_path / "tiny").state
     assert not list(tmp_path.rglob("*.part*"))
-    assert pipeline.run(experiment(tiny_model_path), runs=tmp_path).results.height == 18
+    assert pipeline.run(experiment(tiny_model_path), runs=tmp_path).results.height == 42

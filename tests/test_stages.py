@@ -68,7 +68,8 @@ def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: 
     # The default recipe: pairs from the middle of the scale upwards, and a query made of each document.
     assert result.examples == len(split.train.above(1.99)) + split.train.document_keys.n_unique()
     models = {"base": tiny, "mine": str(tmp_path / "mine")}
-    found = nestling.evaluate(tmp_path / "split", models, settings=EvaluationSettings(dims=(32, 8)))
+    only = EvaluationSettings(dims=(32, 8), baselines=(), fusion=False)
+    found = nestling.evaluate(tmp_path / "split", models, settings=only)
     assert found.results.select("variant", "dim").unique().sort("variant", "dim").rows() == [
         ("base", 8),
         ("base", 32),

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Evaluation": "nestling.evaluating",
     "Experiment": "nestling.experiment",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
     "Run": "nestling.pipeline",
-    "evaluate": "nestling.stages",
+    "evaluate": "nestling.evaluating",
     "inspect": "nestling.stages",
     "load_experiment": "nestling.experiment_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models",
+    "load_shrunk": "nestling.shrinking",
     "run": "nestling.pipeline",
+    "shrink": "nestling.shrinking",
     "split": "nestling.stages",
     "train": "nestling.stages",
 }
@@ -28,6 +31,8 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from nestling.errors import InputError as InputError
+    from nestling.evaluating import Evaluation as Evaluation
+    from nestling.evaluating import evaluate as evaluate
     from nestling.experiment import Experiment as Experiment
     from nestling.experiment_files import load_experiment as load_experiment
     from nestling.judgments.sources import load_judgments as load_judgments
@@ -35,7 +40,8 @@ if TYPE_CHECKING:
     from nestling.models import load_model as load_model
     from nestling.pipeline import Run as Run
     from nestling.pipeline import run as run
-    from nestling.stages import evaluate as evaluate
+    from nestling.shrinking import load_shrunk as load_shrunk
+    from nestling.shrinking import shrink as shrink
     from nestling.stages import inspect as inspect
     from nestling.stages import split as split
     from nestling.stages import train as train

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__, cli_tuning
-from nestling.cli_options import Columns, Json, Overrides, as_changes, named_models, numbers
+from nestling import __version__, cli_measuring, cli_tuning
+from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
 
@@ -49,8 +49,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
+    import polars as pl
+
     from nestling import pipeline
-    from nestling.report import tables
+    from nestling.report import comparison_view, tables
 
     chosen = cli_tuning.experiment_of(experiment, columns=columns, name=name, change=change)
     done = pipeline.run(chosen, runs=runs, overwrite=overwrite, observer=_observer())
@@ -67,6 +69,9 @@ def run(
     rows = tables.by_dim(done.results)
     for measure in settings.measures[:2]:
         out.print(tables.by_dim_table(rows, measure))
+    first = done.comparisons.filter(pl.col("measure") == settings.measures[0])
+    if not first.is_empty():
+        out.print(comparison_view.comparison_table(first))
     for picture in done.pictures:
         out.print(f"picture     {picture}", soft_wrap=True, highlight=False)
     out.print(f"run folder  {done.folder}", soft_wrap=True, highlight=False)
@@ -188,43 +193,8 @@ def train(
     console.print(f"model  {out}", soft_wrap=True, highlight=False)
 
 
-@app.command
-def evaluate(
-    split: Annotated[Path, Parameter(help="A folder that nestling split wrote; its test side is measured.")],
-    *models: Annotated[str, Parameter(help="Folders, bundled names or hub ids; NAME=MODEL names one.")],
-    dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
-    protocol: Literal["per-query", "per-pair"] = "per-query",
-    measures: Annotated[str, Parameter(help="As in recall@10,mrr@10,ndcg@10.")] = "recall@10,mrr@10,ndcg@10",
-    threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure models at every size on the test side of a split; the first one is what gains are counted from."""
-    from nestling import stages
-    from nestling.experiment import EvaluationSettings
-    from nestling.experiment_files import make_settings
-    from nestling.report import tables
-
-    if not models:
-        raise InputError("evaluate needs at least one model after the split; give a folder, a bundled name or a hub id")
-    named = named_models(models)
-    settings = make_settings(
-        EvaluationSettings, dims=numbers(dims, int), protocol=protocol, measures=tuple(measures.split(","))
-    )
-    found = stages.evaluate(split, named, settings=settings, threshold=threshold, observer=_observer())
-    if as_json:
-        print(
-            json.dumps({"protocol": found.protocol, "ceiling@10": found.ceiling, "results": found.results.to_dicts()})
-        )
-        return
-    out = _console()
-    first = next(iter(named))
-    caption = f"{found.protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
-    out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
-    rows = tables.by_dim(found.results)
-    for measure in settings.measures[:2]:
-        out.print(tables.by_dim_table(rows, measure))
-
-
+app.command(cli_measuring.evaluate)
+app.command(cli_measuring.shrink)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 

@@ -7,11 +7,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from nestling.evaluation.compress import PRECISIONS
+from nestling.evaluation.engines import ENGINES
 from nestling.models import DEFAULT
 from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, listed
 
 STUDY_DIMS = (384, 192, 96, 48)
+
+LEXICAL: tuple[Literal["bm25", "bm25-stemmed"], ...] = ("bm25", "bm25-stemmed")
+FUSED = "+bm25"
+"""What the name of a model's fusion with BM25 ends in."""
 
 DEMO: dict[str, Any] = {"name": "demo", "data": {"source": "toolshed", "records": 6000}, "training": {"epochs": 2}}
 """The study that runs when nothing is asked for: small enough for minutes on two cores."""
@@ -107,12 +113,53 @@ class EvaluationSettings(Settings):
     """Falling sizes; a model's own full size is added where it is missing."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
+    precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
+    """How embeddings are stored: float32, float16, int8, int4, binary; float32 is always among them."""
+    rotations: Annotated[tuple[Literal["none", "pca"], ...], BeforeValidator(listed)] = ("none",)
+    """`pca` turns a model's axes before truncation, fitted on the training side."""
+    oversampling: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    """Measure each cell with a shortlist so many times as long, rescored by the full embedding, too."""
+    baselines: Annotated[tuple[Literal["bm25", "bm25-stemmed"], ...], BeforeValidator(listed)] = LEXICAL
+    """Lexical rankings to measure beside the models."""
+    fusion: bool = True
+    """Measure each model with stemmed BM25 added, at a weight chosen on dev, as a variant of its own."""
+    language: str = "english"
+    """Of the stemmer."""
+    engine: str = "torch-fp32"
+    """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, or auto."""
     batch_size: int = Field(default=64, ge=1)
 
     @field_validator("dims")
     @classmethod
     def _falling(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return check_dims(value)
+
+    @field_validator("precisions")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [name for name in value if name not in PRECISIONS]
+        if wrong:
+            raise ValueError(f"unknown precision {wrong[0]!r}; choose {', '.join(PRECISIONS)}")
+        return tuple(name for name in PRECISIONS if name in value or name == "float32")
+
+    @field_validator("rotations")
+    @classmethod
+    def _plain_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return ("none", "pca") if "pca" in value else ("none",)
+
+    @field_validator("oversampling")
+    @classmethod
+    def _factors(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(factor < 2 for factor in value):
+            raise ValueError("oversampling factors must be 2 or more")
+        return tuple(sorted(set(value)))
+
+    @field_validator("engine")
+    @classmethod
+    def _engine(cls, value: str) -> str:
+        if value not in ENGINES:
+            raise ValueError(f"unknown engine {value!r}; choose {', '.join(ENGINES)}")
+        return value
 
 
 class Experiment(Settings):
@@ -138,6 +185,9 @@ class Experiment(Settings):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"two variants are called {twice[0]!r}; give one another name")
+        taken = [name for name in names if name in LEXICAL or name.endswith(FUSED)]
+        if taken:
+            raise ValueError(f"variant {taken[0]!r} is named as BM25 or a fusion is; give it another name")
         for variant in self.variants:
             try:
                 self.training_of(variant)

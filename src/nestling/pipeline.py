@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nestling import atomic, stages
+from nestling import atomic, measuring, stages
 from nestling.errors import InputError
-from nestling.experiment import DEMO, Experiment, Variant
+from nestling.experiment import DEMO, FUSED, Experiment, Variant
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
@@ -27,6 +27,7 @@ from nestling.run_results import StudyResults
 from nestling.training.recipes import PRETRAINED
 
 if TYPE_CHECKING:
+    from nestling.evaluation.contest import Contest
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
     from nestling.training.job import Job
@@ -41,7 +42,8 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        results: long table: variant, dim, precision, measure, value, queries.
+        results: long table, columns as `grid.SCHEMA`.
+        comparisons: each variant at full size against the reference (or the first), columns as `significance.SCHEMA`.
         reference: the variant that gains are counted from; None without a pretrained one.
         regressions: variants that ended on dev below their base model, or below where they started.
         ceiling: the highest recall@10 that any ranking could reach.
@@ -51,6 +53,7 @@ class Run:
     experiment: Experiment
     folder: Path
     results: pl.DataFrame
+    comparisons: pl.DataFrame
     reference: str | None
     regressions: tuple[str, ...]
     ceiling: float
@@ -154,13 +157,15 @@ class _Study:
     def _fingerprints(self, jobs: dict[str, Job | None]) -> dict[str, str]:
         """What every output is made from, so that a change is noticed."""
         split = stages.split_print(self.judgments, self.experiment.split)
+        measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
         prints = {"split": split}
+        for name in self.experiment.evaluation.baselines:
+            prints[f"evaluation {name}"] = fingerprint(split, self.threshold, measured)
         for variant in self.experiment.variants:
             job = jobs[variant.name]
             base = self.experiment.base_of(variant)
             made_from = [split, find_model(base).fingerprint if job is None else job.fingerprint()]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
-            measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
         return prints
 
@@ -244,27 +249,56 @@ class _Study:
         return result
 
     def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
-        from nestling.evaluation.qrels import Qrels
-
         settings = self.experiment.evaluation
-        qrels = Qrels.from_judgments(split.test, threshold=self.threshold, protocol=settings.protocol)
+        contest = measuring.contest_of(split, settings, self.threshold)
+        fuse = settings.fusion and contest.dev is not None
         found = {}
         for variant in self.experiment.variants:
-            path, made_from = self.folder.evaluation(variant.name), prints[f"evaluation {variant.name}"]
-            if self._done(f"evaluation {variant.name}", made_from, path):
-                self.observer.stage(f"evaluate {variant.name}", "done before")
-                found[variant.name] = pl.read_parquet(path)
-                continue
-            self.observer.stage(f"evaluate {variant.name}")
-            with self._timed(f"evaluate {variant.name}"):
-                trained = variant.recipe != PRETRAINED
-                source = str(self.folder.model(variant.name)) if trained else self.experiment.base_of(variant)
-                measured = stages.measure(variant.name, load_model(source), qrels, settings, self.observer)
-                with atomic.new_file(path) as temporary:
-                    measured.per_query.write_parquet(temporary)
-            self.folder.mark(f"evaluation {variant.name}", made_from)
-            found[variant.name] = measured.per_query
-        return qrels, found
+            name = variant.name
+            paths = [self.folder.evaluation(name)]
+            if fuse:
+                paths += [self.folder.evaluation(name + FUSED), self.folder.fusions(name)]
+            if self._done(f"evaluation {name}", prints[f"evaluation {name}"], *paths):
+                self.observer.stage(f"evaluate {name}", "done before")
+            else:
+                self.observer.stage(f"evaluate {name}")
+                with self._timed(f"evaluate {name}"):
+                    self._measure(variant, contest)
+                self.folder.mark(f"evaluation {name}", prints[f"evaluation {name}"])
+            found[name] = pl.read_parquet(self.folder.evaluation(name))
+            if fuse:
+                found[name + FUSED] = pl.read_parquet(self.folder.evaluation(name + FUSED))
+        for name in settings.baselines:
+            path = self.folder.evaluation(name)
+            if self._done(f"evaluation {name}", prints[f"evaluation {name}"], path):
+                self.observer.stage(f"evaluate {name}", "done before")
+            else:
+                self.observer.stage(f"evaluate {name}")
+                with self._timed(f"evaluate {name}"), atomic.new_file(path) as temporary:
+                    contest.lexical(name).write_parquet(temporary)
+                self.folder.mark(f"evaluation {name}", prints[f"evaluation {name}"])
+            found[name] = pl.read_parquet(path)
+        return contest.test, found
+
+    def _measure(self, variant: Variant, contest: Contest) -> None:
+        trained = variant.recipe != PRETRAINED
+        source = str(self.folder.model(variant.name)) if trained else self.experiment.base_of(variant)
+        measured = measuring.measure_model(
+            variant.name,
+            find_model(source),
+            contest,
+            self.experiment.evaluation,
+            cache=self.folder.embeddings,
+            observer=self.observer,
+        )
+        tables = {variant.name: measured.alone}
+        if measured.fused is not None:
+            tables[variant.name + FUSED] = measured.fused
+            fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
+            atomic.write_json(self.folder.fusions(variant.name), fusions)
+        for name, table in tables.items():
+            with atomic.new_file(self.folder.evaluation(name)) as temporary:
+                table.write_parquet(temporary)
 
     def _finish(
         self,
@@ -274,17 +308,28 @@ class _Study:
         evaluation: tuple[Qrels, dict[str, pl.DataFrame]],
     ) -> Run:
         qrels, found = evaluation
-        study = StudyResults(
-            self.experiment, self.judgments, self.threshold, inspection, split, trainings, qrels, found, self.seconds
-        )
-        results, pictures = study.write(self.folder)
         names = [(v.name, v.recipe, self.experiment.base_of(v)) for v in self.experiment.variants]
+        reference = tables.reference_of(names)
+        study = StudyResults(
+            self.experiment,
+            self.judgments,
+            self.threshold,
+            inspection,
+            split,
+            trainings,
+            qrels,
+            found,
+            reference or names[0][0],
+            self.seconds,
+        )
+        results, comparisons, pictures = study.write(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,
             folder=self.folder.path,
             results=results,
-            reference=tables.reference_of(names),
+            comparisons=comparisons,
+            reference=reference,
             regressions=tuple(name for name, result in trainings.items() if result.regression),
             ceiling=qrels.ceiling(10),
             queries=qrels.n_queries,

@@ -35,9 +35,12 @@ class RunFolder:
         self.inspection = path / "inspection.json"
         self.split = path / "split"
         self.tokens = path / "tokens"
+        self.embeddings = path / "embeddings"
         self.results = path / "results.parquet"
         self.results_json = path / "results.json"
         self.per_query = path / "per_query.parquet"
+        self.comparisons = path / "comparisons.parquet"
+        self.slices = path / "slices.parquet"
         self.log = path / "log.jsonl"
 
     def model(self, variant: str) -> Path:
@@ -49,8 +52,12 @@ class RunFolder:
         return self.path / "training" / variant
 
     def evaluation(self, variant: str) -> Path:
-        """Return the table of a variant's figures by query."""
+        """Return the table of a variant's figures by query; for a model's fusion with BM25 give its own name."""
         return self.path / "evaluation" / f"{variant}.parquet"
+
+    def fusions(self, variant: str) -> Path:
+        """Return the weights that a variant's fusion with BM25 has in each cell, as chosen on dev."""
+        return self.path / "evaluation" / f"{variant}.fusions.json"
 
     def picture(self, measure: str) -> Path:
         """Return the path, without suffix, of the picture of a measure over sizes."""

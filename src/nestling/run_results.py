@@ -32,7 +32,8 @@ class StudyResults:
     Attributes:
         trainings: what each training did, by variant.
         qrels: the test side's.
-        per_query: each variant's figures by size and query, in the order of the experiment.
+        per_query: each variant's figures by cell and query: those of the experiment, their fusions, and BM25.
+        reference: the variant that others are compared with.
         seconds: how long the parts of this call took; those that were done before are missing.
     """
 
@@ -44,32 +45,44 @@ class StudyResults:
     trainings: dict[str, TrainingResult]
     qrels: Qrels
     per_query: dict[str, pl.DataFrame]
+    reference: str
     seconds: dict[str, float]
 
-    def write(self, folder: RunFolder) -> tuple[pl.DataFrame, tuple[Path, ...]]:
-        """Write `results.parquet`, `per_query.parquet`, `results.json`, and pictures of the first two measures.
+    def write(self, folder: RunFolder) -> tuple[pl.DataFrame, pl.DataFrame, tuple[Path, ...]]:
+        """Write the result tables as Parquet, `results.json`, and pictures of the first two measures.
 
         Returns:
-            the long table of results, and the paths of the PNG files.
+            the long table of results, the comparisons with the reference, and the paths of the PNG files.
         """
         from nestling.evaluation.grid import summarise as summarise_variant
+        from nestling.evaluation.slices import slice_table, slices_of
+        from nestling.measuring import compare_variants, full_rows
+
+        def named(tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+            return pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in tables.items()])
 
         results = pl.concat([summarise_variant(name, table) for name, table in self.per_query.items()])
-        every = [table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in self.per_query.items()]
-        with atomic.new_file(folder.results) as temporary:
-            results.write_parquet(temporary)
-        with atomic.new_file(folder.per_query) as temporary:
-            pl.concat(every).write_parquet(temporary)
-        atomic.write_json(folder.results_json, self._as_json(results, folder.results_json))
+        comparisons = compare_variants(self.per_query, self.reference)
+        plain = {name: full_rows(table) for name, table in self.per_query.items()}
+        slices = slice_table(named(plain), slices_of(self.qrels, train=self.split.train))
+        for path, table in (
+            (folder.results, results),
+            (folder.per_query, named(self.per_query)),
+            (folder.comparisons, comparisons),
+            (folder.slices, slices),
+        ):
+            with atomic.new_file(path) as temporary:
+                table.write_parquet(temporary)
+        atomic.write_json(folder.results_json, self._as_json(results, comparisons, folder.results_json))
         source, qrels = charts.short_source(self.judgments.source), self.qrels
         subtitle = f"{source}: {qrels.n_queries:,} test queries, {qrels.n_documents:,} documents, {qrels.protocol}"
         pictures = tuple(
             charts.save(charts.measure_by_dim(results, measure, subtitle=subtitle), folder.picture(measure))[0]
             for measure in self.experiment.evaluation.measures[:2]
         )
-        return results, pictures
+        return results, comparisons, pictures
 
-    def _as_json(self, results: pl.DataFrame, before: Path) -> dict[str, Any]:
+    def _as_json(self, results: pl.DataFrame, comparisons: pl.DataFrame, before: Path) -> dict[str, Any]:
         # Of parts that an earlier call did, only its own file knows how long they took.
         earlier: dict[str, float] = {}
         if before.is_file():
@@ -89,6 +102,7 @@ class StudyResults:
             },
             "training": {name: result.as_dict() for name, result in self.trainings.items()},
             "results": results.to_dicts(),
+            "comparisons": comparisons.to_dicts(),
             "seconds": {**earlier, **self.seconds},
             "versions": versions(),
             "hardware": hardware(),

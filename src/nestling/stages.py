@@ -1,19 +1,15 @@
-"""The stages, one function each: inspect, split, train, evaluate. The verbs of the command line call these."""
+"""The first stages, one function each: inspect, split, train. The verbs of the command line call these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import polars as pl
 
 from nestling.errors import InputError
 from nestling.experiment import (
     STUDY_DIMS,
     DataSettings,
-    EvaluationSettings,
     SplitSettings,
 )
 from nestling.judgments.inspection import Inspection, inspect_judgments
@@ -28,32 +24,11 @@ from nestling.run_folder import fingerprint
 from nestling.training.settings import Matryoshka, TrainingSettings
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from nestling.evaluation.grid import Measured
-    from nestling.evaluation.qrels import Qrels
     from nestling.training.job import Job
     from nestling.training.result import TrainingResult
 
 STUDY_SCALE = (1.0, 3.0)
 STUDY_THRESHOLD = 2.5
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured.
-
-    Attributes:
-        results: long table: variant, dim, precision, measure, value, queries; means over queries.
-        per_query: variant, dim, query_id, query and one column a measure.
-        ceiling: the highest recall@10 that any ranking could reach.
-        protocol: `per-query` or `per-pair`.
-    """
-
-    results: pl.DataFrame
-    per_query: pl.DataFrame
-    ceiling: float
-    protocol: str
 
 
 def load(settings: DataSettings, *, seed: int) -> Judgments:
@@ -247,68 +222,6 @@ def train(
             work=out.with_name(f"{out.name}.training"),
             report=lambda progress: observer.training(out.name, progress),
             note=observer.note,
-        )
-    finally:
-        observer.done()
-
-
-def evaluate(
-    data: Split | Judgments | Path | str,
-    models: Mapping[str, str],
-    *,
-    settings: EvaluationSettings | None = None,
-    threshold: float | None = None,
-    observer: Observer | None = None,
-) -> Evaluation:
-    """Measure models at every size on the test side of a split (or on a table of judgments as it is).
-
-    Args:
-        models: names for the table, and for each a folder, a bundled model or a hub id.
-
-    Raises:
-        InputError: a model cannot be had, a size is larger than a model's embedding, or nothing is relevant.
-    """
-    from nestling.evaluation.grid import summarise
-    from nestling.evaluation.qrels import Qrels
-
-    settings = settings or EvaluationSettings()
-    if isinstance(data, Path | str):
-        data = read_split(Path(data))
-    judgments = data.test if isinstance(data, Split) else data
-    qrels = Qrels.from_judgments(
-        judgments, threshold=settle_threshold(judgments, threshold), protocol=settings.protocol
-    )
-    sources = {name: find_model(model) for name, model in models.items()}
-    tables, per_query = [], []
-    observer = observer or Observer()
-    for name, source in sources.items():
-        observer.stage(f"evaluate {name}")
-        measured = measure(name, load_model(source), qrels, settings, observer)
-        tables.append(summarise(name, measured.per_query))
-        per_query.append(measured.per_query.select(pl.lit(name).alias("variant"), pl.all()))
-    return Evaluation(pl.concat(tables), pl.concat(per_query), qrels.ceiling(10), settings.protocol)
-
-
-def measure(
-    name: str,
-    model: SentenceTransformer,
-    qrels: Qrels,
-    settings: EvaluationSettings,
-    observer: Observer | None = None,
-) -> Measured:
-    """Measure one loaded model at its own size and the settings' sizes."""
-    from nestling.evaluation.grid import measure_model
-    from nestling.evaluation.measures import Measure
-
-    observer = observer or Observer()
-    try:
-        return measure_model(
-            model,
-            qrels,
-            settings.dims,
-            [Measure.parse(text) for text in settings.measures],
-            batch_size=settings.batch_size,
-            progress=lambda done, total: observer.encoding(name, done, total),
         )
     finally:
         observer.done()

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling.report.tables import by_dim, by_dim_table, full_size, full_size_table, label, percent, reference_of
+from nestling.evaluation.grid import SCHEMA
+from nestling.report.tables import (
+    Figure,
+    bounds,
+    by_dim,
+    by_dim_table,
+    full_size,
+    full_size_table,
+    is_fused,
+    label,
+    percent,
+    reference_of,
+    unfused_first,
+)
 
 ROWS = [
     ("pretrained", 384, "recall@10", 0.50),
@@ -18,9 +33,18 @@ ROWS = [
 ]
 
 
+def long(rows: list[tuple[object, ...]], *, cell: tuple[object, ...] = ("float32", "none", 0)) -> pl.DataFrame:
+    """Rows of (variant, dim, measure, value), all in one kind of cell, with intervals of 0.01 to each side."""
+    full = [
+        (variant, dim, *(cell if dim else ("", "none", 0)), 4 * dim, measure, value, value - 0.01, value + 0.01, 100)
+        for variant, dim, measure, value in rows
+    ]
+    return pl.DataFrame(full, schema=SCHEMA, orient="row")
+
+
 @pytest.fixture
 def results() -> pl.DataFrame:
-    return pl.DataFrame(ROWS, schema=["variant", "dim", "measure", "value"], orient="row")
+    return long(ROWS)
 
 
 def shown(table: object) -> str:
@@ -76,7 +100,10 @@ def test_a_regression_is_said_in_the_table(results: pl.DataFrame):
 
 def test_names_cannot_inject_markup(results: pl.DataFrame):
     hostile = results.with_columns(pl.col("variant").str.replace("tuned", "[red]x[/red]"))
-    assert "[red]x[/red]" in shown(full_size_table(full_size(hostile, reference=None), caption=""))
+    rows = full_size(hostile, reference=None)
+    assert "│ [red]x[/red] │" in shown(full_size_table(rows, caption=""))
+    assert "gain over [b]" in shown(full_size_table(rows, caption="gain over [b]"))
+    assert "│ [red]x[/red] │" in shown(by_dim_table(by_dim(hostile), "recall@10"))
 
 
 def test_percentages_carry_a_sign():
@@ -85,3 +112,88 @@ def test_percentages_carry_a_sign():
 
 def test_measures_are_written_as_the_field_writes_them():
     assert [label(name) for name in ("mrr@10", "ndcg@5", "recall@10")] == ["MRR@10", "nDCG@5", "recall@10"]
+
+
+OTHER_CELLS = [("int8", "none", 0), ("float32", "pca", 0), ("float32", "none", 4)]
+
+
+@pytest.mark.parametrize("cell", OTHER_CELLS)
+def test_only_plain_cells_are_in_the_tables(results: pl.DataFrame, cell: tuple[object, ...]):
+    # Larger and better, so that it would be taken for the full size.
+    other = long([("tuned", 768, "recall@10", 0.9), ("tuned", 384, "recall@10", 0.8)], cell=cell)
+    both = pl.concat([other, results])
+    figures = {row.variant: (row.dim, row.figures["recall@10"].value) for row in full_size(both, reference=None)}
+    assert figures == {"tuned": (384, 0.60), "pretrained": (384, 0.50), "large": (768, 0.55)}
+    sizes = [(row.variant, row.dim, row.figures["recall@10"].value) for row in by_dim(both)]
+    assert [(dim, value) for variant, dim, value in sizes if variant == "tuned"] == [(384, 0.60), (48, 0.54)]
+
+
+def test_a_variant_without_a_plain_cell_is_left_out(results: pl.DataFrame):
+    both = pl.concat([results, long([("coded", 384, "recall@10", 0.7)], cell=("int8", "none", 0))])
+    assert "coded" not in [row.variant for row in full_size(both, reference="coded")]
+
+
+def test_bm25_has_no_size_and_is_not_in_the_table_by_size(results: pl.DataFrame):
+    both = pl.concat([results, long([("bm25", 0, "recall@10", 0.40)])])
+    rows = full_size(both, reference="pretrained")
+    assert (rows[-1].variant, rows[-1].dim) == ("bm25", 0)
+    assert astuple(rows[-1].figures["recall@10"]) == pytest.approx((0.40, -20.0, 0.39, 0.41))
+    line = next(line for line in shown(full_size_table(rows, caption="")).splitlines() if "bm25" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["bm25", "-", "0.4000  -20.0%"]
+    assert "bm25" not in [row.variant for row in by_dim(both)]
+
+
+def test_the_reference_may_be_bm25(results: pl.DataFrame):
+    rows = full_size(pl.concat([results, long([("bm25", 0, "recall@10", 0.40)])]), reference="bm25")
+    assert [row.figures["recall@10"].change for row in rows] == [*map(pytest.approx, (25.0, 50.0, 37.5)), None]
+
+
+def test_the_first_two_measures_have_their_interval_below_the_value(results: pl.DataFrame):
+    measures = [results.with_columns(pl.lit(name).alias("measure")) for name in ("recall@10", "mrr@10", "ndcg@10")]
+    lines = shown(full_size_table(full_size(pl.concat(measures), reference="pretrained"), caption="")).splitlines()
+    first = next(number for number, line in enumerate(lines) if "tuned" in line)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines[first : first + 2]]
+    assert rows == [
+        ["tuned", "384", "0.6000  +20.0%", "0.6000  +20.0%", "0.6000"],
+        ["", "", ".5900-.6100", ".5900-.6100", ""],
+    ]
+    assert "below each value its 95% interval" in lines[0]
+
+
+def test_without_intervals_and_gains_neither_is_spoken_of(results: pl.DataFrame):
+    bare = results.with_columns(pl.lit(None, pl.Float64).alias("low"), pl.lit(None, pl.Float64).alias("high"))
+    text = shown(full_size_table(full_size(bare, reference=None), caption=""))
+    assert "interval" not in text
+    assert "gain" not in text
+
+
+def test_the_table_of_a_whole_study_fits_80_columns():
+    names = ["pretrained", "mnrl+matryoshka", "all-mpnet-base-v2"]
+    rows = [
+        (name, dim, measure, 0.5)
+        for name in [*names, *(f"{name}+bm25" for name in names)]
+        for measure in ("recall@10", "mrr@10", "ndcg@10")
+        for dim in (768, 384, 192, 96, 48)
+    ]
+    results = long([*rows, *(("bm25-stemmed", 0, measure, 0.4) for measure in ("recall@10", "mrr@10", "ndcg@10"))])
+    text = shown(full_size_table(full_size(results, reference="pretrained"), caption="", regressions=["mnrl"]))
+    assert "│ all-mpnet-base-v2+bm25 │  768 │" in text
+    assert "│ all-mpnet-base-v2+bm25 │ 0.5000 │" in shown(by_dim_table(by_dim(results), "recall@10"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_intervals_are_written_in_few_characters():
+    assert bounds(Figure(0.81, None, 0.80123, 0.83456)) == ".8012-.8346"
+    assert bounds(Figure(1.0, None, 0.99, 1.0)) == ".9900-1.0000"
+    assert bounds(Figure(0.5, None)) == ""
+
+
+def test_a_fusion_is_known_by_the_name_of_its_model_and_stands_behind_the_others():
+    variants = ["a", "a+bm25", "odd+bm25", "b", "b+bm25", "bm25"]
+    assert [name for name in variants if is_fused(name, variants)] == ["a+bm25", "b+bm25"]
+    assert unfused_first(variants) == ["a", "odd+bm25", "b", "bm25", "a+bm25", "b+bm25"]
+
+
+def test_no_rows_make_an_empty_table():
+    assert "variant" in shown(full_size_table([], caption=""))
+    assert by_dim(long([("bm25", 0, "recall@10", 0.40)])) == []

@@ -1,50 +1,37 @@
-"""Models x dims -> one long table of results, each model encoding corpus and queries once for all its sizes."""
+"""The long table of results: one model's embeddings, searched in every cell of the grid and measured by query."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed, truncate
-from nestling.evaluation.measures import Measure
+from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
+from nestling.evaluation.cells import Cell
+from nestling.evaluation.measures import Measure, Ranking
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
+from nestling.evaluation.significance import interval
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-SCHEMA = {
-    "variant": pl.String,
+CELL = {
     "dim": pl.Int64,
     "precision": pl.String,
+    "rotation": pl.String,
+    "oversampling": pl.Int64,
+    "bytes": pl.Int64,
+}
+"""Columns that say which cell a row is of; `dim` and `bytes` are 0 where no embedding is stored, as for BM25."""
+SCHEMA = {
+    "variant": pl.String,
+    **CELL,
     "measure": pl.String,
     "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
     "queries": pl.Int64,
 }
-
-Progress = Callable[[int, int], None]
-"""Told (texts encoded, texts in all)."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model's figures.
-
-    Attributes:
-        full: the model's own embedding size.
-        per_query: columns `dim`, `query_id`, `query`, then one a measure; a row for each size and query.
-        texts: how many distinct texts were encoded, in `seconds`.
-    """
-
-    full: int
-    per_query: pl.DataFrame
-    texts: int
-    seconds: float
+NOT_MEASURES = ("variant", *CELL, "query_id", "query")
 
 
 def sizes_of(full: int, dims: Sequence[int]) -> tuple[int, ...]:
@@ -59,70 +46,56 @@ def sizes_of(full: int, dims: Sequence[int]) -> tuple[int, ...]:
     return (full, *(dim for dim in dims if dim < full))
 
 
-def measure_model(
-    model: SentenceTransformer,
-    qrels: Qrels,
-    dims: Sequence[int],
-    measures: Sequence[Measure],
-    *,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> Measured:
-    """Measure a model at its full size and at each of `dims` (truncated, then normalised again), in float32.
+def measure_cells(
+    vectors: Vectors, qrels: Qrels, cells: Sequence[Cell], measures: Sequence[Measure], fitted: Fitted
+) -> pl.DataFrame:
+    """Search in every cell and measure each query.
 
     Args:
-        qrels: queries, corpus and what is relevant.
-        dims: sizes of at most the model's.
+        vectors: embeddings of the queries and documents of `qrels`.
+        fitted: what rotations and codecs are fitted with.
 
-    Raises:
-        InputError: a size is larger than the model's.
+    Returns:
+        the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
     """
-    full = int(model.get_embedding_dimension() or 0)
-    sizes = sizes_of(full, dims)
     deepest = max(measure.k for measure in measures)
-    n_queries, n_documents = len(set(qrels.queries)), len(set(qrels.documents))
-    total = n_queries + n_documents
-    start = time.perf_counter()
-    queries = embed(
-        model,
-        qrels.queries,
-        kind="query",
-        batch_size=batch_size,
-        progress=progress and (lambda done, _: progress(done, total)),
+    return pl.concat(
+        [by_query(cell, CellSearch.make(cell, vectors, fitted).top(deepest)[0], qrels, measures) for cell in cells]
     )
-    documents = embed(
-        model,
-        qrels.documents,
-        kind="document",
-        batch_size=batch_size,
-        progress=progress and (lambda done, _: progress(n_queries + done, total)),
+
+
+def by_query(cell: Cell | None, ranking: Ranking, qrels: Qrels, measures: Sequence[Measure]) -> pl.DataFrame:
+    """Return one ranking's figures by query, in the columns that `measure_cells` returns.
+
+    Args:
+        cell: how documents were stored; None where there are no embeddings.
+        ranking: (n_queries, depth) int64, as `Measure.per_query` takes it.
+    """
+    values = {str(measure): measure.per_query(ranking, qrels) for measure in measures}
+    where = (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes) if cell else (0, "", "none", 0, 0)
+    return pl.DataFrame({"query_id": list(qrels.query_ids), "query": list(qrels.queries), **values}).select(
+        *(pl.lit(value, dtype=kind).alias(name) for value, (name, kind) in zip(where, CELL.items(), strict=True)),
+        pl.all(),
     )
-    seconds = time.perf_counter() - start
-    tables = []
-    for dim in sizes:
-        ranking, _ = top_k(truncate(queries, dim), truncate(documents, dim), deepest)
-        values = {str(measure): measure.per_query(ranking, qrels) for measure in measures}
-        tables.append(
-            pl.DataFrame({"query_id": list(qrels.query_ids), "query": list(qrels.queries), **values}).select(
-                pl.lit(dim, dtype=pl.Int64).alias("dim"), pl.all()
-            )
-        )
-    return Measured(full, pl.concat(tables), total, seconds)
+
+
+def measures_in(per_query: pl.DataFrame) -> list[str]:
+    """Return the names of the measures that a table by query holds."""
+    return [name for name in per_query.columns if name not in NOT_MEASURES]
 
 
 def summarise(variant: str, per_query: pl.DataFrame) -> pl.DataFrame:
-    """Return the means over queries as rows of `SCHEMA`: sizes falling, measures in the order of the columns."""
-    measures = [name for name in per_query.columns if name not in ("dim", "query_id", "query")]
+    """Return means over queries and their bootstrap intervals of 95 %, as rows of `SCHEMA` in the order given."""
+    measures = measures_in(per_query)
+    cells, values = [], []
+    for cell, table in per_query.group_by(list(CELL), maintain_order=True):
+        cells.append((cell, table.height))
+        values.append(table.select(measures).to_numpy().T)
+    low, high = interval(np.concatenate(values))
+    bounds = iter(zip(low.tolist(), high.tolist(), strict=True))
     rows = [
-        {
-            "variant": variant,
-            "dim": int(dim),
-            "precision": "float32",
-            "measure": measure,
-            "value": float(table[measure].mean()),  # type: ignore[arg-type]
-            "queries": table.height,
-        }
-        for (dim,), table in per_query.group_by("dim", maintain_order=True)
-        for measure in measures
+        (variant, *cell, measure, float(figures.mean()), *next(bounds), n_queries)
+        for (cell, n_queries), table in zip(cells, values, strict=True)
+        for measure, figures in zip(measures, table, strict=True)
     ]
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")

@@ -9,22 +9,32 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
+from nestling.experiment import FUSED
 from nestling.training.recipes import PRETRAINED
 
 LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
 
+Interval = tuple[float, float | None, float | None]
+"""A value, and the ends of its interval."""
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A measure's value, and its change against a reference in percent; None for the reference itself."""
+    """A measure's value, and its change against a reference in percent; None for the reference itself.
+
+    Attributes:
+        low, high: the value's interval of 95 % over queries; None where there is none.
+    """
 
     value: float
     change: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant at one size: a figure for each measure."""
+    """One variant at one size: a figure for each measure. `dim` is 0 where no embedding is stored, as for BM25."""
 
     variant: str
     dim: int
@@ -35,26 +45,33 @@ def full_size(results: pl.DataFrame, *, reference: str | None) -> list[Row]:
     """Return each variant at its own full size, with the gain over `reference` in percent.
 
     Args:
-        results: long table with columns variant, dim, measure, value; variants in the order to show.
+        results: long table, columns as `evaluation.grid.SCHEMA`; variants in the order to show. Those without a plain
+            cell are left out.
         reference: a variant's name; None leaves gains out.
     """
+    results = plain(results)
     full = {name: int(dim) for name, dim in results.group_by("variant").agg(pl.col("dim").max()).iter_rows()}
     values = _values(results)
     rows = []
-    for variant in results["variant"].unique(maintain_order=True):
+    for variant in _variants(results):
         figures = {}
         for measure in _measures(results):
-            base = values.get((reference, full[reference], measure)) if reference in full else None
-            figures[measure] = _figure(values[variant, full[variant], measure], None if variant == reference else base)
+            base = None if variant == reference else values.get((reference, full.get(reference or ""), measure))
+            figures[measure] = _figure(values[variant, full[variant], measure], base)
         rows.append(Row(variant, full[variant], figures))
     return rows
 
 
 def by_dim(results: pl.DataFrame) -> list[Row]:
-    """Return each variant at each size, with the loss against the same variant's full size in percent."""
+    """Return each variant at each size, with the loss against the same variant's full size in percent.
+
+    Args:
+        results: as `full_size` takes it; what has no sizes, as BM25, is left out.
+    """
+    results = plain(results).filter(pl.col("dim") > 0)
     values = _values(results)
     rows = []
-    for variant in results["variant"].unique(maintain_order=True):
+    for variant in _variants(results):
         dims = results.filter(pl.col("variant") == variant)["dim"].unique().sort(descending=True).to_list()
         for dim in dims:
             figures = {
@@ -67,24 +84,49 @@ def by_dim(results: pl.DataFrame) -> list[Row]:
     return rows
 
 
+def plain(results: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of plain cells (float32, neither rotated nor rescored) and of what stores no embedding."""
+    stored = (pl.col("precision") == "float32") & (pl.col("rotation") == "none") & (pl.col("oversampling") == 0)
+    return results.filter(stored | (pl.col("dim") == 0))
+
+
+def unfused_first(variants: Sequence[str]) -> list[str]:
+    """Return variants in their order, but the fusions of others with BM25 last."""
+    return sorted(variants, key=lambda name: is_fused(name, variants))
+
+
+def is_fused(variant: str, variants: Sequence[str]) -> bool:
+    """Return whether a variant is the fusion of another one with BM25, by its name."""
+    return variant.endswith(FUSED) and variant.removesuffix(FUSED) in variants
+
+
 def full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[str] = ()) -> Table:
-    """Return the terminal table of `full_size`; `regressions` are variants to mark so, by their figures on dev."""
-    measures = list(rows[0].figures)
-    table = Table(title="Models at full size", caption=caption, title_justify="left", caption_justify="left")
+    """Return the terminal table of `full_size`; `regressions` are variants to mark so, by their figures on dev.
+
+    The first two measures have the gain beside the value and the interval below; the others the value alone.
+    """
+    measures = list(rows[0].figures) if rows else []
+    detailed = measures[:2]
+    shown = [row.figures[measure] for row in rows for measure in detailed]
+    gains = any(figure.change is not None for figure in shown)
+    below = "; below each value its 95% interval" if any(bounds(figure) for figure in shown) else ""
+    table = Table(
+        title=f"Models at full size{below}", caption=escape(caption), title_justify="left", caption_justify="left"
+    )
     table.add_column("variant", overflow="fold")
     table.add_column("dims", justify="right")
     for measure in measures:
-        table.add_column(label(measure), justify="right")
-        if measure in measures[:2]:
-            table.add_column("gain", justify="right")
+        gain = "  gain" if gains and measure in detailed else ""
+        table.add_column(label(measure) + gain, justify="left" if measure in detailed else "right", no_wrap=True)
     for row in rows:
         mark = "\n[bold red]REGRESSION on dev[/]" if row.variant in regressions else ""
-        cells = [escape(row.variant) + mark, str(row.dim)]
+        cells = [escape(row.variant) + mark, str(row.dim or "-")]
         for measure in measures:
             figure = row.figures[measure]
-            cells.append(f"{figure.value:.4f}")
-            if measure in measures[:2]:
-                cells.append(percent(figure.change))
+            text = f"{figure.value:.4f}"
+            if measure in detailed:
+                text = f"{text} {percent(figure.change):>7}".rstrip() + f"\n{bounds(figure)}".rstrip()
+            cells.append(text)
         table.add_row(*cells)
     return table
 
@@ -126,15 +168,27 @@ def percent(change: float | None) -> str:
     return "" if change is None else f"{change:+.1f}%"
 
 
-def _figure(value: float, reference: float | None) -> Figure:
-    change = None if reference is None or reference == 0 else 100 * (value / reference - 1)
-    return Figure(value, change)
+def bounds(figure: Figure) -> str:
+    """Return an interval in few characters, as in `.8012-.8345`; nothing where there is none."""
+    if figure.low is None or figure.high is None:
+        return ""
+    return "-".join(f"{bound:.4f}".removeprefix("0") for bound in (figure.low, figure.high))
+
+
+def _figure(own: Interval, reference: Interval | None) -> Figure:
+    value, low, high = own
+    change = None if reference is None or reference[0] == 0 else 100 * (value / reference[0] - 1)
+    return Figure(value, change, low, high)
+
+
+def _variants(results: pl.DataFrame) -> list[str]:
+    return results["variant"].unique(maintain_order=True).to_list()
 
 
 def _measures(results: pl.DataFrame) -> list[str]:
     return results["measure"].unique(maintain_order=True).to_list()
 
 
-def _values(results: pl.DataFrame) -> dict[tuple[str | None, int, str], float]:
-    rows = results.select("variant", "dim", "measure", "value").iter_rows()
-    return {(variant, dim, measure): value for variant, dim, measure, value in rows}
+def _values(results: pl.DataFrame) -> dict[tuple[str | None, int | None, str], Interval]:
+    rows = results.select("variant", "dim", "measure", "value", "low", "high").iter_rows()
+    return {(variant, dim, measure): (value, low, high) for variant, dim, measure, value, low, high in rows}

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.training.precision import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,17 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, *_: Any, **__: Any) -> None:
         self._last = time.monotonic()
+
+
+class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
+    """Gives freed memory back to the system every so many steps, where it is otherwise kept between them."""
+
+    def __init__(self, steps: int = 64) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self.steps == 0:
+            give_back_freed_memory()
 
 
 class Refresh(TrainerCallback):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -100,3 +101,12 @@ def keep_freed_memory() -> bool:
         )
     except (OSError, AttributeError):
         return False
+
+
+def give_back_freed_memory() -> None:
+    """Hand what lies free in the C library back to the system: what `keep_freed_memory` keeps is no longer one piece.
+
+    Batches of many sizes leave holes that no later batch fits into.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -59,6 +59,7 @@ def fit(
     from nestling.training.callbacks import (
         BestWeights,
         ClockCheckpoints,
+        GiveBackMemory,
         Patience,
         ProgressCallback,
         Refresh,
@@ -113,6 +114,8 @@ def fit(
     with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
         clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
         callbacks = [progress, clock, best]
+        if arguments.device.type == "cpu":
+            callbacks.append(GiveBackMemory())
         if material.refresh:
             callbacks.append(Refresh(material.refresh, work))
         if patience is not None:

@@ -1,0 +1,244 @@
+"""The verbs that measure: evaluate and shrink. Parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nestling.cli_options import Json, named_models, numbers
+from nestling.errors import InputError
+
+if TYPE_CHECKING:
+    from nestling.observer import Observer
+    from nestling.shrinking import Shrunk
+
+Dims = Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")]
+Threshold = Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")]
+EngineName = Annotated[
+    str, Parameter(help="What encodes: torch-fp32, torch-bf16, openvino-bf16, ..., or auto for the machine's fastest.")
+]
+Cache = Annotated[Path | None, Parameter(help="A folder that keeps embeddings for the next call.")]
+DIMS = "384,192,96,48"
+EVERY = "float32,float16,int8,int4,binary"
+
+
+def evaluate(
+    split: Annotated[Path, Parameter(help="A folder that nestling split wrote; its test side is measured.")],
+    *models: Annotated[str, Parameter(help="Folders, bundled names or hub ids; NAME=MODEL names one.")],
+    dims: Dims = DIMS,
+    precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = "float32",
+    rotate: Annotated[bool, Parameter(help="Measure each cell rotated too.", negative="")] = False,
+    oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long, as in 2,4,8.")] = "",
+    baselines: Annotated[bool, Parameter(help="Measure BM25, plain and stemmed.")] = True,
+    fusion: Annotated[bool, Parameter(help="Measure each model with BM25 added.")] = True,
+    run: Annotated[
+        tuple[str, ...], Parameter(help="NAME=FILE: another engine's ranking, a TREC run.", negative="")
+    ] = (),
+    protocol: Literal["per-query", "per-pair"] = "per-query",
+    measures: Annotated[str, Parameter(help="As in recall@10,mrr@10,ndcg@10.")] = "recall@10,mrr@10,ndcg@10",
+    threshold: Threshold = None,
+    engine: EngineName = "torch-fp32",
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models, BM25 and both together at every size and precision on the test side of a split.
+
+    The first model is what the others are compared with.
+    """
+    from nestling import evaluating
+    from nestling.experiment import LEXICAL, EvaluationSettings
+    from nestling.experiment_files import make_settings
+    from nestling.report import comparison_view, slices_view, tables
+
+    if not models:
+        raise InputError("evaluate needs at least one model after the split; give a folder, a bundled name or a hub id")
+    named = named_models(models)
+    settings = make_settings(
+        EvaluationSettings,
+        dims=numbers(dims, int),
+        protocol=protocol,
+        measures=tuple(measures.split(",")),
+        precisions=tuple(precisions.split(",")),
+        rotations=("none", "pca") if rotate else ("none",),
+        oversampling=numbers(oversampling, int) if oversampling else (),
+        baselines=LEXICAL if baselines else (),
+        fusion=fusion,
+        engine=engine,
+    )
+    found = evaluating.evaluate(
+        split,
+        named,
+        settings=settings,
+        threshold=threshold,
+        runs=_runs(run),
+        cache=cache,
+        observer=_observer(),
+    )
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "protocol": found.protocol,
+                    "ceiling@10": found.ceiling,
+                    "results": found.results.to_dicts(),
+                    "comparisons": found.comparisons.to_dicts(),
+                    "slices": found.slices.to_dicts(),
+                }
+            )
+        )
+        return
+    out = Console()
+    first = next(iter(named))
+    caption = f"{found.protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
+    out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
+    rows = tables.by_dim(found.results)
+    for measure in settings.measures[:2]:
+        out.print(tables.by_dim_table(rows, measure))
+    for measure in settings.measures[:1]:
+        if not found.comparisons.is_empty():
+            out.print(comparison_view.comparison_table(_of(found.comparisons, measure)))
+        out.print(slices_view.slices_table(_of(found.slices, measure)))
+    if len(settings.precisions) > 1 or rotate or oversampling:
+        _print_grids(out, found.per_query, list(named), settings.measures[0])
+
+
+def shrink(
+    model: Annotated[str, Parameter(help="A model: a run's (RUNS/NAME/models/VARIANT), a folder or a hub id.")],
+    *,
+    split: Annotated[Path | None, Parameter(help="A split's folder; the run's own by default.")] = None,
+    keep: Annotated[float, Parameter(help="Share of the full embedding's recall@10 to keep.")] = 0.98,
+    strict: Annotated[bool, Parameter(help="The interval's lower end must reach it.", negative="")] = False,
+    documents: Annotated[float, Parameter(help="How many documents you have, as in 10e6.")] = 1e6,
+    dims: Dims = DIMS,
+    precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = EVERY,
+    oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long.")] = "2,4,8",
+    measure: Annotated[str, Parameter(help="What quality is.")] = "recall@10",
+    rescoring: Annotated[bool, Parameter(help="Write the rescored cell, if smaller.", negative="")] = False,
+    fusion: Annotated[bool, Parameter(help="Count quality with stemmed BM25 added.", negative="")] = False,
+    threshold: Threshold = None,
+    engine: EngineName = "torch-fp32",
+    out: Annotated[Path | None, Parameter(help="Write the small model into this folder.")] = None,
+    picture: Annotated[Path | None, Parameter(help="Write the Pareto front as PATH.png and PATH.svg.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Find the smallest embeddings that keep a share of a model's quality: chosen on dev, confirmed on test."""
+    from nestling import shrinking
+    from nestling.experiment import EvaluationSettings
+    from nestling.experiment_files import make_settings
+
+    settings = make_settings(
+        EvaluationSettings,
+        dims=numbers(dims, int),
+        precisions=tuple(precisions.split(",")),
+        rotations=("none", "pca"),
+        oversampling=numbers(oversampling, int) if oversampling else (),
+        measures=(measure,),
+        engine=engine,
+    )
+    if documents < 1:
+        raise InputError(f"--documents must be 1 or more, not {documents:g}")
+    folder = Path(model)
+    run = folder.parent.parent
+    if split is None:
+        split = run / "split"
+        if not (folder.is_dir() and split.is_dir()):
+            raise InputError(f"{model} is not in a run's folder, so give the split that it was trained on with --split")
+        cache = cache or run / "embeddings"
+    found = shrinking.shrink(
+        model,
+        split,
+        keep=keep,
+        strict=strict,
+        measure=measure,
+        settings=settings,
+        threshold=threshold,
+        rescoring=rescoring,
+        fuse=fusion,
+        out=out,
+        cache=cache,
+        observer=_observer(),
+    )
+    if picture is not None:
+        from nestling.report import charts, grid_charts
+
+        stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
+        chart = grid_charts.pareto(found.kept, measure, subtitle=f"{folder.name}, on dev", keep=keep)
+        paths = charts.save(chart, stem)
+    if as_json:
+        print(json.dumps(_as_json(found)))
+        return
+    console = Console()
+    _print_advice(console, found, documents=int(documents))
+    for path in paths if picture is not None else ():
+        console.print(f"picture     {path}", soft_wrap=True, highlight=False)
+    if out is not None:
+        console.print(f"model       {out}", soft_wrap=True, highlight=False)
+
+
+def _print_grids(out: Console, per_query: Any, models: list[str], measure: str) -> None:
+    import polars as pl
+
+    from nestling.evaluation.advice import kept_by
+    from nestling.report import grid_view
+
+    for name in models:
+        kept = kept_by(per_query.filter(pl.col("variant") == name).drop("variant"), measure)
+        out.print(grid_view.grid_table(kept, measure, title=name))
+
+
+def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
+    from nestling.report import grid_view
+
+    out.print(grid_view.grid_table(found.kept, found.measure, front_only=True))
+    for choice in (found.alone, found.rescored):
+        if choice is not None:
+            lines = grid_view.advice_lines(
+                choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents
+            )
+            for line in lines:
+                out.print(line, highlight=False, markup=False)
+    if found.alone is None:
+        out.print(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev", highlight=False)
+
+
+def _as_json(found: Shrunk) -> dict[str, Any]:
+    choices = {"alone": found.alone, "rescored": found.rescored}
+    return {
+        "full": found.full,
+        "measure": found.measure,
+        "keep": found.keep,
+        **{
+            name: choice and {"cell": asdict(choice.cell), "dev": choice.dev, "test": choice.test}
+            for name, choice in choices.items()
+        },
+        "kept": found.kept.to_dicts(),
+        "out": None if found.out is None else str(found.out),
+    }
+
+
+def _of(table: Any, measure: str) -> Any:
+    import polars as pl
+
+    return table.filter(pl.col("measure") == measure)
+
+
+def _runs(texts: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise InputError(f"--run {text!r}: give NAME=FILE")
+        found[name] = Path(path)
+    return found
+
+
+def _observer() -> Observer:
+    from nestling.terminal import TerminalObserver
+
+    return TerminalObserver(Console(stderr=True))

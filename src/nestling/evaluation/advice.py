@@ -1,0 +1,102 @@
+"""What the grid advises: what each cell keeps of full quality, the Pareto front, and the smallest that keeps enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from nestling.errors import InputError
+from nestling.evaluation.cells import Cell
+from nestling.evaluation.grid import CELL
+from nestling.evaluation.significance import compare_all
+
+KEPT = {
+    **CELL,
+    "value": pl.Float64,
+    "kept": pl.Float64,
+    "kept_low": pl.Float64,
+    "kept_high": pl.Float64,
+    "front": pl.Boolean,
+}
+
+
+def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, seed: int = 0) -> pl.DataFrame:
+    """Return what share of the full float32 embedding's quality each cell keeps.
+
+    Args:
+        per_query: what `measure_cells` returns, for one model; the largest float32 cell is what others are held
+            against.
+        measure: one of its measures, as in `recall@10`.
+        resamples, seed: of the paired bootstrap.
+
+    Returns:
+        a row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval of
+        95 % over queries (paired differences, significance.py); `front` marks the cells that no other beats in
+        quality with as few bytes. Of cells alike in both, the one without rescoring, then without rotation, is on it.
+
+    Raises:
+        InputError: there is no float32 cell, or the full embedding finds nothing.
+    """
+    cells = {
+        Cell(*cell[:4]): table[measure].to_numpy()
+        for cell, table in per_query.group_by(list(CELL), maintain_order=True)
+    }
+    plain = [cell for cell in cells if (cell.precision, cell.rotation, cell.oversampling) == ("float32", "none", 0)]
+    if not plain:
+        raise InputError("what a cell keeps is counted from the full embedding in float32; add float32 to the grid")
+    full = max(plain, key=lambda cell: cell.dim)
+    base = float(cells[full].mean())
+    if base == 0:
+        raise InputError(f"the full embedding has {measure} 0, so nothing can be kept of it")
+    series = {str(cell): values for cell, values in cells.items()}
+    bounds = {str(full): (0.0, 0.0)}
+    if len(cells) > 1:
+        compared = compare_all(series, reference=str(full), resamples=resamples, seed=seed)
+        bounds |= {row["b"]: (row["low"], row["high"]) for row in compared.iter_rows(named=True)}
+    rows = []
+    for cell, values in cells.items():
+        low, high = bounds[str(cell)]
+        value = float(values.mean())
+        where = (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes)
+        rows.append((*where, value, value / base, 1 + low / base, 1 + high / base, False))
+    table = pl.DataFrame(rows, schema=KEPT, orient="row")
+    return table.with_columns(pl.Series("front", _front(table)))
+
+
+def smallest(kept: pl.DataFrame, keep: float, *, strict: bool = False, rescored: bool = False) -> Cell | None:
+    """Return the cell of the fewest bytes that keeps enough, of equal bytes the best; None where none does.
+
+    Args:
+        kept: what `kept_by` returns.
+        keep: share of full quality, as in 0.98.
+        strict: the interval's lower end must reach `keep`, not the share itself.
+        rescored: whether cells may rescore, and so need the full embedding on disk.
+    """
+    enough = kept.filter(pl.col("kept_low" if strict else "kept") >= keep - 1e-12)
+    if not rescored:
+        enough = enough.filter(pl.col("oversampling") == 0)
+    if enough.is_empty():
+        return None
+    return cell_of(_in_order(enough).row(0, named=True))
+
+
+def cell_of(row: dict[str, object]) -> Cell:
+    """Return the cell that a row of any of these tables is of."""
+    return Cell(*(row[name] for name in list(CELL)[:4]))  # type: ignore[arg-type]
+
+
+def _in_order(table: pl.DataFrame) -> pl.DataFrame:
+    # The same figures added up in another order differ in the last bit, and are alike.
+    by = (pl.col("bytes"), -pl.col("value").round(12), pl.col("oversampling"), pl.col("rotation"))
+    return table.sort(*by, maintain_order=True)
+
+
+def _front(table: pl.DataFrame) -> Sequence[bool]:
+    ordered = _in_order(table.with_row_index("row"))
+    best, front = -1.0, set()
+    for row in ordered.iter_rows(named=True):
+        if row["value"] > best + 1e-12:
+            best = row["value"]
+            front.add(row["row"])
+    return [row in front for row in range(table.height)]

@@ -1,0 +1,215 @@
+"""Embeddings kept on disk: a model's texts are encoded once, whoever asks, and read memory-mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from nestling.atomic import new_file
+from nestling.evaluation.embed import BATCH_SIZE, embed
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from nestling.evaluation.engines import Engine
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["query", "document"]
+LAYOUT = 1
+"""Part of every key; to be raised when `embed` comes to give other numbers for the same model and texts."""
+CHECKSUM_BYTES = 4
+STALE_SECONDS = 24 * 3600
+READ_AT_ONCE = 1 << 22
+
+
+def cached_embed(
+    model: SentenceTransformer,
+    source_fingerprint: str,
+    texts: Sequence[str],
+    *,
+    kind: Kind,
+    folder: Path,
+    engine: Engine | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Return what `embed` gives, encoding only where no earlier call, of this process or another, has done so.
+
+    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. It appears whole or
+    not at all, and one that is damaged is told by its checksum and made again. Processes that want the same entry at
+    once encode it once: the others wait for the first. Where the folder or the disk cannot take the entry, the
+    embeddings are returned all the same, with a warning in the log. Nothing is ever evicted; to delete the folder, or
+    any of its files, is safe.
+
+    Args:
+        model: as for `embed`; its weights must be those that the fingerprint stands for.
+        source_fingerprint: `ModelSource.fingerprint`.
+        texts: order counts: the same texts in another order are another entry.
+        kind: picks the prompt; prompts and the length at which texts are cut are part of the key.
+        folder: of the cache; made if missing.
+        engine: made of the model by `engine_for`; its name is part of the key.
+        batch_size, progress: as for `embed`; not part of the key. Progress is not told of what is read.
+
+    Returns:
+        (len(texts), dim) float32, not writeable, memory-mapped where it could be written.
+    """
+    entry = folder / f"{entry_key(model, source_fingerprint, texts, kind=kind, engine=engine)}.npy"
+
+    def encode() -> NDArray[np.float32]:
+        return embed(model, texts, kind=kind, batch_size=batch_size, progress=progress, engine=engine)
+
+    if not len(texts):
+        return encode()
+    found = _read(entry, len(texts))
+    if found is not None:
+        return found
+    with _locked(entry) as writeable:
+        found = _read(entry, len(texts))
+        if found is not None:
+            return found
+        embeddings = encode()
+        if writeable:
+            try:
+                _write(entry, embeddings)
+                _sweep(entry)
+                return _mapped(entry)
+            except OSError as error:
+                logger.warning("embeddings are not cached in %s: %s", folder, error.strerror or error)
+    embeddings.flags.writeable = False
+    return embeddings
+
+
+def entry_key(
+    model: SentenceTransformer,
+    source_fingerprint: str,
+    texts: Sequence[str],
+    *,
+    kind: Kind,
+    engine: Engine | None = None,
+) -> str:
+    """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
+    settings = {
+        "layout": LAYOUT,
+        "model": source_fingerprint,
+        "kind": kind,
+        "engine": "torch-fp32" if engine is None else engine.name,
+        "prompts": model.prompts,
+        "default_prompt": model.default_prompt_name,
+        "max_seq_length": model.max_seq_length,
+        "texts": texts_fingerprint(texts),
+    }
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def texts_fingerprint(texts: Sequence[str]) -> str:
+    """Return 32 hex digits of the texts in their order, each with its length, so that no two lists read alike."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        # A lone surrogate, as from a file in a wrong encoding, is no reason to fail here.
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _read(entry: Path, rows: int) -> NDArray[np.float32] | None:
+    """Map an entry, or None where there is none or it is damaged."""
+    try:
+        if not entry.exists():
+            return None
+        if _checksum(entry) is None:
+            raise ValueError("its checksum does not fit")
+        found = _mapped(entry)
+        if found.ndim != 2 or len(found) != rows or found.dtype != np.float32:
+            raise ValueError(f"it holds {found.shape} {found.dtype} for {rows} texts")
+        return found
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("cached embeddings %s cannot be used (%s); encoding again", entry, error)
+        return None
+
+
+def _mapped(entry: Path) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _checksum(entry: Path) -> bytes | None:
+    """Return the checksum at the end of a file if it is that of what precedes it."""
+    left = entry.stat().st_size - CHECKSUM_BYTES
+    if left < 0:
+        return None
+    value = 0
+    with entry.open("rb") as file:
+        while left:
+            block = file.read(min(left, READ_AT_ONCE))
+            if not block:
+                return None
+            value = zlib.crc32(block, value)
+            left -= len(block)
+        stored = file.read(CHECKSUM_BYTES)
+    return stored if stored == value.to_bytes(CHECKSUM_BYTES, "little") else None
+
+
+class _Summing:
+    """A file to write to that keeps the checksum of what went through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.value = file, 0
+
+    def write(self, data: bytes) -> int:
+        self.value = zlib.crc32(data, self.value)
+        return self.file.write(data)
+
+
+def _write(entry: Path, embeddings: NDArray[np.float32]) -> None:
+    with new_file(entry) as temporary, temporary.open("wb") as file:
+        summing = _Summing(file)
+        np.lib.format.write_array(summing, embeddings, allow_pickle=False)
+        file.write(summing.value.to_bytes(CHECKSUM_BYTES, "little"))
+
+
+@contextmanager
+def _locked(entry: Path) -> Iterator[bool]:
+    """Hold the lock of an entry; give whether there is one to hold, which a folder that is read only has not."""
+    lock = FileLock(entry.with_suffix(".lock"))
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        logger.warning("embeddings are not cached in %s: %s", entry.parent, error)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _sweep(own: Path) -> None:
+    """Delete what processes that died while writing have left: a temporary file whose entry nobody else has locked.
+
+    Args:
+        own: the entry that the caller has locked and written.
+    """
+    for left in own.parent.glob(".*.part.npy"):
+        key = left.name.split(".")[1]
+        try:
+            if key == own.stem or time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink(missing_ok=True)
+                continue
+            with FileLock(own.with_name(f"{key}.lock"), timeout=0):
+                left.unlink(missing_ok=True)
+        except (OSError, Timeout):
+            continue

@@ -1,0 +1,121 @@
+"""Search in one cell of the grid: what is fitted once for a model, and the ranking that a cell gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.evaluation.baselines import PairScores
+from nestling.evaluation.cells import Cell
+from nestling.evaluation.compress import Codec, Codes, fit_codec
+from nestling.evaluation.embed import truncate
+from nestling.evaluation.fusion import Top, inner_products
+from nestling.evaluation.retrieve import top_k
+from nestling.evaluation.rotate import fit_search_rotation
+from nestling.evaluation.search_codes import rescore, top_k_codes
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Full-size embeddings of queries and documents, rows of length 1.
+
+    Attributes:
+        queries: (n_queries, full) float32.
+        documents: (n_documents, full) float32.
+    """
+
+    queries: Matrix
+    documents: Matrix
+
+
+@dataclass(eq=False)
+class Fitted:
+    """What cells need beside embeddings, fitted on those of the training side when it is first asked for.
+
+    Attributes:
+        train: gives the training side's embeddings; called once at most, and not at all for plain float32.
+    """
+
+    train: Callable[[], Vectors]
+    _codecs: dict[tuple[str, int, str], Codec] = field(default_factory=dict)
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """The training side's embeddings."""
+        return self.train()
+
+    @cached_property
+    def rotation(self) -> Matrix:
+        """The rotation, (full, full) float32."""
+        return fit_search_rotation(self.vectors.queries, self.vectors.documents)
+
+    def codec(self, cell: Cell) -> Codec:
+        """Return the codec of a cell, fitted on training documents as the cell cuts them."""
+        key = (cell.rotation, cell.dim, cell.precision)
+        if key not in self._codecs:
+            if cell.precision in ("float32", "float16", "int8"):
+                self._codecs[key] = Codec(cell.precision, cell.dim)
+            else:
+                self._codecs[key] = fit_codec(cell.precision, self.cut(cell, self.vectors.documents))
+        return self._codecs[key]
+
+    def cut(self, cell: Cell, embeddings: Matrix) -> Matrix:
+        """Rotate embeddings (if at all), cut them to the cell's size and bring them back to length 1."""
+        turned = embeddings @ self.rotation if cell.rotation == "pca" else embeddings
+        return truncate(turned, cell.dim)
+
+
+@dataclass(frozen=True, eq=False)
+class CellSearch:
+    """Queries and documents as one cell has them; `make` builds it.
+
+    Attributes:
+        queries: (n_queries, dim) float32, as the cell cuts them.
+        codes: the documents' codes, or their float32 embeddings.
+        full: embeddings at full size, for rescoring.
+    """
+
+    cell: Cell
+    queries: Matrix
+    codes: Codes | Matrix
+    codec: Codec
+    full: Vectors
+
+    @classmethod
+    def make(cls, cell: Cell, vectors: Vectors, fitted: Fitted) -> CellSearch:
+        """Cut and encode the embeddings of one side as `cell` says."""
+        codec = fitted.codec(cell)
+        documents = fitted.cut(cell, vectors.documents)
+        codes = documents if cell.precision == "float32" else codec.encode(documents)
+        return cls(cell, fitted.cut(cell, vectors.queries), codes, codec, vectors)
+
+    def top(self, k: int) -> Top:
+        """Return the `k` best documents of each query and their scores; equal scores go to the lower document."""
+        wanted = k * max(1, self.cell.oversampling)
+        if isinstance(self.codes, Codes):
+            found = top_k_codes(self.queries, self.codes, self.codec, wanted)
+        else:
+            found = top_k(self.queries, self.codes, wanted)
+        if not self.cell.oversampling:
+            return found
+        return rescore(self.full.queries, found[0], self._stored, k)
+
+    @cached_property
+    def pair_scores(self) -> PairScores:
+        """Scores any pair of query and document as the cell does in the end."""
+        if self.cell.oversampling:
+            return inner_products(self.full.queries, self._stored)
+        if isinstance(self.codes, Codes):
+            return inner_products(self.queries, self.codec.decode(self.codes))
+        return inner_products(self.queries, self.codes)
+
+    @cached_property
+    def _stored(self) -> Matrix:
+        # What rescoring reads lies in float16, half the size.
+        return self.full.documents.astype(np.float16).astype(np.float32)

@@ -1,0 +1,80 @@
+"""Cell: one way to store a model's embeddings and search them, a place in the grid of sizes and precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+from nestling.errors import InputError
+from nestling.evaluation.compress import PRECISIONS, Codec
+
+Rotation = Literal["none", "pca"]
+ROTATIONS: tuple[Rotation, ...] = get_args(Rotation)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """How documents are stored, and how they are searched.
+
+    Embeddings are rotated (if at all), cut to `dim`, brought to length 1 and stored in `precision`. With
+    `oversampling` that store gives a shortlist, `oversampling` times as many documents as are asked for, which are
+    then scored by the full-size float16 embedding. At a small dim in float32 that is the funnel of adaptive retrieval
+    (Kusupati et al. 2022, arXiv 2205.13147).
+
+    Attributes:
+        dim: size of the stored embedding.
+        precision: of `PRECISIONS`.
+        rotation: "pca" turns the model's axes to where queries and documents of training vary most (rotate.py).
+        oversampling: 0 for none, else 2 or more.
+    """
+
+    dim: int
+    precision: str = "float32"
+    rotation: Rotation = "none"
+    oversampling: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}; choose {', '.join(PRECISIONS)}")
+        if self.rotation not in ROTATIONS:
+            raise InputError(f"unknown rotation {self.rotation!r}; choose {' or '.join(ROTATIONS)}")
+        if self.oversampling < 0 or self.oversampling == 1:
+            raise InputError(f"oversampling must be 0 (none) or 2 and more, not {self.oversampling}")
+        if self.dim < 1:
+            raise InputError(f"a size must be 1 or more, not {self.dim}")
+
+    def __str__(self) -> str:
+        rotated = "" if self.rotation == "none" else f" {self.rotation}"
+        rescored = f" rescored x{self.oversampling}" if self.oversampling else ""
+        return f"{self.dim} {self.precision}{rotated}{rescored}"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to hold in memory for one document; what rescoring reads (2 bytes a full-size dim) may lie on disk."""
+        return Codec(self.precision, self.dim).bytes_per_vector
+
+
+def cells_of(
+    sizes: Sequence[int],
+    *,
+    precisions: Sequence[str] = ("float32",),
+    rotations: Sequence[str] = ("none",),
+    oversampling: Sequence[int] = (),
+) -> list[Cell]:
+    """Return the grid: every rotation, size and precision, as it is and with each oversampling.
+
+    Left out is what cannot differ from a plainer cell: the full size (the first) in float32 rotated or rescored.
+
+    Args:
+        sizes: falling, the model's full size first.
+    """
+    cells = []
+    for rotation, dim, precision in product(rotations, sizes, precisions):
+        whole = dim == sizes[0] and precision == "float32"
+        if whole and rotation != "none" and "none" in rotations:
+            continue
+        factors = [0] if whole else [0, *oversampling]
+        cells += [Cell(dim, precision, rotation, factor) for factor in factors]  # type: ignore[arg-type]
+    return cells

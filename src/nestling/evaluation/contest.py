@@ -1,0 +1,149 @@
+"""One test side on which models, BM25 and the fusion of both are measured alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import polars as pl
+
+from nestling.evaluation.baselines import Lexical, PairScores
+from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
+from nestling.evaluation.cells import Cell
+from nestling.evaluation.fusion import Fusion, Top, fit_fusion
+from nestling.evaluation.grid import by_query, measure_cells
+from nestling.evaluation.measures import Measure
+from nestling.evaluation.qrels import Qrels
+from nestling.judgments.table import Judgments
+
+STEMMED = "bm25-stemmed"
+CANDIDATES = 100
+
+Kind = Literal["query", "document"]
+Embed = Callable[[Sequence[str], Kind], Any]
+"""Gives the full-size embeddings of texts, (n, full) float32 with rows of length 1."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's figures.
+
+    Attributes:
+        alone: a table as `measure_cells` returns.
+        fused: the same with BM25 added, where it was asked for.
+        fusions: for each cell the fusion that was fitted on dev.
+        texts: how many distinct texts of the test side were encoded, in `seconds`.
+    """
+
+    alone: pl.DataFrame
+    fused: pl.DataFrame | None
+    fusions: dict[Cell, Fusion]
+    texts: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """A test side, and the sides that may be learnt from.
+
+    Attributes:
+        test: what is measured.
+        dev: what fusion weights are chosen on; None leaves fusions out.
+        train: what rotations and codecs are fitted on; None takes dev's queries and the test side's documents, of
+            which no judgment is used.
+        measures: what is measured, the first two first.
+        language: of the stemmer.
+    """
+
+    test: Qrels
+    dev: Qrels | None
+    train: Judgments | None
+    measures: tuple[Measure, ...]
+    language: str = "english"
+
+    def lexical(self, name: str) -> pl.DataFrame:
+        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side; a table as `measure_cells` returns, dim 0."""
+        index = self._index(stem=name == STEMMED)
+        ranking, _ = index.top_k(self.test.queries, max(measure.k for measure in self.measures))
+        return by_query(None, ranking, self.test, self.measures)
+
+    def model(self, embed: Embed, cells: Sequence[Cell], *, fuse: bool) -> Measured:
+        """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added.
+
+        Args:
+            embed: encodes with the model.
+        """
+        start = time.perf_counter()
+        vectors = self.vectors(embed)
+        seconds = time.perf_counter() - start
+        fitted = Fitted(lambda: self.training(embed))
+        alone = measure_cells(vectors, self.test, cells, self.measures, fitted)
+        fusions: dict[Cell, Fusion] = {}
+        fused = None
+        if fuse and self.dev is not None:
+            chooser = replace(self, test=self.dev, dev=None)
+            fusions = chooser.fusions(embed, cells, fitted)
+            fused = self.fused(vectors, fusions, fitted)
+        texts = len(set(self.test.queries)) + len(set(self.test.documents))
+        return Measured(alone, fused, fusions, texts, seconds)
+
+    def vectors(self, embed: Embed) -> Vectors:
+        """Encode the test side."""
+        return Vectors(embed(self.test.queries, "query"), embed(self.test.documents, "document"))
+
+    def training(self, embed: Embed) -> Vectors:
+        """Encode what rotations and codecs are fitted on, each text once."""
+        if self.train is not None:
+            queries, documents = self.train.frame["query"], self.train.frame["document"]
+        else:
+            queries, documents = pl.Series((self.dev or self.test).queries), pl.Series(self.test.documents)
+        return Vectors(
+            embed(queries.unique(maintain_order=True).to_list(), "query"),
+            embed(documents.unique(maintain_order=True).to_list(), "document"),
+        )
+
+    def fusions(self, embed: Embed, cells: Sequence[Cell], fitted: Fitted) -> dict[Cell, Fusion]:
+        """Choose, on this very side, the weight of BM25 in each cell; so call it on dev."""
+        vectors, (top, pairs) = self.vectors(embed), self._words
+        found = {}
+        for cell in cells:
+            search = CellSearch.make(cell, vectors, fitted)
+            fusion = fit_fusion(
+                search.top(self._depth), top, self.test, dense_scores=search.pair_scores, lexical_scores=pairs
+            )
+            # A small dev side has fewer documents to choose from than the side that is measured.
+            found[cell] = replace(fusion, depth=self._depth)
+        return found
+
+    def fused(self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted) -> pl.DataFrame:
+        """Measure the fusion of each cell with BM25; a table as `measure_cells` returns."""
+        top, pairs = self._words
+        deepest = max(measure.k for measure in self.measures)
+        tables = []
+        for cell, fusion in fusions.items():
+            search = CellSearch.make(cell, vectors, fitted)
+            ranking, _ = fusion.fuse(
+                search.top(self._depth),
+                top,
+                deepest,
+                dense_scores=search.pair_scores,
+                lexical_scores=pairs,
+            )
+            tables.append(by_query(cell, ranking, self.test, self.measures))
+        return pl.concat(tables)
+
+    @property
+    def _depth(self) -> int:
+        # A ranking that is measured deeper would end with its candidates.
+        return max(CANDIDATES, *(measure.k for measure in self.measures))
+
+    @cached_property
+    def _words(self) -> tuple[Top, PairScores]:
+        index = self._index(stem=True)
+        return index.top_k(self.test.queries, self._depth), index.pair_scores(self.test.queries)
+
+    def _index(self, *, stem: bool) -> Lexical:
+        return Lexical.fit(self.test.documents, stem=stem, language=self.language)

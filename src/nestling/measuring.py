@@ -1,0 +1,196 @@
+"""From settings to figures: models and the sides of a split become tables by query, for `run` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from nestling.errors import InputError
+from nestling.experiment import EvaluationSettings
+from nestling.judgments.split import Split
+from nestling.judgments.table import Judgments
+from nestling.models import ModelSource, load_model
+from nestling.observer import Observer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nestling.evaluation.cells import Cell
+    from nestling.evaluation.contest import Contest, Embed, Kind, Measured
+    from nestling.evaluation.engines import Engine
+    from nestling.evaluation.qrels import Qrels
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model that encodes: what `embedder_of` makes.
+
+    Attributes:
+        embed: encodes texts.
+        full: its own embedding size.
+        engine: what it computes with, and why.
+    """
+
+    embed: Embed
+    full: int
+    engine: str
+    reason: str
+
+
+def contest_of(
+    data: Split | Judgments, settings: EvaluationSettings, threshold: float, *, side: str = "test"
+) -> Contest:
+    """Return the contest on one side of a split, or on a table as it is.
+
+    Args:
+        side: `test`, or `dev`, which then is not learnt from.
+
+    Raises:
+        InputError: nothing on that side is relevant.
+    """
+    from nestling.evaluation.contest import Contest
+    from nestling.evaluation.measures import Measure
+    from nestling.evaluation.qrels import Qrels
+
+    def qrels(judgments: Judgments) -> Qrels:
+        return Qrels.from_judgments(judgments, threshold=threshold, protocol=settings.protocol)
+
+    measures = tuple(Measure.parse(text) for text in settings.measures)
+    if isinstance(data, Judgments):
+        return Contest(qrels(data), None, None, measures, settings.language)
+    dev = None
+    if side == "test":
+        try:
+            dev = qrels(data.dev)
+        except InputError:
+            # Nothing relevant to choose a weight by: the study goes on without fusions.
+            dev = None
+    return Contest(qrels(data.sides[side]), dev, data.train, measures, settings.language)
+
+
+def embedder_of(
+    name: str,
+    source: ModelSource,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None = None,
+    observer: Observer | None = None,
+) -> Encoder:
+    """Load a model and return what encodes with it.
+
+    Args:
+        name: the variant's, for the observer.
+        cache: a folder for embeddings; None keeps them in memory, as long as what is returned lives.
+
+    Raises:
+        InputError: the model cannot be loaded, or the engine cannot be had.
+    """
+    from nestling.evaluation.cache import cached_embed
+    from nestling.evaluation.embed import embed
+    from nestling.evaluation.engines import engine_for
+
+    observer = observer or Observer()
+    model = load_model(source)
+    # Full size, whatever the folder says of truncation.
+    with model.truncate_embeddings(None):
+        full = int(model.get_embedding_dimension() or 0)
+    made: dict[str, Engine] = {}
+
+    def engine() -> Engine:
+        if not made:
+            made["engine"] = engine_for(settings.engine, model)
+        return made["engine"]
+
+    known: dict[tuple[str, ...], NDArray[np.float32]] = {}
+
+    def encode(texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
+        def told(done: int, total: int) -> None:
+            observer.encoding(name, done, total)
+
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": told, "engine": engine()}
+        if cache is not None:
+            return cached_embed(model, source.fingerprint, texts, kind=kind, folder=cache, **options)
+        key = (kind, *texts)
+        if key not in known:
+            known[key] = embed(model, texts, kind=kind, **options)
+        return known[key]
+
+    return Encoder(encode, full, engine().name, engine().reason)
+
+
+def cells_for(full: int, settings: EvaluationSettings) -> list[Cell]:
+    """Return the grid that the settings ask for, on a model of `full` dims."""
+    from nestling.evaluation.cells import cells_of
+    from nestling.evaluation.grid import sizes_of
+
+    return cells_of(
+        sizes_of(full, settings.dims),
+        precisions=settings.precisions,
+        rotations=settings.rotations,
+        oversampling=settings.oversampling,
+    )
+
+
+def measure_model(
+    name: str,
+    source: ModelSource,
+    contest: Contest,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None = None,
+    observer: Observer | None = None,
+) -> Measured:
+    """Measure one model in every cell that the settings ask for, alone and fused with BM25.
+
+    Raises:
+        InputError: as `embedder_of`; or a size is larger than the model's embedding.
+    """
+    observer = observer or Observer()
+    try:
+        encoder = embedder_of(name, source, settings, cache=cache, observer=observer)
+        if settings.engine == "auto":
+            observer.note(f"engine {encoder.engine}: {encoder.reason}")
+        return contest.model(encoder.embed, cells_for(encoder.full, settings), fuse=settings.fusion)
+    finally:
+        observer.done()
+
+
+def compare_variants(per_query: dict[str, pl.DataFrame], reference: str | None) -> pl.DataFrame:
+    """Compare variants at their own full size, on each measure apart: rows of `significance.SCHEMA`.
+
+    Args:
+        per_query: variant -> a table as `measure_cells` returns.
+        reference: the variant that all are compared with; None compares each with each.
+
+    Returns:
+        p is corrected for the number of comparisons on the same measure.
+    """
+    from nestling.evaluation.grid import measures_in
+    from nestling.evaluation.significance import SCHEMA, compare_all
+
+    if len(per_query) < 2:
+        return pl.DataFrame(schema=SCHEMA)
+    plain = {name: full_rows(table) for name, table in per_query.items()}
+    measures = measures_in(next(iter(plain.values())))
+    tables = [
+        compare_all(
+            {name: table[measure].to_numpy() for name, table in plain.items()},
+            measures=(measure,),
+            reference=reference,
+        )
+        for measure in measures
+    ]
+    return pl.concat(tables)
+
+
+def full_rows(per_query: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of a table by query that are of the full float32 embedding (of BM25: all)."""
+    plain = per_query.filter(
+        pl.col("precision").is_in(["float32", ""]), pl.col("rotation") == "none", pl.col("oversampling") == 0
+    )
+    return plain.filter(pl.col("dim") == pl.col("dim").max())

@@ -1,0 +1,250 @@
+"""The stage that answers how small embeddings can get: a grid on dev, a choice, its proof on test, and the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.experiment import EvaluationSettings
+from nestling.judgments.split import Split
+from nestling.judgments.split_files import read_split
+from nestling.measuring import cells_for, contest_of, embedder_of
+from nestling.models import ModelSource, find_model, load_model, no_bars
+from nestling.observer import Observer
+from nestling.stages import settle_threshold
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from nestling.evaluation.cell_search import Fitted
+    from nestling.evaluation.cells import Cell
+    from nestling.evaluation.compress import Codec
+
+SHRUNK, CODEC = "nestling_shrunk.json", "nestling_codec.safetensors"
+MEASURE = "recall@10"
+FIGURES = ("value", "kept", "kept_low", "kept_high")
+GRID: dict[str, Any] = {
+    "precisions": ("float32", "float16", "int8", "int4", "binary"),
+    "rotations": ("none", "pca"),
+    "oversampling": (2, 4, 8),
+    "fusion": False,
+}
+"""What `shrink` measures, where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A cell that keeps enough.
+
+    Attributes:
+        dev, test: its row of `advice.KEPT` on either side; test was not looked at for the choice.
+    """
+
+    cell: Cell
+    dev: dict[str, Any]
+    test: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What `shrink` found.
+
+    Attributes:
+        full: the model's own size.
+        measure: by which quality is counted.
+        kept: every cell on dev, columns as `advice.KEPT`.
+        alone: the smallest cell that keeps enough by itself; None where none does.
+        rescored: the one of fewest bytes in memory whose shortlist is rescored; None where none has fewer.
+        out: the folder that the model was written to, if it was.
+    """
+
+    full: int
+    measure: str
+    keep: float
+    kept: pl.DataFrame
+    alone: Choice | None
+    rescored: Choice | None
+    out: Path | None
+
+
+def shrink(
+    model: str,
+    data: Split | Path | str,
+    *,
+    keep: float = 0.98,
+    strict: bool = False,
+    measure: str = MEASURE,
+    settings: EvaluationSettings | None = None,
+    threshold: float | None = None,
+    rescoring: bool = False,
+    fuse: bool = False,
+    out: Path | None = None,
+    cache: Path | None = None,
+    observer: Observer | None = None,
+) -> Shrunk:
+    """Find the smallest embeddings that keep a share of a model's full quality, and write a model that gives them.
+
+    Every cell of the grid is measured on dev, where the choice is made; the chosen ones are measured on test.
+
+    Args:
+        model: a folder, a bundled model or a hub id.
+        data: a split or the folder of one.
+        keep: share of the full float32 embedding's `measure` to keep, above 0 to 1.
+        strict: the lower end of the share's interval of 95 % on dev must reach `keep`.
+        measure: what quality is.
+        settings: the grid; by default all precisions, with and without rotation and rescoring, at the study's sizes.
+        threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
+        rescoring: write the cell that needs rescoring, where it is smaller.
+        fuse: count quality with stemmed BM25 added, at a weight that is chosen for each cell on dev.
+        out: a folder to write; it must not exist.
+        cache: a folder for embeddings.
+
+    Raises:
+        InputError: the model or the data cannot be had, `keep` is out of range, `out` exists, or no cell keeps enough
+            and `out` was asked for.
+    """
+    from nestling.evaluation.advice import kept_by, smallest
+    from nestling.evaluation.cell_search import Fitted
+    from nestling.evaluation.cells import Cell
+    from nestling.evaluation.grid import measure_cells
+
+    if not 0 < keep <= 1:
+        raise InputError(f"keep must be above 0 and at most 1, as in 0.98; not {keep:g}")
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists; give another folder with --out, or remove it first")
+    observer = observer or Observer()
+    settings = (settings or EvaluationSettings(**GRID)).model_copy(update={"measures": (measure,)})
+    if isinstance(data, Path | str):
+        data = read_split(Path(data))
+    threshold = settle_threshold(data.test, threshold)
+    source = find_model(model)
+    sides = {side: contest_of(data, settings, threshold, side=side) for side in ("dev", "test")}
+    try:
+        observer.stage(f"encode {model}")
+        encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
+        full = Cell(encoder.full)
+        cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
+        fitted = Fitted(lambda: sides["dev"].training(encoder.embed))
+
+        fusions = sides["dev"].fusions(encoder.embed, cells, fitted) if fuse else {}
+
+        def kept_on(side: str, some: Sequence[Cell]) -> pl.DataFrame:
+            contest = sides[side]
+            vectors = contest.vectors(encoder.embed)
+            if fuse:
+                return kept_by(contest.fused(vectors, {cell: fusions[cell] for cell in some}, fitted), measure)
+            return kept_by(measure_cells(vectors, contest.test, some, contest.measures, fitted), measure)
+
+        observer.stage(f"measure {len(cells)} cells on dev")
+        kept = kept_on("dev", cells)
+        alone = smallest(kept, keep, strict=strict)
+        rescored = smallest(kept, keep, strict=strict, rescored=True)
+        if rescored is not None and (not rescored.oversampling or (alone and rescored.bytes >= alone.bytes)):
+            rescored = None
+        observer.stage("measure the choice on test")
+        wanted = list(dict.fromkeys([full, *(cell for cell in (alone, rescored) if cell)]))
+        on_test = kept_on("test", wanted)
+        choices = {cell: Choice(cell, _row(kept, cell), _row(on_test, cell)) for cell in wanted}
+    finally:
+        observer.done()
+    chosen = rescored if rescoring and rescored else alone
+    if out is not None:
+        if chosen is None:
+            raise InputError(
+                f"no cell of the grid keeps {keep:.1%} of {measure}; lower --keep, or add sizes to the grid"
+            )
+        write_shrunk(source, chosen, fitted, out, about=_about(choices[chosen], model, measure, keep, data, fuse))
+    return Shrunk(
+        full=full.dim,
+        measure=measure,
+        keep=keep,
+        kept=kept,
+        alone=choices[alone] if alone else None,
+        rescored=choices[rescored] if rescored else None,
+        out=out,
+    )
+
+
+def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, about: dict[str, Any]) -> None:
+    """Write a model that gives the embeddings of a cell, with its codec beside it.
+
+    Without rescoring a linear layer cuts (and rotates) what the model gives, so that plain sentence-transformers gives
+    `cell.dim` dims. With rescoring the model is only rotated, as the full embedding is needed too; the shortlist is
+    searched in its first `cell.dim` dims. The codec is `nestling_codec.safetensors`, what was chosen and what it keeps
+    `nestling_shrunk.json`.
+    """
+    import numpy as np
+
+    from nestling.evaluation.rotate import add_rotation, append_linear
+
+    model = load_model(source)
+    with model.truncate_embeddings(None):
+        full = int(model.get_embedding_dimension() or 0)
+    model.truncate_dim = None
+    if cell.rotation == "pca":
+        add_rotation(model, fitted.rotation)
+    if cell.dim < full and not cell.oversampling:
+        append_linear(model, np.eye(full, cell.dim, dtype=np.float32))
+    with atomic.new_folder(out) as temporary:
+        with no_bars():
+            model.save_pretrained(str(temporary), create_model_card=False)
+        fitted.codec(cell).save(temporary / CODEC)
+        atomic.write_json(temporary / SHRUNK, about)
+
+
+def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[str, Any]]:
+    """Return a model that `shrink` wrote, the codec for its documents, and what was chosen and why.
+
+    Example:
+        >>> model, codec, about = load_shrunk("small")  # doctest: +SKIP
+        >>> codes = codec.encode(model.encode(documents))  # doctest: +SKIP
+
+    Raises:
+        InputError: the folder was not written by `shrink`.
+    """
+    from nestling.evaluation.compress import Codec
+
+    folder = Path(folder)
+    try:
+        about: dict[str, Any] = json.loads((folder / SHRUNK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(
+            f"{folder}: holds no {SHRUNK} that can be read; give a folder that nestling shrink wrote"
+        ) from None
+    model = load_model(str(folder))
+    if about["oversampling"]:
+        model.truncate_dim = about["dim"]
+    return model, Codec.load(folder / CODEC), about
+
+
+def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
+    from nestling.evaluation.advice import cell_of
+
+    return next(row for row in kept.iter_rows(named=True) if cell_of(row) == cell)
+
+
+def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
+    cell, sides = choice.cell, {"dev": choice.dev, "test": choice.test}
+    return {
+        "model": model,
+        "dim": cell.dim,
+        "precision": cell.precision,
+        "rotation": cell.rotation,
+        "oversampling": cell.oversampling,
+        "bytes": cell.bytes,
+        "measure": measure,
+        "with_bm25": fuse,
+        "asked_to_keep": keep,
+        **{
+            side: {name: row[name] for name in ("value", "kept", "kept_low", "kept_high")}
+            for side, row in sides.items()
+        },
+        "data": data.train.fingerprint,
+    }

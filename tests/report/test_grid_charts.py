@@ -1,0 +1,153 @@
+"""The picture of a grid: every cell is drawn, the front is joined and named, and names stay inside and apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+
+from nestling.evaluation.advice import KEPT
+from nestling.evaluation.cells import Cell, cells_of
+from nestling.report.charts import save
+from nestling.report.grid_charts import HEIGHT, WIDTH, Plane, cell_label, pareto
+from nestling.report.placing import Box
+
+CELLS = [
+    (Cell(384), 0.80, False),
+    (Cell(384, "int8"), 0.80, True),
+    (Cell(48, "int8", "pca"), 0.72, False),
+    (Cell(384, "binary"), 0.70, False),
+    (Cell(384, "binary", "none", 4), 0.79, True),
+    (Cell(48, "binary", "pca", 8), 0.60, True),
+]
+
+
+def kept_of(cells: list[tuple[Cell, float, bool]]) -> pl.DataFrame:
+    rows = []
+    for cell, value, front in cells:
+        where = (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes)
+        rows.append((*where, value, value / 0.8, value / 0.8 - 0.01, value / 0.8 + 0.01, front))
+    return pl.DataFrame(rows, schema=KEPT, orient="row")
+
+
+def layers(chart: object, mark: str) -> list[tuple[dict[str, object], list[dict[str, object]]]]:
+    """Return (mark, rows of data) of each layer of a kind of mark."""
+    spec = chart.to_dict()
+    sets = spec.get("datasets", {})
+    return [
+        (layer["mark"], layer["data"]["values"] if "values" in layer["data"] else sets[layer["data"]["name"]])
+        for layer in spec["layer"]
+        if layer["mark"]["type"] == mark
+    ]
+
+
+def texts(svg: Path) -> set[str]:
+    return {"".join(e.itertext()) for e in ElementTree.parse(svg).iter() if e.tag.endswith("text")}
+
+
+def test_every_cell_is_a_mark_and_those_that_rescore_are_hollow():
+    marks = layers(pareto(kept_of(CELLS), "recall@10", subtitle=""), "point")
+    drawn = {(row["name"], row["bytes"], row["at"]): mark["filled"] for mark, rows in marks for row in rows}
+    assert drawn == {
+        (cell_label(c.dim, c.precision, c.rotation, c.oversampling), c.bytes, value / 0.8): not c.oversampling
+        for c, value, _ in CELLS
+    }
+
+
+def test_both_fronts_are_joined_up_to_the_right_edge():
+    chart = pareto(kept_of(CELLS), "recall@10", subtitle="")
+    (_, alone), (_, front) = layers(chart, "line")
+    assert [(row["bytes"], row["at"]) for row in front[:-1]] == [
+        (8, pytest.approx(0.75)),
+        (50, pytest.approx(0.9875)),
+        (386, pytest.approx(1.0)),
+    ]
+    assert [row["bytes"] for row in alone[:-1]] == [50, 386]
+    assert front[-1]["bytes"] == pytest.approx(1536 * 1.3)
+    assert front[-1]["at"] == 1.0
+
+
+def test_the_cells_of_both_fronts_are_named(tmp_path: Path):
+    _, svg = save(pareto(kept_of(CELLS), "recall@10", subtitle="of </svg>", keep=0.98), tmp_path / "grid")
+    named = {"384 int8", "384 binary x4", "48 binary PCA x8", "48 int8 PCA"}
+    assert named <= texts(svg)
+    assert not {"384 float32", "384 binary"} & texts(svg)
+    others = {"float32", "int8", "binary", "recall@10 kept", "bytes a vector (log scale)", "100%", "1,536"}
+    assert others <= texts(svg)
+    assert any(text.startswith("of </svg>") for text in texts(svg))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "grid.svg"]
+
+
+def test_the_full_size_and_what_was_asked_to_keep_are_lines_across():
+    kept = kept_of(CELLS)
+    rules = {
+        rows[0]["text"]: rows[0]["at"]
+        for _, rows in layers(pareto(kept, "recall@10", subtitle="", keep=0.98), "text")
+        if rows and "text" in rows[0]
+    }
+    assert rules == {"full recall@10 0.8000": 1.0, "keep 98%": 0.98}
+    assert not any(
+        rows and rows[0].get("text", "").startswith("keep")
+        for _, rows in layers(pareto(kept, "recall@10", subtitle=""), "text")
+    )
+
+
+def test_the_measure_itself_can_be_drawn():
+    chart = pareto(kept_of(CELLS), "recall@10", subtitle="", keep=0.9, absolute=True)
+    assert max(row["at"] for _, rows in layers(chart, "point") for row in rows) == 0.80
+    rules = [rows[0] for _, rows in layers(chart, "text") if rows and "text" in rows[0]]
+    assert {row["text"]: row["at"] for row in rules} == {"full recall@10 0.8000": 0.8, "keep 90%": pytest.approx(0.72)}
+
+
+def test_a_grid_without_rescoring_has_one_front_and_no_word_of_it():
+    chart = pareto(kept_of([CELLS[0], CELLS[1], (*CELLS[2][:2], True)]), "recall@10", subtitle="dev")
+    assert len(layers(chart, "line")) == 1
+    assert chart.to_dict()["title"]["subtitle"] == "dev"
+
+
+@pytest.mark.parametrize(
+    "cells", [CELLS[:1], [(Cell(384), 0.8, True)], [(Cell(384), 0.8, True), (Cell(48), 0.0, True)]]
+)
+def test_grids_of_a_cell_or_two_can_be_drawn(cells: list[tuple[Cell, float, bool]], tmp_path: Path):
+    assert save(pareto(kept_of(cells), "recall@10", subtitle=""), tmp_path / "grid")[0].exists()
+
+
+def test_labels_of_a_large_grid_stay_inside_and_apart():
+    cells = cells_of(
+        (384, 192, 96, 48),
+        precisions=("float32", "float16", "int8", "int4", "binary"),
+        rotations=("none", "pca"),
+        oversampling=(2, 8),
+    )
+    # Quality rises with bytes, ever slower, and rescoring adds to it: a front that is flat where labels are dense.
+    valued = [(cell, 0.8 - 0.9 / cell.bytes / (1 + cell.oversampling) - cell.dim / 1e6) for cell in cells]
+    kept = kept_of([(cell, value, False) for cell, value in valued])
+    best = [max(v for c, v in valued if c.bytes <= cell.bytes) for cell, _ in valued]
+    first = {value: cell for cell, value in reversed(valued) if value in best}
+    kept = kept.with_columns(
+        pl.Series(
+            "front", [value == top and first[value] == cell for (cell, value), top in zip(valued, best, strict=True)]
+        )
+    )
+    chart = pareto(kept, "recall@10", subtitle="")
+    encoding = next(layer["encoding"] for layer in chart.to_dict()["layer"] if layer["mark"]["type"] == "point")
+    plane = Plane(*encoding["x"]["scale"]["domain"], *encoding["y"]["scale"]["domain"])
+    boxes = []
+    for mark, rows in layers(chart, "text"):
+        # The halo has the same places.
+        if mark.get("stroke") or not rows or "foot" not in rows[0]:
+            continue
+        for row in rows:
+            x, y = plane.x(row["bytes"]) + mark["dx"], plane.y(row["foot"])
+            wide = 6.6 * len(row["name"])
+            boxes.append(Box(x, y, x + wide, y + 12) if mark["align"] == "left" else Box(x - wide, y - 12, x, y))
+    assert len(boxes) > 8
+    assert all(box.left >= 0 and box.top >= 0 and box.right <= WIDTH and box.bottom <= HEIGHT for box in boxes)
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+
+
+def test_a_cell_has_a_short_name():
+    assert cell_label(48, "int8", "pca", 0) == "48 int8 PCA"
+    assert cell_label(384, "binary", "none", 4) == "384 binary x4"

@@ -1,0 +1,141 @@
+"""How small embeddings can get: the choice on dev, its proof on test, and the model that is written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import nestling
+from nestling import shrinking
+from nestling.errors import InputError
+from nestling.evaluation.cell_search import Fitted
+from nestling.evaluation.cells import Cell
+from nestling.experiment import EvaluationSettings
+from nestling.judgments.split import Split
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model
+
+SETTINGS = EvaluationSettings(
+    dims=(32, 16, 8),
+    precisions=("float32", "int8", "binary"),
+    rotations=("none", "pca"),
+    oversampling=(4,),
+    fusion=False,
+)
+TEXTS = ["a hand saw", "cordless drill with two batteries", "white paint"]
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return nestling.split(generate(400, seed=0))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model_path: Path) -> str:
+    return str(tiny_model_path)
+
+
+def test_the_choice_is_the_cell_of_fewest_bytes_that_keeps_enough_on_dev(split: Split, tiny: str):
+    found = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
+
+    assert found.alone is not None
+    assert found.alone.dev["kept"] >= 0.9
+    enough = found.kept.filter(pl.col("kept") >= 0.9, pl.col("oversampling") == 0)
+    assert found.alone.cell.bytes == enough["bytes"].min()
+    full = found.kept.filter(pl.col("dim") == 32, pl.col("precision") == "float32")
+    assert full["kept"].to_list() == [1.0]
+    if found.rescored is not None:
+        assert found.rescored.cell.oversampling
+        assert found.rescored.cell.bytes < found.alone.cell.bytes
+
+
+def test_the_stricter_choice_is_never_smaller(split: Split, tiny: str):
+    loose = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS).alone
+    strict = nestling.shrink(tiny, split, keep=0.9, strict=True, settings=SETTINGS).alone
+    assert loose is not None
+    assert strict is not None
+    assert strict.cell.bytes >= loose.cell.bytes
+    assert strict.dev["kept_low"] >= 0.9
+
+
+def test_test_figures_do_not_move_the_choice(split: Split, tiny: str):
+    other = replace(split, test=split.dev)
+    one, two = (nestling.shrink(tiny, each, keep=0.9, settings=SETTINGS) for each in (split, other))
+    assert one.alone is not None
+    assert two.alone is not None
+    assert one.alone.cell == two.alone.cell
+    assert one.kept.equals(two.kept)
+
+
+def test_with_bm25_quality_is_counted_of_the_fusion(split: Split, tiny: str):
+    alone = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
+    fused = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS, fuse=True)
+    best = [found.kept.filter(pl.col("kept") == 1.0)["value"].max() for found in (alone, fused)]
+    assert best[1] >= best[0]
+
+
+@pytest.mark.parametrize("rotation", ["none", "pca"])
+def test_a_written_model_gives_the_cells_embeddings_in_plain_sentence_transformers(
+    split: Split, tiny: str, tmp_path: Path, rotation: str
+):
+    cell = Cell(8, "int8", rotation)  # type: ignore[arg-type]
+    model = SentenceTransformer(tiny)
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
+    fitted = Fitted(lambda: pytest.fail("nothing is to be encoded"))
+    fitted.__dict__["rotation"] = basis
+
+    shrinking.write_shrunk(find_model(tiny), cell, fitted, tmp_path / "small", about={"oversampling": 0, "dim": 8})
+
+    small = SentenceTransformer(str(tmp_path / "small"))
+    found = small.encode(TEXTS, normalize_embeddings=True)
+    expected = fitted.cut(cell, model.encode(TEXTS, normalize_embeddings=True))
+    assert found.shape == (3, 8)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_for_rescoring_stays_whole_and_rotated(tiny: str, tmp_path: Path):
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
+    fitted = Fitted(lambda: pytest.fail("nothing is to be encoded"))
+    fitted.__dict__["rotation"] = basis
+    about = {"oversampling": 4, "dim": 8}
+
+    shrinking.write_shrunk(find_model(tiny), Cell(8, "int8", "pca", 4), fitted, tmp_path / "small", about=about)
+
+    whole = SentenceTransformer(str(tmp_path / "small")).encode(TEXTS)
+    plain = SentenceTransformer(tiny).encode(TEXTS)
+    np.testing.assert_allclose(whole @ whole.T, plain @ plain.T, atol=1e-4)
+    model, codec, _ = nestling.load_shrunk(tmp_path / "small")
+    assert model.encode(TEXTS).shape == (3, 8)
+    assert codec.dim == 8
+
+
+def test_what_is_written_says_what_it_keeps_and_is_loaded_with_its_codec(split: Split, tiny: str, tmp_path: Path):
+    found = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS, out=tmp_path / "small")
+
+    assert found.alone is not None
+    about = json.loads((tmp_path / "small" / shrinking.SHRUNK).read_text(encoding="utf-8"))
+    assert about["bytes"] == found.alone.cell.bytes
+    assert about["test"]["value"] == found.alone.test["value"]
+    model, codec, read = nestling.load_shrunk(tmp_path / "small")
+    assert read == about
+    vectors = model.encode(TEXTS, normalize_embeddings=True)
+    assert vectors.shape[1] == codec.dim == found.alone.cell.dim
+    codes = codec.encode(vectors)
+    assert codes.nbytes == 3 * found.alone.cell.bytes
+
+
+def test_what_cannot_be_is_refused_in_one_line(split: Split, tiny: str, tmp_path: Path):
+    with pytest.raises(InputError, match="keep must be above 0"):
+        nestling.shrink(tiny, split, keep=1.5)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        nestling.shrink(tiny, split, out=tmp_path / "there")
+    with pytest.raises(InputError, match="nestling_shrunk"):
+        nestling.load_shrunk(tiny)
