@@ -113,6 +113,26 @@ def test_every_variant_is_compared_with_the_pretrained_one_by_query(finished: pi
         assert row["wins"] + row["ties"] + row["losses"] == finished.queries
 
 
+def test_the_documents_on_top_are_kept_and_give_the_same_figures(finished: pipeline.Run):
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.split_files import read_split
+
+    rankings = pl.read_parquet(finished.folder / "rankings.parquet")
+    qrels = Qrels.from_judgments(read_split(finished.folder / "split").test, threshold=2.5)
+    _, _, relevant = qrels.as_dicts()
+    per_query = pl.read_parquet(finished.folder / "per_query.parquet")
+    systems = rankings.select("variant", "dim").unique().rows()
+    assert len(systems) == 6 * 2 + 2
+    for variant, dim in systems:
+        of_system = (pl.col("variant") == variant) & (pl.col("dim") == dim)
+        figures = dict(per_query.filter(of_system).select("query_id", "recall@10").iter_rows())
+        for (query,), top in rankings.filter(of_system).group_by("query_id"):
+            assert top["rank"].to_list() == list(range(1, top.height + 1))
+            assert top["score"].is_sorted(descending=True)
+            found = len(relevant[query] & set(top["document_id"]))
+            assert figures[query] == pytest.approx(found / len(relevant[query]))
+
+
 def test_slices_cover_every_query_once_a_kind(finished: pipeline.Run):
     slices = pl.read_parquet(finished.folder / "slices.parquet")
     some = slices.filter((pl.col("variant") == "mnrl") & (pl.col("measure") == "recall@10"))

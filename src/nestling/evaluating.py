@@ -94,7 +94,7 @@ def evaluate(
             found[name + FUSED] = measured.fused
     for name in settings.baselines:
         observer.stage(f"evaluate {name}")
-        found[name] = contest.lexical(name)
+        found[name], _ = contest.lexical(name)
     train = data.train if isinstance(data, Split) else None
     per_query = pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in found.items()])
     plain = [full_rows(table).select(pl.lit(name).alias("variant"), pl.all()) for name, table in found.items()]

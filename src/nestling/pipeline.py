@@ -14,20 +14,20 @@ import polars as pl
 
 from nestling import atomic, measuring, stages
 from nestling.errors import InputError
-from nestling.experiment import DEMO, FUSED, Experiment, Variant
+from nestling.experiment import DEMO, Experiment, Variant
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
 from nestling.report import charts, tables
+from nestling.run_evaluation import RunEvaluation
 from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
 from nestling.run_results import StudyResults
 from nestling.training.recipes import PRETRAINED
 
 if TYPE_CHECKING:
-    from nestling.evaluation.contest import Contest
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
     from nestling.training.job import Job
@@ -180,9 +180,6 @@ class _Study:
                 "give --overwrite to make it again"
             )
 
-    def _done(self, name: str, made_from: str, *paths: Path) -> bool:
-        return self.folder.state.get(name) == made_from and all(path.exists() for path in paths)
-
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -196,7 +193,7 @@ class _Study:
         self.observer.stage("inspect", self.judgments.source + encoding)
         with self._timed("inspect"):
             inspection = stages.inspect(self.judgments, model=self.experiment.model, threshold=self.threshold)
-            if not self._done("inspection", made_from, self.folder.inspection):
+            if not self.folder.is_done("inspection", made_from, self.folder.inspection):
                 atomic.write_json(self.folder.inspection, inspection.as_dict())
                 charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
                 self.folder.mark("inspection", made_from)
@@ -210,7 +207,7 @@ class _Study:
         return inspection
 
     def _split(self, made_from: str) -> Split:
-        if self._done("split", made_from, self.folder.split):
+        if self.folder.is_done("split", made_from, self.folder.split):
             self.observer.stage("split", "done before")
             return read_split(self.folder.split)
         self.observer.stage("split")
@@ -227,7 +224,7 @@ class _Study:
         from nestling.training.trainer import fit
 
         model, work = self.folder.model(name), self.folder.training(name)
-        if self._done(f"model {name}", made_from, model, work / "summary.json"):
+        if self.folder.is_done(f"model {name}", made_from, model, work / "summary.json"):
             self.observer.stage(f"train {name}", "done before")
             return read_result(work)
         self.observer.stage(f"train {name}")
@@ -249,56 +246,9 @@ class _Study:
         return result
 
     def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
-        settings = self.experiment.evaluation
-        contest = measuring.contest_of(split, settings, self.threshold)
-        fuse = settings.fusion and contest.dev is not None
-        found = {}
-        for variant in self.experiment.variants:
-            name = variant.name
-            paths = [self.folder.evaluation(name)]
-            if fuse:
-                paths += [self.folder.evaluation(name + FUSED), self.folder.fusions(name)]
-            if self._done(f"evaluation {name}", prints[f"evaluation {name}"], *paths):
-                self.observer.stage(f"evaluate {name}", "done before")
-            else:
-                self.observer.stage(f"evaluate {name}")
-                with self._timed(f"evaluate {name}"):
-                    self._measure(variant, contest)
-                self.folder.mark(f"evaluation {name}", prints[f"evaluation {name}"])
-            found[name] = pl.read_parquet(self.folder.evaluation(name))
-            if fuse:
-                found[name + FUSED] = pl.read_parquet(self.folder.evaluation(name + FUSED))
-        for name in settings.baselines:
-            path = self.folder.evaluation(name)
-            if self._done(f"evaluation {name}", prints[f"evaluation {name}"], path):
-                self.observer.stage(f"evaluate {name}", "done before")
-            else:
-                self.observer.stage(f"evaluate {name}")
-                with self._timed(f"evaluate {name}"), atomic.new_file(path) as temporary:
-                    contest.lexical(name).write_parquet(temporary)
-                self.folder.mark(f"evaluation {name}", prints[f"evaluation {name}"])
-            found[name] = pl.read_parquet(path)
-        return contest.test, found
-
-    def _measure(self, variant: Variant, contest: Contest) -> None:
-        trained = variant.recipe != PRETRAINED
-        source = str(self.folder.model(variant.name)) if trained else self.experiment.base_of(variant)
-        measured = measuring.measure_model(
-            variant.name,
-            find_model(source),
-            contest,
-            self.experiment.evaluation,
-            cache=self.folder.embeddings,
-            observer=self.observer,
-        )
-        tables = {variant.name: measured.alone}
-        if measured.fused is not None:
-            tables[variant.name + FUSED] = measured.fused
-            fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
-            atomic.write_json(self.folder.fusions(variant.name), fusions)
-        for name, table in tables.items():
-            with atomic.new_file(self.folder.evaluation(name)) as temporary:
-                table.write_parquet(temporary)
+        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold)
+        evaluation = RunEvaluation(self.experiment, self.folder, contest, prints, self.observer, self._timed)
+        return contest.test, evaluation.all()
 
     def _finish(
         self,

@@ -41,6 +41,8 @@ class RunFolder:
         self.per_query = path / "per_query.parquet"
         self.comparisons = path / "comparisons.parquet"
         self.slices = path / "slices.parquet"
+        self.rankings = path / "rankings.parquet"
+        self.report = path / "report.html"
         self.log = path / "log.jsonl"
 
     def model(self, variant: str) -> Path:
@@ -54,6 +56,10 @@ class RunFolder:
     def evaluation(self, variant: str) -> Path:
         """Return the table of a variant's figures by query; for a model's fusion with BM25 give its own name."""
         return self.path / "evaluation" / f"{variant}.parquet"
+
+    def ranking(self, variant: str) -> Path:
+        """Return the documents that a variant puts on top for each query."""
+        return self.path / "evaluation" / f"{variant}.ranking.parquet"
 
     def fusions(self, variant: str) -> Path:
         """Return the weights that a variant's fusion with BM25 has in each cell, as chosen on dev."""
@@ -73,6 +79,10 @@ class RunFolder:
         except ValueError:
             raise InputError(f"{self.path / STATE} is damaged; remove {self.path} or choose another --name") from None
         return state
+
+    def is_done(self, name: str, made_from: str, *paths: Path) -> bool:
+        """Return whether `name` was made from just that, and its files are there."""
+        return self.state.get(name) == made_from and all(path.exists() for path in paths)
 
     def mark(self, name: str, made_from: str) -> None:
         """Record that `name` is done."""

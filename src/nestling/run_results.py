@@ -70,6 +70,7 @@ class StudyResults:
             (folder.per_query, named(self.per_query)),
             (folder.comparisons, comparisons),
             (folder.slices, slices),
+            (folder.rankings, named({name: pl.read_parquet(folder.ranking(name)) for name in self.per_query})),
         ):
             with atomic.new_file(path) as temporary:
                 table.write_parquet(temporary)

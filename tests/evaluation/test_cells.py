@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.cells import ROTATIONS, Cell, cells_of
+from nestling.evaluation.cells import ROTATIONS, Cell, Rotation, cells_of
 from nestling.evaluation.compress import PRECISIONS, fit_codec
 
 # Bits a dim, and two bytes for the scale of a row that has one.
@@ -129,7 +129,7 @@ def test_a_grid_has_every_combination_once_but_for_those_that_cannot_differ(
     full = {cell for cell in every if cell.dim == max(some_sizes) and cell.precision == "float32"}
     assert len(found) == len(set(found))
     assert set(found) - full == every - full
-    plainest = "none" if "none" in some_rotations else "pca"
+    plainest: Rotation = "none" if "none" in some_rotations else "pca"
     assert set(found) & full == (
         {Cell(max(some_sizes), "float32", plainest)} if "float32" in some_precisions else set()
     )

@@ -100,7 +100,7 @@ def sorted_by(scores: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "stem"), [("bm25", False), ("bm25-stemmed", True)])
 def test_bm25_is_what_trec_eval_says_of_its_scores_and_has_no_size(name: str, stem: bool) -> None:
-    table, qrels = contest().lexical(name), contest().test
+    table, qrels = contest().lexical(name)[0], contest().test
     scores = Lexical.fit(qrels.documents, stem=stem).scores(qrels.queries)
     recall, mrr = trec_recall_and_mrr(qrels, sorted_by(scores))
     assert table["recall@10"].to_numpy() == pytest.approx(recall, abs=1e-9)
@@ -124,25 +124,29 @@ def test_bm25_knows_the_language_it_is_told() -> None:
         threshold=2.5,
     )
     hit = (Measure.parse("hit@1"),)
-    assert Contest(german, None, None, hit, "german").lexical("bm25-stemmed")["hit@1"].to_list() == [1.0, 1.0]
-    assert Contest(german, None, None, hit).lexical("bm25-stemmed")["hit@1"].to_list() == [0.0, 1.0]
+    assert Contest(german, None, None, hit, "german").lexical("bm25-stemmed")[0]["hit@1"].to_list() == [1.0, 1.0]
+    assert Contest(german, None, None, hit).lexical("bm25-stemmed")[0]["hit@1"].to_list() == [0.0, 1.0]
 
 
 def test_a_model_alone_is_measured_as_the_grid_measures_it() -> None:
     encode, one = BagOfWords(), contest()
-    train = Vectors(
-        *(
-            encode(judged(300, 1).frame[side].unique(maintain_order=True).to_list(), kind)
-            for side, kind in (("query", "query"), ("document", "document"))
-        )
-    )  # type: ignore[arg-type]
+    frame = judged(300, 1).frame
+    queries, documents = (frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
+    train = Vectors(encode(queries, "query"), encode(documents, "document"))
     vectors = Vectors(encode(one.test.queries, "query"), encode(one.test.documents, "document"))
     expected = measure_cells(vectors, one.test, CELLS, MEASURES, Fitted(lambda: train))
     measured = one.model(encode, CELLS, fuse=False)
     assert measured.alone.equals(expected)
     assert (measured.fused, measured.fusions) == (None, {})
     assert measured.seconds > 0
-    assert measured.texts == len(set(one.test.queries)) + len(set(one.test.documents))
+
+
+def test_texts_are_counted_once_however_many_queries_have_them() -> None:
+    pairs = Qrels.from_judgments(judged(400, 3), threshold=2.5, protocol="per-pair")
+    queries = len(qrels_of(400, 3).queries)
+    assert pairs.n_queries > queries
+    measured = contest(test=pairs).model(BagOfWords(), CELLS[:1], fuse=False)
+    assert measured.texts == queries + len(set(pairs.documents))
 
 
 def test_plain_float32_encodes_the_test_side_alone() -> None:
@@ -293,5 +297,5 @@ def test_a_corpus_smaller_than_what_is_measured_is_ranked_whole() -> None:
     assert measured.fused is not None
     assert measured.alone["recall@500"].unique().to_list() == [1.0]
     assert measured.fused["recall@500"].unique().to_list() == [1.0]
-    lexical = one.lexical("bm25")["recall@500"].to_numpy()
+    lexical = one.lexical("bm25")[0]["recall@500"].to_numpy()
     assert 0 < lexical.mean() <= 1

@@ -148,6 +148,20 @@ def test_labels_of_a_large_grid_stay_inside_and_apart():
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
 
 
+def test_a_label_that_would_cross_the_front_goes_below_its_cell():
+    # 0.0075 are about 10 of the 440 pixels, within the height of a label.
+    cells = [
+        (Cell(48, "binary", "pca", 8), 0.82, True),
+        (Cell(48, "binary", "pca"), 0.5, False),
+        (Cell(384, "int8"), 0.8125, False),
+        (Cell(384), 0.8, False),
+    ]
+    chart = pareto(kept_of(cells), "recall@10", subtitle="")
+    sides = {row.get("name"): mark["align"] for mark, rows in layers(chart, "text") for row in rows}
+    assert sides["384 int8"] == "left"
+    assert sides["48 binary PCA"] == "right"
+
+
 def test_a_cell_has_a_short_name():
     assert cell_label(48, "int8", "pca", 0) == "48 int8 PCA"
     assert cell_label(384, "binary", "none", 4) == "384 binary x4"

@@ -14,7 +14,7 @@ from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.fusion import Fusion, Top, fit_fusion
-from nestling.evaluation.grid import by_query, measure_cells
+from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
@@ -35,12 +35,15 @@ class Measured:
         alone: a table as `measure_cells` returns.
         fused: the same with BM25 added, where it was asked for.
         fusions: for each cell the fusion that was fitted on dev.
+        ranked, ranked_fused: the documents on top in the plain float32 cells, rows of `grid.RANKED`.
         texts: how many distinct texts of the test side were encoded, in `seconds`.
     """
 
     alone: pl.DataFrame
     fused: pl.DataFrame | None
     fusions: dict[Cell, Fusion]
+    ranked: pl.DataFrame
+    ranked_fused: pl.DataFrame
     texts: int
     seconds: float
 
@@ -64,11 +67,15 @@ class Contest:
     measures: tuple[Measure, ...]
     language: str = "english"
 
-    def lexical(self, name: str) -> pl.DataFrame:
-        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side; a table as `measure_cells` returns, dim 0."""
+    def lexical(self, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side.
+
+        Returns:
+            a table as `measure_cells` returns, dim 0; and the documents on top, rows of `grid.RANKED`.
+        """
         index = self._index(stem=name == STEMMED)
-        ranking, _ = index.top_k(self.test.queries, max(measure.k for measure in self.measures))
-        return by_query(None, ranking, self.test, self.measures)
+        top = index.top_k(self.test.queries, max(measure.k for measure in self.measures))
+        return by_query(None, top[0], self.test, self.measures), ranked(None, top, self.test)
 
     def model(self, embed: Embed, cells: Sequence[Cell], *, fuse: bool) -> Measured:
         """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added.
@@ -80,15 +87,24 @@ class Contest:
         vectors = self.vectors(embed)
         seconds = time.perf_counter() - start
         fitted = Fitted(lambda: self.training(embed))
-        alone = measure_cells(vectors, self.test, cells, self.measures, fitted)
+        tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
+        fused_tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
+        alone = measure_cells(vectors, self.test, cells, self.measures, fitted, seen=self._keep(tops))
         fusions: dict[Cell, Fusion] = {}
         fused = None
         if fuse and self.dev is not None:
             chooser = replace(self, test=self.dev, dev=None)
             fusions = chooser.fusions(embed, cells, fitted)
-            fused = self.fused(vectors, fusions, fitted)
+            fused = self.fused(vectors, fusions, fitted, seen=self._keep(fused_tops))
         texts = len(set(self.test.queries)) + len(set(self.test.documents))
-        return Measured(alone, fused, fusions, texts, seconds)
+        return Measured(alone, fused, fusions, pl.concat(tops), pl.concat(fused_tops), texts, seconds)
+
+    def _keep(self, into: list[pl.DataFrame]) -> Seen:
+        def keep(cell: Cell | None, top: Top) -> None:
+            if cell is None or cell == Cell(cell.dim):
+                into.append(ranked(cell, top, self.test))
+
+        return keep
 
     def vectors(self, embed: Embed) -> Vectors:
         """Encode the test side."""
@@ -118,21 +134,25 @@ class Contest:
             found[cell] = replace(fusion, depth=self._depth)
         return found
 
-    def fused(self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted) -> pl.DataFrame:
+    def fused(
+        self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted, *, seen: Seen | None = None
+    ) -> pl.DataFrame:
         """Measure the fusion of each cell with BM25; a table as `measure_cells` returns."""
         top, pairs = self._words
         deepest = max(measure.k for measure in self.measures)
         tables = []
         for cell, fusion in fusions.items():
             search = CellSearch.make(cell, vectors, fitted)
-            ranking, _ = fusion.fuse(
+            fused = fusion.fuse(
                 search.top(self._depth),
                 top,
                 deepest,
                 dense_scores=search.pair_scores,
                 lexical_scores=pairs,
             )
-            tables.append(by_query(cell, ranking, self.test, self.measures))
+            if seen is not None:
+                seen(cell, fused)
+            tables.append(by_query(cell, fused[0], self.test, self.measures))
         return pl.concat(tables)
 
     @property

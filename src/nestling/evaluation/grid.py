@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
@@ -10,6 +10,7 @@ import polars as pl
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
+from nestling.evaluation.fusion import Top
 from nestling.evaluation.measures import Measure, Ranking
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.significance import interval
@@ -31,6 +32,16 @@ SCHEMA = {
     "high": pl.Float64,
     "queries": pl.Int64,
 }
+RANKED = {
+    "dim": pl.Int64,
+    "query_id": pl.String,
+    "rank": pl.Int64,
+    "document_id": pl.String,
+    "score": pl.Float64,
+}
+SHOWN = 10
+"""Documents of a ranking that are kept for people to look at."""
+Seen = Callable[[Cell | None, Top], None]
 NOT_MEASURES = ("variant", *CELL, "query_id", "query")
 
 
@@ -47,21 +58,32 @@ def sizes_of(full: int, dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def measure_cells(
-    vectors: Vectors, qrels: Qrels, cells: Sequence[Cell], measures: Sequence[Measure], fitted: Fitted
+    vectors: Vectors,
+    qrels: Qrels,
+    cells: Sequence[Cell],
+    measures: Sequence[Measure],
+    fitted: Fitted,
+    *,
+    seen: Seen | None = None,
 ) -> pl.DataFrame:
     """Search in every cell and measure each query.
 
     Args:
         vectors: embeddings of the queries and documents of `qrels`.
         fitted: what rotations and codecs are fitted with.
+        seen: told of each cell's ranking.
 
     Returns:
         the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
     """
     deepest = max(measure.k for measure in measures)
-    return pl.concat(
-        [by_query(cell, CellSearch.make(cell, vectors, fitted).top(deepest)[0], qrels, measures) for cell in cells]
-    )
+    tables = []
+    for cell in cells:
+        top = CellSearch.make(cell, vectors, fitted).top(deepest)
+        if seen is not None:
+            seen(cell, top)
+        tables.append(by_query(cell, top[0], qrels, measures))
+    return pl.concat(tables)
 
 
 def by_query(cell: Cell | None, ranking: Ranking, qrels: Qrels, measures: Sequence[Measure]) -> pl.DataFrame:
@@ -76,6 +98,22 @@ def by_query(cell: Cell | None, ranking: Ranking, qrels: Qrels, measures: Sequen
     return pl.DataFrame({"query_id": list(qrels.query_ids), "query": list(qrels.queries), **values}).select(
         *(pl.lit(value, dtype=kind).alias(name) for value, (name, kind) in zip(where, CELL.items(), strict=True)),
         pl.all(),
+    )
+
+
+def ranked(cell: Cell | None, top: Top, qrels: Qrels) -> pl.DataFrame:
+    """Return the first `SHOWN` documents of each query as rows of `RANKED`; ranks count from 1."""
+    indices, scores = top[0][:, :SHOWN], top[1][:, :SHOWN]
+    rows, places = np.nonzero(indices >= 0)
+    return pl.DataFrame(
+        {
+            "dim": np.full(len(rows), cell.dim if cell else 0, dtype=np.int64),
+            "query_id": np.array(qrels.query_ids, dtype=object)[rows].tolist(),
+            "rank": places + 1,
+            "document_id": np.array(qrels.document_ids, dtype=object)[indices[rows, places]].tolist(),
+            "score": scores[rows, places].astype(np.float64),
+        },
+        schema=RANKED,
     )
 
 

@@ -59,7 +59,7 @@ def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, fr
             stored_as(row["precision"], row["rotation"], row["oversampling"]),
             f"{row['value']:.4f}",
             share(row["kept"]),
-            # The full embedding itself has none.
+            # Alike on every query, as the full embedding and itself: then there is none.
             f"{100 * low:.1f}-{100 * high:.1f}" if low < high else "",
         )
     return table

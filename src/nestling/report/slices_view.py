@@ -30,7 +30,7 @@ def slices_table(found: pl.DataFrame, *, most: int = MOST) -> Table:
     if found.select("slice", "label", "variant").is_duplicated().any():
         raise ValueError("a variant has two values for the same group; filter its sizes down to one")
     variants = unfused_first(found["variant"].unique(maintain_order=True).to_list())
-    shown, left_out = variants[:most], len(variants) - most - 1
+    shown, left_out = variants[:most], len(variants) - most
     caption = f"below each value the change against {escape(shown[0])}" if len(shown) > 1 else ""
     caption += f"; {left_out} more variants left out" if left_out > 0 else ""
     measure = f"{escape(label(measures[0]))} " if measures else ""
