@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 import nestling
 from nestling import shrinking
+from nestling.cli_measuring import _doubt
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import Fitted
 from nestling.evaluation.cells import Cell
@@ -139,3 +140,11 @@ def test_what_cannot_be_is_refused_in_one_line(split: Split, tiny: str, tmp_path
         nestling.shrink(tiny, split, out=tmp_path / "there")
     with pytest.raises(InputError, match="nestling_shrunk"):
         nestling.load_shrunk(tiny)
+
+
+@pytest.mark.parametrize(("kept", "lines"), [(0.985, 0), (0.98, 0), (0.971, 1)])
+def test_a_choice_that_test_does_not_bear_out_is_doubted(kept: float, lines: int):
+    choice = shrinking.Choice(Cell(48, "int8"), dev={"kept": 0.99}, test={"kept": kept})
+    said = _doubt(choice, 0.98)
+    assert len(said) == lines
+    assert all("--strict" in line for line in said)

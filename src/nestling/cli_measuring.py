@@ -15,7 +15,7 @@ from nestling.errors import InputError
 
 if TYPE_CHECKING:
     from nestling.observer import Observer
-    from nestling.shrinking import Shrunk
+    from nestling.shrinking import Choice, Shrunk
 
 Dims = Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")]
 Threshold = Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")]
@@ -201,10 +201,17 @@ def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
             lines = grid_view.advice_lines(
                 choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents
             )
-            for line in lines:
+            for line in [*lines, *_doubt(choice, found.keep)]:
                 out.print(line, highlight=False, markup=False)
     if found.alone is None:
         out.print(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev", highlight=False)
+
+
+def _doubt(choice: Choice, keep: float) -> list[str]:
+    """Say that test does not bear the choice out: the smallest of many cells is partly the luckiest."""
+    if choice.test["kept"] >= keep:
+        return []
+    return [f"on test that is less than the {keep:.1%} asked for: --strict chooses with a margin"]
 
 
 def _as_json(found: Shrunk) -> dict[str, Any]:

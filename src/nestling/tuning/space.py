@@ -27,6 +27,7 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "warmup": {"low": 0.0, "high": 0.3},
     "batch_size": {"choices": [32, 64, 128, 256]},
     "epochs": {"low": 1, "high": 5},
+    "scale": {"low": 10.0, "high": 50.0, "log": True},
     "max_seq_length": {"choices": [None, 64, 128]},
 }
 """What is searched where no `--space` file says otherwise, in the form of such a file."""
