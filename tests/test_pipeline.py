@@ -78,7 +78,7 @@ def test_every_file_that_the_plan_names_is_there(finished: pipeline.Run):
         "per_query.parquet",
         "comparisons.parquet",
         "slices.parquet",
-        "evaluation/mnrl.fusions.json",
+        "evaluation/mnrl.json",
         "recall_at_10_by_dim.png",
         "recall_at_10_by_dim.svg",
         "mrr_at_10_by_dim.png",
@@ -157,6 +157,8 @@ def test_the_json_says_what_the_figures_depend_on(finished: pipeline.Run):
     assert set(value["seconds"]) >= {"split", "train mnrl", "evaluate pretrained"}
     assert value["experiment"]["split"]["seed"] == 0
     assert len(value["results"]) == finished.results.height
+    assert value["evaluation"]["mnrl"]["engine"] == "torch-fp32"
+    assert set(value["evaluation"]["mnrl"]["fusions"]) == {"32 float32", "8 float32"}
 
 
 def test_the_written_experiment_is_the_one_that_ran(finished: pipeline.Run):

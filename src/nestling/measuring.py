@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,8 @@ def measure_model(
         encoder = embedder_of(name, source, settings, cache=cache, observer=observer)
         if settings.engine == "auto":
             observer.note(f"engine {encoder.engine}: {encoder.reason}")
-        return contest.model(encoder.embed, cells_for(encoder.full, settings), fuse=settings.fusion)
+        measured = contest.model(encoder.embed, cells_for(encoder.full, settings), fuse=settings.fusion)
+        return replace(measured, engine=encoder.engine)
     finally:
         observer.done()
 

@@ -75,8 +75,13 @@ class RunEvaluation:
         self._write(variant.name, measured.alone, measured.ranked)
         if measured.fused is not None:
             self._write(variant.name + FUSED, measured.fused, measured.ranked_fused)
-            fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
-            atomic.write_json(self.folder.fusions(variant.name), fusions)
+        about = {
+            "engine": measured.engine,
+            "texts": measured.texts,
+            "seconds": measured.seconds,
+            "fusions": {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()},
+        }
+        atomic.write_json(self.folder.measured(variant.name), about)
 
     def _write(self, name: str, per_query: pl.DataFrame, ranked: pl.DataFrame) -> None:
         for path, table in ((self.folder.evaluation(name), per_query), (self.folder.ranking(name), ranked)):

@@ -61,9 +61,9 @@ class RunFolder:
         """Return the documents that a variant puts on top for each query."""
         return self.path / "evaluation" / f"{variant}.ranking.parquet"
 
-    def fusions(self, variant: str) -> Path:
-        """Return the weights that a variant's fusion with BM25 has in each cell, as chosen on dev."""
-        return self.path / "evaluation" / f"{variant}.fusions.json"
+    def measured(self, variant: str) -> Path:
+        """Return what is known of a variant's evaluation: engine, texts, seconds, and the weights of BM25 by cell."""
+        return self.path / "evaluation" / f"{variant}.json"
 
     def picture(self, measure: str) -> Path:
         """Return the path, without suffix, of the picture of a measure over sizes."""

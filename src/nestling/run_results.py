@@ -74,7 +74,7 @@ class StudyResults:
         ):
             with atomic.new_file(path) as temporary:
                 table.write_parquet(temporary)
-        atomic.write_json(folder.results_json, self._as_json(results, comparisons, folder.results_json))
+        atomic.write_json(folder.results_json, self._as_json(results, comparisons, folder))
         source, qrels = charts.short_source(self.judgments.source), self.qrels
         subtitle = f"{source}: {qrels.n_queries:,} test queries, {qrels.n_documents:,} documents, {qrels.protocol}"
         pictures = tuple(
@@ -83,11 +83,12 @@ class StudyResults:
         )
         return results, comparisons, pictures
 
-    def _as_json(self, results: pl.DataFrame, comparisons: pl.DataFrame, before: Path) -> dict[str, Any]:
+    def _as_json(self, results: pl.DataFrame, comparisons: pl.DataFrame, folder: RunFolder) -> dict[str, Any]:
         # Of parts that an earlier call did, only its own file knows how long they took.
         earlier: dict[str, float] = {}
-        if before.is_file():
-            earlier = json.loads(before.read_text(encoding="utf-8")).get("seconds", {})
+        if folder.results_json.is_file():
+            earlier = json.loads(folder.results_json.read_text(encoding="utf-8")).get("seconds", {})
+        models = [variant.name for variant in self.experiment.variants]
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "experiment": self.experiment.model_dump(mode="json"),
@@ -102,6 +103,7 @@ class StudyResults:
                 "ceiling@10": self.qrels.ceiling(10),
             },
             "training": {name: result.as_dict() for name, result in self.trainings.items()},
+            "evaluation": {name: json.loads(folder.measured(name).read_text(encoding="utf-8")) for name in models},
             "results": results.to_dicts(),
             "comparisons": comparisons.to_dicts(),
             "seconds": {**earlier, **self.seconds},

@@ -36,7 +36,8 @@ class Measured:
         fused: the same with BM25 added, where it was asked for.
         fusions: for each cell the fusion that was fitted on dev.
         ranked, ranked_fused: the documents on top in the plain float32 cells, rows of `grid.RANKED`.
-        texts: how many distinct texts of the test side were encoded, in `seconds`.
+        texts: how many distinct texts of the test side were encoded, in `seconds` (none where a cache had them).
+        engine: what encoded them.
     """
 
     alone: pl.DataFrame
@@ -46,6 +47,7 @@ class Measured:
     ranked_fused: pl.DataFrame
     texts: int
     seconds: float
+    engine: str = ""
 
 
 @dataclass(frozen=True, eq=False)
