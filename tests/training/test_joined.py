@@ -12,10 +12,12 @@ from tokenizers import Tokenizer
 
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
+from nestling.evaluation.rotate import add_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.job import Job
+from nestling.training.joined import mix
 from nestling.training.lexical import SHARE, join
 from nestling.training.recipes import texts
 from nestling.training.result import TrainingResult
@@ -195,6 +197,20 @@ def test_a_share_of_the_base_is_mixed_in(split: Split, tiny_model_path: Path, tm
     for name, value in mixed.items():
         np.testing.assert_allclose(value, 0.75 * plain[name] + 0.25 * base[name], atol=1e-6, err_msg=name)
     assert any(not np.array_equal(plain[name], mixed[name]) for name in plain)
+
+
+def test_a_layer_that_the_training_added_is_kept_when_the_base_is_mixed_in(
+    split: Split, tiny_model_path: Path, tmp_path: Path
+):
+    model = load_model(str(tiny_model_path))
+    layer = add_rotation(model, np.eye(32, dtype=np.float32)[::-1].copy())
+    model.save_pretrained(str(tmp_path / "model"))
+    expected = layer.linear.weight.detach().numpy().copy()
+    mix(tmp_path / "model", find_model(str(tiny_model_path)), 0.5)
+    mixed = load_model(str(tmp_path / "model"))
+    found = [module for module in mixed if type(module).__name__ == "Dense"]
+    assert len(found) == 1
+    np.testing.assert_array_equal(found[0].linear.weight.detach().numpy(), expected)
 
 
 def recall(model: SentenceTransformer, split: Split) -> float:

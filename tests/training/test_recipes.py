@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
@@ -74,6 +76,37 @@ def test_every_recipe_gives_a_loss_that_can_be_computed(
         for column in columns
     ]
     assert material.loss(features, label).item() > 0
+
+
+def built(tiny: Path, recipe: str = "mnrl", **settings: object) -> SentenceTransformer:
+    prefixes = settings.pop("matryoshka", (32, 8))
+    job = Job(find_model(str(tiny)), recipe, TrainingSettings(**settings), 2.5, prefixes)
+    return find_recipe(recipe).build(generate(300, seed=0), job)
+
+
+def test_prefixes_are_trained_on_a_base_that_is_rotated_first(tiny_model_path: Path):
+    texts = generate(300, seed=0).frame["query"].unique(maintain_order=True).to_list()
+    plain, turned = load_model(str(tiny_model_path)).encode(texts), built(tiny_model_path).encode(texts)
+    np.testing.assert_allclose(turned @ turned.T, plain @ plain.T, atol=1e-4)
+    assert (turned[:, :8] ** 2).sum() > 1.05 * (plain[:, :8] ** 2).sum()
+    again = built(tiny_model_path).encode(texts)
+    np.testing.assert_array_equal(turned, again)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("mnrl", {"matryoshka": ()}),
+        ("mnrl", {"fast": False}),
+        ("mnrl", {"rotate_first": False}),
+        ("adapter", {"rotate_first": True}),
+    ],
+)
+def test_otherwise_the_base_is_not_rotated(tiny_model_path: Path, recipe: str, settings: dict[str, object]):
+    model = built(tiny_model_path, recipe, **settings)
+    base = load_model(str(tiny_model_path))
+    # The adapter adds a layer of its own, and one only.
+    assert len(model) == len(base) + (recipe == "adapter")
 
 
 @pytest.mark.parametrize(("given", "above"), [(None, 1.998), (2.2, 2.2)])

@@ -52,7 +52,8 @@ def mix(folder: Path, base: ModelSource, share: float) -> None:
     trained = model.state_dict()
     model.load_state_dict(
         {
-            name: value.lerp(before[name].to(value), share) if value.is_floating_point() else value
+            # A layer that the training added has nothing to go back to.
+            name: value.lerp(before[name].to(value), share) if value.is_floating_point() and name in before else value
             for name, value in trained.items()
         }
     )
@@ -120,9 +121,9 @@ def fit_joined(
         found: TrainingResult = fit(train, dev, each, output=folder, work=training, report=listener, note=note)
         return found
 
-    semantic = part(
-        TRANSFORMER, replace(job, settings=job.settings.model_copy(update={"lexical": False, "rotate": False}))
-    )
+    # The whole is rotated when it is joined.
+    apart = {"lexical": False, "rotate": False, "rotate_first": False}
+    semantic = part(TRANSFORMER, replace(job, settings=job.settings.model_copy(update=apart)))
     model = load_model(str(work / TRANSFORMER))
     full = int(model.get_embedding_dimension() or 0)
     settings = TrainingSettings(**{**find_recipe("static").defaults, "seed": job.settings.seed})

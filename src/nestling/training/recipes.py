@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
+from nestling.evaluation.embed import embed
+from nestling.evaluation.rotate import add_rotation, fit_search_rotation
 from nestling.judgments.table import Judgments
-from nestling.models import load_model
+from nestling.models import load_model, no_bars
 from nestling.training import contrastive, scored
 from nestling.training.adapter import RECOMMENDED as ADAPTER
 from nestling.training.adapter import adapter, with_adapter
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 PRETRAINED = "pretrained"
 """Not a recipe but the lack of one: the base model as it is."""
+ROTATED_BY = 2048
+"""Queries, and documents, that a rotation before the training is fitted on, evenly spaced, at most."""
 
 
 def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
@@ -33,7 +37,30 @@ def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
 
 
 def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
-    """Return the base model as it is, with the dropout and the length limit of the settings."""
+    """Return the base model with the dropout and the length limit of the settings.
+
+    Where prefixes are trained and unless `rotate_first` says otherwise, a linear layer at its end turns it by the
+    queries' axes, and is trained with it: a prefix then starts with what matters most. On dev of 25,000 Home Depot
+    titles, `mnrl+matryoshka`, recall@10 at 384, 192, 96 and 48 dims: .822 .794 .766 .709 without, .835 .825 .794 .740
+    with it; turned again after the training .822 .817 .786 .725 and .835 .829 .798 .746.
+    """
+    model = _base(job)
+    if _rotates_first(job):
+        queries, documents = (some[:: -(-len(some) // ROTATED_BY)] for some in texts(judgments))
+        with no_bars():
+            add_rotation(
+                model,
+                fit_search_rotation(embed(model, queries, kind="query"), embed(model, documents, kind="document")),
+            )
+    return model
+
+
+def _rotates_first(job: Job) -> bool:
+    wanted = job.settings.rotate_first
+    return bool(job.matryoshka) and (job.settings.fast if wanted is None else wanted)
+
+
+def _base(job: Job) -> SentenceTransformer:
     settings = job.settings
     model = load_model(job.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
     if settings.max_seq_length:
@@ -49,7 +76,7 @@ def word_pieces(judgments: Judgments, job: Job) -> SentenceTransformer:
 
 def frozen_base(judgments: Judgments, job: Job) -> SentenceTransformer:
     """Return the base model with all its weights frozen, and a linear layer on top to train."""
-    return with_adapter(transformer(judgments, job))
+    return with_adapter(_base(job))
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,7 @@ class Recipe:
 
     def starts_as_base(self, job: Job) -> bool:
         """Return whether the untrained model embeds as the base does when it is loaded by itself."""
-        return self.trains_transformer and job.settings.max_seq_length is None
+        return self.trains_transformer and job.settings.max_seq_length is None and not _rotates_first(job)
 
 
 RECIPES: dict[str, Recipe] = {

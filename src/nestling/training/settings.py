@@ -79,6 +79,8 @@ class TrainingSettings(Settings):
     """Mix this share of the base model's weights into the trained transformer's: what it knew generalises better."""
     rotate: bool = False
     """Rotate the trained transformer so that its prefixes carry the most; full-size cosines stay as they are."""
+    rotate_first: bool | None = None
+    """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
     crops: int = Field(default=0, ge=0)
     """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
     typos: float = Field(default=0.0, ge=0, le=1)
