@@ -261,3 +261,12 @@ def test_any_cell_with_the_corpus_as_shortlist_ranks_as_the_full_embedding(
     cell = Cell(dim, precision, rotation, oversampling=40)  # type: ignore[arg-type]
     ranking, _ = found(cell, vectors, Fitted(lambda: train), k=k)
     assert_best(ranking, stored(vectors), min(k, 40))
+
+
+def test_int4_and_binary_share_one_fit_and_are_what_each_would_be_alone() -> None:
+    rows = np.random.default_rng(5).normal(size=(200, 12)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    fitted = Fitted(lambda: Vectors(rows, rows))
+    for precision in ("int4", "binary"):
+        cell = Cell(8, precision)
+        assert fitted.codec(cell) == fit_codec(precision, fitted.cut(cell, rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,8 +59,12 @@ class Fitted:
         """Return the codec of a cell, fitted on training documents as the cell cuts them."""
         key = (cell.rotation, cell.dim, cell.precision)
         if key not in self._codecs:
+            twin = self._codecs.get((cell.rotation, cell.dim, "int4" if cell.precision == "binary" else "binary"))
             if cell.precision in ("float32", "float16", "int8"):
                 self._codecs[key] = Codec(cell.precision, cell.dim)
+            elif twin is not None:
+                # Both are fitted alike, and the fitting is most of what a small grid costs.
+                self._codecs[key] = replace(twin, precision=cell.precision)
             else:
                 self._codecs[key] = fit_codec(cell.precision, self.cut(cell, self.vectors.documents))
         return self._codecs[key]
