@@ -78,6 +78,8 @@ def test_every_file_that_the_plan_names_is_there(finished: pipeline.Run):
         "per_query.parquet",
         "comparisons.parquet",
         "slices.parquet",
+        "rankings.parquet",
+        "report.html",
         "evaluation/mnrl.json",
         "recall_at_10_by_dim.png",
         "recall_at_10_by_dim.svg",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__, cli_measuring, cli_tuning
+from nestling import __version__, cli_measuring, cli_report, cli_tuning
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
@@ -74,6 +74,7 @@ def run(
         out.print(comparison_view.comparison_table(first))
     for picture in done.pictures:
         out.print(f"picture     {picture}", soft_wrap=True, highlight=False)
+    out.print(f"report      {done.report}", soft_wrap=True, highlight=False)
     out.print(f"run folder  {done.folder}", soft_wrap=True, highlight=False)
 
 
@@ -195,6 +196,7 @@ def train(
 
 app.command(cli_measuring.evaluate)
 app.command(cli_measuring.shrink)
+app.command(cli_report.report)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 

@@ -20,7 +20,7 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
-from nestling.report import charts, tables
+from nestling.report import charts, page, tables
 from nestling.run_evaluation import RunEvaluation
 from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
@@ -48,6 +48,7 @@ class Run:
         regressions: variants that ended on dev below their base model, or below where they started.
         ceiling: the highest recall@10 that any ranking could reach.
         pictures: the PNG files.
+        report: the study as a page, one HTML file.
     """
 
     experiment: Experiment
@@ -59,6 +60,7 @@ class Run:
     ceiling: float
     queries: int
     pictures: tuple[Path, ...]
+    report: Path
 
 
 def run(
@@ -273,6 +275,7 @@ class _Study:
             self.seconds,
         )
         results, comparisons, pictures = study.write(self.folder)
+        report = page.write_page(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,
@@ -284,4 +287,5 @@ class _Study:
             ceiling=qrels.ceiling(10),
             queries=qrels.n_queries,
             pictures=pictures,
+            report=report,
         )

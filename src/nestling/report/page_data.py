@@ -1,0 +1,174 @@
+"""What the page is made from: a finished run's tables, read and checked; never a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.evaluation.grid import CELL, SCHEMA
+from nestling.evaluation.significance import SCHEMA as COMPARED
+from nestling.experiment import FUSED
+from nestling.judgments.split_files import read_split
+from nestling.judgments.table import Judgments
+from nestling.report.tables import plain, reference_of
+from nestling.run_folder import RunFolder
+from nestling.training.recipes import PRETRAINED
+
+RANKED = ("variant", "dim", "query_id", "rank", "document_id", "score")
+SLICED = ("slice", "label", "queries", "variant", "measure", "value", "low", "high")
+DEV_RECALL = "dev_recall@10"
+
+
+@dataclass(frozen=True)
+class PageData:
+    """A finished run as tables.
+
+    Attributes:
+        study: what `results.json` holds.
+        results: long table, columns as `grid.SCHEMA`.
+        per_query: a row for each variant, cell and query; a column a measure.
+        comparisons: columns as `significance.SCHEMA`.
+        slices: groups of queries, columns as `SLICED` at least; None where the run has none.
+        rankings: the documents on top, columns as `RANKED`; None where the run kept none.
+        test: the test side's judgments, for texts; None where the split is gone.
+        leaks: what two sides share, as `Split.leaks` says it of the tables; None where the split is gone.
+        histogram: the SVG of the score histogram; None where it is gone.
+    """
+
+    study: dict[str, Any]
+    results: pl.DataFrame
+    per_query: pl.DataFrame
+    comparisons: pl.DataFrame
+    slices: pl.DataFrame | None
+    rankings: pl.DataFrame | None
+    test: Judgments | None
+    leaks: list[str] | None
+    histogram: str | None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.study["experiment"]["name"])
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that the page tells of first: two at most."""
+        return tuple(self.study["experiment"]["evaluation"]["measures"])[:2]
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The variants of the experiment, as it has them, each with its base spelled out."""
+        experiment = self.study["experiment"]
+        return [{**variant, "base": variant["base"] or experiment["model"]} for variant in experiment["variants"]]
+
+    @property
+    def reference(self) -> str | None:
+        """The variant that gains are counted from, the pretrained one; None where there is none."""
+        return reference_of([(variant["name"], variant["recipe"], variant["base"]) for variant in self.variants])
+
+    @property
+    def trained(self) -> list[str]:
+        """The variants that were trained."""
+        return [variant["name"] for variant in self.variants if variant["recipe"] != PRETRAINED]
+
+    @property
+    def pick(self) -> str:
+        """The variant to judge training by: the trained one that is best on dev, so that test chooses nothing."""
+        training = self.study["training"]
+        ranked = sorted(
+            (name for name in self.trained if name in training),
+            key=lambda name: -float(training[name]["after"][DEV_RECALL]),
+        )
+        return (ranked or self.trained or [self.reference or self.variants[0]["name"]])[0]
+
+    @property
+    def regressions(self) -> dict[str, str]:
+        """The variants that ended on dev below their base or their own start, and which of the two."""
+        found = {}
+        for name, training in self.study["training"].items():
+            after, base, before = (float(training[when][DEV_RECALL]) for when in ("after", "base", "before"))
+            if after < max(base, before):
+                found[name] = "its base" if after < base else "where its training began"
+        return found
+
+    @property
+    def lexical(self) -> str | None:
+        """The strongest plain BM25 that was measured: stemmed, else unstemmed, else None."""
+        return next((name for name in ("bm25-stemmed", "bm25") if name in self.dims), None)
+
+    @property
+    def dims(self) -> dict[str, list[int]]:
+        """The sizes of each variant's plain cells, falling; [0] for BM25."""
+        found: dict[str, list[int]] = {}
+        for name, dim in plain(self.results).select("variant", "dim").unique(maintain_order=True).iter_rows():
+            found.setdefault(name, []).append(int(dim))
+        return {name: sorted(dims, reverse=True) for name, dims in found.items()}
+
+    def fused(self, variant: str) -> str | None:
+        """Return the name of a variant's fusion with BM25 where it was measured."""
+        return variant + FUSED if variant + FUSED in self.dims else None
+
+    def values(self, variant: str, dim: int, measures: Sequence[str]) -> NDArray[np.float64]:
+        """Return a plain cell's figures by query, (n_measures, n_queries) float64, queries in order of their id."""
+        rows = plain(self.per_query).filter(pl.col("variant") == variant, pl.col("dim") == dim).sort("query_id")
+        return np.stack([rows[measure].cast(pl.Float64).to_numpy() for measure in measures])
+
+    def cells(self, variant: str) -> pl.DataFrame:
+        """Return all cells of a variant by query, as `measure_cells` returns them."""
+        return self.per_query.filter(pl.col("variant") == variant).drop("variant")
+
+
+def load_page_data(folder: RunFolder) -> PageData:
+    """Read the tables of a finished run.
+
+    Raises:
+        InputError: the folder holds no finished run, or a table is damaged or of an earlier version.
+    """
+    try:
+        study = json.loads(folder.results_json.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
+        ) from None
+    except ValueError:
+        raise InputError(f"{folder.results_json} is damaged; make it again with nestling run") from None
+    needed = ("experiment", "inspection", "split", "test", "training", "data", "seconds", "versions", "hardware")
+    for key in needed:
+        if key not in study:
+            raise InputError(
+                f"{folder.results_json} lacks {key!r}, so an earlier version wrote it; run nestling run again"
+            )
+    split = read_split(folder.split) if folder.split.is_dir() else None
+    histogram = folder.path / "scores.svg"
+    return PageData(
+        study=study,
+        results=_table(folder.results, tuple(SCHEMA)),
+        per_query=_table(folder.per_query, ("variant", *CELL, "query_id", "query")),
+        comparisons=_table(folder.comparisons, tuple(COMPARED)),
+        slices=_table(folder.slices, SLICED) if folder.slices.is_file() else None,
+        rankings=_table(folder.rankings, RANKED) if folder.rankings.is_file() else None,
+        test=split.test if split else None,
+        leaks=split.leaks() if split else None,
+        histogram=histogram.read_text(encoding="utf-8") if histogram.is_file() else None,
+    )
+
+
+def _table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no {path.name}; make it with nestling run") from None
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path} cannot be read as Parquet ({error}); make it again with nestling run") from None
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise InputError(f"{path} lacks column {missing[0]!r}, so an earlier version wrote it; run nestling run again")
+    return table

@@ -1,0 +1,172 @@
+"""The explorer's data give back the run's rankings and figures, and shrink to a budget in a told order."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fixtures.study import make_study
+from nestling.evaluation.cells import Cell
+from nestling.report.page_data import PageData, load_page_data
+from nestling.report.page_explorer import BUDGET, explorer, safe_json, shortened
+
+N = 50
+
+
+def share(found: int) -> list[float]:
+    return [1.0] * found + [0.0] * (N - found)
+
+
+FIGURES = {
+    "pretrained": {Cell(64): share(20), Cell(32): share(15), Cell(16): share(10)},
+    "mnrl": {Cell(64): share(30), Cell(32): share(25), Cell(16): share(18)},
+    "mnrl+bm25": {Cell(64): share(33), Cell(16): share(24)},
+    "bm25-stemmed": {None: share(22)},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PageData:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    texts = [f"query {i:03} " + "long " * 60 for i in range(N)]
+    return load_page_data(make_study(path, FIGURES, variants=["pretrained", "mnrl"], queries=texts, pages=False))
+
+
+def made(data: PageData, budget: int = BUDGET) -> tuple[dict[str, Any], list[str]]:
+    found = explorer(data, first="pretrained", second="mnrl", budget=budget)
+    assert found is not None
+    assert len(found.json.encode()) <= budget
+    return json.loads(found.json), found.notes
+
+
+def unpacked(text: str, kind: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=kind)
+
+
+def test_rankings_scores_and_figures_come_back_as_they_were(data: PageData):
+    found, _ = made(data)
+    assert found["systems"] == [
+        "pretrained, 64 dims",
+        "pretrained, 16 dims",
+        "mnrl, 64 dims",
+        "mnrl, 16 dims",
+        "mnrl+bm25, 64 dims",
+        "mnrl+bm25, 16 dims",
+        "bm25-stemmed",
+    ]
+    assert [found["systems"][n] for n in found["start"]] == ["pretrained, 64 dims", "mnrl, 64 dims"]
+    assert data.rankings is not None
+    assert data.test is not None
+    texts = dict(data.test.frame.select("document_id", "document").iter_rows())
+    queries = dict(data.test.frame.select("query_id", "query").iter_rows())
+    relevant = data.test.frame.filter(pl.col("score") > 2.5)
+    wanted = {(query, document) for query, document in relevant.select("query_id", "document_id").iter_rows()}
+    for number, name in enumerate(found["systems"]):
+        variant, _, dims = name.partition(", ")
+        dim = int(dims.split()[0]) if dims else 0
+        ranks = unpacked(found["ranks"][number], "<u2").reshape(N, found["top"])
+        scores = found["scores"][number]
+        steps = unpacked(scores["steps"], "<u2").reshape(N, found["top"]) / found["scale"]
+        table = data.rankings.filter(pl.col("variant") == variant, pl.col("dim") == dim)
+        recall = unpacked(found["values"][number][0], "<u2") / found["scale"]
+        for (query,), top in table.group_by("query_id"):
+            row = found["queries"].index(shortened(queries[query], 240))
+            kept, rest = ranks[row][: top.height], ranks[row][top.height :]
+            assert (rest == found["none"]).all()
+            assert [found["documents"][n] for n in kept] == [texts[name] for name in top["document_id"]]
+            told = scores["low"] + (scores["high"] - scores["low"]) * steps[row][: len(kept)]
+            assert np.allclose(told, top["score"].to_numpy(), atol=1e-4)
+            hits = [n in found["relevant"][row] for n in kept]
+            assert hits == [(query, name) in wanted for name in top["document_id"]]
+            assert recall[row] == float(any(hits))
+
+
+def test_sizes_between_and_cut_texts_are_told(data: PageData):
+    _, notes = made(data)
+    assert notes == [
+        "Each model is here at its full and at its smallest size; sizes between are left out.",
+        f"{N} texts longer than 240 characters are cut.",
+    ]
+
+
+def test_texts_then_small_fusions_then_queries_make_room(data: PageData):
+    whole, _ = made(data)
+    size = len(safe_json(whole).encode())
+    shorter, _ = made(data, size - 1)
+    assert max(map(len, shorter["queries"])) == 120
+    shortest, _ = made(data, len(safe_json(shorter).encode()) - 1)
+    assert max(map(len, shortest["queries"])) == 80
+    assert len(shortest["systems"]) == 7
+    fewer, notes = made(data, len(safe_json(shortest).encode()) - 1)
+    assert "mnrl+bm25, 16 dims" not in fewer["systems"]
+    assert "Fusions with BM25 at the smallest size are left out for the page's size." in notes
+    assert len(fewer["queries"]) == N
+    some, notes = made(data, len(safe_json(fewer).encode()) - 1)
+    assert len(some["queries"]) == N // 2
+    assert notes[-1].startswith("Of 50 queries the 25 are here on which the two models")
+    # Those of 20 to 29 are won; all others tie.
+    won = {f"query {i:03}" for i in range(20, 30)}
+    assert won <= {text[:9] for text in some["queries"]}
+
+
+def test_without_rankings_there_is_none(data: PageData):
+    from dataclasses import replace
+
+    assert explorer(replace(data, rankings=None), first=None, second="mnrl") is None
+    assert explorer(replace(data, test=None), first=None, second="mnrl") is None
+
+
+def test_many_queries_of_many_systems_fit_the_budget_in_full(tmp_path: Path):
+    n, rng = 2_327, np.random.default_rng(0)
+    names = ["pretrained", "mnrl", "graded", "cosent"]
+    figures: dict[str, Any] = {}
+    for name in names:
+        for suffix in ("", "+bm25"):
+            cells = {Cell(dim): rng.integers(0, 2, n).astype(float) for dim in (384, 48)}
+            figures[name + suffix] = cells
+    figures |= {name: {None: rng.integers(0, 2, n).astype(float)} for name in ("bm25", "bm25-stemmed")}
+    folder = make_study(
+        tmp_path / "run",
+        figures,
+        variants=names,
+        documents=[f"{i} " + "a title of common length, as shops write them, " * 2 for i in range(n)],
+        dev=dict.fromkeys(names[1:], (0.5, 0.6)),
+        pages=False,
+    )
+    # Ten documents a ranking, as a real run keeps.
+    systems = pl.read_parquet(folder.rankings).select("variant", "dim").unique(maintain_order=True)
+    queries = pl.read_parquet(folder.per_query)["query_id"].unique(maintain_order=True)
+    every = systems.join(queries.to_frame(), how="cross").join(pl.DataFrame({"rank": range(1, 11)}), how="cross")
+    picked = rng.integers(0, n, every.height)
+    every = every.with_columns(
+        pl.Series("document_id", [f"test-d{i:04}" for i in picked]), pl.Series("score", rng.random(every.height))
+    )
+    every.write_parquet(folder.rankings)
+    found = explorer(load_page_data(folder), first="pretrained", second="mnrl")
+    assert found is not None
+    assert len(found.json.encode()) < BUDGET
+    assert len(json.loads(found.json)["queries"]) == n
+    assert len(found.systems) == 18
+    assert not [note for note in found.notes if "left out for the page" in note]
+
+
+@given(st.text())
+def test_safe_json_reads_back_and_has_no_character_that_html_knows(text: str):
+    written = safe_json({"text": text})
+    assert json.loads(written) == {"text": text}
+    assert not set(written) & set("<>&\u2028\u2029")
+
+
+@given(st.text(), st.integers(1, 30))
+def test_a_shortened_text_has_the_length_asked_for(text: str, length: int):
+    short = shortened(text, length)
+    assert len(short) <= length
+    assert len(text) <= length or short.endswith("…")
