@@ -288,6 +288,10 @@ def test_any_table_survives_csv_and_tsv(table: list[tuple[str, str, str]], delim
     assert rows(out.getvalue(), "a.csv" if delimiter == "," else "a.tsv") == table
 
 
+def test_quoted_names_say_that_quotes_of_a_tsv_are_quotes_though_both_readings_are_whole() -> None:
+    assert rows('"a"\t"b"\t"c"\n"\t"\t"\n\t"\t""\n', "a.tsv") == [("\t", "\n\t", "")]
+
+
 @settings(max_examples=100, deadline=None)
 @given(TABLES.filter(len))
 def test_any_table_survives_json_lines(table: list[tuple[str, str, str]]) -> None:

@@ -198,7 +198,8 @@ def _tabbed(text: str) -> pl.DataFrame:
     first: pl.DataFrame | _BrokenError
     try:
         first, swallowed = _separated(text, "\t")
-        if not swallowed:
+        # Who quotes the names of columns quotes the rest as well.
+        if not swallowed or text.lstrip().startswith('"'):
             return first
     except _BrokenError as broken:
         first = broken
