@@ -12,9 +12,9 @@ from rich.console import Console
 
 from nestling.cli_options import Json, named_models, numbers
 from nestling.errors import InputError
+from nestling.terminal import observer
 
 if TYPE_CHECKING:
-    from nestling.observer import Observer
     from nestling.shrinking import Choice, Shrunk
 
 Dims = Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")]
@@ -77,7 +77,7 @@ def evaluate(
         threshold=threshold,
         runs=_runs(run),
         cache=cache,
-        observer=_observer(),
+        observer=observer(),
     )
     if as_json:
         print(
@@ -162,7 +162,7 @@ def shrink(
         fuse=fusion,
         out=out,
         cache=cache,
-        observer=_observer(),
+        observer=observer(),
     )
     if picture is not None:
         from nestling.report import charts, grid_charts
@@ -243,9 +243,3 @@ def _runs(texts: tuple[str, ...]) -> dict[str, Path]:
             raise InputError(f"--run {text!r}: give NAME=FILE")
         found[name] = Path(path)
     return found
-
-
-def _observer() -> Observer:
-    from nestling.terminal import TerminalObserver
-
-    return TerminalObserver(Console(stderr=True))

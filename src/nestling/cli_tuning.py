@@ -11,10 +11,10 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers, run_name
+from nestling.terminal import observer
 
 if TYPE_CHECKING:
     from nestling.experiment import Experiment
-    from nestling.observer import Observer
 
 Source = Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")]
 VariantName = Annotated[str | None, Parameter(help="The variant to train; by default the first that is trained.")]
@@ -54,7 +54,7 @@ def tune(
         storage=storage,
         runs=runs,
         seed=seed,
-        observer=_observer(),
+        observer=observer(),
     )
     if as_json:
         best = {"trial": found.best.number, "dev_recall@10": found.best.value, "params": found.best.params}
@@ -92,7 +92,7 @@ def curve(
         shares=numbers(shares, float),
         seeds=seeds,
         runs=runs,
-        observer=_observer(),
+        observer=observer(),
     )
     if as_json:
         print((found.folder / "curve.json").read_text(encoding="utf-8"))
@@ -117,9 +117,3 @@ def experiment_of(given: str | None, *, columns: Columns, name: str | None, chan
         changes["name"] = name
     changes.update(as_changes(change))
     return load_experiment(path, changes)
-
-
-def _observer() -> Observer:
-    from nestling.terminal import TerminalObserver
-
-    return TerminalObserver(Console(stderr=True))

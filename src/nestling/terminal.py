@@ -68,6 +68,11 @@ class TerminalObserver(Observer):
         self._bar.update(self._task, description=what, completed=done, total=total, text=text)
 
 
+def observer() -> TerminalObserver:
+    """Return an observer on standard error, so that standard output holds results alone."""
+    return TerminalObserver(Console(stderr=True))
+
+
 def clean(text: str) -> str:
     """Return `text` without control characters, so that data cannot send escapes to the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
