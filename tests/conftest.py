@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fixtures.browser import started
 from fixtures.tiny import build_tiny_model
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from sentence_transformers import SentenceTransformer
 
 # Read by the hub client when it is imported, so before any test imports it.
@@ -28,3 +31,9 @@ def tiny_model(tiny_model_path: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(tiny_model_path), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with started() as running:
+        yield running

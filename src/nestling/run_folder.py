@@ -43,6 +43,8 @@ class RunFolder:
         self.slices = path / "slices.parquet"
         self.rankings = path / "rankings.parquet"
         self.report = path / "report.html"
+        self.tuning = path / "tuning"
+        self.curve = path / "curve"
         self.log = path / "log.jsonl"
 
     def model(self, variant: str) -> Path:

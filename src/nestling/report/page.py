@@ -75,6 +75,9 @@ def render(data: PageData) -> str:
             Markup(inline(drawn(chart), name=title)) for title, chart in training_curves(data.study["training"]).items()
         ],
         fronts=[(name, Markup(svg)) for name, svg in _fronts(data)],
+        findings=[
+            (one.title, one.text, [(name, Markup(svg)) for name, svg in one.pictures]) for one in data.findings
+        ],
         slices=page_tables.slices_table(data),
         significance=page_tables.significance_table(data) if not data.comparisons.is_empty() else None,
         explorer=found,

@@ -18,6 +18,7 @@ from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.experiment import FUSED
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
+from nestling.report.page_tuning import Finding, findings
 from nestling.report.tables import plain, reference_of
 from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED
@@ -41,6 +42,7 @@ class PageData:
         test: the test side's judgments, for texts; None where the split is gone.
         leaks: what two sides share, as `Split.leaks` says it of the tables; None where the split is gone.
         histogram: the SVG of the score histogram; None where it is gone.
+        findings: what a search of settings and a learning curve in the same folder came to.
     """
 
     study: dict[str, Any]
@@ -52,6 +54,7 @@ class PageData:
     test: Judgments | None
     leaks: list[str] | None
     histogram: str | None
+    findings: Sequence[Finding] = ()
 
     @property
     def name(self) -> str:
@@ -158,6 +161,7 @@ def load_page_data(folder: RunFolder) -> PageData:
         test=split.test if split else None,
         leaks=split.leaks() if split else None,
         histogram=histogram.read_text(encoding="utf-8") if histogram.is_file() else None,
+        findings=findings(folder),
     )
 
 

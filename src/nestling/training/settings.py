@@ -81,6 +81,8 @@ class TrainingSettings(Settings):
     """Rotate the trained transformer so that its prefixes carry the most; full-size cosines stay as they are."""
     rotate_first: bool | None = None
     """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
+    prefix_weight: float = Field(default=0.0, ge=-4, le=4)
+    """Matryoshka without weights of its own: a size counts (full size / size) to this power; 0 counts all alike."""
     crops: int = Field(default=0, ge=0)
     """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
     typos: float = Field(default=0.0, ge=0, le=1)

@@ -99,7 +99,7 @@ def curve(
         raise InputError(f"a curve needs 1 seed or more, not {seeds}")
     observer = observer or Observer()
     ground = prepare(experiment, variant, runs=runs, observer=observer)
-    folder = ground.folder.path / "curve"
+    folder = ground.folder.curve
     with RunFolder(folder).locked(), logged_to(ground.folder.log):
         points = tuple(_point(ground, folder, share, seed, observer) for share in shares for seed in range(seeds))
         return _finish(ground, folder, points)

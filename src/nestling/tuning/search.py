@@ -17,7 +17,7 @@ from nestling.run_folder import fingerprint
 from nestling.run_log import logged_to
 from nestling.tuning.ground import Ground, prepare
 from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned
-from nestling.tuning.space import DEFAULT_SPACE, Space, described, make_space, settings_with
+from nestling.tuning.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
 
 if TYPE_CHECKING:
     import optuna
@@ -53,7 +53,7 @@ def tune(
 
     Args:
         variant: its name; by default the first that is trained.
-        space: what to search; by default DEFAULT_SPACE.
+        space: what to search; by default DEFAULT_SPACE, for a variant with the Matryoshka loss MATRYOSHKA_SPACE.
         storage: the journal that workers share; by default in the run's folder. On other machines each worker has a
             run folder of its own and the storage in common.
         seed: of the sampler. One worker's search is repeatable.
@@ -67,9 +67,10 @@ def tune(
     if trials < 1:
         raise InputError(f"a search needs 1 trial or more, not {trials}")
     observer = observer or Observer()
-    space = space or make_space(DEFAULT_SPACE)
     ground = prepare(experiment, variant, runs=runs, observer=observer)
-    folder = ground.folder.path / "tuning"
+    nested = ground.variant.matryoshka is not None and ground.variant.matryoshka.weights is None
+    space = space or make_space(MATRYOSHKA_SPACE if nested else DEFAULT_SPACE)
+    folder = ground.folder.tuning
     made_from = fingerprint(
         ground.split_print,
         ground.variant.name,

@@ -32,6 +32,9 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 }
 """What is searched where no `--space` file says otherwise, in the form of such a file."""
 
+MATRYOSHKA_SPACE: dict[str, dict[str, Any]] = {**DEFAULT_SPACE, "prefix_weight": {"low": -1.0, "high": 1.0}}
+"""The same for a variant with the Matryoshka loss, whose sizes may count differently."""
+
 UNSEARCHABLE = ("preset",)
 """A preset only gives other settings their values, which a search gives already."""
 

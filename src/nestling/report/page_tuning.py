@@ -1,0 +1,76 @@
+"""The search of settings and the learning curve on the page, where the run's folder holds them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nestling.report.page_svg import inline
+from nestling.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FROM = 6
+"""Columns of trials.parquet that are not settings come before this one."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a search or a curve says in a sentence, and its pictures, each with its name."""
+
+    title: str
+    text: str
+    pictures: tuple[tuple[str, str], ...]
+
+
+def findings(folder: RunFolder) -> list[Finding]:
+    """Return the search's finding and the curve's, as far as `nestling tune` and `nestling curve` left them."""
+    found = []
+    for title, told, path, pictures in (
+        ("Search of settings", _search, folder.tuning, ("trials", "importance")),
+        ("Learning curve", _curve, folder.curve, ("curve",)),
+    ):
+        try:
+            text = told(path)
+            shown = tuple(
+                (name, inline(svg.read_text(encoding="utf-8"), name=f"{title}: {name}"))
+                for name in pictures
+                if (svg := path / f"{name}.svg").is_file()
+            )
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+            # The study's page does not fail over a damaged side table.
+            logger.warning("%s is left out of the page: %s", path, error)
+            continue
+        found.append(Finding(title, text, shown))
+    return found
+
+
+def _search(path: Path) -> str:
+    trials = pl.read_parquet(path / "trials.parquet")
+    done = trials.filter(pl.col("state") == "complete")
+    best = done.sort("dev_recall@10", "trial", descending=[True, False]).row(0, named=True)
+    settings = ", ".join(f"{name} {_shown(best[name])}" for name in trials.columns[SETTINGS_FROM:])
+    pruned = len(trials) - len(done)
+    ended = f", {pruned:,} of them ended early" if pruned else ""
+    return (
+        f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has recall@10 {best['dev_recall@10']:.4f} on "
+        f"dev with {settings}."
+    )
+
+
+def _curve(path: Path) -> str:
+    value: dict[str, Any] = json.loads((path / "curve.json").read_text(encoding="utf-8"))
+    return f"{value['variant']} on growing shares of the training data. {value['verdict']}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None else str(value)
