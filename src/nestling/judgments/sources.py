@@ -21,7 +21,7 @@ PRESETS = ("toolshed", "home-depot")
 RECORDS = 25_000
 HOME_DEPOT = "bstds/home_depot"
 
-_KNOWN = {
+KNOWN = {
     "query": "query search_term search_query search_terms anchor question keyword keywords query_text",
     "document": "document title product_title name product_name passage text positive document_text product content "
     "body answer",
@@ -29,9 +29,9 @@ _KNOWN = {
     "query_id": "query_id queryid qid",
     "document_id": "document_id documentid doc_id docid product_uid product_id uid pid entity_id corpus_id item_id sku",
 }
-_OPTION = {role: "--" + role.replace("_", "-") for role in _KNOWN}
+OPTION = {role: "--" + role.replace("_", "-") for role in KNOWN}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
+RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ _KAGGLE = Columns("search_term", ("product_title",), "relevance", document_id="p
 
 
 @dataclass(frozen=True)
-class _Raw:
+class Raw:
     """A source's table as read, and what the source itself knows of it."""
 
     frame: pl.DataFrame
@@ -108,20 +108,21 @@ def load_judgments(
         if wanted == Columns() and scale is None:
             return generated
         frame = generated.frame if "document" in (names or ("document",)) else generated.frame.drop("document")
-        return _judgments(_Raw(frame, generated.source, scale=generated.scale), wanted, scale)
-    return _judgments(_read(source, split, revision), wanted, scale)
+        return _judgments(Raw(frame, generated.source, scale=generated.scale), wanted, scale)
+    return _judgments(read_raw(source, split, revision), wanted, scale)
 
 
-def _read(source: str | Path, split: str | None, revision: str | None) -> _Raw:
+def read_raw(source: str | Path, split: str | None, revision: str | None) -> Raw:
+    """Read a source's table as it is, `toolshed` apart; see `load_judgments`."""
     text = str(source)
     if not text.strip():
         raise InputError(f"no source given; give {_what_to_give()}")
     if source == "home-depot":
         frame = _hub(HOME_DEPOT, split, revision)
         aliases = {"title": "name", "product_title": "name", "product_description": "description"}
-        return _Raw(frame, text, scale=kaggle.SCALE, columns=Columns(document=("name",)), aliases=aliases)
+        return Raw(frame, text, scale=kaggle.SCALE, columns=Columns(document=("name",)), aliases=aliases)
     if isinstance(source, str) and text.startswith("hf:"):
-        return _Raw(_hub(text.removeprefix("hf:"), split, revision), text)
+        return Raw(_hub(text.removeprefix("hf:"), split, revision), text)
     preset = isinstance(source, str) and text.startswith("home-depot:")
     path = Path(text.removeprefix("home-depot:")) if preset else Path(source)
     with contextlib.suppress(RuntimeError):  # ~name, with no user of that name
@@ -129,9 +130,9 @@ def _read(source: str | Path, split: str | None, revision: str | None) -> _Raw:
     if not _exists(path, text):
         if isinstance(source, str) and not preset:
             if _HUB_NAME.fullmatch(text) and not re.search(r"\.[a-z]{2,8}(\.gz|\.zip)?$", text, re.IGNORECASE):
-                return _Raw(_hub(text, split, revision), text)
+                return Raw(_hub(text, split, revision), text)
             if not re.search(r"[./\\~]", text):
-                raise InputError(f"no such source: {text!r}{_nearest(text, PRESETS)}; give {_what_to_give()}")
+                raise InputError(f"no such source: {text!r}{nearest(text, PRESETS)}; give {_what_to_give()}")
         raise InputError(f"no such file: {text}; check the spelling, or give {_what_to_give()}")
     table = kaggle.load(path, text)
     if table is None and preset:
@@ -139,11 +140,11 @@ def _read(source: str | Path, split: str | None, revision: str | None) -> _Raw:
         raise InputError(f"{text}: holds no train.csv with the columns {columns}; give the folder or zip that does")
     _only_on_the_hub(text, revision=revision, split=None if table is None and path.is_dir() else split)
     if table is None and path.is_dir():
-        return _Raw(_datasets(str(path), text, split, None, "give the path of a file in it"), text)
+        return Raw(_datasets(str(path), text, split, None, "give the path of a file in it"), text)
     if table is None:
         table = files.read_table(path, text)
-        return _Raw(table.frame, text, table.encoding)
-    return _Raw(table.frame, text, table.encoding, kaggle.SCALE, _KAGGLE, kaggle.ALIASES, kaggle.ABSENT)
+        return Raw(table.frame, text, table.encoding)
+    return Raw(table.frame, text, table.encoding, kaggle.SCALE, _KAGGLE, kaggle.ALIASES, kaggle.ABSENT)
 
 
 def _only_on_the_hub(source: str, **options: str | None) -> None:
@@ -221,18 +222,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _judgments(raw: _Raw, wanted: Columns, scale: tuple[float, float] | None) -> Judgments:
+def _judgments(raw: Raw, wanted: Columns, scale: tuple[float, float] | None) -> Judgments:
     columns = _choose(raw, wanted)
-    roles = {role: getattr(columns, role) for role in _KNOWN if role != "document" and getattr(columns, role)}
+    roles = {role: getattr(columns, role) for role in KNOWN if role != "document" and getattr(columns, role)}
     taken = {*roles.values(), *(columns.document if columns.document == ("document",) else ())}
-    texts = {name: _text(raw.frame[name]) for name in columns.document}
+    texts = {name: as_text(raw.frame[name]) for name in columns.document}
     values = {role: raw.frame[name] for role, name in roles.items()}
-    frame = pl.DataFrame({role: _score(v) if role == "score" else _text(v) for role, v in values.items()})
-    frame = frame.with_columns(_joined(list(texts.values())).alias("document"))
+    frame = pl.DataFrame({role: _score(v) if role == "score" else as_text(v) for role, v in values.items()})
+    frame = frame.with_columns(joined(list(texts.values())).alias("document"))
     for name in raw.frame.columns:
-        kept = name in texts or not (_RECORD_NUMBER.fullmatch(name) or _is_binary(raw.frame[name]))
+        kept = name in texts or not (RECORD_NUMBER.fullmatch(name) or is_binary(raw.frame[name]))
         if name not in taken and kept:
-            frame = frame.with_columns(_text(raw.frame[name]).alias(_field_name(name, frame.columns)))
+            frame = frame.with_columns(as_text(raw.frame[name]).alias(_field_name(name, frame.columns)))
     return Judgments.from_frame(
         frame,
         scale=scale or raw.scale,
@@ -242,36 +243,37 @@ def _judgments(raw: _Raw, wanted: Columns, scale: tuple[float, float] | None) ->
     )
 
 
-def _choose(raw: _Raw, wanted: Columns) -> Columns:
+def _choose(raw: Raw, wanted: Columns) -> Columns:
     """Return the column for each role: as asked for, else as the source has it, else by a usual name."""
     there = raw.frame.columns
     asked = replace(wanted, document=tuple(raw.aliases.get(n, n) if n not in there else n for n in wanted.document))
-    chosen: dict[str, Any] = {role: getattr(asked, role) or getattr(raw.columns, role) for role in _KNOWN}
+    chosen: dict[str, Any] = {role: getattr(asked, role) or getattr(raw.columns, role) for role in KNOWN}
     for role, value in chosen.items():
         for name in (value,) if isinstance(value, str) else value or ():
             if name not in there:
-                hint = f" ({raw.absent[name]})" if name in raw.absent else _nearest(name, there)
+                hint = f" ({raw.absent[name]})" if name in raw.absent else nearest(name, there)
                 what = f"no column {files.listed([name])!r}{hint}"
-                raise InputError(f"{raw.name}: {what}; give {_OPTION[role]} one of: {files.listed(there)}")
+                raise InputError(f"{raw.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
     taken = {name for v in chosen.values() if v for name in ((v,) if isinstance(v, str) else v)}
     free = {re.sub(r"[\s-]+", "_", name.casefold()): name for name in reversed(there) if name not in taken}
-    for role, known in _KNOWN.items():
+    for role, known in KNOWN.items():
         if not chosen[role]:
             name = next((free.pop(usual) for usual in known.split() if usual in free), None)
             if name is None and not role.endswith("_id"):
                 what = f"cannot tell which column is the {role}"
-                raise InputError(f"{raw.name}: {what}; give {_OPTION[role]} one of: {files.listed(there)}")
+                raise InputError(f"{raw.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
             chosen[role] = (name,) if name and role == "document" else name
     return Columns(**chosen)
 
 
-def _nearest(name: str, choices: Sequence[str]) -> str:
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """Return a hint at the choice that a misspelt name may mean, or nothing."""
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(name.casefold(), folded, 1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
-def _joined(texts: list[pl.Series]) -> pl.Series:
+def joined(texts: list[pl.Series]) -> pl.Series:
     """Return the texts of each row one a line, without the empty ones; a single column as it is."""
     if len(texts) == 1:
         return texts[0]
@@ -280,7 +282,7 @@ def _joined(texts: list[pl.Series]) -> pl.Series:
     return parts.select(pl.concat_list(pl.all()).list.eval(full).list.join("\n")).to_series()
 
 
-def _text(values: pl.Series) -> pl.Series:
+def as_text(values: pl.Series) -> pl.Series:
     """Return values as strings, lists and structs as JSON, and nothing as the empty string."""
     values = values.alias("text")  # for polars takes a name such as * for a pattern
     if values.dtype.is_nested():
@@ -290,10 +292,11 @@ def _text(values: pl.Series) -> pl.Series:
 
 
 def _score(values: pl.Series) -> pl.Series:
-    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else _text(values)
+    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else as_text(values)
 
 
-def _is_binary(values: pl.Series) -> bool:
+def is_binary(values: pl.Series) -> bool:
+    """Whether a column holds bytes, as of pictures, and so no text."""
     return "Binary" in str(values.dtype)
 
 

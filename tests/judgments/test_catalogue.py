@@ -1,0 +1,103 @@
+"""A catalogue is read from whatever a shop has: each document once, with the fields that say one thing of it."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestling.errors import InputError
+from nestling.judgments.catalogue import load_catalogue
+
+
+def test_a_judged_file_gives_each_document_once_and_no_query(tmp_path: Path):
+    path = tmp_path / "judged.csv"
+    path.write_text(
+        "search_term,product_title,product_uid,relevance,brand\n"
+        "saw,Hand saw,7,3,Acme\nhammer,Claw hammer,5,3,Bolt\nwood saw,Hand saw,7,1,Acme\n"
+    )
+    found = load_catalogue(path)
+    assert found.frame.to_dicts() == [
+        {"document_id": "7", "document": "Hand saw", "product_title": "Hand saw", "brand": "Acme"},
+        {"document_id": "5", "document": "Claw hammer", "product_title": "Claw hammer", "brand": "Bolt"},
+    ]
+    assert (found.empty, found.retitled) == (0, 0)
+
+
+def test_one_text_a_line_gets_ids_from_its_text_so_that_a_new_first_line_changes_no_other(tmp_path: Path):
+    path = tmp_path / "titles.txt"
+    path.write_text("Hand saw\n\nClaw  hammer\nhand SAW\n", encoding="utf-8")
+    before = load_catalogue(path)
+    assert before.frame["document"].to_list() == ["Hand saw", "Claw  hammer"]
+    assert before.empty == 1
+    packed = tmp_path / "titles.txt.gz"
+    packed.write_bytes(gzip.compress(b"New thing\n" + path.read_bytes()))
+    after = load_catalogue(packed)
+    assert after.frame["document_id"].to_list()[1:] == before.frame["document_id"].to_list()
+
+
+def test_several_columns_are_joined_and_named_fields_are_kept(tmp_path: Path):
+    path = tmp_path / "shop.jsonl"
+    path.write_text('{"sku": 1, "title": "Saw", "text": "Cuts.", "brand": "A", "size": "L"}\n')
+    found = load_catalogue(path, document=["title", "text"], fields=["brand"])
+    assert found.frame.to_dicts() == [{"document_id": "1", "document": "Saw\nCuts.", "brand": "A"}]
+
+
+def test_of_several_texts_under_an_id_the_longest_stands_and_is_counted(tmp_path: Path):
+    path = tmp_path / "shop.csv"
+    path.write_text("id,sku,title\n1,a,Saw\n2,a,Hand saw\n3,b,Nail\n")
+    found = load_catalogue(path)
+    assert found.frame.select("document_id", "document").rows() == [("a", "Hand saw"), ("b", "Nail")]
+    assert found.retitled == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("sku,titel\na,b\n", {}, "cannot tell which column is the document; give --document one of: sku, titel"),
+        ("sku,title\na,b\n", {"document": "titel"}, r"no column 'titel' \(did you mean 'title'\?\); give --document"),
+        ("sku,title\na,b\n", {"fields": ["brand"]}, "no column 'brand'; give --fields one of"),
+        ("sku,title\na,b\n", {"document_id": "uid"}, "no column 'uid'; give --document-id one of"),
+        ("sku,title\na, \n", {}, "none of its 1 rows has a text"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path, text: str, options: dict, message: str):
+    path = tmp_path / "shop.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_catalogue(path, **options)
+
+
+def test_a_damaged_text_file_is_refused_by_name(tmp_path: Path):
+    path = tmp_path / "titles.txt.gz"
+    path.write_bytes(gzip.compress(b"Saw\n")[:-4])
+    with pytest.raises(InputError, match=r"titles\.txt\.gz: cannot be unpacked"):
+        load_catalogue(path)
+
+
+def test_the_generated_catalogue_has_fields_to_filter_by():
+    found = load_catalogue("toolshed")
+    assert found.frame["document_id"].n_unique() == len(found) > 1000
+    assert {"brand", "colour"} <= set(found.fields)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", " a"]), texts, st.sampled_from("xy")), min_size=1))
+def test_any_table_gives_unique_ids_and_no_empty_text(tmp_path_factory: pytest.TempPathFactory, rows: list):
+    path = tmp_path_factory.mktemp("c") / "shop.parquet"
+    pl.DataFrame(rows, schema=["sku", "title", "brand"], orient="row").write_parquet(path)
+    full = [text for _, text, _ in rows if text.strip()]
+    try:
+        found = load_catalogue(path)
+    except InputError:
+        assert not pl.Series(full, dtype=pl.String).str.contains(r"\S").any()
+        return
+    assert found.frame["document_id"].is_unique().all()
+    assert set(found.frame["document"]) <= set(full)
+    assert len(found) <= len(full)
