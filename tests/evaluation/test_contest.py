@@ -17,7 +17,8 @@ from nestling.evaluation.baselines import Lexical
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.contest import Contest, Kind
-from nestling.evaluation.fusion import WEIGHTS, Fusion
+from nestling.evaluation.fusion import Fusion
+from nestling.evaluation.fusion_fit import WEIGHTS
 from nestling.evaluation.grid import CELL, measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels

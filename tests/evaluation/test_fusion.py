@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nestling.errors import InputError
 from nestling.evaluation import fusion
-from nestling.evaluation.fusion import Fusion, Normalisation, PairScores, Top, fit_fusion, fuse_ranks, inner_products
+from nestling.evaluation.fusion import Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
+from nestling.evaluation.fusion_fit import fit_fusion
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments

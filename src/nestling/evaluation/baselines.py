@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
+import regex
 from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.judgments.table import normalise
+from nestling.judgments.identity import normalise
 
 if TYPE_CHECKING:
     import bm25s  # type: ignore[import-untyped]
@@ -39,7 +39,7 @@ FORMAT = 1
 # A number and its unit are words of their own, so that "18v" finds "18-volt" by its 18 and "4ft" finds "4 ft.": 1.1
 # points of recall@10 on 17,500 Home Depot records. Fractions and decimals stay whole. Marks belong to the letter before
 # them, without which Hindi falls to pieces.
-_WORD = r"\p{N}+(?:[./]\p{N}+)*|[\p{L}\p{M}]+"
+_WORD = regex.compile(r"\p{N}+(?:[./]\p{N}+)*|[\p{L}\p{M}]+")
 # Compatibility normalisation writes 1½ as 11⁄2.
 _FRACTION = re.compile("([\u00bc-\u00be\u2150-\u215f\u2189])")
 
@@ -81,16 +81,16 @@ class Lexical:
             raise InputError(f"BM25 needs k1 of 0 or more and b of 0 to 1; got k1={k1:g}, b={b:g}")
         name = language if stem else None
         terms = _words(documents)
-        distinct = terms.explode().drop_nulls().unique(maintain_order=True)
-        if distinct.is_empty():
+        distinct = _distinct(terms)
+        if not distinct:
             raise InputError(f"BM25 needs a word to go by; none of {len(documents)} documents holds one")
-        stems = _stemmed(distinct.to_list(), name)
+        stems = _stemmed(distinct, name)
         vocabulary = {term: i for i, term in enumerate(dict.fromkeys(stems))}
-        ids = dict(zip(distinct.to_list(), (vocabulary[term] for term in stems), strict=True))
+        ids = dict(zip(distinct, (vocabulary[term] for term in stems), strict=True))
         index = _library().BM25(k1=k1, b=b, method="lucene", backend="numpy")
         # An empty word, which the library would add, would be no column of its matrix.
         index.index(
-            ([[ids[word] for word in row] for row in terms.to_list()], vocabulary),
+            ([[ids[word] for word in row] for row in terms], vocabulary),
             create_empty_token=False,
             show_progress=False,
         )
@@ -106,11 +106,16 @@ class Lexical:
             found[row] = self.index.get_scores_from_ids(terms)
         return found
 
-    def top_k(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def top_k(
+        self, queries: Sequence[str], k: int, *, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the `k` documents of the highest scores for each query, best first; equal scores by lower column.
 
         A document that shares no word with the query is not retrieved, as in Lucene and so in its TREC runs; -1 with
         a score of 0 pads the row. Working memory is a few numbers a document, whatever the number of queries.
+
+        Args:
+            allowed: (n_documents,) bool, of the documents to rank; by default all.
 
         Returns:
             indices: (n_queries, min(k, n_documents)) int64, and scores: the same shape, float32, descending.
@@ -125,7 +130,7 @@ class Lexical:
         scores = np.zeros((len(queries), k), dtype=np.float32)
         for row, terms in enumerate(self._terms(queries)):
             every = self.index.get_scores_from_ids(terms)
-            columns = np.flatnonzero(every)
+            columns = np.flatnonzero(every if allowed is None else (every > 0) & allowed)
             if len(columns) > k:
                 kth = np.partition(every[columns], -k)[-k]
                 columns = columns[every[columns] >= kth]
@@ -163,8 +168,11 @@ class Lexical:
             atomic.write_json(temporary / SETTINGS, {"format": FORMAT, "language": self.language})
 
     @classmethod
-    def load(cls, folder: Path) -> Lexical:
+    def load(cls, folder: Path, *, mapped: bool = False) -> Lexical:
         """Read what `save` wrote.
+
+        Args:
+            mapped: leave the postings in the file, and read what a query needs; for large corpora.
 
         Raises:
             InputError: the folder does not hold such an index, a newer version wrote it, or it is damaged.
@@ -174,7 +182,7 @@ class Lexical:
             settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             version, language = settings["format"], settings["language"]
             if version == FORMAT:
-                index = library.BM25.load(folder, show_progress=False)
+                index = library.BM25.load(folder, mmap=mapped, show_progress=False)
                 n_documents = _checked(index)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} holds no BM25 index that can be read ({error}); build it anew") from error
@@ -186,15 +194,19 @@ class Lexical:
 
     def _terms(self, queries: Sequence[str]) -> list[list[int]]:
         words = _words(queries)
-        distinct = words.explode().drop_nulls().unique(maintain_order=True).to_list()
+        distinct = _distinct(words)
         ids = dict(zip(distinct, map(self.index.vocab_dict.get, _stemmed(distinct, self.language)), strict=True))
-        return [[term for word in row if (term := ids[word]) is not None] for row in words.to_list()]
+        return [[term for word in row if (term := ids[word]) is not None] for row in words]
 
 
-def _words(texts: Sequence[str]) -> pl.Series:
-    """Return the words of each text, a Series of lists of strings."""
-    plain = [normalise(_FRACTION.sub(r" \1", text)).replace("\u2044", "/") for text in texts]
-    return pl.Series(plain, dtype=pl.String).str.extract_all(_WORD)
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    """Return the words of each text."""
+    plain = (normalise(_FRACTION.sub(r" \1", text)).replace("\u2044", "/") for text in texts)
+    return [_WORD.findall(text) for text in plain]
+
+
+def _distinct(words: list[list[str]]) -> list[str]:
+    return list(dict.fromkeys(word for row in words for word in row))
 
 
 def _stemmed(words: list[str], language: str | None) -> list[str]:

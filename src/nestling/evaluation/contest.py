@@ -13,7 +13,8 @@ import polars as pl
 from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
-from nestling.evaluation.fusion import Fusion, Top, fit_fusion
+from nestling.evaluation.fusion import Fusion, Top
+from nestling.evaluation.fusion_fit import fit_fusion
 from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.significance import CONFIDENCE, RESAMPLES, interval
-from nestling.judgments.table import Judgments, normalise
+from nestling.judgments.identity import normalise
+from nestling.judgments.table import Judgments
 
 FULL = 0.2
 """Share of the queries at which a band of counts is full; a last one of less than half of that joins the one before."""

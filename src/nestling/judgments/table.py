@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,18 +12,9 @@ import numpy as np
 import polars as pl
 
 from nestling.errors import InputError
+from nestling.judgments.identity import normalise
 
 COLUMNS = ("query_id", "query", "document_id", "document", "score")
-
-
-def normalise(text: str) -> str:
-    """Return the identity of a query or document text: NFKC, casefolded, runs of white space as one space.
-
-    Example:
-        >>> normalise("  Ångström\\u00a0Drill ")
-        'ångström drill'
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def normalised(texts: pl.Series) -> pl.Series:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from nestling.errors import InputError
-from nestling.judgments.table import Judgments, normalise
+from nestling.judgments.identity import normalise
+from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed_products import ATTRIBUTES, Dice, Product, Vocabulary, make_product
 from nestling.judgments.toolshed_queries import phrase, wishes_of
 
