@@ -6,7 +6,7 @@ import base64
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,6 +21,9 @@ from nestling.report.page_training import training_curves
 from nestling.report.page_verdict import verdict
 from nestling.report.tables import label
 from nestling.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LISTED = 5
 """Queries among the biggest wins and losses."""
@@ -40,10 +43,54 @@ def write_page(folder: RunFolder) -> Path:
 
 def render(data: PageData) -> str:
     """Return the page as HTML. Texts are escaped wherever they stand, and only the page's own script may run."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
+    script = template("page.js")
+    found = explorer(data, first=_first(data), second=data.pick)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            name=data.name,
+            style=Markup(template("page.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            facts=_facts(data),
+            answers=verdict(data),
+            histogram=Markup(inline(data.histogram, name="Histogram of scores")) if data.histogram else None,
+            inspection=data.study["inspection"],
+            cleaning=_cleaning(data),
+            leaks=data.leaks,
+            split=page_tables.split_table(data),
+            lengths=page_tables.lengths_table(data),
+            full=page_tables.full_size_table(data),
+            by_dim=[page_tables.by_dim_table(data, measure) for measure in data.measures],
+            ceiling=data.study["test"]["ceiling@10"],
+            curves=[Markup(svg) for svg in _curves(data)],
+            training=page_tables.training_table(data) if data.study["training"] else None,
+            training_curves=[
+                Markup(inline(drawn(chart), name=title))
+                for title, chart in training_curves(data.study["training"]).items()
+            ],
+            fronts=[(name, Markup(svg)) for name, svg in _fronts(data)],
+            findings=[
+                (one.title, one.text, [(name, Markup(svg)) for name, svg in one.pictures]) for one in data.findings
+            ],
+            slices=page_tables.slices_table(data),
+            significance=page_tables.significance_table(data) if not data.comparisons.is_empty() else None,
+            explorer=found,
+            explorer_json=Markup(found.json) if found else None,
+            extremes=_extremes(data),
+            reproduce=_reproduce(data),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Return what renders the templates: texts are escaped, and without control characters."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
         loader=PackageLoader("nestling.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -51,43 +98,10 @@ def render(data: PageData) -> str:
         lstrip_blocks=True,
         finalize=lambda value: without_controls(value) if type(value) is str else value,
     )
-    script = _template("page.js")
-    found = explorer(data, first=_first(data), second=data.pick)
-    return environment.get_template("page.html").render(
-        name=data.name,
-        style=Markup(_template("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        facts=_facts(data),
-        answers=verdict(data),
-        histogram=Markup(inline(data.histogram, name="Histogram of scores")) if data.histogram else None,
-        inspection=data.study["inspection"],
-        cleaning=_cleaning(data),
-        leaks=data.leaks,
-        split=page_tables.split_table(data),
-        lengths=page_tables.lengths_table(data),
-        full=page_tables.full_size_table(data),
-        by_dim=[page_tables.by_dim_table(data, measure) for measure in data.measures],
-        ceiling=data.study["test"]["ceiling@10"],
-        curves=[Markup(svg) for svg in _curves(data)],
-        training=page_tables.training_table(data) if data.study["training"] else None,
-        training_curves=[
-            Markup(inline(drawn(chart), name=title)) for title, chart in training_curves(data.study["training"]).items()
-        ],
-        fronts=[(name, Markup(svg)) for name, svg in _fronts(data)],
-        findings=[
-            (one.title, one.text, [(name, Markup(svg)) for name, svg in one.pictures]) for one in data.findings
-        ],
-        slices=page_tables.slices_table(data),
-        significance=page_tables.significance_table(data) if not data.comparisons.is_empty() else None,
-        explorer=found,
-        explorer_json=Markup(found.json) if found else None,
-        extremes=_extremes(data),
-        reproduce=_reproduce(data),
-    )
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """Return the text of a file among the templates."""
     return (resources.files("nestling.report") / "templates" / name).read_text(encoding="utf-8")
 
 
@@ -167,7 +181,8 @@ def _extremes(data: PageData) -> dict[str, Any] | None:
     }
 
 
-def _without_folders(model: str | None) -> str | None:
+def without_folders(model: str | None) -> str | None:
+    """Return a model's name without the folders that it lies in."""
     # A hub id has a slash too, but begins with no root and no dot.
     return Path(model).name if model and (Path(model).is_absolute() or model.startswith(".")) else model
 
@@ -177,9 +192,9 @@ def _reproduce(data: PageData) -> dict[str, Any]:
     experiment = {**study["experiment"], "data": dict(study["experiment"]["data"])}
     # Pages are passed around, and folders tell of a machine.
     experiment["data"]["source"] = charts.short_source(experiment["data"]["source"])
-    experiment["model"] = _without_folders(experiment["model"])
+    experiment["model"] = without_folders(experiment["model"])
     experiment["variants"] = [
-        {**variant, "base": _without_folders(variant["base"])} for variant in experiment["variants"]
+        {**variant, "base": without_folders(variant["base"])} for variant in experiment["variants"]
     ]
     machine = study["hardware"]
     memory = f", {machine['memory'] / 1e9:.0f} GB of memory" if machine.get("memory") else ""
