@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__, cli_measuring, cli_report, cli_tuning
+from nestling import __version__, cli_measuring, cli_publishing, cli_report, cli_tuning
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
@@ -197,6 +197,7 @@ def train(
 app.command(cli_measuring.evaluate)
 app.command(cli_measuring.shrink)
 app.command(cli_report.report)
+app.command(cli_publishing.push)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 

@@ -50,9 +50,9 @@ def report(
 
 
 def _one(folder: RunFolder, *, as_json: bool) -> None:
-    from nestling.report.page import write_page
+    from nestling.report.pages import write_pages
 
-    path = write_page(folder)
+    path = write_pages(folder)
     if as_json:
         print(json.dumps({**json.loads(folder.results_json.read_text(encoding="utf-8")), "path": str(path)}))
         return

@@ -20,7 +20,7 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
-from nestling.report import charts, page, tables
+from nestling.report import charts, pages, tables
 from nestling.run_evaluation import RunEvaluation
 from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
@@ -275,7 +275,7 @@ class _Study:
             self.seconds,
         )
         results, comparisons, pictures = study.write(self.folder)
-        report = page.write_page(self.folder)
+        report = pages.write_pages(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,

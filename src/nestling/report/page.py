@@ -55,11 +55,11 @@ def render(data: PageData) -> str:
             style=Markup(template("page.css")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            facts=_facts(data),
+            facts=facts_of(data),
             answers=verdict(data),
             histogram=Markup(inline(data.histogram, name="Histogram of scores")) if data.histogram else None,
             inspection=data.study["inspection"],
-            cleaning=_cleaning(data),
+            cleaning=cleaning_of(data),
             leaks=data.leaks,
             split=page_tables.split_table(data),
             lengths=page_tables.lengths_table(data),
@@ -81,7 +81,7 @@ def render(data: PageData) -> str:
             explorer=found,
             explorer_json=Markup(found.json) if found else None,
             extremes=_extremes(data),
-            reproduce=_reproduce(data),
+            reproduce=reproduction_of(data),
         )
     )
 
@@ -110,7 +110,7 @@ def _first(data: PageData) -> str | None:
     return data.reference if data.reference != data.pick else data.lexical
 
 
-def _facts(data: PageData) -> dict[str, str]:
+def facts_of(data: PageData) -> dict[str, str]:
     study = data.study
     return {
         "data": charts.short_source(study["data"]["source"]),
@@ -121,7 +121,7 @@ def _facts(data: PageData) -> dict[str, str]:
     }
 
 
-def _cleaning(data: PageData) -> list[str]:
+def cleaning_of(data: PageData) -> list[str]:
     counts = data.study["inspection"]["cleaning"]
     return [f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if name != "read" and count]
 
@@ -187,7 +187,7 @@ def without_folders(model: str | None) -> str | None:
     return Path(model).name if model and (Path(model).is_absolute() or model.startswith(".")) else model
 
 
-def _reproduce(data: PageData) -> dict[str, Any]:
+def reproduction_of(data: PageData) -> dict[str, Any]:
     study = data.study
     experiment = {**study["experiment"], "data": dict(study["experiment"]["data"])}
     # Pages are passed around, and folders tell of a machine.

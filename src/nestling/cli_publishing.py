@@ -1,0 +1,59 @@
+"""The verb that uploads a trained model to a hub: push. Parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nestling.cli_options import Json
+from nestling.errors import InputError
+from nestling.terminal import clean
+
+
+def push(
+    run: Annotated[Path, Parameter(help="A finished run: its folder, or its name in RUNS.")],
+    variant: Annotated[str, Parameter(help="One of its trained variants.")],
+    hub_id: Annotated[str, Parameter(help="The repository, OWNER/NAME; it is made where it is missing.")],
+    *,
+    runs: Annotated[Path, Parameter(help="The folder that holds runs.")] = Path("runs"),
+    private: Annotated[bool, Parameter(help="Make the repository private.", negative="")] = False,
+    revision: Annotated[str | None, Parameter(help="A branch; it is made where it is missing.")] = None,
+    message: Annotated[str | None, Parameter(help="Message of the commit.")] = None,
+    endpoint: Annotated[str | None, Parameter(help="URL of the hub; by default HF_ENDPOINT or huggingface.co.")] = None,
+    dry_run: Annotated[bool, Parameter(help="List what would be sent, and send nothing.", negative="")] = False,
+    force: Annotated[bool, Parameter(help="Push a model that is a REGRESSION, too.", negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a trained model and its card to a model hub, in one commit.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    from nestling import publishing
+    from nestling.report.grid_view import size
+
+    folder = run if run.is_dir() else runs / run
+    if not folder.is_dir():
+        raise InputError(f"there is no run {run}, here or in {runs}; give the folder of a finished nestling run")
+    upload = publishing.plan(folder, variant, hub_id, force=force)
+    sizes = upload.sizes
+    url = None
+    if not dry_run:
+        url = publishing.send(upload, private=private, revision=revision, message=message, endpoint=endpoint)
+    if as_json:
+        print(json.dumps({"repository": hub_id, "files": sizes, "bytes": sum(sizes.values()), "commit": url}))
+        return
+    out = Console()
+    table = Table("file", title=f"{'Would be sent' if dry_run else 'Sent'} to {hub_id}", title_justify="left")
+    table.add_column("size", justify="right")
+    for name, count in sizes.items():
+        table.add_row(escape(clean(name)), size(count))
+    table.add_section()
+    table.add_row("all", size(sum(sizes.values())))
+    out.print(table)
+    out.print(f"commit  {url}" if url else "nothing was sent", soft_wrap=True, highlight=False, markup=False)

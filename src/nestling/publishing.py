@@ -1,0 +1,280 @@
+"""A trained model of a run goes to a model hub: what is uploaded, the checks before, and one commit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.report.card_base import CARD
+from nestling.report.model_card import addressed, model_card
+from nestling.report.page_data import PageData, load_page_data
+from nestling.run_folder import RunFolder
+from nestling.training.result import SUMMARY
+
+MODULES = "modules.json"
+SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
+"""What a SentenceTransformer is stored in; no pickle, so no state of an optimizer, and no code."""
+WORK = frozenset({"trainer_state.json"})
+MAIN = "main"
+
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a push sends.
+
+    Attributes:
+        files: paths within the repository, sorted; each with where it lies, or its bytes.
+        sizes: bytes of each.
+        model: the model's folder.
+        card: the bytes of its card, which is among the files.
+    """
+
+    repo_id: str
+    variant: str
+    model: Path
+    files: dict[str, Path | bytes]
+    card: bytes
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
+
+
+def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Upload:
+    """Check a run's model and return what `push` sends, without a look at the network and without writing anything.
+
+    The card is the one in the model's folder, else made from the run's tables; its usage snippet names the repository.
+
+    Args:
+        run: the folder of a finished run.
+        repo_id: `OWNER/NAME`.
+        force: take a model that ended on dev below its base, too.
+
+    Raises:
+        InputError: the run is not finished, the variant was not trained, it is a regression, its folder is not whole,
+            or the repository's id is not valid.
+    """
+    _check_repo_id(repo_id)
+    folder = RunFolder(run)
+    data = load_page_data(folder)
+    _check_variant(folder, data, variant)
+    worse = data.regressions.get(variant)
+    if worse and not force:
+        raise InputError(
+            f"{variant} of {run} is a REGRESSION: on dev it ended below {worse}; push another variant, or give --force"
+        )
+    model = folder.model(variant)
+    files: dict[str, Path | bytes] = dict(_model_files(model))
+    card = model / CARD
+    if card.is_symlink():
+        raise InputError(f"{card} is a link; put the file there")
+    try:
+        text = card.read_text(encoding="utf-8") if card.is_file() else model_card(data, variant)
+    except UnicodeDecodeError:
+        raise InputError(f"{card} is not UTF-8; remove it, and nestling report {run} writes it again") from None
+    files[CARD] = sent = addressed(text, repo_id).encode()
+    return Upload(repo_id, variant, model, dict(sorted(files.items())), sent)
+
+
+def push(
+    run: Path,
+    variant: str,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    endpoint: str | None = None,
+    force: bool = False,
+) -> str:
+    """Upload a run's trained model with its card to a hub, in one commit; return the commit's URL.
+
+    The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
+    token is what huggingface_hub finds: HF_TOKEN, or that of a login. Afterwards the card in the model's folder is the
+    one that was sent.
+
+    Args:
+        run, variant, repo_id, force: as for `plan`.
+        private: make the repository private; one that exists and is public is refused.
+        revision: a branch; the main one by default.
+        message: of the commit.
+        endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
+
+    Raises:
+        InputError: as `plan` does; or there is no token, the hub refuses it, cannot be reached or must not be.
+    """
+    upload = plan(run, variant, repo_id, force=force)
+    return send(upload, private=private, revision=revision, message=message, endpoint=endpoint)
+
+
+def send(
+    upload: Upload,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Send what `plan` returned; arguments, result and errors as those of `push`."""
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if endpoint is not None and not re.match(r"https?://[^/\s]", endpoint):
+        raise InputError(f"endpoint {endpoint!r} is no URL; give one that begins with https://")
+    token = get_token()
+    if token is None:
+        raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN to one that may write")
+    api = HfApi(endpoint=endpoint, token=token)
+    repo_id = upload.repo_id
+    with _told(repo_id, api.endpoint):
+        # A token may be good for one repository and not for making any.
+        if not api.repo_exists(repo_id):
+            # Not asking for a public one leaves the choice to the owner's settings.
+            api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise InputError(f"{repo_id} exists and is public; make it private there first, or push without --private")
+        if revision not in (None, MAIN):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # upload_folder may spread its files over several commits, so that a reader meets half a model.
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in upload.files.items()],
+            commit_message=message or f"Upload {upload.variant}, trained with Nestling",
+            revision=revision,
+        )
+    atomic.write_text(upload.model / CARD, upload.card.decode())
+    return str(commit.commit_url)
+
+
+def _check_repo_id(repo_id: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        valid = _REPO_ID.fullmatch(repo_id) is not None
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise InputError(
+            f"{repo_id!r} is no valid id of a repository; give OWNER/NAME of letters, digits, '-', '_' and '.', as in "
+            "my-shop/search-model"
+        )
+
+
+def _check_variant(folder: RunFolder, data: PageData, variant: str) -> None:
+    trained = [name for name in data.trained if name in data.study["training"]]
+    if variant not in trained or Path(variant).name != variant:
+        known = variant in [one["name"] for one in data.variants]
+        what = f"{variant!r} was not trained, so it is its base as it was" if known else f"no variant {variant!r}"
+        raise InputError(f"{folder.path}: {what}; trained are: {', '.join(trained) or 'none'}")
+    summary = folder.training(variant) / SUMMARY
+    if summary.is_file() and _json(summary) != data.study["training"][variant]:
+        raise InputError(
+            f"{folder.path}: {variant} was trained again after the run's results were written; finish it with nestling "
+            "run"
+        )
+
+
+def _model_files(model: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (path within the repository, path) of the model's files, and raise where the model is not whole."""
+    modules = _json(model / MODULES)
+    if not isinstance(modules, list) or not all(isinstance(one, dict) and "path" in one for one in modules):
+        raise InputError(f"{model / MODULES} lists no modules; train the variant again with nestling run")
+    found = []
+    for place in dict.fromkeys(["", *(str(one["path"]) for one in modules)]):
+        folder = model / place
+        if ".." in Path(place).parts or Path(place).is_absolute() or not folder.is_dir():
+            raise InputError(f"{model}: its module {place!r} is not there; train the variant again with nestling run")
+        # Of the model's own folder the files alone, since not every folder in it need be a module.
+        found += sorted(folder.rglob("*") if place else folder.iterdir())
+    weights = 0
+    for path in dict.fromkeys(found):
+        name = path.relative_to(model)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_dir() or hidden or path.suffix not in SUFFIXES or path.name in WORK:
+            continue
+        if path.is_symlink() or not path.resolve().is_relative_to(model.resolve()):
+            raise InputError(f"{path} is a link, and what it leads to may be no part of the model; put the file there")
+        if path.suffix == ".safetensors":
+            _check_weights(path)
+            weights += 1
+        yield name.as_posix(), path
+    if not weights:
+        raise InputError(f"{model} holds no .safetensors weights; train the variant again with nestling run")
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Reads the header alone, and compares the file's length with it.
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); train the variant again with nestling run") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}, so the model is not whole; train it again with nestling run") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path} cannot be read; train the variant again with nestling run") from None
+
+
+@contextmanager
+def _told(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a line that says what to do."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # The client's threads wrap what the hub said.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        if isinstance(cause, HfHubHTTPError):
+            raise InputError(_refusal(cause.response.status_code, cause.server_message, repo_id, endpoint)) from None
+        if isinstance(cause, OfflineModeIsEnabled):
+            raise InputError("HF_HUB_OFFLINE is set, so nothing is sent; unset it, then push again") from None
+        if isinstance(cause, LocalTokenNotFoundError):
+            raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN") from None
+        if isinstance(cause, HTTPError | ConnectionError):
+            raise InputError(
+                f"{endpoint} cannot be reached ({_first_line(cause)}); look at the network, then push again"
+            ) from None
+        if isinstance(cause, RuntimeError | ValueError):
+            raise InputError(f"{endpoint} did not take {repo_id}: {_first_line(cause)}") from None
+        raise
+
+
+def _refusal(status: int, said: str | None, repo_id: str, endpoint: str) -> str:
+    advice = {
+        401: "the token is not accepted; log in again with hf auth login, or set HF_TOKEN to one that may write",
+        403: f"the token may not write to {repo_id}; take one with the write role, or an owner that it belongs to",
+        404: f"there is no {repo_id}, or the token may not see it; look at the id, the owner and the revision",
+        409: f"{repo_id} changed meanwhile; push again",
+        429: "too many requests; wait, then push again",
+    }.get(status, "push again later" if status >= 500 else "look at what it says")
+    told = f" ({' '.join(said.split())})" if said else ""
+    return f"{endpoint} answers {status}{told}: {advice}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

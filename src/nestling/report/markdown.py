@@ -1,0 +1,148 @@
+"""The study as GitHub Markdown, report.md: the same answers and tables as the page, for a repository or a chat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nestling import atomic
+from nestling.report import page_tables
+from nestling.report.page import cleaning_of, facts_of, reproduction_of
+from nestling.report.page_data import PageData, load_page_data
+from nestling.report.page_svg import without_controls
+from nestling.report.page_tables import Cell, PageTable
+from nestling.report.page_verdict import verdict
+from nestling.run_folder import RunFolder
+
+REPORT = "report.md"
+NOTE = (
+    "All figures are of the test side; models were chosen on dev. An interval covers 95 % and speaks of other queries "
+    "of the same kind; a difference counts as proven where p is below .05."
+)
+
+# Half a surrogate pair cannot be written as UTF-8; marks of direction reorder what stands around them.
+_UNSHOWN = re.compile(r"[\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ACTIVE = re.compile(
+    r"""[&<>"|\\`*\[\]~$#]"""
+    # Within words an underscore does nothing, and names stay readable.
+    r"|(?<![^\W_])_|_(?![^\W_])"
+    # Mentions, and addresses that become links by themselves.
+    r"|(?<!\w)@|:(?=//)|(?<=www)\.",
+    re.IGNORECASE,
+)
+_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
+
+
+def write_markdown(folder: RunFolder) -> Path:
+    """Write `report.md` from the tables of a finished run; return its path.
+
+    Raises:
+        InputError: the run is not finished, or its tables are damaged or of an earlier version.
+    """
+    path = folder.path / REPORT
+    atomic.write_text(path, markdown(load_page_data(folder)))
+    return path
+
+
+def markdown(data: PageData) -> str:
+    """Return the study as GitHub Markdown. Texts are escaped for Markdown and HTML wherever they stand."""
+    parts = [f"# Study {escaped(data.name)}", _listed(facts_of(data)), "## Verdict", _answers(data), NOTE, *_data(data)]
+    tables = [page_tables.full_size_table(data)]
+    if any(dims[0] for dims in data.dims.values()):
+        tables += [page_tables.by_dim_table(data, measure) for measure in data.measures]
+    ceiling = f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries."
+    parts += ["## Results", *map(table, tables), ceiling]
+    if not data.comparisons.is_empty():
+        parts += ["## Significance", table(page_tables.significance_table(data))]
+    slices = page_tables.slices_table(data)
+    if slices is not None:
+        parts += ["## Slices", table(slices)]
+    if data.study["training"]:
+        parts += ["## Training", table(page_tables.training_table(data))]
+    return "\n\n".join([*parts, "## How to reproduce", reproduction(data)]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Return `text` as one line that Markdown and HTML show as it is: no markup, link or table cell of its own.
+
+    What is active in either becomes a character reference, which no parser reads as structure (CommonMark 0.31, 2.5).
+    Control characters, marks of direction and lone surrogates become U+FFFD, and white space single spaces.
+    """
+    return _ACTIVE.sub(lambda found: _NAMED.get(found[0], f"&#{ord(found[0])};"), single_line(text))
+
+
+def single_line(text: str) -> str:
+    """Return `text` on one line without characters that cannot be shown, not escaped."""
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", without_controls(" ".join(text.split())))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return `text` as a code block that nothing in it can end."""
+    lines = (_UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", without_controls(line)) for line in text.splitlines())
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return "\n".join([fence + language, *lines, fence])
+
+
+def table(one: PageTable) -> str:
+    """Return a table of the page: its caption, then a Markdown table for each of its groups under the group's title."""
+    parts = [escaped(one.caption)]
+    for title, rows in one.groups:
+        parts += [f"**{escaped(title)}**"] if title else []
+        lines = [_row(one.columns), "".join("|---:" if number else "|:---" for number in one.numeric) + "|"]
+        lines += [_row([_cell(cell) for cell in row], escape=False) for row in rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def reproduction(data: PageData) -> str:
+    """Return what another machine needs for the same study: the experiment, fingerprints, versions, seeds."""
+    found = reproduction_of(data)
+    facts = {
+        **{f"fingerprint of {name}": value for name, value in found["fingerprints"].items()},
+        **{f"seed of {name}": str(value) for name, value in found["seeds"].items()},
+        "versions": ", ".join(f"{name} {value}" for name, value in found["versions"].items()),
+        "machine": found["machine"],
+    }
+    told = "Save this as `experiment.yaml`, put the data where `source` says, and run `nestling run experiment.yaml`."
+    return "\n\n".join([told, fenced(found["yaml"], "yaml"), _listed(facts)])
+
+
+def _answers(data: PageData) -> str:
+    lines = (
+        f"- **{escaped(answer.question)}** **{escaped(answer.word)}.** {escaped(answer.text)}"
+        for answer in verdict(data)
+    )
+    return "\n".join(lines)
+
+
+def _data(data: PageData) -> list[str]:
+    found = data.study["inspection"]
+    text = (
+        f"{found['records']:,} judged records of {found['queries']:,} queries and {found['documents']:,} documents. "
+        f"A document is relevant where its score is above {found['threshold']:g}: {found['kept']:,} pairs, "
+        f"{found['share']:.1%}."
+    )
+    cleaning = cleaning_of(data)
+    if cleaning:
+        text += f" Cleaning met {', '.join(cleaning)}."
+    leak = "Leak check: counted in the tables, train, dev and test share no query and no document."
+    if data.leaks is None:
+        leak = "Leak check: not made, since the split is not in the run folder."
+    elif data.leaks:
+        leak = f"**Leak, so the figures are too good: {escaped('; '.join(data.leaks))}.**"
+    split, lengths = page_tables.split_table(data), page_tables.lengths_table(data)
+    return ["## Data", escaped(text), table(split), leak, table(lengths)]
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"- {escaped(name)}: {escaped(str(value))}" for name, value in facts.items() if value)
+
+
+def _cell(cell: Cell) -> str:
+    below = f"<br><sub>{escaped(cell.below)}</sub>" if cell.below else ""
+    return escaped(cell.text) + below
+
+
+def _row(cells: Sequence[str], *, escape: bool = True) -> str:
+    return f"| {' | '.join(escaped(cell) if escape else cell for cell in cells)} |"

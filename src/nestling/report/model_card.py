@@ -1,0 +1,266 @@
+"""The model card: README.md of a trained model, with what the study measured of it, as hubs of models read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.experiment import Experiment
+from nestling.report.card_base import CARD, Base, base_of
+from nestling.report.card_results import Rival, figures_of, results_table, rival_of
+from nestling.report.charts import short_source
+from nestling.report.grid_view import size
+from nestling.report.markdown import escaped, reproduction, single_line, table
+from nestling.report.page import reproduction_of
+from nestling.report.page_change import Change, outcome_of
+from nestling.report.page_data import PageData
+from nestling.report.page_tables import Cell, PageTable, split_table
+from nestling.report.tables import label
+from nestling.run_folder import RunFolder
+from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.settings import TrainingSettings
+
+UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
+"""Settings that change nothing about the weights."""
+HERE = "."
+"""What the usage snippet loads as long as the model is on no hub: the folder of the card."""
+
+_SNIPPET = re.compile(r'^(model = SentenceTransformer\()"[^"\n]*"', re.MULTILINE)
+_SBERT = "Reimers and Gurevych 2019, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, arXiv 1908.10084"
+_INFONCE = (
+    "van den Oord, Li and Vinyals 2018, Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748"
+)
+_COSENT = (
+    "Huang et al. 2024, CoSENT: Consistent Sentence Embedding via Similarity Ranking, doi 10.1109/TASLP.2024.3402087"
+)
+_MATRYOSHKA = "Kusupati et al. 2022, Matryoshka Representation Learning, arXiv 2205.13147"
+_WISE_FT = "Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903"
+_MODEL2VEC = (
+    "Tulkens and van Dongen 2024, Model2Vec: Fast State-of-the-Art Static Embeddings, github.com/MinishLab/model2vec"
+)
+_LOSSES = {"cosent": [_COSENT], "cosine": []}
+
+
+def write_cards(folder: RunFolder, data: PageData) -> list[Path]:
+    """Write `README.md` into the model folder of each trained variant that is there; return the paths.
+
+    Raises:
+        InputError: an earlier version wrote the run's settings.
+    """
+    paths = []
+    for variant in data.trained:
+        model = folder.model(variant)
+        if model.is_dir() and variant in data.study["training"]:
+            atomic.write_text(model / CARD, model_card(data, variant))
+            paths.append(model / CARD)
+    return paths
+
+
+def addressed(card: str, repo_id: str) -> str:
+    """Return a card whose usage snippet loads the model from a hub; one without that snippet stays as it is."""
+    return _SNIPPET.sub(lambda found: f'{found[1]}"{repo_id}"', card)
+
+
+def model_card(data: PageData, variant: str) -> str:
+    """Return the card of a trained variant: YAML front matter and Markdown, texts escaped for either.
+
+    Figures are of test. Differences are tested anew at each size: a paired randomisation test, p corrected by Holm over
+    the sizes (`significance.compare_all`). The p of the opening is the one of the study's report.
+
+    Raises:
+        InputError: an earlier version wrote the run's settings.
+        ValueError: no such variant was trained.
+    """
+    if variant not in data.trained or variant not in data.study["training"]:
+        raise ValueError(f"{variant!r} was not trained in this run")
+    from huggingface_hub import EvalResult, ModelCardData
+
+    chosen = next(each for each in data.variants if each["name"] == variant)
+    base, settings = base_of(chosen["base"]), _settings(data, variant)
+    nested = chosen["matryoshka"] is not None
+    figures, source = figures_of(data, variant), single_line(short_source(data.study["data"]["source"]))
+    head = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=base.hub_id,
+        tags=[
+            *("sentence-transformers", "feature-extraction", "sentence-similarity", "nestling"),
+            *(single_line(chosen["recipe"]), *(["matryoshka"] if nested else [])),
+        ],
+        model_name=single_line(f"{data.name} {variant}"),
+        eval_results=[
+            EvalResult(
+                task_type="information-retrieval",
+                task_name="Information Retrieval",
+                dataset_type="unknown",
+                dataset_name=source,
+                dataset_split="test",
+                metric_type=measure,
+                metric_name=f"{label(measure)} ({dim} dims)",
+                metric_value=round(figure.value, 4),
+            )
+            for (measure, dim), figure in figures.items()
+        ],
+        **base.license,
+    )
+    before, lexical = _untouched(data, chosen["base"]), data.lexical
+    rivals = [rival_of(data, variant, name) for name in (before, lexical) if name]
+    parts = [
+        f"# {escaped(data.name)}: {escaped(variant)}",
+        *_opening(data, chosen, base, rivals[0] if before else None),
+        "## Usage",
+        _usage(data.dims[variant], prefixes=nested or settings.rotate),
+        "## Results",
+        table(results_table(data, figures, rivals)),
+        f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries.",
+        *_data(data, source),
+        *_training(data, chosen, settings),
+        *_limits(data, base, lexical is not None),
+        "## How to reproduce",
+        reproduction(data),
+        "## Citation",
+        "\n".join(f"- {escaped(one)}" for one in _citations(chosen["recipe"], nested, settings)),
+    ]
+    return f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _settings(data: PageData, variant: str) -> TrainingSettings:
+    try:
+        experiment = Experiment.model_validate(data.study["experiment"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise InputError(
+            f"the run's setting {where} does not fit this version, so an earlier one wrote it; run nestling run again"
+        ) from None
+    return experiment.training_of(next(each for each in experiment.variants if each.name == variant))
+
+
+def _untouched(data: PageData, base: str) -> str | None:
+    return next((one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, base)), None)
+
+
+def _opening(data: PageData, chosen: dict[str, Any], base: Base, before: Rival | None) -> list[str]:
+    variant, full = chosen["name"], data.dims[chosen["name"]][0]
+    link = f"[{escaped(base.name)}](https://huggingface.co/{base.hub_id})" if base.hub_id else escaped(base.name)
+    source = escaped(short_source(data.study["data"]["source"]))
+    what = f"A sentence-transformers model of {full:,} dims for search, made of {link} with judgments of {source}"
+    parts = []
+    worse = data.regressions.get(variant)
+    if worse:
+        parts.append(f"**REGRESSION: on dev this model ended below {worse}. Do not use it in place of its base.**")
+    if data.leaks:
+        parts.append(f"**Leak, so the figures are too good: {escaped('; '.join(data.leaks))}.**")
+    if before is None:
+        return [*parts, f"{what}. The run did not measure its base model, so what training did is not known."]
+    changes = [_studied(data, variant, before.name, before.changes[measure, full]) for measure in data.measures]
+    told = {
+        "gain": "better than its base",
+        "loss": "WORSE than its base",
+        "mixed": "better than its base in one measure and WORSE in another",
+        "open": "not shown to differ from its base, since no difference is significant",
+    }[outcome_of(changes)]
+    figures = escaped(" and ".join(map(str, changes)))
+    return [*parts, f"{what}. On the test side it is {told}: {figures}."]
+
+
+def _studied(data: PageData, variant: str, before: str, change: Change) -> Change:
+    """Return a change with the interval and the p of the study's report, which are corrected for its variants."""
+    for row in data.comparisons.iter_rows(named=True):
+        if (row["a"], row["b"], row["measure"]) == (before, variant, change.measure):
+            return replace(change, low=row["low"], high=row["high"], p=row["p_holm"])
+    return change
+
+
+def _usage(dims: Sequence[int], *, prefixes: bool) -> str:
+    lines = [
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f'model = SentenceTransformer("{HERE}")',
+        'queries = model.encode_query(["waterproof wood paint"])',
+        'documents = model.encode_document(["Exterior paint for wood, waterproof", "Claw hammer, steel, 450 g"])',
+        "print(model.similarity(queries, documents))",
+    ]
+    told = "It loads the model from the folder of this card; elsewhere give that folder's path, or the model's hub id."
+    parts = ["```python", *lines, "```", "", told]
+    if prefixes and len(dims) > 1:
+        small = dims[len(dims) // 2]
+        told = f"Embeddings can be cut to the sizes under Results. For {small:,} dims replace the model's line by"
+        parts += ["", told, "", "```python", f'model = SentenceTransformer("{HERE}", truncate_dim={small})', "```"]
+    return "\n".join(parts)
+
+
+def _data(data: PageData, source: str) -> list[str]:
+    found = data.study["inspection"]
+    text = (
+        f"{source}: {found['records']:,} judged records of {found['queries']:,} queries and {found['documents']:,} "
+        f"documents. A document is relevant where its score is above {data.study['threshold']:g}: {found['kept']:,} "
+        f"pairs, {found['share']:.1%}. No text of the data is in this card."
+    )
+    return ["## Training data", escaped(text), table(split_table(data))]
+
+
+def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings) -> list[str]:
+    found, defaults = data.study["training"][chosen["name"]], TrainingSettings()
+    recipe = chosen["recipe"]
+    told = [f"Recipe {recipe}: {RECIPES[recipe].summary}."]
+    if chosen["matryoshka"] is not None:
+        asked = chosen["matryoshka"]["dims"] or data.study["experiment"]["evaluation"]["dims"]
+        told.append(f"Trained with the Matryoshka loss at {', '.join(map(str, asked))} dims.")
+    told.append(
+        f"{found['examples']:,} examples, {found['steps']:,} steps, {found['seconds']:,.1f} s in steps "
+        f"({found['pairs_per_second']:,.0f} pairs/s), {found['precision']}, {size(found['peak_memory'])} of memory at "
+        f"most, on {reproduction_of(data)['machine']}."
+    )
+    before, after = (found[when]["dev_recall@10"] for when in ("before", "after"))
+    told.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
+    differ = [
+        [Cell(name), Cell(str(value)), Cell(str(getattr(defaults, name)))]
+        for name, value in settings
+        if name not in UNTOLD and value != getattr(defaults, name)
+    ]
+    same = "All settings are the defaults."
+    rows = PageTable(
+        "Settings that differ from the defaults.", ["setting", "value", "default"], [False] * 3, [("", differ)]
+    )
+    return ["## Training", escaped(" ".join(told)), table(rows) if differ else same]
+
+
+def _limits(data: PageData, base: Base, lexical: bool) -> list[str]:
+    found = data.study["inspection"]
+    lengths = [
+        f"{name} of {found[key]['median']:,.4g} tokens in the median and {found[key]['longest']:,} at most"
+        + (f" ({found[key]['cut']:.1%} cut at {found[key]['limit']:,})" if found[key]["cut"] else "")
+        for name, key in (("queries", "query_lengths"), ("documents", "document_lengths"))
+    ]
+    license = (
+        f"- License: {base.license['license']}, as its base has it. Whether the training data allows it is not checked."
+        if base.license
+        else "- License: unknown, since the base model's card was not found or names none. Find out before sharing."
+    )
+    return [
+        "## Intended use and limits",
+        "\n".join(
+            [
+                "- For ranking the documents of the catalogue that it was trained on, or one much like it, by queries "
+                "of the same kind. Other catalogues, kinds of queries and languages were not measured.",
+                f"- Measured on {' and '.join(lengths)}. Longer texts were not measured.",
+                "- Intervals and p speak of other queries of the same kind, not of other training seeds or raters.",
+                *([] if lexical else ["- BM25 was not measured in this run."]),
+                escaped(license),
+            ]
+        ),
+    ]
+
+
+def _citations(recipe: str, nested: bool, settings: TrainingSettings) -> list[str]:
+    used = [_SBERT, *_LOSSES.get(recipe, [_INFONCE])]
+    used += [_MATRYOSHKA] if nested else []
+    used += [_MODEL2VEC] if recipe == "static" or settings.lexical else []
+    return used + ([_WISE_FT] if settings.base_share else [])
