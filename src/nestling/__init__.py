@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Catalogue": "nestling.judgments.catalogue",
+    "Encoder": "nestling.serving.encoder",
     "Evaluation": "nestling.evaluating",
     "Experiment": "nestling.experiment",
+    "Index": "nestling.serving.index",
+    "IndexSettings": "nestling.serving.index_settings",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
     "Run": "nestling.pipeline",
     "evaluate": "nestling.evaluating",
+    "export": "nestling.serving.export",
+    "index": "nestling.serving.indexing",
     "inspect": "nestling.stages",
+    "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.experiment_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models",
@@ -35,11 +42,18 @@ if TYPE_CHECKING:
     from nestling.evaluating import evaluate as evaluate
     from nestling.experiment import Experiment as Experiment
     from nestling.experiment_files import load_experiment as load_experiment
+    from nestling.judgments.catalogue import Catalogue as Catalogue
+    from nestling.judgments.catalogue import load_catalogue as load_catalogue
     from nestling.judgments.sources import load_judgments as load_judgments
     from nestling.judgments.table import Judgments as Judgments
     from nestling.models import load_model as load_model
     from nestling.pipeline import Run as Run
     from nestling.pipeline import run as run
+    from nestling.serving.encoder import Encoder as Encoder
+    from nestling.serving.export import export as export
+    from nestling.serving.index import Index as Index
+    from nestling.serving.index_settings import IndexSettings as IndexSettings
+    from nestling.serving.indexing import index as index
     from nestling.shrinking import load_shrunk as load_shrunk
     from nestling.shrinking import shrink as shrink
     from nestling.stages import inspect as inspect

@@ -9,13 +9,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__, cli_measuring, cli_publishing, cli_report, cli_tuning
+from nestling import __version__, cli_export, cli_index, cli_measuring, cli_publishing, cli_report, cli_tuning
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
@@ -198,6 +199,9 @@ app.command(cli_measuring.evaluate)
 app.command(cli_measuring.shrink)
 app.command(cli_report.report)
 app.command(cli_publishing.push)
+app.command(cli_export.export)
+app.command(cli_index.index)
+app.command(cli_index.search)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 
@@ -214,6 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno == errno.ENOSPC:
             what += "; free some, then give the same command again: it goes on where it stopped"
         _fail(f"{error.filename}: {what}" if error.filename else what)
+    except ModuleNotFoundError as error:
+        if find_spec("sentence_transformers") is not None or (error.name or "").startswith("nestling"):
+            raise
+        _fail(f"this needs {error.name}, which comes with pip install 'nestling[study]'")
     except KeyboardInterrupt:
         _errors().print("interrupted; the same command goes on from here", highlight=False)
         sys.exit(INTERRUPTED)

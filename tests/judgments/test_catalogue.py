@@ -22,8 +22,8 @@ def test_a_judged_file_gives_each_document_once_and_no_query(tmp_path: Path):
     )
     found = load_catalogue(path)
     assert found.frame.to_dicts() == [
-        {"document_id": "7", "document": "Hand saw", "product_title": "Hand saw", "brand": "Acme"},
-        {"document_id": "5", "document": "Claw hammer", "product_title": "Claw hammer", "brand": "Bolt"},
+        {"document_id": "7", "document": "Hand saw", "brand": "Acme"},
+        {"document_id": "5", "document": "Claw hammer", "brand": "Bolt"},
     ]
     assert (found.empty, found.retitled) == (0, 0)
 

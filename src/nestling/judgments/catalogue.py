@@ -60,8 +60,9 @@ def load_catalogue(
         source: as `load_judgments` takes it, judged or not; or a text file (.txt, .txt.gz) with one document a line.
         document: the column with the text, or several, joined by newlines; by default one with a usual name.
         document_id: the column with the id; by default one with a usual name, else ids are derived from the texts.
-        fields: columns to keep beside the text; by default all that say one thing of a document. A judged source
-            repeats a document for each query, so its queries and scores are no fields.
+        fields: columns to keep beside the text; by default all others that say one thing of a document, and the
+            parts of a text that was joined. A judged source repeats a document for each query, so its queries and
+            scores are no fields.
         split, revision: of a hub data set.
 
     Raises:
@@ -81,7 +82,7 @@ def load_catalogue(
         what = "cannot tell which column is the document"
         raise InputError(f"{raw.name}: {what}; give --document one of: {files.listed(there)}")
     key = document_id or raw.columns.document_id or next(iter(_usual("document_id", there)), None)
-    kept = fields if fields is not None else _fields(raw.frame, (key,))
+    kept = fields if fields is not None else _fields(raw.frame, (key, *(names if len(names) == 1 else ())))
     # "document" may be the name of a column of the source, so the parts are put together apart from it.
     parts = [as_text(raw.frame[name]) for name in names]
     ids = as_text(raw.frame[key]) if key else pl.Series("id", [""] * raw.frame.height, dtype=pl.String)

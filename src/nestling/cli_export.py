@@ -1,0 +1,98 @@
+"""The verb that hands a model on: export. Parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nestling.cli_options import Json
+from nestling.terminal import observer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nestling.serving.export import Exported
+
+
+def export(
+    model: Annotated[str, Parameter(help="A model: a run's, a folder that shrink wrote, any other, or a hub id.")],
+    out: Annotated[Path, Parameter(help="The folder to write; it must not exist.")],
+    *,
+    format: Annotated[
+        Literal["onnx", "openvino"], Parameter(help="What runs it; a static model needs neither.")
+    ] = "onnx",
+    precision: Annotated[Literal["fp32", "bf16", "int8"], Parameter(help="bf16 is for openvino.")] = "fp32",
+    split: Annotated[
+        Path | None, Parameter(help="A split's folder, whose dev side checks the export; the run's own by default.")
+    ] = None,
+    threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
+    force: Annotated[bool, Parameter(help="Write it even if it loses quality.", negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model for a runtime without torch, and check it against torch: quality and speed."""
+    from nestling.serving.export import export as write
+
+    done = write(
+        model,
+        out,
+        format=format,
+        precision=precision,
+        split=split,
+        threshold=threshold,
+        force=force,
+        observer=observer(),
+    )
+    if as_json:
+        print(json.dumps(as_dict(done)))
+        return
+    console = Console()
+    console.print(check_table(done))
+    if done.check.fault:
+        console.print(f"written all the same: {done.check.fault}", style="bold red", highlight=False, markup=False)
+    console.print(f"size   {done.size / 1e6:,.1f} MB", highlight=False)
+    console.print(f"model  {done.folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+def check_table(done: Exported) -> Table:
+    """Return the terminal table of an export's check, at most 80 columns wide."""
+    from rich.table import Table
+
+    check = done.check
+    what = (
+        f"dev: {check.queries:,} queries, {check.documents:,} documents, searched as the model stores them"
+        if check.texts == "dev"
+        else f"no split was given: {check.queries:,} queries and {check.documents:,} documents of the generated "
+        "catalogue; its recall says little of your data, the agreement counts"
+    )
+    caption = (
+        f"{what}; cosine of a text's two vectors: mean {check.cosine_mean:.5f}, lowest {check.cosine_lowest:.5f}; of "
+        f"torch's ten nearest {check.agreement:.1%} are found; {check.threads} "
+        f"{'thread' if check.threads == 1 else 'threads'}, measured in turn"
+    )
+    table = Table(title="Export against torch", caption=caption, width=80, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for name in ("recall@10", "documents/s", "query p50", "p95"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, recall, speed in (
+        ("torch fp32", check.recall_torch, check.torch),
+        (f"{done.format} {done.precision}", check.recall_exported, check.exported),
+    ):
+        times = (f"{value:.2f} ms" for value in (speed.p50_ms, speed.p95_ms))
+        table.add_row(name, f"{recall:.4f}", f"{speed.documents_per_second:,.0f}", *times)
+    return table
+
+
+def as_dict(done: Exported) -> dict[str, Any]:
+    """Return what an export did, as JSON takes it."""
+    return {
+        "out": str(done.folder),
+        "format": done.format,
+        "precision": done.precision,
+        "dim": done.dim,
+        "bytes": done.size,
+        "check": done.check.as_dict(),
+    }

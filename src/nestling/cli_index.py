@@ -1,0 +1,166 @@
+"""The verbs that find: index and search. Parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from nestling.cli_options import Json
+from nestling.errors import InputError
+from nestling.terminal import clean, observer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nestling.serving.index import Hit, Mode
+    from nestling.serving.indexing import Indexed
+
+Documents = Annotated[
+    tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
+]
+EngineName = Annotated[str, Parameter(help="What encodes, of a model that was not exported; auto for the fastest.")]
+
+
+def index(
+    model: Annotated[str, Parameter(help="A folder that export, shrink or train wrote, a bundled name or a hub id.")],
+    catalogue: Annotated[str, Parameter(help="Any source of judgments, a file of products, or a text a line (.txt).")],
+    out: Annotated[Path, Parameter(help="The index's folder; one that is there is brought up to date.")],
+    *,
+    document: Documents = (),
+    document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None,
+    fields: Annotated[str | None, Parameter(help="Columns to show and filter by, as in brand,size; else all.")] = None,
+    shortlist: Annotated[
+        str, Parameter(help="DIMS:PRECISION of the codes that find candidates, as in 48:int8; auto chooses.")
+    ] = "auto",
+    exact_up_to: Annotated[int, Parameter(help="With more documents an inverted file (faiss) is built.")] = 50_000,
+    target: Annotated[float, Parameter(help="Share of the exact top 10 that a search must find.")] = 0.995,
+    bm25: Annotated[bool, Parameter(help="Index the words too.")] = True,
+    bm25_weight: Annotated[
+        str | None, Parameter(help="Weight of BM25, or a run's model whose weight to take; by default MODEL's own.")
+    ] = None,
+    language: Annotated[str, Parameter(help="Of BM25's stemmer.")] = "english",
+    engine: EngineName = "torch-fp32",
+    rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.", negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
+    from nestling.judgments.catalogue import load_catalogue
+    from nestling.serving.index_settings import IndexSettings
+    from nestling.serving.indexing import index as write
+    from nestling.serving.study_weight import fusion_for
+    from nestling.serving.text_encoders import open_encoder
+
+    settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)
+    fusion = fusion_for(model, bm25_weight) if bm25 else None
+    watcher, encoder = observer(), open_encoder(model, engine=engine)
+    found = load_catalogue(
+        catalogue,
+        document=[name for part in document for name in part.split(",")] or None,
+        document_id=document_id,
+        fields=fields.split(",") if fields else None,
+    )
+    for count, what in (
+        (found.empty, "rows without a text, left out"),
+        (found.retitled, "ids with several texts, of which the longest stands"),
+    ):
+        if count:
+            watcher.note(f"{count:,} {what}")
+    done = write(
+        encoder,
+        found,
+        out,
+        model=model,
+        settings=settings,
+        fusion=fusion,
+        rebuild=rebuild,
+        observer=watcher,
+    )
+    if as_json:
+        about = {key: value for key, value in asdict(done.manifest).items() if key != "files"}
+        counts = {"encoded": done.encoded, "kept": done.kept, "removed": done.removed}
+        print(json.dumps({"out": str(done.path), **counts, "bytes_in_memory": done.bytes_in_memory, **about}))
+        return
+    console = Console()
+    for line in _told(done):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def search(
+    path: Annotated[Path, Parameter(help="The folder of an index.")],
+    *queries: Annotated[str, Parameter(help="What to search; several are searched in turn.")],
+    k: Annotated[int, Parameter(name=["-k", "--k"], help="How many documents to return for each.")] = 10,
+    mode: Annotated[
+        Literal["fused", "dense", "lexical"] | None, Parameter(help="By default the best that the index has.")
+    ] = None,
+    filters: Annotated[
+        tuple[str, ...], Parameter(name="--filter", help="FIELD=VALUE; of one field any, of several all.", negative="")
+    ] = (),
+    model: Annotated[str | None, Parameter(help="The index's model, where it has moved.")] = None,
+    engine: EngineName = "torch-fp32",
+    verify: Annotated[bool, Parameter(help="Compare every file's checksum first.", negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search in an index."""
+    from nestling.serving.index import Index
+
+    if not queries:
+        raise InputError("search needs a query after the index, as in nestling search INDEX 'cordless drill'")
+    if k < 1:
+        raise InputError(f"-k must be 1 or more, not {k}")
+    wanted: dict[str, list[str]] = {}
+    for text in filters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--filter {text!r}: give FIELD=VALUE, as in brand=Acme")
+        wanted.setdefault(name, []).append(value)
+    opened = Index.open(path, model=model, engine=engine, verify=verify)
+    found = opened.search(list(queries), k, mode=mode, filters=wanted)
+    if as_json:
+        results = [
+            {"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
+        ]
+        print(json.dumps({"mode": mode or opened.modes[0], "results": results}))
+        return
+    console = Console()
+    for query, hits in zip(queries, found, strict=True):
+        console.print(_table(query, hits, mode or opened.modes[0]))
+
+
+def _told(done: Indexed) -> list[str]:
+    manifest = done.manifest
+    counts = f"{done.encoded:,} texts encoded, {done.kept:,} documents as before, {done.removed:,} removed"
+    how = "all scanned" if not manifest.lists else f"an inverted file, {manifest.lists:,} lists looked into"
+    agreement = "" if manifest.agreement is None else f"; {manifest.agreement:.1%} of the exact top 10"
+    lines = [
+        f"documents   {manifest.documents:,}: {counts}",
+        f"search      {how}, {manifest.shortlist:,} candidates rescored{agreement}",
+        f"memory      {done.bytes_in_memory:,.0f} bytes a document",
+    ]
+    if manifest.settings["bm25"] and manifest.fusion is None:
+        lines.append("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
+    elif manifest.fusion is not None:
+        lines.append(f"bm25        added with weight {manifest.fusion['weight']:g}")
+    return [*lines, f"index       {done.path}"]
+
+
+def _table(query: str, hits: list[Hit], mode: Mode) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(clean(query)), caption=mode, title_justify="left", caption_justify="left")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("id", overflow="fold")
+    table.add_column("document", overflow="fold")
+    for hit in hits:
+        text = hit.text if len(hit.text) <= 200 else hit.text[:199] + "…"
+        lines = "\n".join(clean(line) for line in text.splitlines())
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", escape(clean(hit.document_id)), escape(lines))
+    if not hits:
+        table.add_row("", "", "", "nothing found")
+    return table

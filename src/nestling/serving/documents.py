@@ -1,0 +1,115 @@
+"""An index's documents on disk: ids, texts and fields by row, read one at a time; and fields as filters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.judgments.identity import normalise
+
+ROWS, OFFSETS, FILTERS = "documents.jsonl", "documents.offsets.npy", "filters.json"
+MOST_VALUES = 10_000
+"""A field with more distinct values is shown but not filtered by."""
+
+Filters = Mapping[str, str | Sequence[str]]
+"""Field -> a value or several of which one is enough; all fields must fit. Upper and lower case are the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """Documents by row. `load` reads what `write` wrote; only what is asked for comes into memory.
+
+    Attributes:
+        filters: the fields to filter by, each with its values in the order of their codes.
+    """
+
+    folder: Path
+    filters: dict[str, list[str]]
+    _rows: NDArray[np.uint8]
+    _offsets: NDArray[np.uint64]
+
+    @classmethod
+    def load(cls, folder: Path) -> Documents:
+        """Read a folder that `write` filled.
+
+        Raises:
+            OSError, ValueError, KeyError: its files are missing or damaged.
+        """
+        offsets = np.load(folder / OFFSETS, mmap_mode="r")
+        size = (folder / ROWS).stat().st_size
+        if int(offsets[-1]) != size:
+            raise ValueError(f"{ROWS} holds {size} bytes where {int(offsets[-1])} belong")
+        rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+        filters = json.loads((folder / FILTERS).read_text(encoding="utf-8"))
+        return cls(folder, {name: list(values) for name, values in filters.items()}, rows, offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def get(self, row: int) -> dict[str, Any]:
+        """Return a document: `id`, `text` and `fields`."""
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        document: dict[str, Any] = json.loads(self._rows[start:stop].tobytes())
+        return document
+
+    def allowed(self, filters: Filters | None) -> NDArray[np.bool_] | None:
+        """Return which documents fit, (n,) bool; None where nothing is filtered.
+
+        Raises:
+            InputError: there is no such field to filter by.
+        """
+        if not filters:
+            return None
+        fits = np.ones(len(self), dtype=bool)
+        for name, wanted in filters.items():
+            if name not in self.filters:
+                known = ", ".join(self.filters) or "none"
+                raise InputError(f"no field {name[:40]!r} to filter by; this index has {known}")
+            keys = {normalise(value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
+            codes = [code for code, value in enumerate(self.filters[name]) if normalise(value) in keys]
+            column = np.load(self.folder / _column(list(self.filters).index(name)), mmap_mode="r")
+            fits &= np.isin(column, codes)
+        return fits
+
+
+def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[str]:
+    """Write documents into an existing folder; return the names of the fields to filter by.
+
+    Args:
+        fields: name -> a value for each document.
+    """
+    offsets = np.zeros(len(ids) + 1, dtype=np.uint64)
+    with (folder / ROWS).open("wb") as file:
+        for row, line in enumerate(_lines(ids, texts, fields)):
+            offsets[row + 1] = offsets[row] + np.uint64(file.write(line))
+    np.save(folder / OFFSETS, offsets)
+    filters: dict[str, list[str]] = {}
+    for name, values in fields.items():
+        distinct = dict.fromkeys(values)
+        if len(distinct) > MOST_VALUES:
+            continue
+        codes = {value: code for code, value in enumerate(distinct)}
+        column = np.fromiter((codes[value] for value in values), dtype=np.int32, count=len(values))
+        np.save(folder / _column(len(filters)), column)
+        filters[name] = list(distinct)
+    atomic.write_json(folder / FILTERS, filters)
+    return list(filters)
+
+
+def _column(number: int) -> str:
+    return f"filter-{number}.npy"
+
+
+def _lines(ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> Iterable[bytes]:
+    for row, (key, text) in enumerate(zip(ids, texts, strict=True)):
+        value = {"id": key, "text": text, "fields": {name: values[row] for name, values in fields.items()}}
+        # Lone surrogates, which JSON can hold and UTF-8 cannot, stay escapes.
+        yield json.dumps(value).encode() + b"\n"

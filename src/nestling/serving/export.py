@@ -1,0 +1,272 @@
+"""A model becomes a folder that the light runtime reads: converted, checked against torch, and written whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from nestling import atomic
+from nestling.environment import versions
+from nestling.errors import InputError
+from nestling.models import find_model, load_model
+from nestling.observer import Observer
+from nestling.serving.encoder import CODEC, KINDS, MANIFEST, TOKENIZER, VERSION, Encoder
+from nestling.serving.export_graph import refuse_unknown
+from nestling.serving.tokens import Tokens
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from nestling.evaluation.compress import Codec
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.table import Judgments
+    from nestling.serving.export_check import Check
+
+Format = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CALIBRATION = 100
+"""Queries, and as many documents, that int8 is calibrated on."""
+CATALOGUE = 1500
+"""Records of the generated catalogue, where no split is given."""
+PROBES = ("", "drill", "Écru DRILL-bit 3/8 in. 漢字 \u00ad\u200b\U0001f528 [MASK] </s>", "a white steel door " * 400)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folder: for `Encoder.open`.
+        format: `onnx`, `openvino`, or `table` of a static model.
+        dim: size of the vectors.
+        size: bytes of the folder.
+        check: against torch; `check.fault` is empty unless a loss was forced.
+    """
+
+    folder: Path
+    format: str
+    precision: str
+    dim: int
+    size: int
+    check: Check
+
+
+def export(
+    model: str,
+    out: Path | str,
+    *,
+    format: Format = "onnx",
+    precision: Precision = "fp32",
+    split: Path | None = None,
+    threshold: float | None = None,
+    force: bool = False,
+    observer: Observer | None = None,
+) -> Exported:
+    """Write a model as a folder that `serving.encoder.Encoder` reads without torch.
+
+    A static model becomes a table, whatever the format. int8 is weights and activations in 8 bits, calibrated on
+    training texts of the split, or on the generated catalogue without one.
+
+    Args:
+        model: a folder, also one that `shrink` wrote, a bundled name or a hub id.
+        out: a folder that does not exist.
+        precision: bf16 is for OpenVINO alone.
+        split: a folder that `nestling split` wrote; the export is checked on its dev side. For a model of a run's
+            folder it is the run's own. Without one the check is on the generated catalogue.
+        threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
+        force: write the folder also where it loses more than 0.5 % of recall@10.
+
+    Raises:
+        InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
+            than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
+    """
+    from nestling.serving.export_check import check_export
+
+    out, observer = Path(out), observer or Observer()
+    if format not in FORMATS or precision not in PRECISIONS:
+        raise InputError(
+            f"{format} in {precision}: formats are {', '.join(FORMATS)}, precisions {', '.join(PRECISIONS)}"
+        )
+    if format == "onnx" and precision == "bf16":
+        raise InputError("onnxruntime has no fast bf16 on CPUs; give --format openvino, or --precision fp32 or int8")
+    if out.exists():
+        raise InputError(f"{out} exists; give another folder, or remove it first")
+    if split is None:
+        split = own_split(model)
+    source = find_model(model)
+    loaded, codec, about = read_model(source.folder)
+    refuse_unknown(loaded)
+    static = is_static(loaded)
+    train, qrels = judged(split, threshold)
+    try:
+        observer.stage(f"export {model}", f"{'table' if static else format}, {precision}")
+        with atomic.new_folder(out) as folder:
+            tokens = write_tokens(loaded, folder)
+            prompts = prompts_of(loaded)
+            write_model(loaded, tokens, folder, format, precision, calibration_texts(train, prompts))
+            if codec is not None:
+                codec.save(folder / CODEC)
+            manifest = {
+                "nestling_runtime": VERSION,
+                "format": "table" if static else format,
+                "precision": precision,
+                "dim": int(loaded.get_embedding_dimension() or 0),
+                "max_seq_length": None if static else loaded.max_seq_length,
+                "prompts": prompts,
+                "tokenizer": {"special": tokens.special, "pad_id": tokens.pad_id, "pad_side": tokens.pad_side},
+                "source": {"model": Path(model).name or model, "fingerprint": source.fingerprint},
+                "shrunk": about,
+                "versions": versions(),
+                "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+            }
+            atomic.write_json(folder / MANIFEST, manifest)
+            observer.stage("check it against torch", "dev" if split else "no split: the generated catalogue")
+            threads = torch_threads()
+            encoder = Encoder.open(folder, threads=threads)
+            check = check_export(loaded, encoder, qrels, texts="dev" if split else "toolshed", threads=threads)
+            if check.fault and not force:
+                raise InputError(
+                    f"{out} is not written: {check.fault}; choose another --precision or --format, or --force"
+                )
+            atomic.write_json(folder / MANIFEST, {**manifest, "check": check.as_dict()})
+            size = sum(path.stat().st_size for path in folder.iterdir())
+    finally:
+        observer.done()
+    return Exported(out, encoder.format, precision, encoder.dim, size, check)
+
+
+def read_model(folder: Path) -> tuple[SentenceTransformer, Codec | None, dict[str, Any] | None]:
+    """Return a model on the CPU, and its codec and what was chosen where `shrink` wrote it.
+
+    One that is searched by rescoring keeps its full size, which the second step needs.
+    """
+    from nestling.shrinking import SHRUNK, load_shrunk
+
+    if not (folder / SHRUNK).is_file():
+        return load_model(str(folder), device="cpu").eval(), None, None
+    model, codec, about = load_shrunk(folder)
+    model.truncate_dim = None
+    return model.to("cpu").eval(), codec, about
+
+
+def is_static(model: SentenceTransformer) -> bool:
+    """Whether a model is a table of word pieces."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return isinstance(model[0], StaticEmbedding)
+
+
+def write_model(
+    model: SentenceTransformer,
+    tokens: Tokens,
+    folder: Path,
+    format: Format,
+    precision: Precision,
+    calibration: Sequence[str],
+) -> None:
+    """Write the model's own files; each writer's docstring says what and when it refuses."""
+    if is_static(model):
+        from nestling.serving.export_table import write_table
+
+        write_table(model, folder, precision=precision)
+    elif format == "openvino":
+        from nestling.serving.export_openvino import write_openvino
+
+        write_openvino(model, tokens, folder, precision=precision, calibration=calibration)
+    else:
+        from nestling.serving.export_onnx import write_onnx
+
+        write_onnx(model, tokens, folder, precision=precision, calibration=calibration)
+
+
+def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
+    """Write the tokenizer with the model's truncation, and return it as the runtime reads it.
+
+    Raises:
+        InputError: the tokenizer is not of the package `tokenizers`, or gives other ids than the model does.
+    """
+    from tokenizers import Tokenizer
+
+    static = is_static(model)
+    backend = model.tokenizer if static else getattr(model.tokenizer, "_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise InputError("the model has no fast tokenizer (tokenizer.json), which an export needs")
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    pad_id, pad_side = 0, "right"
+    if not static:
+        pad_id, pad_side = int(model.tokenizer.pad_token_id or 0), str(model.tokenizer.padding_side)
+        copy.no_truncation()
+        if model.max_seq_length is not None:
+            copy.enable_truncation(int(model.max_seq_length), direction=model.tokenizer.truncation_side)
+    path = folder / TOKENIZER
+    copy.save(str(path))
+    tokens = Tokens.from_file(
+        path, special=not static, pad_id=pad_id, pad_side="left" if pad_side == "left" else "right"
+    )
+    for text, ids in zip(PROBES, tokens.ids(PROBES), strict=True):
+        if text and ids != model.preprocess([text])["input_ids"].flatten().tolist():
+            raise InputError("the model reads texts in a way of its own, beyond its tokenizer, which is not exported")
+    return tokens
+
+
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """Return what `encode_query` and `encode_document` put before a text."""
+    names = {"query": ("query",), "document": ("document", "passage", "corpus")}
+    default = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
+    return {
+        kind: next((model.prompts[name] or "" for name in names[kind] if name in model.prompts), default or "")
+        for kind in KINDS
+    }
+
+
+def own_split(model: str) -> Path | None:
+    """Return the split of the run that a model's folder belongs to, if it does: RUNS/NAME/models/VARIANT."""
+    folder = Path(model)
+    split = folder.parent.parent / "split"
+    return split if folder.is_dir() and folder.absolute().parent.name == "models" and split.is_dir() else None
+
+
+def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
+    """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.split import split_judgments
+    from nestling.judgments.split_files import read_split
+    from nestling.judgments.toolshed import generate
+    from nestling.stages import STUDY_THRESHOLD, settle_threshold
+
+    if split is None:
+        made = split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
+        return made.train, Qrels.from_judgments(made.dev, threshold=STUDY_THRESHOLD)
+    made = read_split(split)
+    return made.train, Qrels.from_judgments(made.dev, threshold=settle_threshold(made.train, threshold))
+
+
+def calibration_texts(train: Judgments, prompts: dict[str, str]) -> list[str]:
+    """Return some training queries and documents, always the same ones, with the prompts that they get."""
+    texts = []
+    for kind in KINDS:
+        distinct = list(dict.fromkeys(train.frame[kind].to_list()))
+        chosen = np.random.default_rng(0).permutation(len(distinct))[:CALIBRATION]
+        texts += [prompts[kind] + distinct[place] for place in np.sort(chosen)]
+    return texts
+
+
+def torch_threads() -> int:
+    """Return how many threads torch computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,62 @@
+"""Export of a static model: its table with the linear layers behind it multiplied in, in float32 or int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nestling.errors import InputError
+from nestling.serving.encoder import TABLE
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> None:
+    """Write `table.safetensors`.
+
+    A linear layer without a bias takes the mean of rows to the mean of the rows that it makes, so it is multiplied
+    into the table; bringing to length 1 comes last in the runtime, wherever it stands among such layers.
+
+    Args:
+        precision: `fp32`, or `int8`: each row has one scale, its largest magnitude over 127.
+
+    Raises:
+        InputError: a layer has a bias or an activation, or the precision is another.
+    """
+    import torch
+    from safetensors.numpy import save_file
+    from sentence_transformers.base.modules import Dense, Normalize
+
+    if precision not in ("fp32", "int8"):
+        raise InputError(f"a static model's table is exported in fp32 or int8, not in {precision}")
+    modules = list(model)
+    rows = modules[0].embedding.weight.detach().cpu().double().numpy()
+    for place, module in enumerate(modules[1:], 1):
+        if isinstance(module, Normalize) and module.module_output_name == module.module_input_name:
+            continue
+        plain = (
+            isinstance(module, Dense)
+            and module.linear.bias is None
+            and isinstance(module.activation_function, torch.nn.Identity)
+            and not module.use_residual
+        )
+        if not plain:
+            raise InputError(
+                f"module {place} of the static model is a {type(module).__name__} that is not linear, which cannot be "
+                "exported"
+            )
+        rows = rows @ module.linear.weight.detach().cpu().double().numpy().T
+    if model.truncate_dim is not None:
+        rows = rows[:, : model.truncate_dim]
+    arrays = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
+    if precision == "int8":
+        scales = np.abs(rows).max(axis=1) / 127
+        safe = np.where(scales > 0, scales, 1.0)
+        arrays = {
+            "rows": np.rint(rows / safe[:, None]).astype(np.int8),
+            "scales": scales.astype(np.float32),
+        }
+    save_file(arrays, folder / TABLE)

@@ -1,0 +1,117 @@
+"""An index's folder: a manifest that names the generation in force, and the files of that generation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nestling import atomic
+from nestling.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+TABLE, CODES, SCALES, CODEC = "documents.parquet", "codes.npy", "scales.npy", "codec.safetensors"
+VECTORS, INVERTED, LEXICAL = "vectors.npy", "inverted.faiss", "bm25"
+AGAIN = "make it anew with nestling index --rebuild"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an index is made of.
+
+    Attributes:
+        generation: name of the folder with the files.
+        model: what it was made with, as the user gave it; a model that lies in the index's folder `model` goes first.
+        fingerprint: of that model.
+        documents: how many.
+        dim: of the vectors that rescore.
+        shortlist: length of the shortlist, in candidates, for the top 10.
+        lists: of an inverted file that a search looks into; 0 where codes are scanned.
+        agreement: share of the exact top 10 that a search by the two numbers above found when they were chosen; None
+            where nothing was left out.
+        fusion: weight of BM25 and how it was scaled; None without BM25, or where no weight is known.
+        files: path in the generation -> its size in bytes and its BLAKE2b.
+    """
+
+    generation: str
+    model: str
+    fingerprint: str
+    documents: int
+    dim: int
+    shortlist: int
+    lists: int = 0
+    agreement: float | None = None
+    fusion: dict[str, Any] | None = None
+    fields: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    version: str = ""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Put this generation in force."""
+        atomic.write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an index's manifest.
+
+    Raises:
+        InputError: the folder is no index, of another format, or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no index: it has no {MANIFEST}; make one with nestling index") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is a file; give the folder of an index") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise InputError(f"{path} is of another format than {FORMAT}; {AGAIN}")
+    try:
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in values.pop("files").items()}
+        return Manifest(**{**values, "fields": tuple(values["fields"])}, files=files)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} lacks or holds what it should not ({error}); {AGAIN}") from None
+
+
+def describe(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return size and BLAKE2b of every file under a folder, by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, _digest(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def check(folder: Path, manifest: Manifest, *, content: bool = False) -> Path:
+    """Hold the files of the generation in force against the manifest; return its folder.
+
+    Args:
+        content: read every file and compare its BLAKE2b too; sizes are always compared.
+
+    Raises:
+        InputError: a file is missing, of another size or of other content.
+    """
+    generation = folder / manifest.generation
+    for name, (size, digest) in manifest.files.items():
+        path = generation / name
+        try:
+            there = path.stat().st_size
+        except OSError:
+            raise InputError(f"{path} is missing, so the index is damaged; {AGAIN}") from None
+        if there != size:
+            raise InputError(f"{path} has {there:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
+        if content and _digest(path) != digest:
+            raise InputError(f"{path} has other content than was written, so the index is damaged; {AGAIN}")
+    return generation
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

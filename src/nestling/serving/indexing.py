@@ -1,0 +1,349 @@
+"""Builds an index, or brings one up to date: only new and changed documents are encoded, and a stopped call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from nestling import __version__, atomic
+from nestling.errors import InputError
+from nestling.evaluation.baselines import Lexical
+from nestling.evaluation.compress import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.evaluation.embed import truncate
+from nestling.evaluation.fusion import Fusion
+from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
+from nestling.observer import Observer
+from nestling.serving import documents, shortlist
+from nestling.serving import index_files as files
+from nestling.serving.calibrate import calibrate
+from nestling.serving.index_files import Manifest
+from nestling.serving.index_settings import IndexSettings
+from nestling.serving.study_weight import study_fusion
+from nestling.serving.text_encoders import TextEncoder, open_encoder
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 4_096
+"""Texts encoded between two saves: what an interruption can cost."""
+ROWS = 65_536
+CALIBRATED_ON = 256
+WORK = ".work"
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What a call did.
+
+    Attributes:
+        encoded: distinct texts that had to be encoded.
+        kept: documents whose vectors were there before.
+        removed: documents of the earlier index that the catalogue no longer has.
+        bytes_in_memory: a document, of what a search holds in memory (the rest is read from files).
+    """
+
+    path: Path
+    manifest: Manifest
+    encoded: int
+    kept: int
+    removed: int
+    bytes_in_memory: float
+
+
+def index(
+    encoder: TextEncoder | str | Path,
+    catalogue: Catalogue | str | Path,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    settings: IndexSettings | None = None,
+    fusion: Fusion | None = None,
+    rebuild: bool = False,
+    observer: Observer | None = None,
+) -> Indexed:
+    """Write an index of a catalogue, or bring the one that is there up to date.
+
+    All files are written into a new folder beside those in force, and one rename of the manifest puts them in force:
+    whoever searches meanwhile has the old index whole, and after a crash it is still there. Vectors of documents whose
+    text has not changed are taken over; of the others each chunk is saved as it is encoded, so that a second call goes
+    on after the last.
+
+    Args:
+        encoder: what encodes, or the model's name: see `open_encoder`.
+        catalogue: documents, or their source: see `load_catalogue`.
+        model: the name of an encoder that is given as such, for whoever opens the index.
+        fusion: how BM25 is added; by default as the study of a run's model chose it.
+        rebuild: take nothing over, and replace what is there even where it was made by another model.
+
+    Raises:
+        InputError: `out` is something else, or was made with another model or other settings; or another call works
+            on it.
+        ValueError: an encoder without its model's name.
+    """
+    observer, settings, out = observer or Observer(), settings or IndexSettings(), Path(out)
+    if isinstance(encoder, str | Path):
+        model = model or str(encoder)
+        encoder = open_encoder(encoder)
+    if model is None:
+        raise ValueError("an encoder needs the name of its model beside it")
+    if isinstance(catalogue, str | Path):
+        catalogue = load_catalogue(catalogue)
+    if fusion is None and settings.bm25:
+        fusion = study_fusion(model)
+    with _locked(out):
+        old = None if rebuild else _earlier(out, encoder, settings)
+        builder = _Builder(encoder, catalogue, out, model, settings, fusion, observer)
+        return builder.build(old)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    if out.is_file():
+        raise InputError(f"{out} is a file; give a folder for the index")
+    known = {files.MANIFEST, WORK, ".lock", "model"}
+    if out.is_dir() and not any((out / name).exists() for name in known) and any(out.iterdir()):
+        raise InputError(f"{out} holds something else than an index, so nothing is written there; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another nestling index works on it; wait for it to end") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _earlier(out: Path, encoder: TextEncoder, settings: IndexSettings) -> Manifest | None:
+    if not (out / files.MANIFEST).exists():
+        return None
+    old = files.read_manifest(out)
+    files.check(out, old)
+    if old.fingerprint != encoder.fingerprint:
+        raise InputError(
+            f"{out} was made with another model ({old.model}); give another folder, or --rebuild to replace it"
+        )
+    if old.settings.get("shortlist") != settings.shortlist:
+        raise InputError(
+            f"{out} has a shortlist of {old.settings.get('shortlist')}, not {settings.shortlist}; give another folder, "
+            "or --rebuild to replace it"
+        )
+    return old
+
+
+class _Builder:
+    """One call of `index`."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        catalogue: Catalogue,
+        out: Path,
+        model: str,
+        settings: IndexSettings,
+        fusion: Fusion | None,
+        observer: Observer,
+    ) -> None:
+        self.encoder = encoder
+        self.catalogue = catalogue
+        self.out = out
+        self.model = model
+        self.settings = settings
+        self.fusion = fusion
+        self.observer = observer
+        self.work = out / WORK / encoder.fingerprint
+
+    def build(self, old: Manifest | None) -> Indexed:
+        frame = self.catalogue.frame
+        texts = frame["document"].to_list()
+        number = int(old.generation) + 1 if old else self._free()
+        generation = f"{number:06d}"
+        known = self._known(old)
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        missing = [text for text in place if text not in known]
+        fresh = self._encoded(missing)
+        with atomic.new_folder(self.out / generation) as folder:
+            vectors = self._vectors(folder, texts, known, old, missing, fresh)
+            codec = self._codec(vectors, old)
+            codec.save(folder / files.CODEC)
+            codes = self._codes(folder, vectors, codec)
+            inverted, lists = None, 0
+            if self.settings.is_inverted(len(texts), codec.precision):
+                self.observer.stage("inverted file", f"{len(texts):,} documents")
+                lists = shortlist.build_inverted(vectors, codec, folder / files.INVERTED)
+                read = shortlist.library().read_index(str(folder / files.INVERTED))
+                inverted = shortlist.Inverted(read, shortlist.Exact(codec, codes), lists)
+            self.observer.stage("choose the shortlist's length")
+            chosen = calibrate(
+                self._questions(texts),
+                vectors,
+                shortlist.Exact(codec, codes),
+                inverted,
+                target=self.settings.target,
+                lists=lists,
+            )
+            self._documents(folder)
+            lexical = self._lexical(folder, texts)
+            del vectors, codes
+            manifest = Manifest(
+                generation=generation,
+                model=self.model,
+                fingerprint=self.encoder.fingerprint,
+                documents=len(texts),
+                dim=self.encoder.dim,
+                shortlist=chosen.shortlist,
+                lists=chosen.lists,
+                agreement=chosen.agreement,
+                fusion=self.fusion.as_dict() if self.fusion and lexical else None,
+                fields=self.catalogue.fields,
+                settings=self.settings.as_dict(),
+                source=self.catalogue.source,
+                version=__version__,
+                files=files.describe(folder),
+            )
+        manifest.write(self.out)
+        self._tidy(generation)
+        kept = sum(text in known for text in texts)
+        removed = 0
+        if old is not None:
+            removed = len(set(self._ids_before) - set(frame["document_id"]))
+        memory = (codec.bytes_per_vector if not lists else manifest.files[files.INVERTED][0] / len(texts)) + 0.0
+        logger.info("index %s: %d documents, %d texts encoded", self.out, len(texts), len(missing))
+        return Indexed(self.out, manifest, len(missing), kept, removed, memory)
+
+    def _free(self) -> int:
+        taken = [int(path.name) for path in self.out.iterdir() if path.name.isdigit()]
+        return max(taken, default=0) + 1
+
+    def _known(self, old: Manifest | None) -> dict[str, int]:
+        """Return the texts of the earlier index and the rows of their vectors."""
+        self._ids_before: list[str] = []
+        if old is None:
+            return {}
+        table = pl.read_parquet(self.out / old.generation / files.TABLE, columns=list(OWN))
+        self._ids_before = table["document_id"].to_list()
+        return {text: row for row, text in enumerate(table["document"])}
+
+    def _encoded(self, texts: Sequence[str]) -> list[Path]:
+        """Encode texts chunk by chunk into files, those that are there already apart; return the files."""
+        paths = []
+        if texts:
+            self.observer.stage("encode", f"{len(texts):,} texts")
+        try:
+            for start in range(0, len(texts), CHUNK):
+                some = texts[start : start + CHUNK]
+                digest = hashlib.blake2b("\x00".join(some).encode("utf-8", "surrogatepass"), digest_size=16)
+                path = self.work / f"{digest.hexdigest()}.npy"
+                if not path.exists():
+                    vectors = self.encoder.encode(some, kind="document").astype(np.float16)
+                    with atomic.new_file(path) as temporary:
+                        np.save(temporary, vectors)
+                paths.append(path)
+                self.observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
+        finally:
+            self.observer.done()
+        return paths
+
+    def _vectors(
+        self,
+        folder: Path,
+        texts: Sequence[str],
+        known: dict[str, int],
+        old: Manifest | None,
+        missing: Sequence[str],
+        fresh: Sequence[Path],
+    ) -> NDArray[np.float16]:
+        """Write a vector for each document, from the earlier index or from the chunks."""
+        shape = (len(texts), self.encoder.dim)
+        vectors: Any = np.lib.format.open_memmap(folder / files.VECTORS, "w+", np.float16, shape)
+        if old is not None:
+            before = np.load(self.out / old.generation / files.VECTORS, mmap_mode="r")
+            rows = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                vectors[start : start + ROWS][part >= 0] = before[part[part >= 0]]
+        wanted: dict[str, list[int]] = {text: [] for text in missing}
+        for row, text in enumerate(texts):
+            if text in wanted:
+                wanted[text].append(row)
+        for start, path in zip(range(0, len(missing), CHUNK), fresh, strict=True):
+            chunk = np.load(path)
+            some = missing[start : start + CHUNK]
+            if chunk.shape != (len(some), self.encoder.dim):
+                raise InputError(f"{path} is damaged; remove {self.work} and give the same command again")
+            for number, text in enumerate(some):
+                vectors[wanted[text]] = chunk[number]
+        vectors.flush()
+        del vectors
+        found: NDArray[np.float16] = np.load(folder / files.VECTORS, mmap_mode="r")
+        return found
+
+    def _codec(self, vectors: NDArray[np.float16], old: Manifest | None) -> Codec:
+        if self.encoder.codec is not None:
+            return self.encoder.codec
+        dim, precision = self.settings.cell(len(vectors), self.encoder.dim)
+        if old is not None:
+            before = Codec.load(self.out / old.generation / files.CODEC)
+            # A catalogue that has grown may be past what is scanned whole.
+            if (before.dim, before.precision) == (dim, precision):
+                return before
+        sample = vectors[:: -(-len(vectors) // FIT_ROWS)].astype(np.float32)
+        return fit_codec(precision, truncate(sample, dim))
+
+    def _codes(self, folder: Path, vectors: NDArray[np.float16], codec: Codec) -> Codes:
+        """Write the shortlist's codes, made of the vectors as they are stored, so that updates change none."""
+        parts = []
+        for start in range(0, len(vectors), ROWS):
+            block = truncate(vectors[start : start + ROWS].astype(np.float32), codec.dim)
+            parts.append(codec.encode(block))
+        data = np.concatenate([part.data for part in parts])
+        np.save(folder / files.CODES, data)
+        scales = None
+        if parts[0].scales is not None:
+            scales = np.concatenate([part.scales for part in parts if part.scales is not None])
+            np.save(folder / files.SCALES, scales)
+        return Codes(data, scales, codec.fingerprint)
+
+    def _questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return vectors of made-up queries: a few words of documents, evenly spaced."""
+        from nestling.training.pseudo_queries import crop
+
+        rng = np.random.default_rng(0)
+        some = texts[:: -(-len(texts) // CALIBRATED_ON)]
+        return self.encoder.encode([crop(text, rng) for text in some], kind="query")
+
+    def _documents(self, folder: Path) -> None:
+        frame = self.catalogue.frame
+        with atomic.new_file(folder / files.TABLE) as temporary:
+            frame.write_parquet(temporary)
+        fields = {name: frame[name].to_list() for name in self.catalogue.fields}
+        documents.write(folder, frame["document_id"].to_list(), frame["document"].to_list(), fields)
+
+    def _lexical(self, folder: Path, texts: Sequence[str]) -> bool:
+        if not self.settings.bm25:
+            return False
+        self.observer.stage("bm25")
+        try:
+            Lexical.fit(texts, language=self.settings.language).save(folder / files.LEXICAL)
+        except InputError as error:
+            self.observer.note(f"no BM25: {error}")
+            return False
+        return True
+
+    def _tidy(self, generation: str) -> None:
+        """Remove what is no longer in force; on Linux and macOS, those who search in it keep it until they are done."""
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        for path in self.out.iterdir():
+            if path.name != generation and (path.name.isdigit() or path.name.endswith((".part", ".old"))):
+                shutil.rmtree(path, ignore_errors=True)

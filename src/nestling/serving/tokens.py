@@ -1,0 +1,76 @@
+"""Texts to token ids by a plain `tokenizers` file, and ids to padded arrays: what a forward pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+
+TOKENIZE_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A tokenizer that truncates by itself, and how its ids are padded.
+
+    Attributes:
+        tokenizer: of the package `tokenizers`; without padding.
+        special: whether it adds special tokens.
+        pad_id: fills a row up.
+        pad_side: where it does.
+    """
+
+    tokenizer: Any
+    special: bool = True
+    pad_id: int = 0
+    pad_side: Literal["left", "right"] = "right"
+
+    @classmethod
+    def from_file(
+        cls, path: Path, *, special: bool = True, pad_id: int = 0, pad_side: Literal["left", "right"] = "right"
+    ) -> Tokens:
+        """Read a tokenizer.json.
+
+        Raises:
+            InputError: the package is missing, or the file cannot be read.
+        """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise InputError(f"{path.parent} needs the package tokenizers to be read: pip install tokenizers") from None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise InputError(f"{path}: cannot be read as a tokenizer ({error}); export the model again") from None
+        tokenizer.no_padding()
+        return cls(tokenizer, special, pad_id, pad_side)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, truncated; a lone surrogate, which is no character, is read as "?"."""
+        found: list[list[int]] = []
+        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
+            some = list(texts[start : start + TOKENIZE_AT_ONCE])
+            try:
+                encodings = self.tokenizer.encode_batch_fast(some, add_special_tokens=self.special)
+            except (TypeError, UnicodeEncodeError):
+                whole = [text.encode("utf-8", "replace").decode("utf-8") for text in some]
+                encodings = self.tokenizer.encode_batch_fast(whole, add_special_tokens=self.special)
+            found.extend(encoding.ids for encoding in encodings)
+        return found
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return ids and their mask, both (n, longest) int64; the mask is 1 where a token stands."""
+        width = max(map(len, ids))
+        filled = np.full((len(ids), width), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(ids), width), dtype=np.int64)
+        for row, each in enumerate(ids):
+            place = slice(width - len(each), None) if self.pad_side == "left" else slice(len(each))
+            filled[row, place] = each
+            mask[row, place] = 1
+        return filled, mask

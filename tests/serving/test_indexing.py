@@ -1,0 +1,278 @@
+"""Indexing again encodes only what is new, and whatever stops it, an index that is there stays whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
+from nestling.errors import InputError
+from nestling.evaluation.compress import Codec, fit_codec
+from nestling.evaluation.fusion import Fusion
+from nestling.serving import indexing
+from nestling.serving.calibrate import calibrate, exact_top
+from nestling.serving.index_files import CODEC, read_manifest
+from nestling.serving.index_settings import IndexSettings
+from nestling.serving.indexing import WORK
+from nestling.serving.shortlist import Exact
+from nestling.serving.study_weight import fusion_for, study_fusion
+
+TITLES = products(60)
+ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    generation = folder / read_manifest(folder).generation
+    found = {
+        path.relative_to(generation).as_posix(): path.read_bytes()
+        for path in sorted(generation.rglob("*"))
+        if path.is_file()
+    }
+    # The library writes its header's entries in any order.
+    return {**found, CODEC: Codec.load(generation / CODEC).fingerprint.encode()}
+
+
+@given(ids, ids, st.integers(0, 5), st.sampled_from(["auto", "8:int8"]))
+@settings(max_examples=15, deadline=None)
+def test_an_index_brought_up_to_date_is_the_one_made_anew_and_encodes_new_texts_once(
+    tmp_path_factory: pytest.TempPathFactory, before, after, renamed, shortlist
+):
+    folder = tmp_path_factory.mktemp("i")
+    first = catalogue([TITLES[i] for i in before], ids=[str(i) for i in before])
+    # Some documents come back with another text under the same id.
+    texts = [TITLES[i + 30] if n < renamed and i < 30 else TITLES[i] for n, i in enumerate(after)]
+    second = catalogue(texts, ids=[str(i) for i in after])
+    indexed(folder / "old", first, shortlist=shortlist)
+    encoder = WordEncoder()
+    done = indexed(folder / "old", second, encoder=encoder, shortlist=shortlist)
+    indexed(folder / "new", second, shortlist=shortlist)
+    assert content(folder / "old") == content(folder / "new")
+    known = {TITLES[i] for i in before}
+    assert encoder.encoded == [text for text in dict.fromkeys(texts) if text not in known]
+    assert done.encoded == len(set(texts) - known)
+    assert done.kept == sum(text in known for text in texts)
+    assert done.removed == len(set(before) - set(after))
+
+
+def test_equal_texts_are_encoded_once_and_have_one_vector(tmp_path: Path):
+    encoder = WordEncoder()
+    indexed(tmp_path / "i", catalogue(["red drill", "saw", "red drill"]), encoder=encoder)
+    assert encoder.encoded == ["red drill", "saw"]
+    vectors = opened(tmp_path / "i").vectors
+    assert (vectors[0] == vectors[2]).all()
+
+
+def test_an_interrupted_call_goes_on_after_its_last_chunk(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(indexing, "CHUNK", 10)
+
+    class Stopped(WordEncoder):
+        def encode(self, texts, *, kind="document"):
+            if len(self.calls) == 3:
+                raise KeyboardInterrupt
+            return super().encode(texts, kind=kind)
+
+    with pytest.raises(KeyboardInterrupt):
+        indexed(tmp_path / "i", catalogue(TITLES), encoder=Stopped())
+    assert not (tmp_path / "i" / "manifest.json").exists()
+    encoder = WordEncoder()
+    indexed(tmp_path / "i", catalogue(TITLES), encoder=encoder)
+    assert encoder.encoded == TITLES[30:]
+    indexed(tmp_path / "new", catalogue(TITLES))
+    assert content(tmp_path / "i") == content(tmp_path / "new")
+    assert not (tmp_path / "i" / WORK).exists()
+
+
+def test_a_full_disk_leaves_the_index_that_was_there(tmp_path: Path, monkeypatch):
+    indexed(tmp_path / "i", catalogue(TITLES[:20]))
+    before = content(tmp_path / "i")
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(indexing.documents, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        indexed(tmp_path / "i", catalogue(TITLES))
+    monkeypatch.undo()
+    assert content(tmp_path / "i") == before
+    assert [hit.document_id for hit in opened(tmp_path / "i").search([TITLES[3]], 1)[0]] == ["3"]
+    encoder = WordEncoder()
+    indexed(tmp_path / "i", catalogue(TITLES), encoder=encoder)
+    assert encoder.encoded == []
+    assert len(opened(tmp_path / "i")) == len(TITLES)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fixtures.serving import WordEncoder, catalogue, indexed, products
+from nestling.serving import indexing
+indexing.CHUNK = 5
+class Slow(WordEncoder):
+    def encode(self, texts, *, kind="document"):
+        time.sleep(0.05)
+        return super().encode(texts, kind=kind)
+print("begun", flush=True)
+indexed(Path({folder!r}), catalogue(products(200)), encoder=Slow())
+"""
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_ends_well(tmp_path: Path, there_before):
+    folder = tmp_path / "i"
+    titles = products(200)
+    if there_before:
+        indexed(folder, catalogue(titles[:20]))
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + 60
+        work = folder / WORK
+        while time.monotonic() < deadline and len(list(work.rglob("*.npy"))) < 4:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    saved = len(list(work.rglob("[!.]*.npy")))
+    assert 4 <= saved < 36
+    if there_before:
+        assert len(opened(folder)) == 20
+    else:
+        with pytest.raises(InputError, match="is no index"):
+            read_manifest(folder)
+    encoder = WordEncoder()
+    mp = pytest.MonkeyPatch()
+    mp.setattr(indexing, "CHUNK", 5)
+    indexed(folder, catalogue(titles), encoder=encoder)
+    mp.undo()
+    assert len(encoder.encoded) == (180 if there_before else 200) - 5 * saved
+    assert len(opened(folder)) == 200
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [read_manifest(folder).generation]
+
+
+def test_a_reader_keeps_the_index_that_it_opened_while_another_takes_its_place(tmp_path: Path):
+    indexed(tmp_path / "i", catalogue(TITLES[:20]))
+    old = opened(tmp_path / "i")
+    indexed(tmp_path / "i", catalogue(TITLES[20:]))
+    assert old.search([TITLES[3]], 1)[0][0].text == TITLES[3]
+    assert opened(tmp_path / "i").search([TITLES[33]], 1)[0][0].text == TITLES[33]
+
+
+def test_only_one_call_at_a_time_may_write(tmp_path: Path):
+    indexed(tmp_path / "i", catalogue(TITLES[:20]))
+    with FileLock(tmp_path / "i" / ".lock"), pytest.raises(InputError, match="another nestling index works on it"):
+        indexed(tmp_path / "i", catalogue(TITLES))
+
+
+def test_nothing_is_written_where_something_else_lies_or_another_models_index(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(InputError, match="holds something else than an index, so nothing is written there"):
+        indexed(tmp_path / "photos", catalogue(TITLES))
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        indexed(tmp_path / "file", catalogue(TITLES))
+    indexed(tmp_path / "i", catalogue(TITLES))
+    with pytest.raises(InputError, match=r"was made with another model \(words\); give another folder, or --rebuild"):
+        indexed(tmp_path / "i", catalogue(TITLES), encoder=WordEncoder(fingerprint="other"))
+    with pytest.raises(InputError, match="has a shortlist of auto, not 8:int8"):
+        indexed(tmp_path / "i", catalogue(TITLES), shortlist="8:int8")
+    indexed(tmp_path / "i", catalogue(TITLES), encoder=WordEncoder(fingerprint="other"), rebuild=True)
+    assert read_manifest(tmp_path / "i").fingerprint == "other"
+
+
+def test_a_damaged_chunk_is_named_and_not_believed(tmp_path: Path):
+    class Stopped(WordEncoder):
+        def encode(self, texts, *, kind="document"):
+            if self.calls:
+                raise KeyboardInterrupt
+            return super().encode(texts, kind=kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "CHUNK", 30)
+        with pytest.raises(KeyboardInterrupt):
+            indexed(tmp_path / "i", catalogue(TITLES), encoder=Stopped())
+        [chunk] = (tmp_path / "i" / WORK).rglob("*.npy")
+        np.save(chunk, np.zeros((3, 32), np.float16))
+        with pytest.raises(InputError, match=r"is damaged; remove .* and give the same command again"):
+            indexed(tmp_path / "i", catalogue(TITLES))
+        shutil.rmtree(tmp_path / "i" / WORK)
+        indexed(tmp_path / "i", catalogue(TITLES))
+
+
+def test_a_models_own_codec_makes_the_codes(tmp_path: Path):
+    codec = fit_codec("int4", WordEncoder().encode(TITLES)[:, :16])
+    indexed(tmp_path / "i", catalogue(TITLES), encoder=WordEncoder(codec=codec))
+    assert opened(tmp_path / "i").shortlist.codec == codec  # type: ignore[attr-defined]
+
+
+def test_the_chosen_length_is_the_shortest_that_finds_the_share_asked_for():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cut = vectors[:, :8] / np.linalg.norm(vectors[:, :8], axis=1, keepdims=True)
+    codec = fit_codec("int8", cut)
+    exact = Exact(codec, codec.encode(cut))
+    asked = rng.standard_normal((50, 32)).astype(np.float32)
+    top = np.argsort(-(asked @ vectors.T), axis=1)[:, :10]
+    rows, values = exact_top(asked, vectors, 10)
+    assert np.array_equal(np.sort(rows, axis=1), np.sort(top, axis=1))
+    assert np.allclose(np.sort(values, axis=1), np.sort(np.take_along_axis(asked @ vectors.T, top, 1), axis=1))
+
+    def share(length: int) -> float:
+        found = exact.candidates(asked, length)
+        return float(np.mean([np.isin(own, some).mean() for own, some in zip(top, found, strict=True)]))
+
+    for target in (0.5, 0.8, 0.95, 1.0):
+        chosen = calibrate(asked, vectors, exact, None, target=target, lists=0)
+        assert chosen.agreement == pytest.approx(share(chosen.shortlist))
+        assert chosen.agreement >= target
+        shorter = [length for length in (50, 100, 200, 400, 800, 1600) if length < chosen.shortlist]
+        assert not shorter or share(shorter[-1]) < target
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shortlist": "48"}, "--shortlist '48': give auto or DIMS:PRECISION"),
+        ({"shortlist": "0:int8"}, "give auto or DIMS:PRECISION"),
+        ({"shortlist": "48:int9"}, "of float32, float16, int8, int4, binary"),
+        ({"exact_up_to": -1}, "--exact-up-to must be 0 or more"),
+        ({"target": 0.0}, "--target must be above 0 and at most 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message: str):
+    with pytest.raises(InputError, match=message):
+        IndexSettings(**options)
+
+
+def test_the_studys_weight_is_that_of_the_full_size_in_float32(tmp_path: Path):
+    model = tmp_path / "run" / "models" / "graded"
+    model.mkdir(parents=True)
+    assert study_fusion(model) is None
+    told = tmp_path / "run" / "evaluation" / "graded.json"
+    told.parent.mkdir()
+    told.write_text(
+        '{"fusions": {"48 float32": {"weight": 0.3, "normalisation": "none", "depth": 100}, '
+        '"384 float32": {"weight": 0.112, "normalisation": "none", "depth": 50}, '
+        '"384 int8": {"weight": 9.0, "normalisation": "none", "depth": 100}}}'
+    )
+    assert study_fusion(model) == Fusion(0.112, depth=50)
+    assert fusion_for("all-MiniLM-L6-v2", str(model)) == Fusion(0.112, depth=50)
+    assert fusion_for(str(model), "0.5") == Fusion(0.5)
+    with pytest.raises(InputError, match="--bm25-weight 'much': give a number"):
+        fusion_for(str(model), "much")
+    told.write_text("{")
+    with pytest.raises(InputError, match=r"graded\.json cannot be read"):
+        study_fusion(model)
