@@ -7,15 +7,39 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nestling.training import callbacks
 from nestling.training.callbacks import GiveBackMemory
+from nestling.training.precision import resident_memory
+
+MB = 2**20
 
 
-def test_freed_memory_is_given_back_every_so_many_steps(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_memory_is_given_back_once_much_more_is_kept_than_a_step_needs(monkeypatch: pytest.MonkeyPatch, tmp_path):
     given: list[int] = []
-    state = TrainerState()
-    monkeypatch.setattr(callbacks, "give_back_freed_memory", lambda: given.append(state.global_step))
-    callback = GiveBackMemory(steps=4)
+    steps: list[int] = []
+    resident = 500 * MB
+
+    def give_back() -> None:
+        nonlocal resident
+        given.append(len(steps))
+        resident = 500 * MB
+
+    monkeypatch.setattr(callbacks, "give_back_freed_memory", give_back)
+    monkeypatch.setattr(callbacks, "resident_memory", lambda: resident)
+    callback = GiveBackMemory()
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    for step in range(1, 10):
-        state.global_step = step
-        callback.on_step_end(arguments, state, TrainerControl())
-    assert given == [4, 8]
+    callback.on_train_begin(arguments, TrainerState(), TrainerControl())
+    # 200 MB are needed, so 1.5 times that and 128 MB more may be kept: 428 MB.
+    for grown in (200, 300, 428, 429, 350, 500, 653, 654, 100):
+        steps.append(grown)
+        resident = (500 + grown) * MB
+        callback.on_step_end(arguments, TrainerState(), TrainerControl())
+    # After step 4 a step needs 350 MB, so 653 MB may be kept.
+    assert given == [0, 4, 8]
+
+
+def test_the_process_tells_how_much_memory_it_holds():
+    before = resident_memory()
+    if not before:
+        pytest.skip("this system does not tell")
+    block = bytearray(64 * MB)
+    block[::4096] = b"x" * len(block[::4096])
+    assert resident_memory() - before >= 32 * MB

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.training.precision import give_back_freed_memory
+from nestling.training.precision import give_back_freed_memory, resident_memory
 
 logger = logging.getLogger(__name__)
 
@@ -138,14 +138,34 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
-    """Gives freed memory back to the system every so many steps, where it is otherwise kept between them."""
+    """Gives freed memory back to the system where much more of it is kept between steps than a step needs.
 
-    def __init__(self, steps: int = 64) -> None:
-        self.steps = steps
+    What a step needs is what the process has grown by after the first step that began with nothing kept; the most of
+    those seen.
+    """
+
+    SPARE = 1.5
+    MARGIN = 128 * 2**20
+
+    def __init__(self) -> None:
+        self.needed = self.least = 0
+        self.fresh = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step % self.steps == 0:
-            give_back_freed_memory()
+        grown = resident_memory() - self.least
+        if self.fresh:
+            self.needed = max(self.needed, grown)
+        self.fresh = grown > self.SPARE * self.needed + self.MARGIN
+        if self.fresh:
+            self._give_back()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.fresh = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        give_back_freed_memory()
+        self.least = resident_memory()
 
 
 class Refresh(TrainerCallback):  # type: ignore[misc]
