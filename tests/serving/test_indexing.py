@@ -140,7 +140,7 @@ def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_en
         process.stdout.readline()
         deadline = time.monotonic() + 60
         work = folder / WORK
-        while time.monotonic() < deadline and len(list(work.rglob("*.npy"))) < 4:
+        while time.monotonic() < deadline and len(list(work.rglob("[!.]*.npy"))) < 4:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     saved = len(list(work.rglob("[!.]*.npy")))

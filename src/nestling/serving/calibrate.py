@@ -40,7 +40,7 @@ def calibrate(
         vectors: (n_documents, full) float16 or float32.
         lists: that the inverted file has.
     """
-    _, best = exact_top(queries, vectors, TOP)
+    rows, best = exact_top(queries, vectors, TOP)
     # By scores, as of equal documents at the tenth place one is as good as the other.
     least = best.min(axis=1, keepdims=True) - SAME
 
@@ -51,13 +51,11 @@ def calibrate(
     n = len(vectors)
     wanted = target if inverted is None else (1 + target) / 2
     lengths = [min(n, length) for length in LENGTHS]
-    shortlist, share = lengths[-1], 0.0
-    for length in dict.fromkeys(lengths):
-        shortlist, share = length, agreement(exact.candidates(queries, length))
-        if share >= wanted:
-            break
+    ranks = exact.ranks(queries, rows)
+    shortlist = next((length for length in lengths if (ranks < length).mean() >= wanted), lengths[-1])
     if inverted is None:
-        return Calibrated(shortlist, 0, share)
+        return Calibrated(shortlist, 0, agreement(exact.candidates(queries, shortlist)))
+    share = 0.0
     looked = lists
     for part in SHARES:
         looked = max(1, round(lists * part))

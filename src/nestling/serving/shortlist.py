@@ -17,6 +17,7 @@ from nestling.evaluation.embed import truncate
 Allowed = NDArray[np.bool_] | None
 
 BLOCK = 32_768
+ROUNDING = 1e-6
 FEW = 50_000
 """So many allowed documents or fewer are scored one by one, whatever the index."""
 LISTS_A_ROOT = {"binary": 1, "int4": 4, "int8": 4}
@@ -77,6 +78,20 @@ class Exact:
             best, places = joined, every
         found[:, :keep] = places
         return found
+
+    def ranks(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many documents score higher than each of `rows`, (n_queries, m) int64: 0 for the best."""
+        asked, _ = self.codec.project(truncate(queries, self.codec.dim))
+        own = self._vectors(self.codes[rows.ravel()]).reshape(*rows.shape, -1)
+        least = np.einsum("qmd,qd->qm", own, asked)
+        # So that a document is not above itself by the order in which a product is added up.
+        least = least + np.abs(least) * ROUNDING
+        ranks = np.zeros(rows.shape, dtype=np.int64)
+        for start in range(0, len(self.codes), BLOCK):
+            scores = asked @ self._vectors(self.codes[start : start + BLOCK]).T
+            for place in range(rows.shape[1]):
+                ranks[:, place] += (scores > least[:, place, None]).sum(axis=1)
+        return ranks
 
     def _vectors(self, codes: Codes) -> NDArray[np.float32]:
         if self.codec.is_float:
