@@ -317,6 +317,16 @@ def test_runs_of_another_contest_are_refused_by_the_setting_that_differs(
     assert "\n" not in str(raised.value)
 
 
+def test_records_drawn_by_another_seed_are_told_by_that_seed(tmp_path: Path):
+    runs = [study(tmp_path / name, 30) for name in ("a", "b")]
+    for seed, run in enumerate(runs):
+        edited(run, set_at("experiment", "data", "records", value=50))
+        edited(run, set_at("experiment", "split", "seed", value=seed))
+        edited(run, set_at("data", "fingerprint", value=str(seed)))
+    with pytest.raises(InputError, match=r"were given other judgments, .*: split\.seed is 0 in a and 1 in b;"):
+        load_runs(runs)
+
+
 def test_tables_of_other_queries_are_refused_whatever_results_json_says(
     two: tuple[RunFolder, RunFolder], tmp_path: Path
 ):

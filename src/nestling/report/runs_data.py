@@ -176,6 +176,10 @@ def _why(setting: str, a: PageData, b: PageData, first: str, second: str) -> str
         one, other = (page.study["experiment"][setting] for page in (a, b))
         keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
         found = {f"{setting}.{key}": (one.get(key), other.get(key)) for key in keys}
+    seeds = [page.study["experiment"]["split"]["seed"] for page in (a, b)]
+    if not found and setting == "data" and a.study["experiment"]["data"]["records"] and seeds[0] != seeds[1]:
+        # The seed of the split also draws the records.
+        found = {"split.seed": (seeds[0], seeds[1])}
     if not found:
         return f"their settings of {setting} are the same, so the source or the version of Nestling has changed"
     return ", ".join(f"{key} is {told(x)} in {first} and {told(y)} in {second}" for key, (x, y) in found.items())
