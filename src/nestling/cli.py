@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
-from nestling import __version__, cli_export, cli_index, cli_measuring, cli_publishing, cli_report, cli_tuning
+from nestling import (
+    __version__,
+    cli_encode,
+    cli_export,
+    cli_index,
+    cli_measuring,
+    cli_postgres,
+    cli_publishing,
+    cli_report,
+    cli_tuning,
+)
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
@@ -202,6 +212,8 @@ app.command(cli_publishing.push)
 app.command(cli_export.export)
 app.command(cli_index.index)
 app.command(cli_index.search)
+app.command(cli_postgres.postgres)
+app.command(cli_encode.encode)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 

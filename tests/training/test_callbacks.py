@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nestling.training import callbacks
 from nestling.training.callbacks import GiveBackMemory
-from nestling.training.precision import resident_memory
+from nestling.training.precision import bound_kernel_cache, resident_memory
 
 MB = 2**20
 
@@ -43,3 +45,14 @@ def test_the_process_tells_how_much_memory_it_holds():
     block = bytearray(64 * MB)
     block[::4096] = b"x" * len(block[::4096])
     assert resident_memory() - before >= 32 * MB
+
+
+def test_kernels_are_kept_within_bounds_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    # Set first, so that it is put back as it was.
+    monkeypatch.setenv(name, "7")
+    bound_kernel_cache()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    bound_kernel_cache()
+    assert os.environ[name] == "64"

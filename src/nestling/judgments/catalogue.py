@@ -77,11 +77,11 @@ def load_catalogue(
             if name is not None and name not in there:
                 what = f"no column {files.listed([name])!r}{nearest(name, there)}"
                 raise InputError(f"{raw.name}: {what}; give {option} one of: {files.listed(there)}")
-    names = names or raw.columns.document or _usual("document", there)
+    names = names or raw.columns.document or usual("document", there)
     if not names:
         what = "cannot tell which column is the document"
         raise InputError(f"{raw.name}: {what}; give --document one of: {files.listed(there)}")
-    key = document_id or raw.columns.document_id or next(iter(_usual("document_id", there)), None)
+    key = document_id or raw.columns.document_id or next(iter(usual("document_id", there)), None)
     kept = fields if fields is not None else _fields(raw.frame, (key, *(names if len(names) == 1 else ())))
     # "document" may be the name of a column of the source, so the parts are put together apart from it.
     parts = [as_text(raw.frame[name]) for name in names]
@@ -111,7 +111,20 @@ def _raw(source: str | Path, split: str | None, revision: str | None) -> Raw:
     return read_raw(source, split, revision)
 
 
-def _usual(role: str, there: Sequence[str]) -> tuple[str, ...]:
+def with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return documents with an id each: their own, or where it is empty one that is derived from the text."""
+    if not (frame["document_id"] == "").any():
+        return frame
+    keys = normalised(frame["document"])
+    distinct = keys.unique()
+    ids = pl.Series([f"d{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}" for key in distinct])
+    derived = keys.replace_strict(distinct, ids, return_dtype=pl.String)
+    own = pl.when(pl.col("document_id") == "").then(derived).otherwise("document_id")
+    return frame.with_columns(own.alias("document_id"))
+
+
+def usual(role: str, there: Sequence[str]) -> tuple[str, ...]:
+    """Return the column with a usual name for a role, alone in a tuple; nothing where there is none."""
     free = {re.sub(r"[\s-]+", "_", name.casefold()): name for name in reversed(there)}
     return next(((free[name],) for name in KNOWN[role].split() if name in free), ())
 
@@ -135,13 +148,7 @@ def _cleaned(frame: pl.DataFrame, source: str, *, keep_all: bool) -> Catalogue:
     frame = frame.filter(pl.col("document").str.contains(r"\S"))
     if frame.is_empty():
         raise InputError(f"{source}: none of its {read} rows has a text; give a catalogue with at least one document")
-    if (frame["document_id"] == "").any():
-        keys = normalised(frame["document"])
-        distinct = keys.unique()
-        ids = pl.Series([f"d{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}" for key in distinct])
-        derived = keys.replace_strict(distinct, ids, return_dtype=pl.String)
-        own = pl.when(pl.col("document_id") == "").then(derived).otherwise("document_id")
-        frame = frame.with_columns(own.alias("document_id"))
+    frame = with_ids(frame)
     empty = read - frame.height
     fields = [name for name in frame.columns if name not in OWN]
     first = frame["document_id"].is_first_distinct()

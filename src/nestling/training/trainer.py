@@ -19,7 +19,7 @@ from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job
 from nestling.training.joined import finish, fit_joined
-from nestling.training.precision import Precision, choose_precision, keep_freed_memory, settle
+from nestling.training.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import BEFORE, RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare
 
@@ -76,6 +76,7 @@ def fit(
     recipe = find_recipe(job.recipe)
     if job.settings.lexical and recipe.trains_transformer:
         return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
+    bound_kernel_cache()
     model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)

@@ -1,0 +1,147 @@
+"""The verb for shops that keep their products in PostgreSQL: postgres. Parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from nestling.cli_options import Json
+from nestling.errors import InputError
+from nestling.terminal import clean, observer
+
+if TYPE_CHECKING:
+    from nestling.serving.index import Hit
+    from nestling.serving.postgres import Store
+    from nestling.serving.postgres_load import Loaded
+
+DATA = Path("runs/postgres")
+SHOWN = 120
+
+
+def postgres(
+    model: Annotated[str, Parameter(help="A model: a run's, an exported or shrunk folder, any other, or a hub id.")],
+    catalogue: Annotated[str, Parameter(help="Documents: any source of judgments, or a text file, one a line.")],
+    *,
+    dsn: Annotated[
+        str | None, Parameter(help="postgresql://USER@HOST/DATABASE; without it a server is started in --data.")
+    ] = None,
+    data: Annotated[Path | None, Parameter(help=f"Folder of the server without --dsn; {DATA} by default.")] = None,
+    table: Annotated[str, Parameter(help="TABLE or SCHEMA.TABLE.")] = "nestling_documents",
+    shortlist: Annotated[
+        str | None, Parameter(help="What finds candidates: DIMS:halfvec or DIMS:bit; 48:halfvec by default.")
+    ] = None,
+    document: Annotated[
+        tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
+    ] = (),
+    document_id: Annotated[str | None, Parameter(help="Column of the document's id.")] = None,
+    fields: Annotated[str | None, Parameter(help="Columns to keep beside the text, as in brand,price.")] = None,
+    search: Annotated[tuple[str, ...], Parameter(help="A query to search for; may be repeated.", negative="")] = (),
+    k: Annotated[int, Parameter(name=["-k", "--k"], help="Results of a query.")] = 10,
+    batch: Annotated[int, Parameter(help="Documents in a transaction.")] = 1_000,
+    remove_missing: Annotated[
+        bool, Parameter(help="Delete documents that the catalogue no longer has.", negative="")
+    ] = False,
+    adopt: Annotated[
+        bool, Parameter(help="Take a table that Nestling did not make, if its columns fit.", negative="")
+    ] = False,
+    engine: Annotated[str, Parameter(help="What encodes, of a model that was not exported.")] = "torch-fp32",
+    as_json: Json = False,
+) -> None:
+    """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
+    from nestling.judgments.catalogue import load_catalogue
+    from nestling.serving import postgres_server
+    from nestling.serving.postgres import Store
+    from nestling.serving.postgres_connection import psycopg_
+    from nestling.serving.text_encoders import open_encoder
+
+    if dsn is not None and data is not None:
+        raise InputError("--data is the folder of a server that is started here, and --dsn names another; give one")
+    if k < 1:
+        raise InputError(f"-k must be 1 or more, not {k}")
+    psycopg_()
+    watching = observer()
+    read = load_catalogue(
+        catalogue,
+        document=[name for part in document for name in part.split(",")],
+        document_id=document_id,
+        fields=None if fields is None else [name for name in fields.split(",") if name],
+    )
+    address = dsn if dsn is not None else str(postgres_server.start(data or DATA).get_uri())
+    # Before the model is opened, since a wrong address shows at once.
+    with Store.connect(address, table=table, observer=watching) as store:
+        encoder = open_encoder(model, engine=engine)
+        loaded = store.upsert(
+            encoder,
+            read,
+            model=model,
+            shortlist=shortlist,
+            batch=batch,
+            remove_missing=remove_missing,
+            adopt=adopt,
+            observer=watching,
+        )
+        found = store.search(encoder, search, k) if search else []
+        if as_json:
+            print(json.dumps(_as_dict(store, loaded, search, found)))
+        else:
+            _print(Console(), store, loaded, search, found)
+
+
+def _as_dict(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> dict[str, Any]:
+    about = store.about()
+    return {
+        "table": str(store.names),
+        "shortlist": str(about.shortlist) if about else None,
+        **asdict(loaded),
+        "bytes": asdict(store.sizes()),
+        "searches": [
+            {
+                "query": query,
+                "hits": [
+                    {
+                        "rank": hit.rank,
+                        "id": hit.document_id,
+                        "score": hit.score,
+                        "text": hit.text,
+                        "fields": hit.fields,
+                    }
+                    for hit in hits
+                ],
+            }
+            for query, hits in zip(queries, found, strict=True)
+        ],
+    }
+
+
+def _print(out: Console, store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> None:
+    for query, hits in zip(queries, found, strict=True):
+        table = Table(title=_cell(query), title_justify="left")
+        for name in ("rank", "score"):
+            table.add_column(name, justify="right")
+        table.add_column("id", overflow="fold")
+        table.add_column("document", overflow="fold")
+        for hit in hits:
+            table.add_row(str(hit.rank), f"{hit.score:.4f}", _cell(hit.document_id), _cell(hit.text))
+        out.print(table)
+    sizes = store.sizes()
+    index = f"shortlist {sizes.shortlist / 1e6:,.1f} MB, other indexes {sizes.other / 1e6:,.1f} MB"
+    for name, text in (
+        ("documents", f"{loaded.encoded:,} encoded, {loaded.kept:,} kept, {loaded.removed:,} removed"),
+        ("table", f"{store.names}, {sizes.documents:,} documents, {sizes.table / 1e6:,.1f} MB; {index}"),
+        ("search", f"SELECT * FROM {store.names}_search($1::vector, 10)"),
+    ):
+        out.print(f"{name:<10} {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _cell(text: str) -> str:
+    from rich.markup import escape
+
+    # Cleaned first, since escape leaves a backslash before a bracket to be read as one.
+    line = clean(" ".join(text.split()))
+    return escape(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")

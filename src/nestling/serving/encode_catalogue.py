@@ -1,0 +1,302 @@
+"""Encodes a catalogue of any size into a folder of Parquet files, partition by partition; a stopped call goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from nestling.environment import versions
+from nestling.errors import InputError
+from nestling.observer import Observer
+from nestling.serving.encode_partitions import Slice, Source, open_source
+from nestling.serving.encode_ray import Cluster, encode_on_ray, ray_cluster
+from nestling.serving.encode_worker import Job, Worker, runtime_of
+from nestling.serving.encoded_files import (
+    MANIFEST,
+    WORK,
+    EncodedFolder,
+    Part,
+    Recipe,
+    input_fingerprint,
+    part_fingerprint,
+    part_name,
+    read_encoded,
+    text_hashes,
+)
+from nestling.serving.text_encoders import TextEncoder, open_encoder
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["float32", "float16"]
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How a catalogue is encoded.
+
+    Attributes:
+        partition: most documents of a file.
+        batch: texts of a forward pass.
+        dim: of the vectors, cut and brought back to length 1; None keeps the model's.
+        precision: in which they are stored.
+        threads: of an encoder; None takes the folder's where there is one, else what the machine has. A setting like
+            the others, since an engine may add in another order with another number.
+
+    Raises:
+        InputError: a number below 1, or an unknown precision.
+    """
+
+    partition: int = 50_000
+    batch: int = 64
+    dim: int | None = None
+    precision: Precision = "float32"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "batch", "dim", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be 1 or more, not {value}")
+        if self.precision not in ("float32", "float16"):
+            raise InputError(f"--precision {self.precision!r}: give float32 or float16")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a call did.
+
+    Attributes:
+        folder: as it is now, complete.
+        encoded: partitions that were encoded.
+        kept: partitions that were there before.
+        workers: encoders that worked at once.
+        empty, retitled: rows without a text, and ids with several; 0 of a folder, where they are not counted.
+    """
+
+    folder: EncodedFolder
+    encoded: int
+    kept: int
+    workers: int
+    empty: int
+    retitled: int
+
+
+def encode_catalogue(
+    model: str,
+    source: str | Path,
+    out: Path,
+    *,
+    settings: EncodeSettings | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    document: Sequence[str] = (),
+    document_id: str | None = None,
+    observer: Observer | None = None,
+) -> Encoded:
+    """Encode a catalogue's documents, or what has changed of them since the last call.
+
+    A partition is encoded in one call of the encoder and written as one file, whole or not at all, and the file says
+    what it was made from: the model, the settings, the ids and the texts. A later call reads the texts again and
+    encodes the partitions of which that no longer holds. The engines differ only in where that call takes place, so
+    they give the same bits on the same kind of machine.
+
+    Args:
+        model: as `open_encoder` takes it; under Ray it has to lead to the same model on every machine.
+        source: as `load_catalogue` takes it; or a folder of Parquet files, which is read partition by partition. There
+            each file is cut by itself, each row is a document, and an id that comes twice stays twice.
+        out: the folder; under Ray on several machines it and the catalogue have to be on a disk that all share.
+        engine: `local` encodes in this process; `ray` on a cluster, by default one of this machine's own.
+        address: of the cluster.
+        workers: of the cluster; by default as many as there is room for.
+        document, document_id: columns, by default those with usual names.
+
+    Raises:
+        InputError: the source or the model cannot be read; `out` is something else, was encoded with another model or
+            other settings, or another call works on it; the cluster does not answer or has too few CPUs.
+    """
+    settings, observer = settings or EncodeSettings(), observer or Observer()
+    if engine == "local" and (address is not None or workers is not None):
+        raise InputError("--address and --workers are for --engine ray; local encodes in one process")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, not {workers}")
+    with ExitStack() as stack:
+        stack.enter_context(_locked(out))
+        earlier = read_encoded(out, complete=False) if (out / MANIFEST).exists() else None
+        work = out / WORK
+        shutil.rmtree(work, ignore_errors=True)
+        # Before the cluster, so that it goes after Ray's workers have.
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        cluster = stack.enter_context(ray_cluster(address, cpus=_cores())) if engine == "ray" else None
+        threads = _threads(settings, earlier, cluster, workers)
+        encoder = open_encoder(model, threads=threads)
+        recipe = _recipe(encoder, settings, threads)
+        if earlier is not None:
+            _check_same(out, earlier, model, recipe)
+        workers = _workers(recipe, cluster, workers, observer)
+        opened = open_source(source, work, partition=settings.partition, document=document, document_id=document_id)
+        return _encode(model, opened, out, recipe, encoder, cluster, workers, observer)
+
+
+def _encode(
+    model: str,
+    source: Source,
+    out: Path,
+    recipe: Recipe,
+    encoder: TextEncoder,
+    cluster: Cluster | None,
+    workers: int,
+    observer: Observer,
+) -> Encoded:
+    _remove(path for path in out.glob(".part-*.part.parquet"))
+    there = EncodedFolder(out, model, source.name, recipe, False, (), versions())
+    there.write()
+    observer.stage("look at what is there", f"{len(source.slices):,} partitions")
+    parts = {part.number: made for part in source.slices if (made := _kept(out, source, part, recipe)) is not None}
+    kept = len(parts)
+    replace(there, parts=_in_order(parts)).write()
+    missing = [part for part in source.slices if part.number not in parts]
+    total = sum(part.rows for part in missing)
+    if missing:
+        where = "in this process" if cluster is None else f"on Ray, {workers} workers of {recipe.threads} CPUs"
+        observer.stage("encode", f"{total:,} documents in {len(missing):,} partitions, {where}")
+    # Ray's workers have another working directory.
+    name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+    job = Job(name, out.expanduser().resolve(), source, recipe)
+    done = 0
+    try:
+        if cluster is None:
+            worker = Worker(job, encoder)
+            made_parts = _local(worker, missing, total, observer)
+        else:
+            del encoder
+            made_parts = encode_on_ray(job, missing, workers=workers) if missing else iter(())
+        numbers = {part_name(part.number): part for part in missing}
+        for made in made_parts:
+            part = numbers[made.file]
+            parts[part.number] = made
+            done += part.rows
+            observer.encoding("", done, total)
+    finally:
+        observer.done()
+    folder = replace(there, parts=_in_order(parts), complete=True)
+    folder.write()
+    listed = {part.file for part in folder.parts}
+    _remove(path for path in out.glob("part-*.parquet") if path.name not in listed)
+    logger.info("encoded %s: %d partitions, %d kept", out, len(missing), kept)
+    return Encoded(folder, len(missing), kept, workers, source.empty, source.retitled)
+
+
+def _local(worker: Worker, slices: Sequence[Slice], total: int, observer: Observer) -> Iterator[Part]:
+    before = 0
+    for part in slices:
+
+        def progress(done: int, _: int, before: int = before) -> None:
+            observer.encoding("", min(before + done, total), total)
+
+        yield worker.encode(part, progress)
+        before += part.rows
+
+
+def _kept(out: Path, source: Source, part: Slice, recipe: Recipe) -> Part | None:
+    """Return a partition that is there and was made from what would be encoded now."""
+    name = part_name(part.number)
+    found = part_fingerprint(out / name)
+    if found is None:
+        return None
+    ids, texts = source.read(part)
+    return Part(name, len(ids), found) if input_fingerprint(recipe, ids, text_hashes(texts)) == found else None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the vectors")
+    if out.is_dir() and not any((out / name).exists() for name in (MANIFEST, LOCK)) and any(out.iterdir()):
+        raise InputError(f"{out} holds something else than vectors, so nothing is written there; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _recipe(encoder: TextEncoder, settings: EncodeSettings, threads: int) -> Recipe:
+    dim = settings.dim or encoder.dim
+    if dim > encoder.dim:
+        raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
+    runtime, device = runtime_of(encoder)
+    return Recipe(
+        encoder.fingerprint, runtime, device, dim, settings.precision, settings.partition, settings.batch, threads
+    )
+
+
+def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -> None:
+    old, new = asdict(earlier.recipe), asdict(recipe)
+    if old["fingerprint"] != new["fingerprint"]:
+        raise InputError(
+            f"{out} was encoded with another model ({earlier.model}), not with {model} as it is now; "
+            "give another folder, or remove this one"
+        )
+    other = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
+    if other:
+        raise InputError(f"{out} was encoded with {'; '.join(other)}; give another folder, or remove this one")
+
+
+def _threads(
+    settings: EncodeSettings, earlier: EncodedFolder | None, cluster: Cluster | None, workers: int | None
+) -> int:
+    if settings.threads is not None:
+        return settings.threads
+    if earlier is not None:
+        return earlier.recipe.threads
+    if cluster is not None and workers is not None:
+        return max(1, min(sum(cluster.cpus) // workers, max(cluster.cpus, default=1)))
+    return _usual_threads()
+
+
+def _workers(recipe: Recipe, cluster: Cluster | None, asked: int | None, observer: Observer) -> int:
+    if cluster is None:
+        return 1
+    gpu = recipe.device == "cuda"
+    room = cluster.capacity(recipe.threads, gpu=gpu)
+    if room == 0:
+        what = f"{recipe.threads} CPUs" + (" and a GPU" if gpu else "")
+        raise InputError(f"no machine of the Ray cluster has {what}, which a worker takes; give --threads, fewer")
+    if asked is not None and asked > room:
+        observer.note(f"{room} workers, not {asked}: the cluster has room for no more of {recipe.threads} CPUs")
+    return min(asked or room, room)
+
+
+def _usual_threads() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_order(parts: dict[int, Part]) -> tuple[Part, ...]:
+    return tuple(parts[number] for number in sorted(parts))
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        path.unlink(missing_ok=True)

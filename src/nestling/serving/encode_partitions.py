@@ -1,0 +1,148 @@
+"""A catalogue cut into partitions that are read one by one: a folder of Parquet files, or any other source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.judgments import files
+from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
+from nestling.judgments.sources import as_text, joined, nearest
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one Parquet file: `start` to `start + rows`."""
+
+    number: int
+    path: str
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where partitions are read. It holds no texts, so it travels to other processes.
+
+    Attributes:
+        document: columns of the text, joined by newlines.
+        document_id: column of the id; None derives ids from the texts.
+        empty, retitled: as of a `Catalogue`; 0 of a folder, where they are not counted.
+    """
+
+    name: str
+    document: tuple[str, ...]
+    document_id: str | None
+    slices: tuple[Slice, ...]
+    empty: int = 0
+    retitled: int = 0
+
+    def read(self, part: Slice) -> tuple[list[str], list[str]]:
+        """Return ids and texts of a partition; rows without a text are left out.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        columns = [*self.document, *([self.document_id] if self.document_id else [])]
+        try:
+            scan = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
+            found = scan.select(pl.col([_literal(name) for name in dict.fromkeys(columns)])).collect()
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file") from None
+        texts = joined([as_text(found[name]) for name in self.document]).fill_null("").alias("document")
+        empty = pl.Series("document_id", [""] * len(texts), dtype=pl.String)
+        ids = as_text(found[self.document_id]).str.strip_chars() if self.document_id else empty
+        kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(r"\S"))
+        return with_ids(kept)["document_id"].to_list(), kept["document"].to_list()
+
+
+def is_parquet_folder(source: str | Path) -> bool:
+    """Whether a folder holds Parquet files, itself or in folders of its own."""
+    return bool(_files(Path(source).expanduser()))
+
+
+def open_source(
+    source: str | Path,
+    work: Path,
+    *,
+    partition: int,
+    document: Sequence[str] = (),
+    document_id: str | None = None,
+) -> Source:
+    """Cut a catalogue into partitions.
+
+    A folder of Parquet files is not loaded: each file is cut by itself, in the order of their names, and each row is a
+    document. Any other source is read by `load_catalogue` and written to `work`, so that both are read alike.
+
+    Args:
+        work: a folder for what has to be kept while partitions are read.
+        partition: most rows of one.
+        document: columns of the text; by default one with a usual name.
+        document_id: column of the id; by default one with a usual name, else ids are derived from the texts.
+
+    Raises:
+        InputError: a source that cannot be read, or lacks a column.
+    """
+    if is_parquet_folder(source):
+        return _of_folder(Path(source).expanduser(), str(source), partition, tuple(document), document_id)
+    found = load_catalogue(source, document=list(document) or None, document_id=document_id, fields=())
+    path = (work / "catalogue.parquet").resolve()
+    with atomic.new_file(path) as temporary:
+        found.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
+    return Source(
+        found.source, ("document",), "document_id", _cut([(path, len(found))], partition), found.empty, found.retitled
+    )
+
+
+def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sizes: list[tuple[Path, int]] = []
+    for path in _files(folder):
+        try:
+            about = parquet.read_metadata(path)
+            there = list(about.schema.to_arrow_schema().names)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); mend or remove it") from None
+        if not sizes:
+            document = document or usual("document", there)
+            key = key or next(iter(usual("document_id", there)), None)
+            if not document:
+                what = "cannot tell which column is the document"
+                raise InputError(f"{path}: {what}; give --document one of: {files.listed(there)}")
+        for option, asked in (("--document", document), ("--document-id", (key,) if key else ())):
+            for column in asked:
+                if column not in there:
+                    what = f"no column {files.listed([column])!r}{nearest(column, there)}"
+                    raise InputError(f"{path}: {what}; give {option} one of: {files.listed(there)}")
+        sizes.append((path.resolve(), int(about.num_rows)))
+    if not any(rows for _, rows in sizes):
+        raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
+    return Source(name, document, key, _cut(sizes, partition))
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.rglob("*.parquet") if path.is_file())
+    # Writers of Parquet keep what is not data under names that start so.
+    return sorted(path for path in found if not any(p[0] in "._" for p in path.relative_to(folder).parts))
+
+
+def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]:
+    pieces = [
+        (path, start, min(partition, rows - start)) for path, rows in sizes for start in range(0, rows, partition)
+    ]
+    return tuple(Slice(number, str(path), start, rows) for number, (path, start, rows) in enumerate(pieces))
+
+
+def _literal(name: str) -> str:
+    # polars takes ^...$ for a pattern and * for all columns.
+    return f"^{re.escape(name)}$" if name == "*" or re.fullmatch(r"\^.*\$", name) else name

