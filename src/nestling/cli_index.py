@@ -52,7 +52,7 @@ def index(
     from nestling.judgments.catalogue import load_catalogue
     from nestling.serving.index_settings import IndexSettings
     from nestling.serving.indexing import index as write
-    from nestling.serving.study_weight import fusion_for
+    from nestling.serving.study import fusion_for
     from nestling.serving.text_encoders import open_encoder
 
     settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)

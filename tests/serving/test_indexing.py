@@ -26,7 +26,7 @@ from nestling.serving.index_files import CODEC, read_manifest
 from nestling.serving.index_settings import IndexSettings
 from nestling.serving.indexing import WORK
 from nestling.serving.shortlist import Exact
-from nestling.serving.study_weight import fusion_for, study_fusion
+from nestling.serving.study import fusion_for, study_fusion
 
 TITLES = products(60)
 ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)

@@ -12,8 +12,8 @@ from nestling.evaluation.search_codes import rescore
 from nestling.serving.shortlist import Exact, Inverted
 
 TOP = 10
-LENGTHS = (50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600)
-SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+LENGTHS = (50, 100, 200, 400, 800, 1_600, 2_400, 3_200, 4_800, 6_400, 9_600, 12_800, 25_600)
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0)
 BLOCK = 65_536
 SAME = 1e-6
 """Scores that differ by less are equal but for the order of their terms."""

@@ -29,7 +29,7 @@ from nestling.serving import index_files as files
 from nestling.serving.calibrate import calibrate
 from nestling.serving.index_files import Manifest
 from nestling.serving.index_settings import IndexSettings
-from nestling.serving.study_weight import study_fusion
+from nestling.serving.study import study_fusion, study_queries
 from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def index(
     model: str | None = None,
     settings: IndexSettings | None = None,
     fusion: Fusion | None = None,
+    queries: Sequence[str] | None = None,
     rebuild: bool = False,
     observer: Observer | None = None,
 ) -> Indexed:
@@ -83,6 +84,8 @@ def index(
         catalogue: documents, or their source: see `load_catalogue`.
         model: the name of an encoder that is given as such, for whoever opens the index.
         fusion: how BM25 is added; by default as the study of a run's model chose it.
+        queries: for which a search is to find what it should; by default a run's model takes those of its dev side,
+            and any other a few words of documents, which ask for longer shortlists than what people type.
         rebuild: take nothing over, and replace what is there even where it was made by another model.
 
     Raises:
@@ -100,9 +103,11 @@ def index(
         catalogue = load_catalogue(catalogue)
     if fusion is None and settings.bm25:
         fusion = study_fusion(model)
+    if queries is None:
+        queries = study_queries(model)
     with _locked(out):
         old = None if rebuild else _earlier(out, encoder, settings)
-        builder = _Builder(encoder, catalogue, out, model, settings, fusion, observer)
+        builder = _Builder(encoder, catalogue, out, model, settings, fusion, queries, observer)
         return builder.build(old)
 
 
@@ -153,6 +158,7 @@ class _Builder:
         model: str,
         settings: IndexSettings,
         fusion: Fusion | None,
+        queries: Sequence[str] | None,
         observer: Observer,
     ) -> None:
         self.encoder = encoder
@@ -161,6 +167,7 @@ class _Builder:
         self.model = model
         self.settings = settings
         self.fusion = fusion
+        self.queries = queries
         self.observer = observer
         self.work = out / WORK / encoder.fingerprint
 
@@ -316,7 +323,9 @@ class _Builder:
         return Codes(data, scales, codec.fingerprint)
 
     def _questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return vectors of made-up queries: a few words of documents, evenly spaced."""
+        """Return vectors of the queries to choose by, evenly spaced; without any, of a few words of documents."""
+        if self.queries:
+            return self.encoder.encode(self.queries[:: -(-len(self.queries) // CALIBRATED_ON)], kind="query")
         from nestling.training.pseudo_queries import crop
 
         rng = np.random.default_rng(0)

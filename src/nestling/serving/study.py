@@ -1,4 +1,4 @@
-"""The weight of BM25 that a study chose on dev, found where the model lies in a run's folder."""
+"""What the study of a run's model knows: the weight of BM25 that it chose on dev, and the queries of dev."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def study_fusion(model: str | Path) -> Fusion | None:
         return Fusion.from_dict(fusions[sizes[max(sizes)]]) if sizes else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{told} cannot be read ({error}); run nestling run again, or give --bm25-weight") from None
+
+
+def study_queries(model: str | Path) -> list[str] | None:
+    """Return the distinct queries of the dev side of a run's model; None where no study tells of them."""
+    folder = Path(model).expanduser()
+    dev = folder.parent.parent / "split" / "dev.parquet"
+    if folder.parent.name != "models" or not dev.is_file():
+        return None
+    import polars as pl
+
+    try:
+        return pl.read_parquet(dev, columns=["query"])["query"].unique(maintain_order=True).to_list()
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{dev} cannot be read ({error}); make it again with nestling run") from None
 
 
 def fusion_for(model: str, asked: str | None) -> Fusion | None:
