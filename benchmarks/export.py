@@ -35,9 +35,9 @@ from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.measures import Measure
 from nestling.models import DEFAULT, find_model
-from nestling.serving import export_check
 from nestling.serving.encoder import Encoder
-from nestling.serving.export import Format, Precision, export, judged, read_model
+from nestling.serving.exporting import check as export_check
+from nestling.serving.exporting.export import Format, Precision, export, judged, read_model
 
 FORMS: tuple[tuple[Format, Precision], ...] = (
     ("onnx", "fp32"),

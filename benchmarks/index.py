@@ -27,17 +27,17 @@ from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import Catalogue
 from nestling.judgments.sources import load_judgments
 from nestling.observer import Observer
-from nestling.serving.calibrate import exact_top
-from nestling.serving.index import Index
-from nestling.serving.index_settings import IndexSettings
-from nestling.serving.indexing import index
+from nestling.serving.indexes.build import index
+from nestling.serving.indexes.calibrate import exact_top
+from nestling.serving.indexes.index import Index
+from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.text_encoders import open_encoder
 
 QUERIES = 400
 CHANGED = 0.01
 MEMORY = """
 import re, sys
-from nestling.serving.index import Index
+from nestling.serving.indexes.index import Index
 from nestling.serving.text_encoders import open_encoder
 import nestling.evaluation.search_codes
 def anonymous():
@@ -137,9 +137,7 @@ def measured(
         [sys.executable, "-c", MEMORY, str(path), options.model], capture_output=True, text=True, check=True
     )
     changed = [f"{text} new" if row % round(1 / CHANGED) == 0 else text for row, text in enumerate(texts)]
-    update = timed(
-        lambda: index(options.model, catalogue(changed), path, settings=settings, fusion=Fusion(0.1), queries=known)
-    )
+    update = written(catalogue(changed))
     manifest = json.loads((path / "manifest.json").read_text())
     return {
         "documents": len(texts),

@@ -15,14 +15,14 @@ _HOMES = {
     "Encoder": "nestling.serving.encoder",
     "Evaluation": "nestling.evaluating",
     "Experiment": "nestling.experiment",
-    "Index": "nestling.serving.index",
-    "IndexSettings": "nestling.serving.index_settings",
+    "Index": "nestling.serving.indexes.index",
+    "IndexSettings": "nestling.serving.indexes.settings",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
     "Run": "nestling.pipeline",
     "evaluate": "nestling.evaluating",
-    "export": "nestling.serving.export",
-    "index": "nestling.serving.indexing",
+    "export": "nestling.serving.exporting.export",
+    "index": "nestling.serving.indexes.build",
     "inspect": "nestling.stages",
     "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.experiment_files",
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from nestling.pipeline import Run as Run
     from nestling.pipeline import run as run
     from nestling.serving.encoder import Encoder as Encoder
-    from nestling.serving.export import export as export
-    from nestling.serving.index import Index as Index
-    from nestling.serving.index_settings import IndexSettings as IndexSettings
-    from nestling.serving.indexing import index as index
+    from nestling.serving.exporting.export import export as export
+    from nestling.serving.indexes.build import index as index
+    from nestling.serving.indexes.index import Index as Index
+    from nestling.serving.indexes.settings import IndexSettings as IndexSettings
     from nestling.shrinking import load_shrunk as load_shrunk
     from nestling.shrinking import shrink as shrink
     from nestling.stages import inspect as inspect

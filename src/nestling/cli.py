@@ -25,6 +25,7 @@ from nestling import (
     cli_postgres,
     cli_publishing,
     cli_report,
+    cli_serve,
     cli_tuning,
 )
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
@@ -212,6 +213,7 @@ app.command(cli_publishing.push)
 app.command(cli_export.export)
 app.command(cli_index.index)
 app.command(cli_index.search)
+app.command(cli_serve.serve)
 app.command(cli_postgres.postgres)
 app.command(cli_encode.encode)
 app.command(cli_tuning.tune)

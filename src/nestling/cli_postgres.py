@@ -16,9 +16,9 @@ from nestling.errors import InputError
 from nestling.terminal import clean, observer
 
 if TYPE_CHECKING:
-    from nestling.serving.index import Hit
-    from nestling.serving.postgres import Store
-    from nestling.serving.postgres_load import Loaded
+    from nestling.serving.indexes.index import Hit
+    from nestling.serving.postgres.load import Loaded
+    from nestling.serving.postgres.store import Store
 
 DATA = Path("runs/postgres")
 SHOWN = 120
@@ -55,9 +55,9 @@ def postgres(
 ) -> None:
     """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
     from nestling.judgments.catalogue import load_catalogue
-    from nestling.serving import postgres_server
-    from nestling.serving.postgres import Store
-    from nestling.serving.postgres_connection import psycopg_
+    from nestling.serving.postgres import server as postgres_server
+    from nestling.serving.postgres.connection import psycopg_
+    from nestling.serving.postgres.store import Store
     from nestling.serving.text_encoders import open_encoder
 
     if dsn is not None and data is not None:

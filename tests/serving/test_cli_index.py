@@ -101,6 +101,13 @@ def test_bad_input_is_one_line_and_exit_code_2(shop, tiny_model_path, tmp_path, 
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_an_index_finds_its_model_from_any_folder(shop: Path, tiny_model_path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tiny_model_path.parent)
+    nestling.index(tiny_model_path.name, shop / "shop.csv", tmp_path / "i")
+    monkeypatch.chdir(tmp_path)
+    assert nestling.Index.open("i").search(["tool number 5"], 1)[0][0].document_id == "5"
+
+
 def test_a_notebook_indexes_and_searches_by_two_names(shop: Path, tiny_model_path: Path, tmp_path: Path):
     nestling.index(tiny_model_path, shop / "shop.csv", tmp_path / "i")
     index = nestling.Index.open(tmp_path / "i")

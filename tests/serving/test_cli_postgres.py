@@ -18,7 +18,7 @@ from cyclopts import App
 
 from nestling import cli, cli_postgres
 from nestling.errors import InputError
-from nestling.serving import postgres_server
+from nestling.serving.postgres import server as postgres_server
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -129,13 +129,9 @@ def test_a_killed_command_goes_on_and_ends_with_every_row(
 ):
     texts = tmp_path / "items.txt"
     texts.write_text("\n".join(f"white drill number {i}" for i in range(1_000)))
-    script = (
-        "from nestling import cli, cli_postgres\nimport sys\n"
-        "cli.app.command(cli_postgres.postgres)\ncli.main(sys.argv[1:])\n"
-    )
     folder = tmp_path / "data"
     options = [str(tiny_model_path), str(texts), "--data", str(folder)]
-    command = [sys.executable, "-c", script, "postgres", *options, "--batch", "10"]
+    command = [sys.executable, "-m", "nestling", "postgres", *options, "--batch", "10"]
     server = postgres_server.start(folder)
     try:
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from nestling.errors import InputError
 from nestling.serving.encoder import MANIFEST, Encoder, Table
-from nestling.serving.export import export
+from nestling.serving.exporting.export import export
 from nestling.serving.tokens import Tokens
 
 TEXTS = ["drill", "", "a hand saw, 12 inch", "white steel door " * 40, "Écru 漢字 <b>&amp;</b> \u200b", "drill"]

@@ -25,11 +25,11 @@ from nestling.judgments.split import split_judgments
 from nestling.judgments.split_files import write_split
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model
-from nestling.serving import export as exporting
-from nestling.serving import export_check
 from nestling.serving.encoder import CODEC, MANIFEST, Encoder
-from nestling.serving.export import Exported, export
-from nestling.serving.export_check import Check, Speed, agreement
+from nestling.serving.exporting import check as export_check
+from nestling.serving.exporting import export as exporting
+from nestling.serving.exporting.check import Check, Speed, agreement
+from nestling.serving.exporting.export import Exported, export
 from nestling.training.lexical import join
 
 TEXTS = ["drill", "a hand saw, 12 inch", "white steel door " * 40, "Écru DOOR <b>", "cordless drill with two batteries"]
@@ -129,7 +129,7 @@ def test_a_static_model_in_int8_is_near_and_a_quarter_of_the_size(tiny_model_pat
 def test_int8_is_near_float32(
     format: Any, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr("nestling.serving.export_onnx.LARGE_TABLE", 1000)
+    monkeypatch.setattr("nestling.serving.exporting.onnx.LARGE_TABLE", 1000)
     done = export(str(tiny_model_path), tmp_path / "out", format=format, precision="int8", force=True)
     found, expected = Encoder.open(done.folder).encode(TEXTS), fresh(tiny_model_path).encode(TEXTS)
     assert (found * expected).sum(axis=1).min() > 0.97

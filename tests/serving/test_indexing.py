@@ -20,13 +20,13 @@ from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
-from nestling.serving import indexing
-from nestling.serving.calibrate import calibrate, exact_top
-from nestling.serving.index_files import CODEC, read_manifest
-from nestling.serving.index_settings import IndexSettings
-from nestling.serving.indexing import WORK
-from nestling.serving.shortlist import Exact
-from nestling.serving.study import fusion_for, study_fusion
+from nestling.serving.indexes import build as indexing
+from nestling.serving.indexes.build import WORK
+from nestling.serving.indexes.calibrate import calibrate, exact_top
+from nestling.serving.indexes.files import CODEC, read_manifest
+from nestling.serving.indexes.settings import IndexSettings
+from nestling.serving.indexes.shortlist import Exact
+from nestling.serving.indexes.study import fusion_for, study_fusion
 
 TITLES = products(60)
 ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
@@ -117,7 +117,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fixtures.serving import WordEncoder, catalogue, indexed, products
-from nestling.serving import indexing
+from nestling.serving.indexes import build as indexing
 indexing.CHUNK = 5
 class Slow(WordEncoder):
     def encode(self, texts, *, kind="document"):
@@ -161,10 +161,12 @@ def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_en
 
 
 def test_a_reader_keeps_the_index_that_it_opened_while_another_takes_its_place(tmp_path: Path):
-    indexed(tmp_path / "i", catalogue(TITLES[:20]))
+    brands = ["Acme", "Bolt"] * 10
+    indexed(tmp_path / "i", catalogue(TITLES[:20], brand=brands), fusion=Fusion(0.1))
     old = opened(tmp_path / "i")
     indexed(tmp_path / "i", catalogue(TITLES[20:]))
-    assert old.search([TITLES[3]], 1)[0][0].text == TITLES[3]
+    for mode in old.modes:
+        assert old.search([TITLES[3]], 1, mode=mode, filters={"brand": "bolt"})[0][0].text == TITLES[3]
     assert opened(tmp_path / "i").search([TITLES[33]], 1)[0][0].text == TITLES[33]
 
 

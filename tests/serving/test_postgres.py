@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from nestling.errors import InputError
 from nestling.evaluation.embed import truncate
 from nestling.judgments.catalogue import Catalogue
-from nestling.serving import postgres_server, postgres_sql
-from nestling.serving.postgres import Store
-from nestling.serving.postgres_load import storable
-from nestling.serving.postgres_sql import Shortlist, check_table
+from nestling.serving.postgres import server as postgres_server
+from nestling.serving.postgres import sql as postgres_sql
+from nestling.serving.postgres.load import storable
+from nestling.serving.postgres.sql import Shortlist, check_table
+from nestling.serving.postgres.store import Store
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -234,7 +235,7 @@ def test_changed_fields_are_written_without_encoding(store: Store, dsn: str):
 
 
 def test_documents_that_the_catalogue_no_longer_has_go_only_when_asked(store: Store, dsn: str, monkeypatch: Any):
-    monkeypatch.setattr("nestling.serving.postgres_load.IDS_AT_ONCE", 4)
+    monkeypatch.setattr("nestling.serving.postgres.load.IDS_AT_ONCE", 4)
     store.upsert(WordEncoder(), products(25))
     assert store.upsert(WordEncoder(), products(10)).removed == 0
     assert len(rows_of(dsn)) == 25

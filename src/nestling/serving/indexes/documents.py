@@ -33,6 +33,7 @@ class Documents:
 
     folder: Path
     filters: dict[str, list[str]]
+    _columns: dict[str, NDArray[np.int32]]
     _rows: NDArray[np.uint8]
     _offsets: NDArray[np.uint64]
 
@@ -49,7 +50,9 @@ class Documents:
             raise ValueError(f"{ROWS} holds {size} bytes where {int(offsets[-1])} belong")
         rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
         filters = json.loads((folder / FILTERS).read_text(encoding="utf-8"))
-        return cls(folder, {name: list(values) for name, values in filters.items()}, rows, offsets)
+        # Opened now, since an index that is brought up to date removes the files of those who read it.
+        columns = {name: np.load(folder / _column(n), mmap_mode="r") for n, name in enumerate(filters)}
+        return cls(folder, {name: list(values) for name, values in filters.items()}, columns, rows, offsets)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -75,8 +78,7 @@ class Documents:
                 raise InputError(f"no field {name[:40]!r} to filter by; this index has {known}")
             keys = {normalise(value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
             codes = [code for code, value in enumerate(self.filters[name]) if normalise(value) in keys]
-            column = np.load(self.folder / _column(list(self.filters).index(name)), mmap_mode="r")
-            fits &= np.isin(column, codes)
+            fits &= np.isin(self._columns[name], codes)
         return fits
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
 from nestling.serving.encoder import INPUTS, OPENVINO
-from nestling.serving.export_graph import example, first_line, quiet, whole
+from nestling.serving.exporting.graph import example, first_line, quiet, whole
 from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:

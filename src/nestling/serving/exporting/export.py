@@ -16,7 +16,7 @@ from nestling.errors import InputError
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
 from nestling.serving.encoder import CODEC, KINDS, MANIFEST, TOKENIZER, VERSION, Encoder
-from nestling.serving.export_graph import refuse_unknown
+from nestling.serving.exporting.graph import refuse_unknown
 from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nestling.evaluation.compress import Codec
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.table import Judgments
-    from nestling.serving.export_check import Check
+    from nestling.serving.exporting.check import Check
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -87,7 +87,7 @@ def export(
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
-    from nestling.serving.export_check import check_export
+    from nestling.serving.exporting.check import check_export
 
     out, observer = Path(out), observer or Observer()
     if format not in FORMATS or precision not in PRECISIONS:
@@ -173,15 +173,15 @@ def write_model(
 ) -> None:
     """Write the model's own files; each writer's docstring says what and when it refuses."""
     if is_static(model):
-        from nestling.serving.export_table import write_table
+        from nestling.serving.exporting.table import write_table
 
         write_table(model, folder, precision=precision)
     elif format == "openvino":
-        from nestling.serving.export_openvino import write_openvino
+        from nestling.serving.exporting.openvino import write_openvino
 
         write_openvino(model, tokens, folder, precision=precision, calibration=calibration)
     else:
-        from nestling.serving.export_onnx import write_onnx
+        from nestling.serving.exporting.onnx import write_onnx
 
         write_onnx(model, tokens, folder, precision=precision, calibration=calibration)
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed, truncate
-from nestling.serving.encode_partitions import Slice, Source
-from nestling.serving.encoded_files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
 from nestling.serving.encoder import Encoder
+from nestling.serving.encoding.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
+from nestling.serving.encoding.partitions import Slice, Source
 from nestling.serving.text_encoders import TextEncoder, TorchEncoder, open_encoder
 
 Progress = Callable[[int, int], None]

@@ -10,7 +10,7 @@ import numpy as np
 
 from nestling.errors import InputError
 from nestling.serving.encoder import INPUTS, ONNX
-from nestling.serving.export_graph import example, first_line, quiet, whole
+from nestling.serving.exporting.graph import example, first_line, quiet, whole
 from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def write_onnx(
     """
     import torch
 
-    from nestling.serving.export_openvino import needed, quantize
+    from nestling.serving.exporting.openvino import needed, quantize
 
     needed("onnxruntime", "the export to ONNX")
     onnx = needed("onnx", "the export to ONNX")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.observer import Observer
-from nestling.serving import postgres_load, postgres_schema
-from nestling.serving.documents import Filters
-from nestling.serving.index import Hit
-from nestling.serving.postgres_connection import WAITS, Connection
-from nestling.serving.postgres_load import Loaded
-from nestling.serving.postgres_schema import Meta
-from nestling.serving.postgres_sql import SHORTLIST, Names, Shortlist, check_table
+from nestling.serving.indexes.documents import Filters
+from nestling.serving.indexes.index import Hit
+from nestling.serving.postgres import load as postgres_load
+from nestling.serving.postgres import schema as postgres_schema
+from nestling.serving.postgres.connection import WAITS, Connection
+from nestling.serving.postgres.load import Loaded
+from nestling.serving.postgres.schema import Meta
+from nestling.serving.postgres.sql import SHORTLIST, Names, Shortlist, check_table
 from nestling.serving.text_encoders import TextEncoder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nestling.errors import InputError
 from nestling.observer import Observer
-from nestling.serving.postgres_server import EXTRA
+from nestling.serving.postgres.server import EXTRA
 
 if TYPE_CHECKING:
     import psycopg

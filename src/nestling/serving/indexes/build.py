@@ -24,12 +24,11 @@ from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.observer import Observer
-from nestling.serving import documents, shortlist
-from nestling.serving import index_files as files
-from nestling.serving.calibrate import calibrate
-from nestling.serving.index_files import Manifest
-from nestling.serving.index_settings import IndexSettings
-from nestling.serving.study import study_fusion, study_queries
+from nestling.serving.indexes import documents, files, shortlist
+from nestling.serving.indexes.calibrate import calibrate
+from nestling.serving.indexes.files import Manifest
+from nestling.serving.indexes.settings import IndexSettings
+from nestling.serving.indexes.study import study_fusion, study_queries
 from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)
@@ -97,6 +96,9 @@ def index(
     if isinstance(encoder, str | Path):
         model = model or str(encoder)
         encoder = open_encoder(encoder)
+    if model is not None and Path(model).expanduser().is_dir():
+        # Whoever opens the index may stand in another folder.
+        model = str(Path(model).expanduser().resolve())
     if model is None:
         raise ValueError("an encoder needs the name of its model beside it")
     if isinstance(catalogue, str | Path):

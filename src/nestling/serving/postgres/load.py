@@ -14,14 +14,14 @@ import numpy as np
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.observer import Observer
-from nestling.serving.postgres_connection import Connection
-from nestling.serving.postgres_sql import Names, create_indexes
+from nestling.serving.postgres.connection import Connection
+from nestling.serving.postgres.sql import Names, create_indexes
 from nestling.serving.text_encoders import TextEncoder
 
 if TYPE_CHECKING:
     import psycopg
 
-    from nestling.serving.postgres_schema import Meta
+    from nestling.serving.postgres.schema import Meta
 
 IDS_AT_ONCE = 10_000
 LONGEST_ID = 2_000

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestling.errors import InputError
-from nestling.serving.encode_partitions import Slice
-from nestling.serving.encode_worker import Job, Worker
-from nestling.serving.encoded_files import WORK, Part
+from nestling.serving.encoding.files import WORK, Part
+from nestling.serving.encoding.partitions import Slice
+from nestling.serving.encoding.worker import Job, Worker
 
 SECONDS_TO_ANSWER = 5.0
 TRIES = 4

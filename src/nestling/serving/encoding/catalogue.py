@@ -16,10 +16,7 @@ from filelock import FileLock, Timeout
 from nestling.environment import versions
 from nestling.errors import InputError
 from nestling.observer import Observer
-from nestling.serving.encode_partitions import Slice, Source, open_source
-from nestling.serving.encode_ray import Cluster, encode_on_ray, ray_cluster
-from nestling.serving.encode_worker import Job, Worker, runtime_of
-from nestling.serving.encoded_files import (
+from nestling.serving.encoding.files import (
     MANIFEST,
     WORK,
     EncodedFolder,
@@ -31,6 +28,9 @@ from nestling.serving.encoded_files import (
     read_encoded,
     text_hashes,
 )
+from nestling.serving.encoding.partitions import Slice, Source, open_source
+from nestling.serving.encoding.ray_engine import Cluster, encode_on_ray, ray_cluster
+from nestling.serving.encoding.worker import Job, Worker, runtime_of
 from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)

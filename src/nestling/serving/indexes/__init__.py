@@ -1,0 +1,1 @@
+"""An index of a catalogue: built, kept up to date, searched."""

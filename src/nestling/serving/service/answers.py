@@ -1,0 +1,44 @@
+"""Answers as bytes, and refusals: one line of JSON, with no traceback and no path of the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "not_ready",
+    504: "timeout",
+}
+LONGEST = 400
+
+
+class RefusedError(Exception):
+    """A request that is not answered as asked; `reason` names the counter of refusals it goes into, if any."""
+
+    def __init__(
+        self, status: int, message: str, *, reason: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.reason, self.headers = status, message, reason, dict(headers or {})
+
+
+def encoded(value: Any) -> bytes:
+    """Return JSON in ASCII, since documents may hold lone surrogates, which UTF-8 cannot."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def error_body(status: int, message: str) -> bytes:
+    """Return a refusal's body, its message brought to one short line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    return encoded({"error": {"message": line[:LONGEST], "type": TYPES.get(status, "invalid_request_error")}})
+
+
+def busy() -> RefusedError:
+    """Return the answer of a server whose queue is full."""
+    return RefusedError(
+        429, "too many requests are waiting; try again", reason="queue_full", headers={"Retry-After": "1"}
+    )

@@ -1,0 +1,176 @@
+"""Texts of many clients encoded together: one thread, one bounded queue, and a future for each request."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+Encode = Callable[[list[str]], Vectors]
+"""n texts -> (n, dim) float32. Requests that bring the same object are encoded in one call."""
+
+
+class QueueFullError(Exception):
+    """Too much is waiting already."""
+
+
+class ClosedError(Exception):
+    """Nothing new is taken."""
+
+
+@dataclass(eq=False)
+class _Request:
+    encode: Encode
+    texts: Sequence[str]
+    future: Future[Vectors] = field(default_factory=Future)
+    rows: dict[int, Vectors] = field(default_factory=dict)
+    started: bool | None = None
+
+    def wanted(self) -> bool:
+        """Whether someone still waits for it; from the first time on it can no longer be cancelled."""
+        if self.started is None:
+            self.started = self.future.set_running_or_notify_cancel()
+        return not self.future.done()
+
+    def give(self, place: int, row: Vectors) -> None:
+        if self.future.done():
+            return
+        self.rows[place] = row
+        if len(self.rows) == len(self.texts):
+            self.future.set_result(np.stack([self.rows[n] for n in range(len(self.texts))]))
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+_Piece = tuple[_Request, int]
+
+
+class Batcher:
+    """Encodes in a thread of its own what requests bring, as many texts at a time as wait, up to a bound.
+
+    Texts are taken in the order in which they came. Where a call of the encoder fails, each request of the batch is
+    encoded apart, so that only the one whose text it was fails; a vector with NaN or infinite values fails its
+    request too.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int = 64,
+        max_wait: float = 0.002,
+        queue: int = 256,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            max_batch: texts of one call.
+            max_wait: seconds that the first text waits for more, unless a whole batch is there.
+            queue: texts that may wait.
+            on_batch: told the number of texts of each call.
+        """
+        if max_batch < 1 or queue < 1 or max_wait < 0:
+            raise ValueError(f"max_batch, queue and max_wait must be positive: {max_batch}, {queue}, {max_wait}")
+        self._max_batch, self._max_wait, self._queue = max_batch, max_wait, queue
+        self._on_batch = on_batch or (lambda size: None)
+        self._pieces: deque[_Piece] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="nestling-encoder", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait."""
+        return len(self._pieces)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._closed
+
+    def submit(self, encode: Encode, texts: Sequence[str]) -> Future[Vectors]:
+        """Queue a request's texts; the future gives (len(texts), dim) float32, in their order, or what went wrong.
+
+        Cancelling the future takes texts back that no call has begun.
+
+        Raises:
+            QueueFullError: the queue has no room for all of them.
+            ClosedError: the batcher was closed.
+            ValueError: there is no text.
+        """
+        if not texts:
+            raise ValueError("a request needs at least one text")
+        request = _Request(encode, tuple(texts))
+        with self._changed:
+            if self._closed:
+                raise ClosedError
+            if len(self._pieces) + len(request.texts) > self._queue:
+                raise QueueFullError
+            self._pieces.extend((request, place) for place in range(len(request.texts)))
+            self._changed.notify()
+        return request.future
+
+    def close(self) -> None:
+        """Take nothing new, finish what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while pieces := self._collect():
+            wanted = {request for request in dict.fromkeys(request for request, _ in pieces) if request.wanted()}
+            by_encoder: dict[int, list[_Piece]] = {}
+            for piece in pieces:
+                if piece[0] in wanted:
+                    by_encoder.setdefault(id(piece[0].encode), []).append(piece)
+            for some in by_encoder.values():
+                self._encode(some)
+
+    def _collect(self) -> list[_Piece]:
+        """Wait for a batch; nothing once closed and done."""
+        with self._changed:
+            while not self._pieces and not self._closed:
+                self._changed.wait()
+            until = time.monotonic() + self._max_wait
+            while len(self._pieces) < self._max_batch and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return [self._pieces.popleft() for _ in range(min(self._max_batch, len(self._pieces)))]
+
+    def _encode(self, pieces: list[_Piece]) -> None:
+        requests = list(dict.fromkeys(request for request, _ in pieces))
+        texts = [request.texts[place] for request, place in pieces]
+        try:
+            self._on_batch(len(texts))
+            vectors = requests[0].encode(texts)
+            if vectors.ndim != 2 or len(vectors) != len(texts):
+                raise RuntimeError(f"{len(texts)} texts were encoded to vectors of shape {vectors.shape}")
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+            logger.warning("a batch of %d texts failed (%s); its requests are encoded apart", len(texts), error)
+            for request in requests:
+                self._encode([piece for piece in pieces if piece[0] is request])
+            return
+        for (request, place), vector in zip(pieces, vectors, strict=True):
+            if np.isfinite(vector).all():
+                request.give(place, vector)
+            else:
+                request.fail(RuntimeError("the encoder returned a vector with NaN or infinite values"))

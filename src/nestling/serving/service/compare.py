@@ -1,0 +1,200 @@
+"""An index's vectors at other sizes and precisions, searched exactly, to be set beside one another."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.evaluation.baselines import PairScores
+from nestling.evaluation.compress import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
+from nestling.evaluation.embed import truncate
+from nestling.evaluation.fusion import Top
+from nestling.evaluation.search_codes import rescore
+from nestling.serving.indexes.index import Index, Mode
+
+MOST_DOCUMENTS = 200_000
+MOST_BYTES = 512 * 2**20
+SMALLEST = 8
+BLOCK = 16_384
+SAME = 1e-6
+SPARE = 32
+"""So many more candidates than asked for are scored again, in one order of terms, so that equal vectors tie."""
+
+
+def dims_of(full: int) -> tuple[int, ...]:
+    """Return the sizes to offer: the full one and its halves, down to 8."""
+    dims = [full]
+    while dims[-1] // 2 >= SMALLEST:
+        dims.append(dims[-1] // 2)
+    return tuple(dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Documents at one size and precision. Floats are cut from the index's vectors as they are needed.
+
+    Attributes:
+        vectors: (n, full) float16: what the index holds, so float32 is no finer than that.
+        codes: of int8, int4 and binary.
+    """
+
+    codec: Codec
+    vectors: NDArray[np.float16]
+    codes: Codes | None = None
+
+    @classmethod
+    def make(cls, vectors: NDArray[np.float16], dim: int, precision: str) -> Cell:
+        """Fit a codec on at most 16,384 documents, evenly spaced, as `nestling index` does, and encode all."""
+        sample = np.asarray(vectors[:: -(-len(vectors) // FIT_ROWS)], dtype=np.float32)
+        codec = fit_codec(precision, truncate(sample, dim))
+        if codec.is_float:
+            return cls(codec, vectors)
+        parts = [
+            codec.encode(truncate(np.asarray(vectors[start : start + BLOCK], dtype=np.float32), dim))
+            for start in range(0, len(vectors), BLOCK)
+        ]
+        scales = np.concatenate([part.scales for part in parts if part.scales is not None])
+        return cls(codec, vectors, Codes(np.concatenate([part.data for part in parts]), scales, codec.fingerprint))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return 0 if self.codes is None else self.codes.nbytes
+
+    def top_k(self, query: NDArray[np.float32], k: int) -> Top:
+        """Return the `k` documents of the highest inner products with a query's own vector cut to the size.
+
+        Args:
+            query: (1, full) float32.
+
+        Returns:
+            indices: (1, min(k, n)) int64, and scores, float32, descending; equal scores by lower row.
+        """
+        asked, shift = self.codec.project(truncate(query, self.codec.dim))
+        n = len(self.vectors)
+        scores = np.concatenate([self._rows(slice(at, at + BLOCK)) @ asked[0] for at in range(0, n, BLOCK)])
+        some = min(n, k + SPARE)
+        rows = np.sort(np.argpartition(-scores, some - 1)[:some])
+        # Ties at the end of the candidates go to lower rows too; a product's last bits depend on where a row lies.
+        last = np.flatnonzero(np.abs(scores - scores[rows].min()) <= SAME)[:some]
+        rows = np.union1d(rows, last)
+        places, found = rescore(asked, np.arange(len(rows))[None], self._rows(rows), min(k, n))
+        return rows[places], found + shift[:, None]
+
+    def pair_scores(self, query: NDArray[np.float32]) -> PairScores:
+        """Return what scores pairs of one query, (1, full), with documents."""
+        asked, shift = self.codec.project(truncate(query, self.codec.dim))
+
+        def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = self._rows(columns) @ asked[0] + shift[0]
+            return found
+
+        return of_pairs
+
+    def _rows(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return documents where the codec projects queries to, (n, dim)."""
+        if self.codes is None:
+            cut = truncate(np.asarray(self.vectors[rows], dtype=np.float32), self.codec.dim)
+            return cut if self.codec.precision == "float32" else cut.astype(np.float16).astype(np.float32)
+        some = self.codes[rows]
+        scaled: NDArray[np.float32] = self.codec.integers(some) * self.codec.steps(some)[:, None]
+        return scaled
+
+
+class Cells:
+    """The cells of one index, made when first asked for and kept within a bound. Safe from several threads."""
+
+    def __init__(self, index: Index, *, most_documents: int = MOST_DOCUMENTS, most_bytes: int = MOST_BYTES) -> None:
+        """Offer what an index can give; nothing where it has more documents than `most_documents`."""
+        self.index = index
+        small = 0 < len(index) <= most_documents
+        self.dims = dims_of(index.manifest.dim) if small else ()
+        self.precisions: tuple[str, ...] = PRECISIONS if small else ()
+        self._most_documents, self._most_bytes = most_documents, most_bytes
+        self._kept: OrderedDict[tuple[int, str], Cell] = OrderedDict()
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def note(self) -> str | None:
+        """Why there are none, if so."""
+        if self.dims:
+            return None
+        return f"more than {self._most_documents:,} documents: searched only as served"
+
+    def cell(self, dim: int | None, precision: str | None) -> Cell:
+        """Return a cell, made or kept.
+
+        Raises:
+            InputError: there is no such cell.
+        """
+        if not self.dims:
+            raise InputError("this index is too large for other sizes and precisions; leave dim and precision out")
+        dim, precision = dim or self.dims[0], precision or PRECISIONS[0]
+        if dim not in self.dims or precision not in self.precisions:
+            known = ", ".join(map(str, self.dims))
+            raise InputError(f"no cell of {dim} dims and {precision}; dims are {known}, at {', '.join(PRECISIONS)}")
+        key = dim, precision
+        with self._one_at_a_time:
+            if key not in self._kept:
+                self._kept[key] = Cell.make(self.index.vectors, dim, precision)
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(cell.nbytes for cell in self._kept.values()) > self._most_bytes:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def search(self, cell: Cell, query: str, vector: NDArray[np.float32], k: int, *, fused: bool) -> Top:
+        """Search a cell, with BM25 added by the index's own fusion if wished.
+
+        Args:
+            vector: (1, full) float32 of the query.
+
+        Raises:
+            InputError: the index has no fusion.
+        """
+        if not fused:
+            return cell.top_k(vector, k)
+        index = self.index
+        if index.fusion is None or index.lexical is None:
+            raise InputError("this index adds no BM25; choose dense or lexical")
+        depth = max(index.fusion.depth, k)
+        return index.fusion.fuse(
+            cell.top_k(vector, depth),
+            index.lexical.top_k([query], depth),
+            k,
+            dense_scores=cell.pair_scores(vector),
+            lexical_scores=index.lexical.pair_scores([query]),
+        )
+
+
+def recall(found: Sequence[str], wanted: frozenset[str]) -> float:
+    """Return the share of the wanted documents among those found, 0 to 1."""
+    return len(wanted.intersection(found)) / len(wanted)
+
+
+def hits_of(index: Index, top: Top) -> list[dict[str, Any]]:
+    """Return one query's results as they are sent."""
+    pairs = [(int(row), float(score)) for row, score in zip(top[0][0], top[1][0], strict=True) if row >= 0]
+    documents = [index.documents.get(row) for row, _ in pairs]
+    return [
+        {"rank": rank, "id": one["id"], "score": score, "text": one["text"], "fields": one["fields"]}
+        for rank, ((_, score), one) in enumerate(zip(pairs, documents, strict=True), start=1)
+    ]
+
+
+def as_served(index: Index, query: str, vector: NDArray[np.float32] | None, k: int, mode: Mode) -> list[dict[str, Any]]:
+    """Search an index in its own way; `vector`, (1, full), is needed but for `lexical`."""
+    if mode == "lexical" or vector is None:
+        [hits] = index.search([query], k, mode="lexical")
+    else:
+        [hits] = index.search_vectors(vector, k, queries=[query] if mode == "fused" else None)
+    return [
+        {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
+        for hit in hits
+    ]

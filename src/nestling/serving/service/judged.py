@@ -1,0 +1,64 @@
+"""Which documents raters found relevant for a query: the marks of the search page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nestling.errors import InputError
+from nestling.judgments.identity import normalise
+from nestling.serving.indexes.documents import Documents
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Queries of a split's test side.
+
+    Attributes:
+        texts: as first judged, in order.
+        relevant: by normalised query the ids of its relevant documents; none is empty.
+    """
+
+    texts: tuple[str, ...] = ()
+    relevant: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, query: str) -> frozenset[str] | None:
+        """Return the ids of the documents that are relevant for a query; None where it was not judged."""
+        return self.relevant.get(normalise(query))
+
+    def within(self, documents: Documents) -> Judged:
+        """Return what is left where only these documents can be found."""
+        wanted = frozenset().union(*self.relevant.values())
+        there = {key for key in (documents.get(row)["id"] for row in range(len(documents))) if key in wanted}
+        kept = {query: ids & there for query, ids in self.relevant.items() if ids & there}
+        return Judged(tuple(text for text in self.texts if normalise(text) in kept), kept)
+
+
+def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
+    """Read the test side of a folder that `nestling split` wrote.
+
+    Args:
+        threshold: a document is relevant above this score; by default 2.5 on a scale of 1 to 3.
+
+    Raises:
+        InputError: the folder is no split, polars is missing, or the scale needs a threshold.
+    """
+    try:
+        import polars as pl
+
+        from nestling.judgments.split_files import read_split
+    except ModuleNotFoundError as error:
+        raise InputError(f"--split needs {error.name}: pip install 'nestling[study]'") from None
+    test = read_split(split).test
+    if threshold is None and tuple(test.scale) != (1.0, 3.0):
+        low, high = test.scale
+        raise InputError(f"{split}: on a scale of {low:g} to {high:g} give --threshold, above which is relevant")
+    positive = test.frame.filter(pl.col("score") > (2.5 if threshold is None else threshold))
+    texts: dict[str, str] = {}
+    relevant: dict[str, set[str]] = {}
+    for query, document in positive.select("query", "document_id").iter_rows():
+        key = normalise(query)
+        texts.setdefault(key, query)
+        relevant.setdefault(key, set()).add(document)
+    return Judged(tuple(texts.values()), {key: frozenset(ids) for key, ids in relevant.items()})

@@ -1,0 +1,44 @@
+"""The search page: one file whose style and script are inline, and the policy that lets nothing else run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+STYLE, SCRIPT = "/*style*/", "/*script*/"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page as it is sent.
+
+    Attributes:
+        policy: its Content-Security-Policy: its own style and script by their hashes, and requests to its own origin.
+    """
+
+    html: bytes
+    policy: str
+
+
+def load_page() -> Page:
+    """Put the page together. It holds no data: its script asks the server for all that it shows."""
+    style, script = _template("search.css"), _template("search.js")
+    html = _template("search.html")
+    if html.count(STYLE) != 1 or html.count(SCRIPT) != 1 or "</script" in script.lower() or "</style" in style.lower():
+        raise ValueError("search.html needs one place for the style and one for the script, and neither may end itself")
+    whole = html.replace(STYLE, style).replace(SCRIPT, script)
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return Page(whole.encode("utf-8"), policy)
+
+
+def _template(name: str) -> str:
+    return (resources.files("nestling.serving.service") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

@@ -1,0 +1,261 @@
+"""What a server does with a request, apart from HTTP: encode, search, compare."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling.errors import InputError
+from nestling.evaluation.embed import truncate
+from nestling.serving.indexes.index import Index, Mode
+from nestling.serving.service import compare
+from nestling.serving.service.answers import RefusedError, busy, encoded
+from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError
+from nestling.serving.service.limits import Limits
+from nestling.serving.service.metrics import Metrics
+from nestling.serving.service.served import Indexes, Served, bytes_of, described
+from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
+from nestling.serving.service.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+COMPARISONS = 16
+TOP = 10
+Vectors = NDArray[np.float32]
+
+
+class Service:
+    """Indexes, the encoder's queue and the threads that search; `state` is loading, ready or stopping."""
+
+    def __init__(self, indexes: Indexes, *, limits: Limits, metrics: Metrics) -> None:
+        self.indexes, self.limits, self.metrics = indexes, limits, metrics
+        self.state = "loading"
+        self._batcher = Batcher(
+            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch
+        )
+        metrics.watch_queue(lambda: self._batcher.waiting)
+        threads = max(2, min(8, os.cpu_count() or 2))
+        self._searching = Workers(threads, limits.queue, name="nestling-search")
+        # Comparisons may make cells, which takes seconds, so that they have a thread of their own.
+        self._comparing = Workers(1, COMPARISONS, name="nestling-compare")
+
+    def close(self) -> None:
+        """End all threads, once what they do is done."""
+        self._batcher.close()
+        self._searching.close()
+        self._comparing.close()
+
+    async def search(self, asked: SearchRequest) -> bytes:
+        """Answer a search."""
+        began = time.perf_counter()
+        served = self._served(asked.index)
+        mode = _mode(served, asked.mode)
+        queries = asked.texts
+        vectors = await self._encode(served.encoding.query, queries) if mode != "lexical" else None
+        encode_ms = _since(began)
+
+        def job() -> bytes:
+            at = time.perf_counter()
+            found = _found(self._current(served, vectors).index, queries, vectors, mode, asked)
+            search_ms = _since(at)
+            results = [
+                {
+                    "query": query,
+                    "hits": [
+                        {"rank": h.rank, "id": h.document_id, "score": h.score, "text": h.text, "fields": h.fields}
+                        for h in hits
+                    ],
+                }
+                for query, hits in zip(queries, found, strict=True)
+            ]
+            timings = {"encode_ms": encode_ms, "search_ms": search_ms, "total_ms": _since(began)}
+            return encoded({"index": served.source.name, "mode": mode, "results": results, "timings": timings})
+
+        return await self._work(self._searching, job)
+
+    async def embed(self, asked: EmbedRequest) -> bytes:
+        """Answer as OpenAI's embeddings API does."""
+        served = self.indexes.find(asked.model)
+        if served is None:
+            known = ", ".join(dict.fromkeys(one.model for one in self.indexes.all()))
+            raise RefusedError(404, f"no such model is served; there is {known}")
+        encoding, texts = served.encoding, asked.texts
+        full = encoding.encoder.dim
+        dim = asked.dimensions or full
+        if dim > full:
+            raise RefusedError(422, f"dimensions: {served.model} has {full}, so give 1 to {full}")
+        vectors = await self._encode(encoding.query if asked.input_type == "query" else encoding.document, texts)
+
+        def job() -> bytes:
+            cut = truncate(vectors, dim)
+            as_text = asked.encoding_format == "base64"
+            data = [
+                {"object": "embedding", "index": n, "embedding": _base64(row) if as_text else row.tolist()}
+                for n, row in enumerate(cut)
+            ]
+            tokens = encoding.count(texts)
+            usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+            return encoded({"object": "list", "data": data, "model": served.model, "usage": usage})
+
+        return await self._work(self._searching, job)
+
+    async def compare(self, asked: CompareRequest) -> bytes:
+        """Answer one query in one or two ways."""
+        ways = []
+        for column in asked.columns:
+            served = self._served(column.index)
+            mode = _mode(served, column.mode)
+            at = time.perf_counter()
+            vector = await self._encode(served.encoding.query, [asked.query]) if mode != "lexical" else None
+            ways.append((column, served, mode, vector, _since(at)))
+
+        def job() -> bytes:
+            columns = [
+                _column(asked, column, self._current(served, vector), mode, vector, encode_ms)
+                for column, served, mode, vector, encode_ms in ways
+            ]
+            judged = any(served.judged.of(asked.query) is not None for _, served, _, _, _ in ways)
+            return encoded({"query": asked.query, "judged": judged, "columns": columns})
+
+        return await self._work(self._comparing, job)
+
+    async def sizes(self, asked: SizesRequest) -> bytes:
+        """Answer what shrinking does to one query."""
+        served = self._served(asked.index)
+        if not served.cells.dims:
+            raise RefusedError(422, served.cells.note or "this index has no other sizes")
+        vector = await self._encode(served.encoding.query, [asked.query])
+
+        def job() -> bytes:
+            now = self._current(served, vector)
+            top = {}
+            for dim in now.cells.dims:
+                cell = now.cells.cell(dim, asked.precision)
+                found = compare.hits_of(now.index, cell.top_k(vector, TOP))
+                top[dim] = [hit["id"] for hit in found], cell.codec.bytes_per_vector
+            judged = now.judged.of(asked.query)
+            full = now.cells.cell(None, None).top_k(vector, TOP)
+            wanted = judged or frozenset(hit["id"] for hit in compare.hits_of(now.index, full))
+            return encoded(
+                {
+                    "index": served.source.name,
+                    "precision": asked.precision,
+                    "against": "judged" if judged else "full size",
+                    "wanted": len(wanted),
+                    "sizes": [
+                        {"dim": dim, "bytes": size, "recall": compare.recall(found, wanted)}
+                        for dim, (found, size) in top.items()
+                    ],
+                }
+            )
+
+        return await self._work(self._comparing, job)
+
+    def described(self) -> bytes:
+        """Return what is served."""
+        every = self.indexes.all()
+        return encoded({"indexes": [described(one) for one in every], "judged": len(every[0].judged.texts)})
+
+    def queries(self, limit: int) -> bytes:
+        """Return judged queries of the first index that has some."""
+        texts = next((one.judged.texts for one in self.indexes.all() if one.judged.texts), ())
+        return encoded({"queries": texts[:limit]})
+
+    def _served(self, name: str | None) -> Served:
+        served = self.indexes.get(name)
+        if served is None:
+            raise RefusedError(404, f"no index of that name is served; there is {', '.join(self.indexes.names)}")
+        return served
+
+    def _current(self, served: Served, vector: Vectors | None) -> Served:
+        """Return the generation in force, unless a vector made before, or the mode chosen, does not fit it."""
+        now = self._served(served.source.name)
+        same = (vector is None or now.encoding is served.encoding) and now.index.modes == served.index.modes
+        return now if same else served
+
+    async def _encode(self, encode: Encode, texts: Sequence[str]) -> Vectors:
+        try:
+            return await asyncio.wrap_future(self._batcher.submit(encode, texts))
+        except QueueFullError:
+            raise busy() from None
+        except ClosedError:
+            raise RefusedError(503, "the server is shutting down; try again", reason="stopping") from None
+        except (RefusedError, asyncio.CancelledError):
+            raise
+        # What a model raises on a text is not known beforehand, and its words may name files.
+        except Exception:
+            logger.exception("the encoder failed on a request")
+            raise RefusedError(500, "the encoder failed on a text of this request", reason="encoder") from None
+
+    async def _work(self, workers: Workers, job: Callable[[], T]) -> T:
+        try:
+            return await workers.run(job)
+        except QueueFullError:
+            raise busy() from None
+
+
+def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
+    try:
+        allowed = index.documents.allowed(asked.filters)
+    except InputError as error:
+        raise RefusedError(422, str(error)) from None
+    if vectors is None or mode == "lexical":
+        return index.search(queries, asked.k, mode="lexical", filters=asked.filters)
+    return index.search_vectors(vectors, asked.k, queries=queries if mode == "fused" else None, allowed=allowed)
+
+
+def _column(
+    asked: CompareRequest, column: Column, served: Served, mode: Mode, vector: Vectors | None, encode_ms: float
+) -> dict[str, Any]:
+    index, cell = served.index, None
+    at = time.perf_counter()
+    if vector is None or (column.dim is None and column.precision is None):
+        hits = compare.as_served(index, asked.query, vector, asked.k, mode)
+    else:
+        try:
+            cell = served.cells.cell(column.dim, column.precision)
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
+        at = time.perf_counter()
+        found = served.cells.search(cell, asked.query, vector, asked.k, fused=mode == "fused")
+        hits = compare.hits_of(index, found)
+    search_ms = _since(at)
+    judged = served.judged.of(asked.query)
+    for hit in hits:
+        hit["relevant"] = None if judged is None else hit["id"] in judged
+    size: float | None = cell.codec.bytes_per_vector if cell else bytes_of(index)
+    return {
+        "index": served.source.name,
+        "mode": mode,
+        "dim": cell.codec.dim if cell else None,
+        "precision": cell.codec.precision if cell else None,
+        "bytes": None if mode == "lexical" else size,
+        "recall": compare.recall([hit["id"] for hit in hits], judged) if judged else None,
+        "encode_ms": encode_ms,
+        "search_ms": search_ms,
+        "hits": hits,
+    }
+
+
+def _mode(served: Served, asked: Mode | None) -> Mode:
+    modes = served.index.modes
+    if asked is not None and asked not in modes:
+        raise RefusedError(422, f"mode: index {served.source.name} can be searched by {', '.join(modes)}")
+    return asked or modes[0]
+
+
+def _base64(row: NDArray[np.float32]) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
+
+
+def _since(began: float) -> float:
+    return round(1000 * (time.perf_counter() - began), 3)

@@ -1,0 +1,254 @@
+"""Requests and answers of the server as they stand in its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nestling.serving.service.limits import CHARACTERS, FIELDS, HITS, TEXTS, VALUES, K
+
+Text = Annotated[str, Field(min_length=1, max_length=CHARACTERS)]
+Name = Annotated[str, Field(max_length=200)]
+Value = Annotated[str, Field(max_length=1_000)]
+Filters = Annotated[
+    dict[Name, Value | Annotated[list[Value], Field(max_length=VALUES)]],
+    Field(max_length=FIELDS, description="Field to a value or several of which one is enough; all fields must fit."),
+]
+Mode = Literal["fused", "dense", "lexical"]
+Precision = Literal["float32", "float16", "int8", "int4", "binary"]
+IndexName = Annotated[Name | None, Field(description="By default the first that is served.")]
+
+
+class Strict(BaseModel):
+    """A request of our own: unknown names are refused, since they are slips."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SearchRequest(Strict):
+    """Queries for one index; give `query` or `queries`."""
+
+    query: Text | None = None
+    queries: Annotated[list[Text], Field(min_length=1, max_length=TEXTS)] | None = None
+    k: Annotated[int, Field(ge=1, le=K, description=f"k times the queries is at most {HITS}.")] = 10
+    mode: Annotated[Mode | None, Field(description="By default the best that the index has.")] = None
+    filters: Filters | None = None
+    index: IndexName = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The queries."""
+        return [self.query] if self.query is not None else list(self.queries or ())
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchRequest:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("give either query or queries")
+        if len(self.texts) * self.k > HITS:
+            raise ValueError(f"{len(self.texts)} queries of {self.k} hits are more than {HITS} hits")
+        return self
+
+
+class Hit(BaseModel):
+    """A result."""
+
+    rank: int
+    id: str
+    score: float
+    text: str
+    fields: dict[str, str]
+
+
+class Result(BaseModel):
+    """The results of one query, best first."""
+
+    query: str
+    hits: list[Hit]
+
+
+class Timings(BaseModel):
+    """Milliseconds; encoding includes the wait for other requests to be encoded with."""
+
+    encode_ms: float
+    search_ms: float
+    total_ms: float
+
+
+class SearchAnswer(BaseModel):
+    """The results of each query, in their order."""
+
+    index: str
+    mode: Mode
+    results: list[Result]
+    timings: Timings
+
+
+class EmbedRequest(BaseModel):
+    """As OpenAI's embeddings API takes it; names that it has beside these are passed over."""
+
+    input: Annotated[
+        Text | Annotated[list[Text], Field(min_length=1, max_length=TEXTS)],
+        Field(description="A text or several; lists of tokens are not taken."),
+    ]
+    model: Annotated[Name | None, Field(description="A served index or its model; by default the first.")] = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int | None, Field(ge=1, description="Keep so many, brought back to length 1.")] = None
+    input_type: Annotated[
+        Literal["query", "document"], Field(description="Picks the model's prompt, where it has one.")
+    ] = "document"
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_tokens(cls, value: Any) -> Any:
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items[:TEXTS]):
+            raise ValueError("lists of tokens are not taken, since they belong to another tokenizer; send the text")
+        return value
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [self.input] if isinstance(self.input, str) else list(self.input)
+
+
+class Embedding(BaseModel):
+    """One text's vector: numbers, or base64 of float32, little endian."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens read, after truncation."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbedAnswer(BaseModel):
+    """As OpenAI's embeddings API answers."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Column(Strict):
+    """A way to search: an index as it is served, or a cell of its vectors at another size or precision."""
+
+    index: IndexName = None
+    mode: Mode | None = None
+    dim: Annotated[int | None, Field(ge=1, description="One of the index's `dims`.")] = None
+    precision: Precision | None = None
+
+
+class CompareRequest(Strict):
+    """One query, searched in one or two ways."""
+
+    query: Text
+    columns: Annotated[list[Column], Field(min_length=1, max_length=2)]
+    k: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class MarkedHit(Hit):
+    """A result; `relevant` is null where the query was not judged."""
+
+    relevant: bool | None
+
+
+class ColumnAnswer(BaseModel):
+    """What one way found. `bytes` are those of a document in what is scanned; null for words alone."""
+
+    index: str
+    mode: Mode
+    dim: int | None
+    precision: str | None
+    bytes: float | None
+    recall: Annotated[float | None, Field(description="Of the judged relevant documents; null where none is.")]
+    encode_ms: float
+    search_ms: float
+    hits: list[MarkedHit]
+
+
+class CompareAnswer(BaseModel):
+    """A column for each way."""
+
+    query: str
+    judged: bool
+    columns: list[ColumnAnswer]
+
+
+class SizesRequest(Strict):
+    """One query at every size of an index."""
+
+    query: Text
+    index: IndexName = None
+    precision: Precision = "float32"
+
+
+class Size(BaseModel):
+    """How much of what is wanted is in the top 10 at a size, 0 to 1."""
+
+    dim: int
+    bytes: int
+    recall: float
+
+
+class SizesAnswer(BaseModel):
+    """What shrinking does to a query; wanted is what was judged relevant, else the top 10 by whole float32 vectors."""
+
+    index: str
+    precision: Precision
+    against: Literal["judged", "full size"]
+    wanted: int
+    sizes: list[Size]
+
+
+class IndexAnswer(BaseModel):
+    """An index that is served. `dims` and `precisions` are empty where it is too large for cells."""
+
+    name: str
+    model: str
+    documents: int
+    dim: int
+    modes: list[Mode]
+    fields: list[str]
+    bytes: float
+    dims: list[int]
+    precisions: list[Precision]
+    note: str | None
+
+
+class IndexesAnswer(BaseModel):
+    """All that is served, the default first."""
+
+    indexes: list[IndexAnswer]
+    judged: int
+
+
+class QueriesAnswer(BaseModel):
+    """Judged queries."""
+
+    queries: list[str]
+
+
+class HealthAnswer(BaseModel):
+    """Whether requests are answered."""
+
+    status: Literal["ready", "loading", "stopping"]
+
+
+class ErrorDetail(BaseModel):
+    """One line, and its kind."""
+
+    message: str
+    type: str
+
+
+class ErrorAnswer(BaseModel):
+    """What every refusal and failure looks like."""
+
+    error: ErrorDetail

@@ -1,0 +1,56 @@
+"""Whatever the OpenAPI document allows, and much that it does not, gets an answer that the document describes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fixtures.served import make_service, make_shop
+from nestling.serving.service.app import create_app
+from nestling.serving.service.judged import read_judged
+from nestling.serving.service.served import Source
+
+pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+schemathesis = pytest.importorskip("schemathesis")
+
+OPERATIONS = [
+    *(("POST", path) for path in ("/search", "/embed", "/v1/embeddings", "/compare", "/sizes")),
+    *(("GET", path) for path in ("/indexes", "/queries", "/health", "/metrics")),
+]
+# That an index is there, or has a field, is nothing that the document can say.
+EXCLUDED = [schemathesis.checks.positive_data_acceptance]
+
+
+@pytest.fixture(scope="module")
+def schema(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    shop = make_shop(tmp_path_factory.mktemp("shop"), tiny_model_path)
+    service = make_service(Source("shop", shop.folder), judged=read_judged(shop.split))
+    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
+    service.close()
+
+
+def test_the_document_names_every_route_that_answers(schema):
+    found = [(one.ok().method.upper(), one.ok().path) for one in schema.get_all_operations()]
+    assert sorted(found) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_answer_is_one_that_the_document_describes(schema, method: str, path: str, mode: str):
+    operation = schema[path][method]
+    if mode == "NEGATIVE" and method == "GET" and path != "/queries":
+        pytest.skip("it takes nothing that could be wrong")
+    seen = set()
+
+    @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def check(case) -> None:
+        seen.add(case.call_and_validate(excluded_checks=EXCLUDED).status_code)
+
+    check()
+    assert all(status < 500 for status in seen)
+    assert (200 in seen) if mode == "POSITIVE" else (422 in seen)
