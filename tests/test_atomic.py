@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,29 @@ def test_other_errors_pass_as_they_are(tmp_path: Path):
 def test_json_without_a_standard_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         atomic.write_json(tmp_path / "a.json", {"value": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = tmp_path / "small"
+    small.write_bytes(b"abc")
+    atomic.reserve(small)
+    assert small.read_bytes() == b"abc"
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no file is named here")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="small") as raised:
+        atomic.reserve(small)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(small))
+
+
+def test_an_array_that_numpy_could_not_write_whole_is_a_full_disk(tmp_path: Path):
+    with (
+        pytest.raises(OSError, match="a.npy") as raised,
+        atomic.new_file(tmp_path / "a.npy"),
+    ):
+        raise OSError("1742208 requested and 622560 written")
+    assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,10 @@ def full_disk_named(path: Path) -> Iterator[None]:
     """Turn what libraries raise on a full disk, each an error of its own, into the system's: an OSError with ENOSPC."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        # numpy tells how much it wrote, and not why no more.
+        if error.errno is None and "requested and" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     except Exception as error:
         # safetensors and polars quote the system; torch only says where its writer of archives failed.
@@ -39,6 +42,22 @@ def new_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reserve(path: Path) -> None:
+    """Take the room that a file will need, so that a full disk is an error here and not a signal at a mapped write.
+
+    Raises:
+        OSError: there is not enough room (ENOSPC).
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            size = path.stat().st_size
+            if size:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 @contextmanager

@@ -276,6 +276,7 @@ class _Builder:
         """Write a vector for each document, from the earlier index or from the chunks."""
         shape = (len(texts), self.encoder.dim)
         vectors: Any = np.lib.format.open_memmap(folder / files.VECTORS, "w+", np.float16, shape)
+        atomic.reserve(folder / files.VECTORS)
         if old is not None:
             before = np.load(self.out / old.generation / files.VECTORS, mmap_mode="r")
             rows = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
