@@ -95,7 +95,7 @@ def test_room_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path, 
 
 def test_an_array_that_numpy_could_not_write_whole_is_a_full_disk(tmp_path: Path):
     with (
-        pytest.raises(OSError, match="a.npy") as raised,
+        pytest.raises(OSError, match=r"a\.npy") as raised,
         atomic.new_file(tmp_path / "a.npy"),
     ):
         raise OSError("1742208 requested and 622560 written")
