@@ -112,7 +112,7 @@ def test_any_texts_survive_every_format(records: list[tuple[str, str, str]]) -> 
         expected = Judgments.from_frame(frame.rename({"relevance": "score"}))
     except InputError:  # what counts as empty is the table's business
         return
-    # With tabs and line breaks in one record a TSV may be whole with its quotes and without: it can be read in two ways.
+    # With tabs and line breaks in one record a TSV may be whole with its quotes and without: it reads in two ways.
     two_ways = any("\t" in q + d and {"\r", "\n"} & set(q + d) for q, d, _ in records)
     with TemporaryDirectory() as folder:
         for kind in ("csv", "jsonl", "parquet", *(() if two_ways else ("tsv",))):
