@@ -21,6 +21,7 @@ from nestling.errors import InputError
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
 from nestling.serving.indexes import build as indexing
+from nestling.serving.indexes import vectors as stored
 from nestling.serving.indexes.build import WORK
 from nestling.serving.indexes.calibrate import calibrate, exact_top
 from nestling.serving.indexes.files import CODEC, read_manifest
@@ -74,7 +75,7 @@ def test_equal_texts_are_encoded_once_and_have_one_vector(tmp_path: Path):
 
 
 def test_an_interrupted_call_goes_on_after_its_last_chunk(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(indexing, "CHUNK", 10)
+    monkeypatch.setattr(stored, "CHUNK", 10)
 
     class Stopped(WordEncoder):
         def encode(self, texts, *, kind="document"):
@@ -117,8 +118,8 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fixtures.serving import WordEncoder, catalogue, indexed, products
-from nestling.serving.indexes import build as indexing
-indexing.CHUNK = 5
+from nestling.serving.indexes import vectors as stored
+stored.CHUNK = 5
 class Slow(WordEncoder):
     def encode(self, texts, *, kind="document"):
         time.sleep(0.05)
@@ -152,7 +153,7 @@ def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_en
             read_manifest(folder)
     encoder = WordEncoder()
     mp = pytest.MonkeyPatch()
-    mp.setattr(indexing, "CHUNK", 5)
+    mp.setattr(stored, "CHUNK", 5)
     indexed(folder, catalogue(titles), encoder=encoder)
     mp.undo()
     assert len(encoder.encoded) == (180 if there_before else 200) - 5 * saved
@@ -202,7 +203,7 @@ def test_a_damaged_chunk_is_named_and_not_believed(tmp_path: Path):
             return super().encode(texts, kind=kind)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexing, "CHUNK", 30)
+        patch.setattr(stored, "CHUNK", 30)
         with pytest.raises(KeyboardInterrupt):
             indexed(tmp_path / "i", catalogue(TITLES), encoder=Stopped())
         [chunk] = (tmp_path / "i" / WORK).rglob("*.npy")

@@ -34,14 +34,14 @@ _ACTIVE = re.compile(
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
-def write_markdown(folder: RunFolder) -> Path:
-    """Write `report.md` from the tables of a finished run; return its path.
+def write_markdown(folder: RunFolder, data: PageData | None = None) -> Path:
+    """Write `report.md` from the tables of a finished run, read unless they are given; return its path.
 
     Raises:
         InputError: the run is not finished, or its tables are damaged or of an earlier version.
     """
     path = folder.path / REPORT
-    atomic.write_text(path, markdown(load_page_data(folder)))
+    atomic.write_text(path, markdown(data or load_page_data(folder)))
     return path
 
 

@@ -29,15 +29,15 @@ LISTED = 5
 """Queries among the biggest wins and losses."""
 
 
-def write_page(folder: RunFolder) -> Path:
-    """Write `report.html` from the tables of a finished run; return its path.
+def write_page(folder: RunFolder, data: PageData | None = None) -> Path:
+    """Write `report.html` from the tables of a finished run, read unless they are given; return its path.
 
     One file that needs no network: style, script, pictures and data are in it, 5 MB at most.
 
     Raises:
         InputError: the run is not finished, or its tables are damaged or of an earlier version.
     """
-    atomic.write_text(folder.report, render(load_page_data(folder)))
+    atomic.write_text(folder.report, render(data or load_page_data(folder)))
     return folder.report
 
 

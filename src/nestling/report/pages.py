@@ -17,7 +17,8 @@ def write_pages(folder: RunFolder) -> Path:
     Raises:
         InputError: the run is not finished, or its tables are damaged or of an earlier version.
     """
-    path = write_page(folder)
-    write_markdown(folder)
-    write_cards(folder, load_page_data(folder))
-    return path
+    data = load_page_data(folder)
+    write_page(folder, data)
+    write_markdown(folder, data)
+    write_cards(folder, data)
+    return folder.report

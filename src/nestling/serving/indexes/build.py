@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,12 +27,11 @@ from nestling.serving.indexes.calibrate import calibrate
 from nestling.serving.indexes.files import Manifest
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.study import study_fusion, study_queries
+from nestling.serving.indexes.vectors import encode_chunks, write_vectors
 from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 4_096
-"""Texts encoded between two saves: what an interruption can cost."""
 ROWS = 65_536
 CALIBRATED_ON = 256
 WORK = ".work"
@@ -181,9 +178,12 @@ class _Builder:
         known = self._known(old)
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         missing = [text for text in place if text not in known]
-        fresh = self._encoded(missing)
+        fresh = encode_chunks(self.encoder, missing, self.work, self.observer)
         with atomic.new_folder(self.out / generation) as folder:
-            vectors = self._vectors(folder, texts, known, old, missing, fresh)
+            before = None if old is None else self.out / old.generation / files.VECTORS
+            vectors = write_vectors(
+                folder / files.VECTORS, texts, dim=self.encoder.dim, known=known, before=before, fresh=fresh
+            )
             codec = self._codec(vectors, old)
             codec.save(folder / files.CODEC)
             codes = self._codes(folder, vectors, codec)
@@ -243,61 +243,6 @@ class _Builder:
         table = pl.read_parquet(self.out / old.generation / files.TABLE, columns=list(OWN))
         self._ids_before = table["document_id"].to_list()
         return {text: row for row, text in enumerate(table["document"])}
-
-    def _encoded(self, texts: Sequence[str]) -> list[Path]:
-        """Encode texts chunk by chunk into files, those that are there already apart; return the files."""
-        paths = []
-        if texts:
-            self.observer.stage("encode", f"{len(texts):,} texts")
-        try:
-            for start in range(0, len(texts), CHUNK):
-                some = texts[start : start + CHUNK]
-                digest = hashlib.blake2b("\x00".join(some).encode("utf-8", "surrogatepass"), digest_size=16)
-                path = self.work / f"{digest.hexdigest()}.npy"
-                if not path.exists():
-                    vectors = self.encoder.encode(some, kind="document").astype(np.float16)
-                    with atomic.new_file(path) as temporary:
-                        np.save(temporary, vectors)
-                paths.append(path)
-                self.observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
-        finally:
-            self.observer.done()
-        return paths
-
-    def _vectors(
-        self,
-        folder: Path,
-        texts: Sequence[str],
-        known: dict[str, int],
-        old: Manifest | None,
-        missing: Sequence[str],
-        fresh: Sequence[Path],
-    ) -> NDArray[np.float16]:
-        """Write a vector for each document, from the earlier index or from the chunks."""
-        shape = (len(texts), self.encoder.dim)
-        vectors: Any = np.lib.format.open_memmap(folder / files.VECTORS, "w+", np.float16, shape)
-        atomic.reserve(folder / files.VECTORS)
-        if old is not None:
-            before = np.load(self.out / old.generation / files.VECTORS, mmap_mode="r")
-            rows = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
-            for start in range(0, len(rows), ROWS):
-                part = rows[start : start + ROWS]
-                vectors[start : start + ROWS][part >= 0] = before[part[part >= 0]]
-        wanted: dict[str, list[int]] = {text: [] for text in missing}
-        for row, text in enumerate(texts):
-            if text in wanted:
-                wanted[text].append(row)
-        for start, path in zip(range(0, len(missing), CHUNK), fresh, strict=True):
-            chunk = np.load(path)
-            some = missing[start : start + CHUNK]
-            if chunk.shape != (len(some), self.encoder.dim):
-                raise InputError(f"{path} is damaged; remove {self.work} and give the same command again")
-            for number, text in enumerate(some):
-                vectors[wanted[text]] = chunk[number]
-        vectors.flush()
-        del vectors
-        found: NDArray[np.float16] = np.load(folder / files.VECTORS, mmap_mode="r")
-        return found
 
     def _codec(self, vectors: NDArray[np.float16], old: Manifest | None) -> Codec:
         if self.encoder.codec is not None:

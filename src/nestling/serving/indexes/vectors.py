@@ -1,0 +1,94 @@
+"""An index's vectors: texts encoded chunk by chunk into files, and one file with a row for each document."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestling import atomic
+from nestling.errors import InputError
+from nestling.observer import Observer
+from nestling.serving.text_encoders import TextEncoder
+
+CHUNK = 4_096
+"""Texts encoded between two saves: what an interruption can cost."""
+ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Texts and the file of their vectors, (n, dim) float16."""
+
+    texts: Sequence[str]
+    path: Path
+
+
+def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
+    """Encode distinct texts chunk by chunk into files under `work`; a file that is there is taken as it is."""
+    chunks = []
+    if texts:
+        observer.stage("encode", f"{len(texts):,} texts")
+    try:
+        for start in range(0, len(texts), CHUNK):
+            some = texts[start : start + CHUNK]
+            digest = hashlib.blake2b("\x00".join(some).encode("utf-8", "surrogatepass"), digest_size=16)
+            path = work / f"{digest.hexdigest()}.npy"
+            if not path.exists():
+                vectors = encoder.encode(some, kind="document").astype(np.float16)
+                with atomic.new_file(path) as temporary:
+                    np.save(temporary, vectors)
+            chunks.append(Chunk(some, path))
+            observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
+    finally:
+        observer.done()
+    return chunks
+
+
+def write_vectors(
+    path: Path,
+    texts: Sequence[str],
+    *,
+    dim: int,
+    known: Mapping[str, int],
+    before: Path | None,
+    fresh: Sequence[Chunk],
+) -> NDArray[np.float16]:
+    """Write a vector for each document, (len(texts), dim) float16, and return the file mapped for reading.
+
+    Args:
+        known: texts of the earlier index and the rows of their vectors there.
+        before: the earlier index's vectors.
+        fresh: the other texts' vectors.
+
+    Raises:
+        InputError: a chunk's file is damaged.
+        OSError: there is not enough room.
+    """
+    vectors: Any = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), dim))
+    atomic.reserve(path)
+    if before is not None:
+        earlier = np.load(before, mmap_mode="r")
+        rows = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            vectors[start : start + ROWS][part >= 0] = earlier[part[part >= 0]]
+    wanted: dict[str, list[int]] = {text: [] for chunk in fresh for text in chunk.texts}
+    for row, text in enumerate(texts):
+        if text in wanted:
+            wanted[text].append(row)
+    for chunk in fresh:
+        found = np.load(chunk.path)
+        if found.shape != (len(chunk.texts), dim):
+            raise InputError(f"{chunk.path} is damaged; remove {chunk.path.parent} and give the same command again")
+        for number, text in enumerate(chunk.texts):
+            vectors[wanted[text]] = found[number]
+    vectors.flush()
+    del vectors
+    mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return mapped
