@@ -117,7 +117,7 @@ class Slow:
 
 
 @pytest.fixture
-def slow(shop: Shop) -> Iterator[tuple[TestClient, Slow]]:
+def slow(shop: Shop, request: pytest.FixtureRequest) -> Iterator[tuple[TestClient, Slow]]:
     from dataclasses import replace
 
     opened = Index.open(shop.folder)
@@ -126,7 +126,7 @@ def slow(shop: Shop) -> Iterator[tuple[TestClient, Slow]]:
         Source("shop", shop.folder),
         opener=lambda _: replace(opened, encoder=encoder),
         queue=64,
-        timeout=0.3,
+        timeout=request.param,
         max_batch=1,
     )
     with TestClient(create_app(service), raise_server_exceptions=False) as client:
@@ -135,6 +135,8 @@ def slow(shop: Shop) -> Iterator[tuple[TestClient, Slow]]:
     service.close()
 
 
+# Long enough for the lexical search, which must be in time, on a loaded machine.
+@pytest.mark.parametrize("slow", [2.0], indirect=True)
 def test_a_late_answer_is_a_504_and_a_full_queue_a_429(slow):
     client, encoder = slow
     assert client.post("/search", json={"query": "a"}).status_code == 504
@@ -150,6 +152,7 @@ def test_a_late_answer_is_a_504_and_a_full_queue_a_429(slow):
     assert 'nestling_requests_total{route="/embed",status="504"} 1.0' in counters
 
 
+@pytest.mark.parametrize("slow", [60.0], indirect=True)
 def test_a_text_that_breaks_the_encoder_fails_its_own_request_and_tells_nothing(slow):
     client, encoder = slow
     encoder.go.set()
