@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -193,6 +194,25 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path):
     assert "## Slices" not in text
     assert "## Training" not in text
     assert "## Significance" in text
+
+
+def test_pictures_of_the_run_are_shown_where_they_are(tmp_path: Path):
+    folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], pages=False)
+    shown_files = [folder.picture("recall@10").with_suffix(".png"), folder.curve / "curve.png"]
+    folder.curve.mkdir()
+    for path in shown_files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (folder.curve / "curve.json").write_text('{"variant": "mnrl", "verdict": "more *would* help."}')
+    text = write_markdown(folder).read_text(encoding="utf-8")
+    images = re.findall(r"!\[([^]]*)\]\(([^)]*)\)", text)
+    # Of mrr@10 there is no picture.
+    assert images == [
+        ("recall@10 over sizes", "recall_at_10_by_dim.png"),
+        ("Learning curve: curve", "curve/curve.png"),
+    ]
+    assert all((folder.path / target).is_file() for _, target in images)
+    assert "more &#42;would&#42; help." in text
 
 
 def test_a_leak_between_the_sides_is_told(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from nestling import atomic
 from nestling.report import page_tables
@@ -41,18 +42,22 @@ def write_markdown(folder: RunFolder, data: PageData | None = None) -> Path:
         InputError: the run is not finished, or its tables are damaged or of an earlier version.
     """
     path = folder.path / REPORT
-    atomic.write_text(path, markdown(data or load_page_data(folder)))
+    atomic.write_text(path, markdown(data or load_page_data(folder), folder))
     return path
 
 
-def markdown(data: PageData) -> str:
-    """Return the study as GitHub Markdown. Texts are escaped for Markdown and HTML wherever they stand."""
+def markdown(data: PageData, folder: RunFolder | None = None) -> str:
+    """Return the study as GitHub Markdown. Texts are escaped for Markdown and HTML wherever they stand.
+
+    Args:
+        folder: where the text will lie; the pictures that are there are shown.
+    """
     parts = [f"# Study {escaped(data.name)}", _listed(facts_of(data)), "## Verdict", _answers(data), NOTE, *_data(data)]
     tables = [page_tables.full_size_table(data)]
     if any(dims[0] for dims in data.dims.values()):
         tables += [page_tables.by_dim_table(data, measure) for measure in data.measures]
     ceiling = f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries."
-    parts += ["## Results", *map(table, tables), ceiling]
+    parts += ["## Results", *map(table, tables), ceiling, *_charts(data, folder)]
     if not data.comparisons.is_empty():
         parts += ["## Significance", table(page_tables.significance_table(data))]
     slices = page_tables.slices_table(data)
@@ -60,6 +65,10 @@ def markdown(data: PageData) -> str:
         parts += ["## Slices", table(slices)]
     if data.study["training"]:
         parts += ["## Training", table(page_tables.training_table(data))]
+    for finding in data.findings:
+        parts += [f"## {escaped(finding.title)}", escaped(finding.text)]
+        if folder is not None:
+            parts += [_picture(f"{finding.title}: {path.stem}", path, folder) for path in finding.files]
     return "\n\n".join([*parts, "## How to reproduce", reproduction(data)]) + "\n"
 
 
@@ -133,6 +142,18 @@ def _data(data: PageData) -> list[str]:
         leak = f"**Leak, so the figures are too good: {escaped('; '.join(data.leaks))}.**"
     split, lengths = page_tables.split_table(data), page_tables.lengths_table(data)
     return ["## Data", escaped(text), table(split), leak, table(lengths)]
+
+
+def _charts(data: PageData, folder: RunFolder | None) -> list[str]:
+    if folder is None:
+        return []
+    files = {measure: folder.picture(measure) for measure in data.measures}
+    found = {measure: stem.with_name(f"{stem.name}.png") for measure, stem in files.items()}
+    return [_picture(f"{measure} over sizes", path, folder) for measure, path in found.items() if path.is_file()]
+
+
+def _picture(told: str, path: Path, folder: RunFolder) -> str:
+    return f"![{escaped(told)}]({quote(path.relative_to(folder.path).as_posix())})"
 
 
 def _listed(facts: Mapping[str, str]) -> str:

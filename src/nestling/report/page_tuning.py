@@ -21,11 +21,17 @@ SETTINGS_FROM = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """What a search or a curve says in a sentence, and its pictures, each with its name."""
+    """What a search or a curve says in a sentence, and its pictures.
+
+    Attributes:
+        pictures: the name of each and its SVG.
+        files: the same as PNG, as far as they are there.
+    """
 
     title: str
     text: str
     pictures: tuple[tuple[str, str], ...]
+    files: tuple[Path, ...] = ()
 
 
 def findings(folder: RunFolder) -> list[Finding]:
@@ -48,7 +54,8 @@ def findings(folder: RunFolder) -> list[Finding]:
             # The study's page does not fail over a damaged side table.
             logger.warning("%s is left out of the page: %s", path, error)
             continue
-        found.append(Finding(title, text, shown))
+        files = tuple(png for name in pictures if (png := path / f"{name}.png").is_file())
+        found.append(Finding(title, text, shown, files))
     return found
 
 
