@@ -11,7 +11,7 @@ from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.compress import PRECISIONS, fit_codec
 from nestling.evaluation.embed import truncate
-from nestling.evaluation.rotate import fit_search_rotation
+from nestling.evaluation.rotate import fit_search_rotation, rotated
 
 FULL = 64
 CODED = [precision for precision in PRECISIONS if precision != "float32"]
@@ -160,9 +160,9 @@ def test_codes_are_those_of_a_codec_fitted_on_training_documents_as_the_cell_cut
     cell = Cell(16, precision, rotation)  # type: ignore[arg-type]
     search = CellSearch.make(cell, vectors, Fitted(lambda: train))
     turn = fit_search_rotation(train.queries, train.documents) if rotation == "pca" else np.eye(FULL, dtype=np.float32)
-    codec = fit_codec(precision, truncate(train.documents @ turn, 16))
+    codec = fit_codec(precision, truncate(rotated(train.documents, turn), 16))
     assert search.codec == codec
-    decoded = codec.decode(codec.encode(truncate(vectors.documents @ turn, 16)))
+    decoded = codec.decode(codec.encode(truncate(rotated(vectors.documents, turn), 16)))
     exact = truncate(vectors.queries @ turn, 16) @ decoded.T
     # Queries are rounded to int8 for the search.
     assert_best(search.top(10)[0], exact, 10, atol=0.02)

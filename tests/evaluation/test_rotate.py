@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed
-from nestling.evaluation.rotate import add_rotation, append_linear, fit_rotation, principal_axes
+from nestling.evaluation.rotate import add_rotation, append_linear, fit_rotation, principal_axes, rotated
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -252,3 +252,13 @@ def test_what_is_no_rotation_of_the_model_is_refused(tiny_model_path: Path, rota
     with pytest.raises(InputError, match=text):
         add_rotation(model, rotation.astype(np.float32))
     assert len(model) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 33, 64, 401])
+def test_equal_rows_are_turned_alike_wherever_they_stand(n: int):
+    rows = points(1, (n, 64)).astype(np.float32)
+    rotation = fit_rotation(points(2, (200, 64)))
+    assert rotated(rows, rotation) == pytest.approx(rows @ rotation, abs=1e-4)
+    assert rotated(rows, rotation[:, :8]).shape == (n, 8)
+    same = rotated(np.repeat(rows[:1], n, axis=0), rotation)
+    assert (same == same[0]).all()

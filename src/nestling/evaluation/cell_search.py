@@ -15,7 +15,7 @@ from nestling.evaluation.compress import Codec, Codes, fit_codec
 from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Top, inner_products
 from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.rotate import fit_search_rotation
+from nestling.evaluation.rotate import fit_search_rotation, rotated
 from nestling.evaluation.search_codes import rescore, top_k_codes
 
 Matrix = NDArray[np.float32]
@@ -71,7 +71,7 @@ class Fitted:
 
     def cut(self, cell: Cell, embeddings: Matrix) -> Matrix:
         """Rotate embeddings (if at all), cut them to the cell's size and bring them back to length 1."""
-        turned = embeddings @ self.rotation if cell.rotation == "pca" else embeddings
+        turned = rotated(embeddings, self.rotation) if cell.rotation == "pca" else embeddings
         return truncate(turned, cell.dim)
 
 

@@ -85,6 +85,19 @@ def principal_axes(moment: NDArray[np.float64]) -> NDArray[np.float64]:
     return signed
 
 
+def rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return `embeddings @ rotation`, (n, new dim) float32, the same for equal rows wherever they stand.
+
+    Computed in float64: the last bit of a product depends on the rows beside it (the edge of a matrix runs other code),
+    and equal documents would then rank in an order of chance.
+    """
+    turned = np.empty((len(embeddings), rotation.shape[1]), dtype=np.float32)
+    exact = rotation.astype(np.float64)
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        turned[start : start + ROWS_AT_ONCE] = embeddings[start : start + ROWS_AT_ONCE].astype(np.float64) @ exact
+    return turned
+
+
 def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> Dense:
     """Write a rotation into a model, in place, so that it gives `embeddings @ rotation` from now on.
 
