@@ -22,6 +22,7 @@ from nestling.errors import InputError
 from nestling.evaluation.embed import BATCH_SIZE, embed, truncate
 from nestling.evaluation.rotate import append_linear, fit_rotation, place_of_last
 from nestling.judgments.table import Judgments
+from nestling.training.alike import AlikeBatches
 from nestling.training.batching import LengthBatches, PairCollator, Pairs
 from nestling.training.contrastive import positives_above
 from nestling.training.job import Job, Material
@@ -125,6 +126,12 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
+
+    def batches(size: int, seed: int, processes: int) -> LengthBatches:
+        if settings.alike:
+            return AlikeBatches(documents[pairs.document], size, seed=seed, processes=processes)
+        return LengthBatches(lengths, size, seed=seed, processes=processes)
+
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
@@ -139,7 +146,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
             settings.seed,
             mined.of if mined else None,
         ),
-        lambda size, seed, processes: LengthBatches(lengths, size, seed=seed, processes=processes),
+        batches,
         (mined.refresh,) if mined else (),
         encoder=AdapterEncoder(),
     )

@@ -112,13 +112,16 @@ class LengthBatches:
         stretch = MEGA * self.batch_size
         batches = []
         for start in range(0, len(order), stretch):
-            part = order[start : start + stretch]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += [part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size)]
+            batches += self.batches_of(order[start : start + stretch], rng)
         if self.drop_last:
             batches = [batch for batch in batches if len(batch) == self.batch_size]
         for number in rng.permutation(len(batches))[: len(self)]:
             yield batches[number].tolist()
+
+    def batches_of(self, stretch: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """Sort a shuffled stretch of pairs by length and cut it into batches; all are full but one."""
+        ordered = stretch[np.argsort(self.lengths[stretch], kind="stable")]
+        return [ordered[at : at + self.batch_size] for at in range(0, len(ordered), self.batch_size)]
 
 
 class Tokens(Protocol):

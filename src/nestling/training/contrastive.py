@@ -10,6 +10,7 @@ import numpy as np
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
+from nestling.training.alike import AlikeBatches, word_vectors
 from nestling.training.batching import LengthBatches, PairCollator, Pairs, Tokens
 from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
@@ -138,13 +139,20 @@ def _material(
     )
     wanted = negatives if settings.negatives is None else settings.negatives
     lengths = documents.lengths[document]
+    vectors = word_vectors(model, documents)[document] if settings.alike else None
+
+    def batches(size: int, seed: int, processes: int) -> LengthBatches:
+        if vectors is not None:
+            return AlikeBatches(vectors, size, seed=seed, processes=processes)
+        return LengthBatches(lengths, size, seed=seed, processes=processes)
+
     return Material(
         Dataset.from_dict({"row": np.arange(len(query))}),
         loss,
         PairCollator(
             pairs, query, document, queries, documents, wanted, settings.seed, mined.of if mined is not None else None
         ),
-        lambda size, seed, processes: LengthBatches(lengths, size, seed=seed, processes=processes),
+        batches,
         tuple(refreshed),
         np.unique(np.concatenate([stored.ids, documents.ids])),
     )

@@ -109,9 +109,17 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "graded": Recipe(
         contrastive.graded,
-        "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low as hard "
-        "negatives and queries made of documents; joined with a table of word pieces",
-        defaults={"epochs": 2, "hidden_dropout": 0.0, "crops": 1, "base_share": 0.2, "lexical": True, "rotate": True},
+        "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low and "
+        "documents alike as hard negatives, and queries made of documents; joined with a table of word pieces",
+        defaults={
+            "epochs": 2,
+            "hidden_dropout": 0.0,
+            "crops": 1,
+            "alike": True,
+            "base_share": 0.2,
+            "lexical": True,
+            "rotate": True,
+        },
     ),
     "mnrl": Recipe(
         contrastive.mnrl,

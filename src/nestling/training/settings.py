@@ -73,6 +73,8 @@ class TrainingSettings(Settings):
     """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
     mined: int = Field(default=0, ge=0)
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
+    alike: bool = False
+    """Contrastive recipes: fill each batch with documents that resemble each other, as each other's hard negatives."""
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
     base_share: float = Field(default=0.0, ge=0, lt=1)
