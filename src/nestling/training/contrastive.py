@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling.errors import InputError
+from nestling.evaluation.embed import embed
 from nestling.judgments.table import Judgments
-from nestling.training.alike import AlikeBatches, word_vectors
+from nestling.training.alike import AlikeBatches
 from nestling.training.batching import LengthBatches, PairCollator, Pairs, Tokens
 from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
@@ -139,7 +140,7 @@ def _material(
     )
     wanted = negatives if settings.negatives is None else settings.negatives
     lengths = documents.lengths[document]
-    vectors = word_vectors(model, documents)[document] if settings.alike else None
+    vectors = embed(model, pairs.documents, kind="document")[document] if settings.alike else None
 
     def batches(size: int, seed: int, processes: int) -> LengthBatches:
         if vectors is not None:
