@@ -22,8 +22,8 @@ from nestling.errors import InputError
 from nestling.evaluation.embed import BATCH_SIZE, embed, truncate
 from nestling.evaluation.rotate import append_linear, fit_rotation, place_of_last
 from nestling.judgments.table import Judgments
-from nestling.training.alike import AlikeBatches
-from nestling.training.batching import LengthBatches, PairCollator, Pairs
+from nestling.training.alike import sampler_for
+from nestling.training.batching import PairCollator, Pairs
 from nestling.training.contrastive import positives_above
 from nestling.training.job import Job, Material
 from nestling.training.mining import MinedNegatives
@@ -126,12 +126,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
-
-    def batches(size: int, seed: int, processes: int) -> LengthBatches:
-        if settings.alike:
-            return AlikeBatches(documents[pairs.document], size, seed=seed, processes=processes)
-        return LengthBatches(lengths, size, seed=seed, processes=processes)
-
+    vectors = documents[pairs.document] if settings.alike else None
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
@@ -146,7 +141,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
             settings.seed,
             mined.of if mined else None,
         ),
-        batches,
+        sampler_for(lengths, vectors),
         (mined.refresh,) if mined else (),
         encoder=AdapterEncoder(),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,3 +51,21 @@ class AlikeBatches(LengthBatches):
         order = stretch[np.argsort(vectors @ (first - second), kind="stable")]
         middle = max(1, len(stretch) // size // 2) * size
         return self.batches_of(order[:middle], rng) + self.batches_of(order[middle:], rng)
+
+
+def sampler_for(
+    lengths: NDArray[np.int64], vectors: NDArray[np.float32] | None
+) -> Callable[[int, int, int], LengthBatches]:
+    """Return what makes batches of (batch size, seed, processes): of documents alike, or without vectors by length.
+
+    Args:
+        lengths: (n_pairs,) int64, tokens of each pair's document.
+        vectors: (n_pairs, dim) float of each pair's document, or None.
+    """
+
+    def batches(size: int, seed: int, processes: int) -> LengthBatches:
+        if vectors is None:
+            return LengthBatches(lengths, size, seed=seed, processes=processes)
+        return AlikeBatches(vectors, size, seed=seed, processes=processes)
+
+    return batches

@@ -11,8 +11,8 @@ import numpy as np
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.judgments.table import Judgments
-from nestling.training.alike import AlikeBatches
-from nestling.training.batching import LengthBatches, PairCollator, Pairs, Tokens
+from nestling.training.alike import sampler_for
+from nestling.training.batching import PairCollator, Pairs, Tokens
 from nestling.training.job import Job, Material
 from nestling.training.matryoshka import with_matryoshka
 from nestling.training.mining import MinedNegatives
@@ -139,21 +139,14 @@ def _material(
         symmetric=bool(settings.symmetric),
     )
     wanted = negatives if settings.negatives is None else settings.negatives
-    lengths = documents.lengths[document]
     vectors = embed(model, pairs.documents, kind="document")[document] if settings.alike else None
-
-    def batches(size: int, seed: int, processes: int) -> LengthBatches:
-        if vectors is not None:
-            return AlikeBatches(vectors, size, seed=seed, processes=processes)
-        return LengthBatches(lengths, size, seed=seed, processes=processes)
-
     return Material(
         Dataset.from_dict({"row": np.arange(len(query))}),
         loss,
         PairCollator(
             pairs, query, document, queries, documents, wanted, settings.seed, mined.of if mined is not None else None
         ),
-        batches,
+        sampler_for(documents.lengths[document], vectors),
         tuple(refreshed),
         np.unique(np.concatenate([stored.ids, documents.ids])),
     )
