@@ -204,7 +204,12 @@ class Experiment(Settings):
         """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""
         needs = RECIPES[variant.recipe].defaults if variant.recipe in RECIPES else {}
         return TrainingSettings.model_validate(
-            {**self.training.model_dump(exclude_unset=True), **needs, **variant.training}
+            {
+                "language": self.evaluation.language,
+                **self.training.model_dump(exclude_unset=True),
+                **needs,
+                **variant.training,
+            }
         )
 
     def to_yaml(self) -> str:

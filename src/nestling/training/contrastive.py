@@ -13,7 +13,7 @@ from nestling.evaluation.embed import embed
 from nestling.judgments.table import Judgments
 from nestling.training.alike import sampler_for
 from nestling.training.batching import PairCollator, Pairs, Tokens
-from nestling.training.job import Job, Material
+from nestling.training.job import Job, Material, Refresh
 from nestling.training.matryoshka import with_matryoshka
 from nestling.training.mining import MinedNegatives
 from nestling.training.pseudo_queries import QueriesOfEpoch
@@ -102,6 +102,7 @@ def _material(
     from datasets import Dataset
 
     from nestling.training.losses import ContrastiveLoss, Relevance
+    from nestling.training.word_teacher import WordTeacher
 
     settings = job.settings
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
@@ -113,13 +114,16 @@ def _material(
     stored = store.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
     documents = store.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
     queries: Tokens = stored
-    query, document = pairs.query, pairs.document
-    refreshed = []
+    make = partial(store.build, tokenizer=model.tokenizer, max_length=limit)
+    of_epoch = QueriesOfEpoch(pairs, make, crops=settings.crops, typos=settings.typos, seed=settings.seed)
+    query, document = of_epoch.with_crops()
+    refreshed: list[Refresh] = []
     if settings.crops or settings.typos:
-        make = partial(store.build, tokenizer=model.tokenizer, max_length=limit)
-        queries = QueriesOfEpoch(pairs, make, crops=settings.crops, typos=settings.typos, seed=settings.seed)
-        query, document = queries.with_crops()
-        refreshed.append(queries.refresh)
+        queries = of_epoch
+        refreshed.append(of_epoch.refresh)
+    teacher = WordTeacher(pairs.documents, of_epoch.texts, language=settings.language) if settings.bm25 else None
+    if teacher is not None:
+        refreshed.append(teacher.refresh)
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     if mined is not None:
         refreshed.append(mined.refresh)
@@ -137,6 +141,8 @@ def _material(
         dim_weights=job.weights,
         graded=graded,
         symmetric=bool(settings.symmetric),
+        teacher=teacher,
+        teacher_weight=settings.bm25,
     )
     wanted = negatives if settings.negatives is None else settings.negatives
     vectors = embed(model, pairs.documents, kind="document")[document] if settings.alike else None

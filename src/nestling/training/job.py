@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import nn
 
+Refresh = Callable[["SentenceTransformer", int, Path], None]
+"""Called with (model, epoch, work folder) before an epoch."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,7 +58,7 @@ class Material:
         loss: takes what the collator makes of a batch.
         collator: rows -> tensors; None for the library's own.
         sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
-        refresh: each called with (model, epoch, work folder) before an epoch.
+        refresh: each called before an epoch, in this order.
         vocabulary: (n,) integers, every token id that the examples hold; None if unknown.
         encoder: called as `nestling.evaluation.embed.embed` is, and faster while this training lasts; None if there
             is none.
@@ -65,6 +68,6 @@ class Material:
     loss: nn.Module
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
     sampler: Callable[[int, int, int], Iterable[list[int]]] | None = None
-    refresh: tuple[Callable[[SentenceTransformer, int, Path], None], ...] = ()
+    refresh: tuple[Refresh, ...] = ()
     vocabulary: np.ndarray | None = None
     encoder: Callable[..., np.ndarray] | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nestling import atomic
 from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.rotate import add_rotation, fit_search_rotation
+from nestling.evaluation.rotate import add_rotation
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.job import Job
@@ -19,6 +19,7 @@ from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
 from nestling.training.settings import TrainingSettings
+from nestling.training.turning import train_search_rotation
 
 if TYPE_CHECKING:
     from nestling.training.callbacks import TrainingProgress
@@ -62,12 +63,12 @@ def mix(folder: Path, base: ModelSource, share: float) -> None:
 
 
 def rotate(folder: Path, train: Judgments) -> None:
-    """Rotate a saved model, in place, so that its prefixes carry what training queries differ in."""
+    """Rotate a saved model, in place, so that its prefixes rank as the whole does (turning.py)."""
     model = load_model(str(folder))
     queries, documents = texts(train)
     add_rotation(
         model,
-        fit_search_rotation(
+        train_search_rotation(
             embed(model, sample(queries), kind="query"), embed(model, sample(documents), kind="document")
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +75,11 @@ class ContrastiveLoss(nn.Module):
         dim_weights: one for each of them; 1 each by default.
         graded: see above.
         symmetric: average with the same loss from documents to queries.
+        teacher: gives logits of queries and documents by number, (n_queries, n_documents), 0 where it knows nothing.
+            The divergence of the softmax over `logits` from the softmax over those, averaged over the queries that it
+            knows something of, is added at full size (distillation: Hinton et al. 2015, arXiv 1503.02531). Prefixes
+            are left out: they cannot hold single words, and would lose what they can.
+        teacher_weight: of that divergence.
 
     Inputs: features of queries and of documents, and as labels the numbers `query` (n_queries,), `document`
     (n_documents,), and the pairs `anchor` and `positive` (n_pairs,) as places in those two. Across processes all is
@@ -91,6 +96,8 @@ class ContrastiveLoss(nn.Module):
         dim_weights: Sequence[float] | None = None,
         graded: bool = False,
         symmetric: bool = False,
+        teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
+        teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -100,6 +107,8 @@ class ContrastiveLoss(nn.Module):
         self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
         self.graded = graded
         self.symmetric = symmetric
+        self.teacher = teacher
+        self.teacher_weight = teacher_weight
         self.compute_dtype: torch.dtype | None = None
         """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
         self.packed = False
@@ -126,6 +135,10 @@ class ContrastiveLoss(nn.Module):
             if self.symmetric:
                 loss = (loss + _nll(logits.T, relevant.T, weights.T)) / 2
             total = total + weight * loss
+            if self.teacher is not None and dim == queries.shape[1]:
+                total = total + self.teacher_weight * _divergence(
+                    logits, self.teacher(numbers["query"], numbers["document"])
+                )
         return total
 
     def _embedded(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -155,7 +168,13 @@ class ContrastiveLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return what distinguishes one such loss from another, for logs."""
-        return {"scale": self.scale, "dims": self.dims, "graded": self.graded, "symmetric": self.symmetric}
+        return {
+            "scale": self.scale,
+            "dims": self.dims,
+            "graded": self.graded,
+            "symmetric": self.symmetric,
+            "teacher_weight": self.teacher_weight,
+        }
 
 
 def gathered(
@@ -173,3 +192,10 @@ def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
     negatives = torch.logsumexp(logits.masked_fill(relevant, NOTHING), dim=1, keepdim=True)
     loss: Tensor = (weights * F.softplus(negatives - logits)).sum() / weights.sum()
     return loss
+
+
+def _divergence(logits: Tensor, taught: Tensor) -> Tensor:
+    known = (taught != 0).any(dim=1)
+    if not known.any():
+        return logits.new_zeros(())
+    return F.kl_div(F.log_softmax(logits[known], dim=1), F.softmax(taught[known].float(), dim=1), reduction="batchmean")

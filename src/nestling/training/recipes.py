@@ -110,12 +110,14 @@ RECIPES: dict[str, Recipe] = {
     "graded": Recipe(
         contrastive.graded,
         "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low and "
-        "documents alike as hard negatives, and queries made of documents; joined with a table of word pieces",
+        "documents alike as hard negatives, queries made of documents, and BM25 as a teacher; joined with a table of "
+        "word pieces",
         defaults={
             "epochs": 2,
             "hidden_dropout": 0.0,
             "crops": 1,
             "alike": True,
+            "bm25": 0.5,
             "base_share": 0.2,
             "lexical": True,
             "rotate": True,

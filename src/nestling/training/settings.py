@@ -75,6 +75,10 @@ class TrainingSettings(Settings):
     """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
     alike: bool = False
     """Contrastive recipes: fill each batch with documents that resemble each other, as each other's hard negatives."""
+    bm25: float = Field(default=0.0, ge=0)
+    """Contrastive recipes: weight of what stemmed BM25 makes of a batch, so that exact words count more."""
+    language: str = "english"
+    """Of BM25's stemmer; in an experiment the evaluation's by default."""
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
     base_share: float = Field(default=0.0, ge=0, lt=1)
