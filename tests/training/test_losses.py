@@ -119,6 +119,35 @@ def test_relevance_answers_for_pairs_in_any_order():
     assert relevance({})(torch.tensor([1]), torch.tensor([1])).tolist() == [[0.0]]
 
 
+def with_teacher(teacher: object, dims: tuple[int, ...] = (), weight: float = 0.5) -> float:
+    loss = ContrastiveLoss(Given(), relevance({(0, 0): 1.0}), dims=dims, teacher=teacher, teacher_weight=weight)  # type: ignore[arg-type]
+    features = [{"x": torch.tensor([[1.0, 0.2, 0.1], [0.3, 1.0, 0.5]])}, {"x": torch.eye(3)}]
+    return float(loss(features, numbers([0, 1], [0, 1, 2], [0, 1], [0, 1])))
+
+
+def test_a_teacher_adds_the_divergence_of_its_softmax_averaged_over_what_it_knows():
+    given = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    cosines = torch.tensor([1.0, 0.2, 0.1]) / math.sqrt(1.05)
+    p, q = given[0].softmax(dim=0), (20 * cosines).softmax(dim=0)
+    divergence = float((p * (p / q).log()).sum())
+    none = with_teacher(None)
+    assert with_teacher(lambda _, __: given) == pytest.approx(none + 0.5 * divergence, rel=1e-4)
+    assert with_teacher(lambda _, __: torch.zeros(2, 3)) == pytest.approx(none)
+
+
+def test_a_teacher_is_asked_about_the_numbers_of_the_batch_and_at_full_size_alone():
+    asked = []
+
+    def teacher(queries: Tensor, documents: Tensor) -> Tensor:
+        asked.append((queries.tolist(), documents.tolist()))
+        return torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+
+    added = with_teacher(teacher) - with_teacher(None)
+    assert asked == [([0, 1], [0, 1, 2])]
+    assert with_teacher(teacher, dims=(3, 2)) - with_teacher(None, dims=(3, 2)) == pytest.approx(added, rel=1e-4)
+    assert len(asked) == 2
+
+
 KNOWN = {(0, 0): 1.0, (1, 1): 0.5, (2, 2): 1.0, (3, 3): 1.0, (4, 4): 0.75, (0, 4): 0.5, (3, 1): 0.25}
 SHARES = (([0, 1, 2], [0, 1, 2, 7]), ([3, 4], [3, 4]))
 
@@ -135,8 +164,15 @@ def embedded(layer: nn.Module, rows: list[int], offset: int) -> Tensor:
     return layer(every[[row + offset for row in rows]])
 
 
+def taught(queries: Tensor, documents: Tensor) -> Tensor:
+    """Return made-up logits of a teacher, which knows nothing of query 2."""
+    return ((queries[:, None] * 3 + documents * 5) % 4).float() * (queries != 2)[:, None]
+
+
 def gradient(layer: nn.Module, queries: list[int], documents: list[int]) -> Tensor:
-    loss = ContrastiveLoss(Given(), relevance(KNOWN), graded=True, symmetric=True, dims=(4, 2))
+    loss = ContrastiveLoss(
+        Given(), relevance(KNOWN), graded=True, symmetric=True, dims=(4, 2), teacher=taught, teacher_weight=0.5
+    )
     places = list(range(len(queries)))
     features = [{"x": embedded(layer, queries, 0)}, {"x": embedded(layer, documents, 20)}]
     value = loss(features, numbers(queries, documents, places, [documents.index(query) for query in queries]))

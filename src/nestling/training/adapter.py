@@ -84,8 +84,8 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     """Prepare InfoNCE on the fixed vectors of all pairs from the middle of the scale upwards, and start the layer.
 
     The layer becomes the rotation of the training documents. Documents that are known to be relevant to a query are
-    no negatives of it; `symmetric`, `negatives` and `mined` are as in the other contrastive recipes. `crops` and
-    `typos` would need texts embedded anew in each epoch, and are left out.
+    no negatives of it; `symmetric`, `negatives`, `mined` and `bm25` are as in the other contrastive recipes. `crops`
+    and `typos` would need texts embedded anew in each epoch, and are left out.
 
     Args:
         model: what `with_adapter` made.
@@ -98,6 +98,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
 
     from nestling.training.fixed import FixedVectorsLoss
     from nestling.training.losses import ContrastiveLoss, Relevance
+    from nestling.training.word_teacher import WordTeacher
 
     settings = job.settings
     threshold = positives_above(judgments, job, generous=True)
@@ -116,6 +117,9 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         np.ones(int(relevant.sum())),
         n_documents=len(pairs.documents),
     )
+    teacher = (
+        WordTeacher(pairs.documents, lambda _: pairs.queries, language=settings.language) if settings.bm25 else None
+    )
     contrastive = ContrastiveLoss(
         layer,
         relevance,
@@ -123,6 +127,8 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         dims=job.matryoshka,
         dim_weights=job.weights,
         symmetric=bool(settings.symmetric),
+        teacher=teacher,
+        teacher_weight=settings.bm25,
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
@@ -142,7 +148,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
             mined.of if mined else None,
         ),
         sampler_for(lengths, vectors),
-        (mined.refresh,) if mined else (),
+        tuple(part.refresh for part in (teacher, mined) if part is not None),
         encoder=AdapterEncoder(),
     )
 

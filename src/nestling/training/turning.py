@@ -15,7 +15,8 @@ from nestling.evaluation.rotate import fit_search_rotation, rotated
 if TYPE_CHECKING:
     import torch
 
-LEARNING_RATE = 1e-3
+TURN = 0.02
+"""By how much, in radians, a step may turn an axis at the highest learning rate."""
 STEPS = 150
 WARMUP = 20
 BATCH = 128
@@ -66,7 +67,8 @@ def train_search_rotation(
     nearest = torch.from_numpy(top_k(whole[0].numpy(), whole[1].numpy(), NEAREST)[0])
     layer = orthogonal(torch.nn.Linear(size, size, bias=False), orthogonal_map="matrix_exp")
     layer.weight = torch.eye(size)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
+    # A step of Adam moves each entry by up to the learning rate, and an axis by that times the root of its entries.
+    optimizer = torch.optim.Adam(layer.parameters(), lr=TURN / size**0.5)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS))
     with torch.enable_grad():
         for chosen in _batches(len(queries), seed):

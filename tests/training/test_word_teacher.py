@@ -1,0 +1,103 @@
+"""BM25 as a teacher: the scores of the right texts, on every epoch's queries, in the recipes that ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nestling.errors import InputError
+from nestling.evaluation.baselines import Lexical
+from nestling.experiment import Experiment
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model
+from nestling.training.job import Job, Material
+from nestling.training.recipes import find_recipe
+from nestling.training.settings import TrainingSettings
+from nestling.training.word_teacher import SHARPNESS, WordTeacher
+
+DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
+QUERIES = [["drill", "hand saw"], ["paint", "white saw"]]
+
+
+def teacher() -> WordTeacher:
+    return WordTeacher(DOCUMENTS, QUERIES.__getitem__, language="english")
+
+
+def numbers(*places: int) -> torch.Tensor:
+    return torch.tensor(places, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_scores_are_those_of_bm25_by_number(epoch: int):
+    taught = teacher()
+    taught.refresh(None, epoch, Path())  # type: ignore[arg-type]
+    expected = SHARPNESS * Lexical.fit(DOCUMENTS).scores(QUERIES[epoch])
+    found = taught(numbers(1, 0), numbers(3, 0, 1)).numpy()
+    np.testing.assert_allclose(found, expected[[1, 0]][:, [3, 0, 1]], rtol=1e-6)
+    assert found.dtype == np.float32
+    assert found.any()
+
+
+def test_words_are_stemmed_in_the_language_asked_for():
+    taught = teacher()
+    taught.refresh(None, 0, Path())  # type: ignore[arg-type]
+    assert taught(numbers(0), numbers(1)).item() > 0
+    with pytest.raises(InputError, match="no stemmer for 'klingon'"):
+        WordTeacher(DOCUMENTS, QUERIES.__getitem__, language="klingon")
+
+
+def test_it_knows_nothing_before_the_first_epoch():
+    with pytest.raises(RuntimeError, match="refresh"):
+        teacher()(numbers(0), numbers(0))
+
+
+def material(recipe: str, base: Path, **settings: float) -> Material:
+    judgments = generate(300, seed=0)
+    job = Job(find_model(str(base)), recipe, TrainingSettings(**settings), 2.5)  # type: ignore[arg-type]
+    return find_recipe(recipe).prepare(judgments, job, find_recipe(recipe).build(judgments, job))
+
+
+def teacher_of(found: Material) -> WordTeacher | None:
+    loss = getattr(found.loss, "contrastive", found.loss)
+    taught: WordTeacher | None = loss.teacher
+    return taught
+
+
+@pytest.mark.parametrize("recipe", ["graded", "mnrl", "static", "adapter"])
+def test_a_recipe_is_taught_where_the_setting_says_so(recipe: str, tiny_model_path: Path):
+    assert teacher_of(material(recipe, tiny_model_path)) is None
+    found = material(recipe, tiny_model_path, bm25=0.3)
+    taught = teacher_of(found)
+    assert taught is not None
+    assert getattr(found.loss, "contrastive", found.loss).teacher_weight == 0.3
+    assert taught.refresh in found.refresh
+
+
+def test_crops_are_scored_too_each_highest_for_documents_with_its_words(tiny_model_path: Path, tmp_path: Path):
+    found = material("graded", tiny_model_path, bm25=0.5, crops=1)
+    for refresh in found.refresh:
+        refresh(None, 3, tmp_path)  # type: ignore[arg-type]
+    collator = found.collator
+    n_queries, n_documents = len(collator.pairs.queries), len(collator.pairs.documents)  # type: ignore[union-attr]
+    scores = teacher_of(found)(  # type: ignore[misc]
+        torch.arange(n_queries, n_queries + n_documents), torch.arange(n_documents)
+    )
+    own = scores.diagonal()
+    # Documents of a catalogue share words; no other document holds more of a crop's than its own does by much.
+    assert (own >= 0.8 * scores.max(dim=1).values).float().mean() > 0.9
+    assert (own > scores.mean(dim=1)).all()
+
+
+def test_graded_is_taught_by_default():
+    assert find_recipe("graded").defaults["bm25"] > 0
+
+
+@pytest.mark.parametrize(("training", "expected"), [({}, "german"), ({"language": "french"}, "french")])
+def test_an_experiment_stems_in_training_as_in_the_evaluation(training: dict[str, str], expected: str):
+    experiment = Experiment.model_validate(
+        {"data": {"source": "toolshed"}, "evaluation": {"language": "german"}, "training": training}
+    )
+    assert {experiment.training_of(variant).language for variant in experiment.variants} == {expected}
