@@ -15,7 +15,7 @@ from nestling.evaluation.rotate import fit_search_rotation, rotated
 if TYPE_CHECKING:
     import torch
 
-TURN = 0.02
+TURN = 0.0196
 """By how much, in radians, a step may turn an axis at the highest learning rate."""
 STEPS = 150
 WARMUP = 20
