@@ -11,7 +11,7 @@ from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.engines import ENGINES
 from nestling.models import DEFAULT
 from nestling.training.recipes import PRETRAINED, RECIPES
-from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, listed
+from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 
 STUDY_DIMS = (384, 192, 96, 48)
 
@@ -134,6 +134,11 @@ class EvaluationSettings(Settings):
     def _falling(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return check_dims(value)
 
+    @field_validator("language")
+    @classmethod
+    def _stemmed(cls, value: str) -> str:
+        return check_language(value)
+
     @field_validator("precisions")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -203,14 +208,12 @@ class Experiment(Settings):
     def training_of(self, variant: Variant) -> TrainingSettings:
         """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""
         needs = RECIPES[variant.recipe].defaults if variant.recipe in RECIPES else {}
-        return TrainingSettings.model_validate(
-            {
-                "language": self.evaluation.language,
-                **self.training.model_dump(exclude_unset=True),
-                **needs,
-                **variant.training,
-            }
+        settings = TrainingSettings.model_validate(
+            {**self.training.model_dump(exclude_unset=True), **needs, **variant.training}
         )
+        if not settings.bm25 or settings.language:
+            return settings
+        return settings.model_copy(update={"language": self.evaluation.language})
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML with every setting spelled out, so that it reads back as the same."""

@@ -75,6 +75,6 @@ def test_a_number_that_is_not_finite_is_refused():
 
 @pytest.mark.parametrize("n", [1, 5, 128, 200, 1000])
 def test_batches_hold_distinct_places_and_leave_none_out(n: int):
-    made = [batch.tolist() for batch in _batches(n, 0)]
+    made = [batch.tolist() for batch in _batches(n)]
     assert all(len(set(batch)) == len(batch) == min(n, 128) for batch in made)
     assert {place for batch in made for place in batch} == set(range(n))

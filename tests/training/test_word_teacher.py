@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from nestling.errors import InputError
 from nestling.evaluation.baselines import Lexical
-from nestling.experiment import Experiment
+from nestling.experiment import Experiment, Variant
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model
 from nestling.training.job import Job, Material
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
-from nestling.training.word_teacher import SHARPNESS, WordTeacher
+from nestling.training.word_teacher import SHARPNESS, WordTeacher, teacher_for
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
 QUERIES = [["drill", "hand saw"], ["paint", "white saw"]]
@@ -100,4 +101,24 @@ def test_an_experiment_stems_in_training_as_in_the_evaluation(training: dict[str
     experiment = Experiment.model_validate(
         {"data": {"source": "toolshed"}, "evaluation": {"language": "german"}, "training": training}
     )
-    assert {experiment.training_of(variant).language for variant in experiment.variants} == {expected}
+    again = Experiment.model_validate(yaml.safe_load(experiment.to_yaml()))
+    for each in (experiment, again):
+        taught = [each.training_of(variant) for variant in each.variants if each.training_of(variant).bm25]
+        assert [settings.language for settings in taught] == [expected]
+
+
+def test_the_evaluations_language_does_not_touch_a_training_without_bm25():
+    made = [Experiment.model_validate({"evaluation": {"language": name}}) for name in ("german", "french")]
+    mnrl = [each.training_of(Variant(name="mnrl", recipe="mnrl")) for each in made]
+    assert mnrl[0] == mnrl[1]
+
+
+@pytest.mark.parametrize("place", ["training", "evaluation"])
+def test_an_unknown_language_is_refused_when_the_experiment_is_read(place: str):
+    with pytest.raises(ValueError, match="no stemmer for 'klingon'"):
+        Experiment.model_validate({place: {"language": "klingon"}})
+
+
+def test_documents_without_a_word_are_trained_without_it(caplog: pytest.LogCaptureFixture):
+    assert teacher_for(TrainingSettings(bm25=0.5), ["★ ★", "!!"], lambda _: []) is None
+    assert "without BM25" in caplog.text

@@ -25,6 +25,11 @@ from nestling.judgments.identity import normalise
 if TYPE_CHECKING:
     import bm25s  # type: ignore[import-untyped]
 
+
+class NoWordsError(InputError):
+    """No document holds a word that BM25 could go by."""
+
+
 PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """Scores of pairs: (n,) int64 query rows and (n,) int64 document columns -> (n,) float32."""
 
@@ -74,8 +79,8 @@ class Lexical:
             b: how much a long document is held to account for its length, 0 to 1.
 
         Raises:
-            InputError: no document holds a word, the language is unknown, k1 or b is out of range, or a package is
-                missing.
+            NoWordsError: no document holds a word.
+            InputError: the language is unknown, k1 or b is out of range, or a package is missing.
         """
         if not (0 <= k1 < np.inf and 0 <= b <= 1):
             raise InputError(f"BM25 needs k1 of 0 or more and b of 0 to 1; got k1={k1:g}, b={b:g}")
@@ -83,7 +88,7 @@ class Lexical:
         terms = _words(documents)
         distinct = _distinct(terms)
         if not distinct:
-            raise InputError(f"BM25 needs a word to go by; none of {len(documents)} documents holds one")
+            raise NoWordsError(f"BM25 needs a word to go by; none of {len(documents)} documents holds one")
         stems = _stemmed(distinct, name)
         vocabulary = {term: i for i, term in enumerate(dict.fromkeys(stems))}
         ids = dict(zip(distinct, (vocabulary[term] for term in stems), strict=True))

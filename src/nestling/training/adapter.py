@@ -98,7 +98,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
 
     from nestling.training.fixed import FixedVectorsLoss
     from nestling.training.losses import ContrastiveLoss, Relevance
-    from nestling.training.word_teacher import WordTeacher
+    from nestling.training.word_teacher import teacher_for
 
     settings = job.settings
     threshold = positives_above(judgments, job, generous=True)
@@ -117,9 +117,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         np.ones(int(relevant.sum())),
         n_documents=len(pairs.documents),
     )
-    teacher = (
-        WordTeacher(pairs.documents, lambda _: pairs.queries, language=settings.language) if settings.bm25 else None
-    )
+    teacher = teacher_for(settings, pairs.documents, lambda _: pairs.queries)
     contrastive = ContrastiveLoss(
         layer,
         relevance,

@@ -102,7 +102,7 @@ def _material(
     from datasets import Dataset
 
     from nestling.training.losses import ContrastiveLoss, Relevance
-    from nestling.training.word_teacher import WordTeacher
+    from nestling.training.word_teacher import teacher_for
 
     settings = job.settings
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
@@ -121,7 +121,7 @@ def _material(
     if settings.crops or settings.typos:
         queries = of_epoch
         refreshed.append(of_epoch.refresh)
-    teacher = WordTeacher(pairs.documents, of_epoch.texts, language=settings.language) if settings.bm25 else None
+    teacher = teacher_for(settings, pairs.documents, of_epoch.texts)
     if teacher is not None:
         refreshed.append(teacher.refresh)
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None

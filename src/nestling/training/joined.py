@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def finish(folder: Path, train: Judgments, job: Job) -> None:
     if job.settings.base_share:
         mix(folder, job.base, job.settings.base_share)
     if job.settings.rotate:
-        rotate(folder, train)
+        rotate(folder, train, job.matryoshka)
 
 
 def mix(folder: Path, base: ModelSource, share: float) -> None:
@@ -62,14 +62,17 @@ def mix(folder: Path, base: ModelSource, share: float) -> None:
         model.save_pretrained(str(folder), create_model_card=False)
 
 
-def rotate(folder: Path, train: Judgments) -> None:
-    """Rotate a saved model, in place, so that its prefixes rank as the whole does (turning.py)."""
+def rotate(folder: Path, train: Judgments, dims: Sequence[int] = ()) -> None:
+    """Rotate a saved model, in place, so that its prefixes `dims` rank more like the whole (turning.py)."""
     model = load_model(str(folder))
     queries, documents = texts(train)
     add_rotation(
         model,
         train_search_rotation(
-            embed(model, sample(queries), kind="query"), embed(model, sample(documents), kind="document")
+            embed(model, sample(queries), kind="query"),
+            embed(model, sample(documents), kind="document"),
+            dims=dims,
+            device=model.device,
         ),
     )
     with no_bars():
@@ -134,7 +137,7 @@ def fit_joined(
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
             with atomic.new_folder(output) as temporary, no_bars():
-                joined = join(model, load_model(str(work / TABLE)), *texts(train))
+                joined = join(model, load_model(str(work / TABLE)), *texts(train), dims=dims)
                 joined.save_pretrained(str(temporary), create_model_card=False)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
     result = replace(

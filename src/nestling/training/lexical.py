@@ -37,7 +37,12 @@ SAMPLE = 6000
 
 
 def join(
-    model: SentenceTransformer, table: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]
+    model: SentenceTransformer,
+    table: SentenceTransformer,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    *,
+    dims: Sequence[int] = (),
 ) -> SentenceTransformer:
     """Return a model of the same size whose cosines are about the weighted mean of the two models' cosines.
 
@@ -51,6 +56,7 @@ def join(
         table: a static model with the same pieces; one distilled from the untrained base adds more than one from
             `model` (dev recall@10 and MRR@10 .864/.657 against .858/.660, where the transformer has .852/.643).
         queries, documents: training texts; the scale and the rotation are fitted on some of them.
+        dims: the prefixes that the rotation is for, as in `train_search_rotation`.
 
     Raises:
         InputError: the two do not have the same pieces and size.
@@ -92,7 +98,7 @@ def join(
     for found in sampled:
         found[:, full:] *= scale
         found /= np.linalg.norm(found, axis=1, keepdims=True)
-    append_linear(joined, train_search_rotation(*sampled, size=full))
+    append_linear(joined, train_search_rotation(*sampled, size=full, dims=dims, device=joined.device))
     joined.append(Normalize())
     return joined
 

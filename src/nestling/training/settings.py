@@ -37,6 +37,16 @@ def check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
     return dims
 
 
+def check_language(name: str) -> str:
+    """Return `name` if there is a stemmer for it, else raise ValueError."""
+    import Stemmer  # type: ignore[import-not-found]
+
+    known = Stemmer.algorithms()
+    if name not in known:
+        raise ValueError(f"there is no stemmer for {name!r}; choose one of {', '.join(known)}")
+    return name
+
+
 class Settings(BaseModel):
     """What all settings share: frozen, and an unknown key is an error."""
 
@@ -77,14 +87,14 @@ class TrainingSettings(Settings):
     """Contrastive recipes: fill each batch with documents that resemble each other, as each other's hard negatives."""
     bm25: float = Field(default=0.0, ge=0)
     """Contrastive recipes: weight of what stemmed BM25 makes of a batch, so that exact words count more."""
-    language: str = "english"
-    """Of BM25's stemmer; in an experiment the evaluation's by default."""
+    language: str | None = None
+    """Of BM25's stemmer; in an experiment the evaluation's by default, else English."""
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
     base_share: float = Field(default=0.0, ge=0, lt=1)
     """Mix this share of the base model's weights into the trained transformer's: what it knew generalises better."""
     rotate: bool = False
-    """Rotate the trained transformer so that its prefixes carry the most; full-size cosines stay as they are."""
+    """Rotate the trained transformer so that its prefixes rank more like the whole; full-size cosines stay."""
     rotate_first: bool | None = None
     """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
     prefix_weight: float = Field(default=0.0, ge=-4, le=4)
@@ -105,6 +115,11 @@ class TrainingSettings(Settings):
     """Save the state of the training at least this often."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Trackers of transformers: trackio, wandb, tensorboard."""
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        return None if value is None else check_language(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.evaluation.baselines import Lexical, PairScores
+from nestling.evaluation.baselines import Lexical, NoWordsError, PairScores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from nestling.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE = "english"
 SHARPNESS = 0.5
 """BM25's scores are multiplied by this before the softmax. On 1,752 queries of Home Depot's dev side, `graded`'s
 transformer at a weight of 0.5, recall@10 and MRR@10: .756/.561 with 1, .765/.568 with 0.5, .751/.557 untaught."""
@@ -31,8 +37,11 @@ class WordTeacher:
         texts: epoch -> the texts of all queries of that epoch, as they are numbered.
         language: of the stemmer.
 
+    Texts are scored whole, whatever the model's limit of tokens.
+
     Raises:
-        InputError: no document holds a word, or the language is unknown.
+        NoWordsError: no document holds a word.
+        InputError: the language is unknown.
     """
 
     def __init__(self, documents: list[str], texts: Callable[[int], list[str]], *, language: str) -> None:
@@ -55,3 +64,16 @@ class WordTeacher:
         rows, columns = (numbers.cpu().numpy() for numbers in (queries, documents))
         scores = self.of_pairs(np.repeat(rows, len(columns)), np.tile(columns, len(rows)))
         return torch.from_numpy(SHARPNESS * scores.reshape(len(rows), len(columns))).to(queries.device)
+
+
+def teacher_for(
+    settings: TrainingSettings, documents: list[str], texts: Callable[[int], list[str]]
+) -> WordTeacher | None:
+    """Return the teacher that the settings ask for; None where they do not, or where no document holds a word."""
+    if not settings.bm25:
+        return None
+    try:
+        return WordTeacher(documents, texts, language=settings.language or LANGUAGE)
+    except NoWordsError as error:
+        logger.warning("training goes on without BM25: %s", error)
+        return None
