@@ -24,6 +24,7 @@ from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 from nestling.training.trainer import fit
+from nestling.training.turning import train_search_rotation
 
 JUDGMENTS = generate(300, seed=0)
 QUERIES, DOCUMENTS = texts(JUDGMENTS)
@@ -166,7 +167,7 @@ def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
 ):
     whole, _ = trained(split, tiny_model_path, tmp_path / "a", lexical=True)
     with monkeypatch.context() as patch:
-        patch.setattr("nestling.training.joined.join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("nestling.training.joined.join", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(split, tiny_model_path, tmp_path / "b", lexical=True)
     assert not (tmp_path / "b" / "model").exists()
@@ -221,3 +222,19 @@ def recall(model: SentenceTransformer, split: Split) -> float:
     qrels = Qrels.from_judgments(split.dev, threshold=2.5)
     ranking, _ = top_k(embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document"), 10)
     return float(Measure.parse("recall@10").per_query(ranking, qrels).mean())
+
+
+def test_the_prefixes_of_the_job_are_what_the_rotation_is_trained_for(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def noting(*rows: np.ndarray, **options: object) -> np.ndarray:
+        asked.append(options["dims"])
+        return train_search_rotation(*rows, **options)  # type: ignore[arg-type]
+
+    for module in ("joined", "lexical"):
+        monkeypatch.setattr(f"nestling.training.{module}.train_search_rotation", noting)
+    trained(split, tiny_model_path, tmp_path / "a", rotate=True)
+    trained(split, tiny_model_path, tmp_path / "b", lexical=True)
+    assert asked == [(), (32, 16, 8, 4)]
