@@ -77,8 +77,8 @@ class ContrastiveLoss(nn.Module):
         symmetric: average with the same loss from documents to queries.
         teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), all 0 for a query that
             it knows nothing of. KL(softmax t_i || softmax s c_i), averaged over the other queries, is added at full
-            size (distillation: Hinton et al. 2015, arXiv 1503.02531). Prefixes are left out: they cannot hold single
-            words, and would lose what they can.
+            size (distillation: Hinton et al. 2015, arXiv 1503.02531). Prefixes are left out: a few components
+            cannot hold single words.
         teacher_weight: of that divergence.
 
     Inputs: features of queries and of documents, and as labels the numbers `query` (n_queries,), `document`
