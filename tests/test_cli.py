@@ -145,7 +145,7 @@ def test_split_train_and_evaluate_follow_one_another(capsys, shop: Path, tiny_mo
     out = call(capsys, "evaluate", split, model, "--dims", "32,8", "--precisions", "float32,int8", "--rotate")[1]
     assert "model against" not in out
     assert "bm25-stemmed" in out
-    assert "int8, PCA" in out
+    assert "int8, rotated" in out
     picture = tmp_path / "front.png"
     options = [
         "--split",

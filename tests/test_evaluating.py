@@ -48,7 +48,7 @@ def test_a_table_without_a_dev_side_gets_no_fusion(split: Split, tiny_model_path
 
 def test_the_grid_has_a_row_for_each_cell(split: Split, tiny_model_path: Path):
     settings = SMALL.model_copy(
-        update={"precisions": ("float32", "int8", "binary"), "rotations": ("none", "pca"), "oversampling": (4,)}
+        update={"precisions": ("float32", "int8", "binary"), "rotations": ("none", "trained"), "oversampling": (4,)}
     )
     found = nestling.evaluate(split, {"tiny": str(tiny_model_path)}, settings=settings)
 

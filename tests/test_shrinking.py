@@ -25,7 +25,7 @@ from nestling.models import find_model
 SETTINGS = EvaluationSettings(
     dims=(32, 16, 8),
     precisions=("float32", "int8", "binary"),
-    rotations=("none", "pca"),
+    rotations=("none", "trained"),
     oversampling=(4,),
     fusion=False,
 )
@@ -81,7 +81,7 @@ def test_with_bm25_quality_is_counted_of_the_fusion(split: Split, tiny: str):
     assert best[1] >= best[0]
 
 
-@pytest.mark.parametrize("rotation", ["none", "pca"])
+@pytest.mark.parametrize("rotation", ["none", "pca", "trained"])
 def test_a_written_model_gives_the_cells_embeddings_in_plain_sentence_transformers(
     split: Split, tiny: str, tmp_path: Path, rotation: str
 ):
@@ -90,7 +90,7 @@ def test_a_written_model_gives_the_cells_embeddings_in_plain_sentence_transforme
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
     fitted = Fitted(lambda: pytest.fail("nothing is to be encoded"))
-    fitted.__dict__["rotation"] = basis
+    fitted._rotations.update(pca=basis, trained=basis)
 
     shrinking.write_shrunk(find_model(tiny), cell, fitted, tmp_path / "small", about={"oversampling": 0, "dim": 8})
 
@@ -104,10 +104,10 @@ def test_a_written_model_gives_the_cells_embeddings_in_plain_sentence_transforme
 def test_a_model_for_rescoring_stays_whole_and_rotated(tiny: str, tmp_path: Path):
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
     fitted = Fitted(lambda: pytest.fail("nothing is to be encoded"))
-    fitted.__dict__["rotation"] = basis
+    fitted._rotations.update(pca=basis, trained=basis)
     about = {"oversampling": 4, "dim": 8}
 
-    shrinking.write_shrunk(find_model(tiny), Cell(8, "int8", "pca", 4), fitted, tmp_path / "small", about=about)
+    shrinking.write_shrunk(find_model(tiny), Cell(8, "int8", "trained", 4), fitted, tmp_path / "small", about=about)
 
     whole = SentenceTransformer(str(tmp_path / "small")).encode(TEXTS)
     plain = SentenceTransformer(tiny).encode(TEXTS)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from nestling.evaluation.cells import ROTATIONS, Rotation
 from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.engines import ENGINES
 from nestling.models import DEFAULT
@@ -115,8 +116,9 @@ class EvaluationSettings(Settings):
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
     precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
     """How embeddings are stored: float32, float16, int8, int4, binary; float32 is always among them."""
-    rotations: Annotated[tuple[Literal["none", "pca"], ...], BeforeValidator(listed)] = ("none",)
-    """`pca` turns a model's axes before truncation, fitted on the training side."""
+    rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed)] = ("none",)
+    """`trained` turns a model's axes before truncation, by the training side's texts; `pca` does so by their moments
+    alone, in less time and less well."""
     oversampling: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
     """Measure each cell with a shortlist so many times as long, rescored by the full embedding, too."""
     baselines: Annotated[tuple[Literal["bm25", "bm25-stemmed"], ...], BeforeValidator(listed)] = LEXICAL
@@ -149,8 +151,8 @@ class EvaluationSettings(Settings):
 
     @field_validator("rotations")
     @classmethod
-    def _plain_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return ("none", "pca") if "pca" in value else ("none",)
+    def _plain_first(cls, value: tuple[Rotation, ...]) -> tuple[Rotation, ...]:
+        return tuple(name for name in ROTATIONS if name in value or name == "none")
 
     @field_validator("oversampling")
     @classmethod

@@ -32,7 +32,7 @@ MEASURE = "recall@10"
 FIGURES = ("value", "kept", "kept_low", "kept_high")
 GRID: dict[str, Any] = {
     "precisions": ("float32", "float16", "int8", "int4", "binary"),
-    "rotations": ("none", "pca"),
+    "rotations": ("none", "trained"),
     "oversampling": (2, 4, 8),
     "fusion": False,
 }
@@ -112,7 +112,7 @@ def shrink(
     """
     from nestling.evaluation.advice import kept_by, smallest
     from nestling.evaluation.cell_search import Fitted
-    from nestling.evaluation.cells import Cell
+    from nestling.evaluation.cells import Cell, sizes_in
     from nestling.evaluation.grid import measure_cells
 
     if not 0 < keep <= 1:
@@ -131,7 +131,7 @@ def shrink(
         encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
         full = Cell(encoder.full)
         cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
-        fitted = Fitted(lambda: sides["dev"].training(encoder.embed))
+        fitted = Fitted(lambda: sides["dev"].training(encoder.embed), sizes_in(cells))
 
         fusions = sides["dev"].fusions(encoder.embed, cells, fitted) if fuse else {}
 
@@ -188,8 +188,8 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
     with model.truncate_embeddings(None):
         full = int(model.get_embedding_dimension() or 0)
     model.truncate_dim = None
-    if cell.rotation == "pca":
-        add_rotation(model, fitted.rotation)
+    if cell.rotation != "none":
+        add_rotation(model, fitted.rotation(cell.rotation))
     if cell.dim < full and not cell.oversampling:
         append_linear(model, np.eye(full, cell.dim, dtype=np.float32))
     with atomic.new_folder(out) as temporary:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
-from nestling.evaluation.cells import Cell
+from nestling.evaluation.cells import ROTATIONS, Cell, Rotation
 from nestling.evaluation.compress import PRECISIONS, fit_codec
 from nestling.evaluation.embed import truncate
 from nestling.evaluation.rotate import fit_search_rotation, rotated
+from nestling.evaluation.turning import train_search_rotation
 
 FULL = 64
 CODED = [precision for precision in PRECISIONS if precision != "float32"]
@@ -67,9 +68,10 @@ def test_plain_float32_is_the_order_of_cosines_of_the_first_dims(dim: int) -> No
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ documents.T, ranking, axis=1), atol=1e-6)
 
 
-def test_rotation_at_full_size_changes_no_ranking() -> None:
+@pytest.mark.parametrize("rotation", ["pca", "trained"])
+def test_rotation_at_full_size_changes_no_ranking(rotation: Rotation) -> None:
     vectors = vectors_of(0)
-    ranking, scores = found(Cell(FULL, "float32", "pca"), vectors, fitted_on())
+    ranking, scores = found(Cell(FULL, "float32", rotation), vectors, fitted_on())
     plain, plain_scores = found(Cell(FULL), vectors, Fitted(unasked))
     exact = vectors.queries.astype(np.float64) @ vectors.documents.astype(np.float64).T
     assert_best(ranking, exact, 10)
@@ -78,11 +80,18 @@ def test_rotation_at_full_size_changes_no_ranking() -> None:
 
 
 @pytest.mark.parametrize("dim", [32, 8])
-def test_a_rotated_cell_cuts_what_the_rotation_of_the_training_side_gives(dim: int) -> None:
+@pytest.mark.parametrize("rotation", ["pca", "trained"])
+def test_a_rotated_cell_cuts_what_the_rotation_of_the_training_side_gives(dim: int, rotation: Rotation) -> None:
     vectors, train = vectors_of(0), vectors_of(1, n_queries=100)
-    ranking, _ = found(Cell(dim, "float32", "pca"), vectors, Fitted(lambda: train))
-    turn = fit_search_rotation(train.queries, train.documents).astype(np.float64)
-    queries, documents = (unit((side @ turn)[:, :dim]) for side in (vectors.queries, vectors.documents))
+    ranking, _ = found(Cell(dim, "float32", rotation), vectors, Fitted(lambda: train, (FULL, 32, 8)))
+    turn = (
+        fit_search_rotation(train.queries, train.documents)
+        if rotation == "pca"
+        else train_search_rotation(train.queries, train.documents, dims=(32, 8))
+    )
+    queries, documents = (
+        unit((side @ turn.astype(np.float64))[:, :dim]) for side in (vectors.queries, vectors.documents)
+    )
     assert_best(ranking, queries @ documents.T, 10, atol=1e-5)
 
 
@@ -95,9 +104,10 @@ def test_rotated_prefixes_find_more_of_the_full_ranking_than_plain_ones() -> Non
         return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ranking, full, strict=True)]))
 
     assert share(Cell(16, "float32", "pca")) > share(Cell(16)) + 0.05
+    assert share(Cell(16, "float32", "trained")) > share(Cell(16)) + 0.05
 
 
-@pytest.mark.parametrize("rotation", ["none", "pca"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("dim", [FULL, 4])
 def test_a_shortlist_of_the_whole_corpus_gives_the_full_embeddings_ranking(
@@ -151,15 +161,16 @@ def test_float16_at_full_size_is_the_order_of_what_float16_holds() -> None:
     assert_best(found(Cell(FULL, "float16"), vectors, Fitted(unasked))[0], stored(vectors), 10)
 
 
-@pytest.mark.parametrize("rotation", ["none", "pca"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("precision", ["int4", "binary"])
 def test_codes_are_those_of_a_codec_fitted_on_training_documents_as_the_cell_cuts_them(
     precision: str, rotation: str
 ) -> None:
     vectors, train = vectors_of(0), vectors_of(1, n_queries=100)
     cell = Cell(16, precision, rotation)  # type: ignore[arg-type]
-    search = CellSearch.make(cell, vectors, Fitted(lambda: train))
-    turn = fit_search_rotation(train.queries, train.documents) if rotation == "pca" else np.eye(FULL, dtype=np.float32)
+    fitted = Fitted(lambda: train)
+    search = CellSearch.make(cell, vectors, fitted)
+    turn = np.eye(FULL, dtype=np.float32) if rotation == "none" else fitted.rotation(rotation)
     codec = fit_codec(precision, truncate(rotated(train.documents, turn), 16))
     assert search.codec == codec
     decoded = codec.decode(codec.encode(truncate(rotated(vectors.documents, turn), 16)))
@@ -169,7 +180,7 @@ def test_codes_are_those_of_a_codec_fitted_on_training_documents_as_the_cell_cut
 
 
 @pytest.mark.parametrize("oversampling", [0, 3])
-@pytest.mark.parametrize("rotation", ["none", "pca"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_equal_documents_come_in_their_order(precision: str, rotation: str, oversampling: int) -> None:
     vectors = vectors_of(0)
@@ -250,7 +261,7 @@ def test_a_codec_is_fitted_once_for_cells_that_differ_in_rescoring_alone() -> No
     seed=st.integers(0, 2**32 - 1),
     dim=st.integers(1, 12),
     precision=st.sampled_from(PRECISIONS),
-    rotation=st.sampled_from(["none", "pca"]),
+    rotation=st.sampled_from(ROTATIONS),
     k=st.integers(1, 50),
 )
 def test_any_cell_with_the_corpus_as_shortlist_ranks_as_the_full_embedding(

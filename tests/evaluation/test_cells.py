@@ -31,7 +31,7 @@ BYTES = {
 }
 
 precisions = st.lists(st.sampled_from(PRECISIONS), min_size=1, max_size=5, unique=True)
-rotations = st.lists(st.sampled_from(ROTATIONS), min_size=1, max_size=2, unique=True)
+rotations = st.lists(st.sampled_from(ROTATIONS), min_size=1, max_size=3, unique=True)
 factors = st.lists(st.integers(2, 16), max_size=3, unique=True)
 sizes = st.lists(st.integers(1, 512), min_size=1, max_size=4, unique=True).map(lambda some: sorted(some, reverse=True))
 
@@ -64,7 +64,7 @@ def test_a_cell_reads_as_what_it_is() -> None:
     [
         ({"dim": 8, "precision": "int7"}, "unknown precision 'int7'; choose float32, float16, int8, int4, binary"),
         ({"dim": 8, "precision": ""}, "unknown precision ''"),
-        ({"dim": 8, "rotation": "ica"}, "unknown rotation 'ica'; choose none or pca"),
+        ({"dim": 8, "rotation": "ica"}, "unknown rotation 'ica'; choose none, pca, trained"),
         ({"dim": 8, "oversampling": 1}, r"oversampling must be 0 \(none\) or 2 and more, not 1"),
         ({"dim": 8, "oversampling": -2}, "not -2"),
         ({"dim": 0}, "a size must be 1 or more, not 0"),
@@ -129,7 +129,7 @@ def test_a_grid_has_every_combination_once_but_for_those_that_cannot_differ(
     full = {cell for cell in every if cell.dim == max(some_sizes) and cell.precision == "float32"}
     assert len(found) == len(set(found))
     assert set(found) - full == every - full
-    plainest: Rotation = "none" if "none" in some_rotations else "pca"
+    plainest: Rotation = next(name for name in ROTATIONS if name in some_rotations)
     assert set(found) & full == (
         {Cell(max(some_sizes), "float32", plainest)} if "float32" in some_precisions else set()
     )

@@ -16,7 +16,7 @@ CELLS = [
     (Cell(384), 0.80, False),
     (Cell(384, "int8"), 0.80, True),
     (Cell(192, "float16", "pca"), 0.76, False),
-    (Cell(48, "int8", "pca"), 0.72, False),
+    (Cell(48, "int8", "trained"), 0.72, False),
     (Cell(384, "binary"), 0.70, False),
     (Cell(384, "binary", "none", 4), 0.79, True),
     (Cell(48, "binary", "pca", 10), 0.60, True),
@@ -55,7 +55,7 @@ def test_cells_stand_from_many_bytes_to_few_with_what_they_keep():
         ["386 *", "384", "int8", "0.8000", "100.0%", "99.0-101.0"],
         ["384 +", "192", "float16, PCA", "0.7600", "95.0%", "94.0-96.0"],
         ["50 *", "384", "binary, rescored x4", "0.7900", "98.8%", "97.8-99.8"],
-        ["50 +", "48", "int8, PCA", "0.7200", "90.0%", "89.0-91.0"],
+        ["50 +", "48", "int8, rotated", "0.7200", "90.0%", "89.0-91.0"],
         ["50", "384", "binary", "0.7000", "87.5%", "86.5-88.5"],
         ["8 *", "48", "binary, PCA, rescored x10", "0.6000", "75.0%", "74.0-76.0"],
     ]
@@ -69,9 +69,10 @@ def test_the_front_alone_can_be_shown_with_that_of_the_cells_without_rescoring()
 
 def test_marks_and_words_are_explained_where_they_occur():
     text = " ".join(" ".join(shown(grid_table(KEPT_ROWS, "recall@10"))).split())
-    assert all(part in text for part in ("*: no other cell", "+: no other without", "PCA: rotated", "rescored xN"))
+    explained = ("*: no other cell", "+: no other without", "PCA: turned by", "rotated: turned before", "rescored xN")
+    assert all(part in text for part in explained)
     plain = " ".join(" ".join(shown(grid_table(kept_of(CELLS[:2]), "recall@10"))).split())
-    assert not any(part in plain for part in ("+:", "PCA:", "rescored xN"))
+    assert not any(part in plain for part in ("+:", "PCA:", "rotated:", "rescored xN"))
 
 
 def test_the_front_without_rescoring_holds_what_none_beats_with_as_few_bytes():

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.rotate import add_rotation
+from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
@@ -24,7 +25,6 @@ from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 from nestling.training.trainer import fit
-from nestling.training.turning import train_search_rotation
 
 JUDGMENTS = generate(300, seed=0)
 QUERIES, DOCUMENTS = texts(JUDGMENTS)

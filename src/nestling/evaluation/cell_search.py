@@ -17,6 +17,7 @@ from nestling.evaluation.fusion import Top, inner_products
 from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.rotate import fit_search_rotation, rotated
 from nestling.evaluation.search_codes import rescore, top_k_codes
+from nestling.evaluation.turning import sampled, train_search_rotation
 
 Matrix = NDArray[np.float32]
 
@@ -40,20 +41,29 @@ class Fitted:
 
     Attributes:
         train: gives the training side's embeddings; called once at most, and not at all for plain float32.
+        dims: the prefixes that a trained rotation is for; as `train_search_rotation` has them by default.
     """
 
     train: Callable[[], Vectors]
+    dims: tuple[int, ...] = ()
     _codecs: dict[tuple[str, int, str], Codec] = field(default_factory=dict)
+    _rotations: dict[str, Matrix] = field(default_factory=dict)
 
     @cached_property
     def vectors(self) -> Vectors:
         """The training side's embeddings."""
         return self.train()
 
-    @cached_property
-    def rotation(self) -> Matrix:
-        """The rotation, (full, full) float32."""
-        return fit_search_rotation(self.vectors.queries, self.vectors.documents)
+    def rotation(self, name: str) -> Matrix:
+        """Return the rotation of a cell, one of `ROTATIONS` but "none": (full, full) float32."""
+        if name not in self._rotations:
+            queries, documents = self.vectors.queries, self.vectors.documents
+            if name == "pca":
+                self._rotations[name] = fit_search_rotation(queries, documents)
+            else:
+                some = queries[sampled(len(queries))], documents[sampled(len(documents))]
+                self._rotations[name] = train_search_rotation(*some, dims=self.dims)
+        return self._rotations[name]
 
     def codec(self, cell: Cell) -> Codec:
         """Return the codec of a cell, fitted on training documents as the cell cuts them."""
@@ -71,7 +81,7 @@ class Fitted:
 
     def cut(self, cell: Cell, embeddings: Matrix) -> Matrix:
         """Rotate embeddings (if at all), cut them to the cell's size and bring them back to length 1."""
-        turned = rotated(embeddings, self.rotation) if cell.rotation == "pca" else embeddings
+        turned = embeddings if cell.rotation == "none" else rotated(embeddings, self.rotation(cell.rotation))
         return truncate(turned, cell.dim)
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from nestling.errors import InputError
 from nestling.evaluation.compress import PRECISIONS, Codec
 
-Rotation = Literal["none", "pca"]
+Rotation = Literal["none", "pca", "trained"]
 ROTATIONS: tuple[Rotation, ...] = get_args(Rotation)
 
 
@@ -26,7 +26,8 @@ class Cell:
     Attributes:
         dim: size of the stored embedding.
         precision: of `PRECISIONS`.
-        rotation: "pca" turns the model's axes to where queries and documents of training vary most (rotate.py).
+        rotation: "pca" turns the model's axes to where queries and documents of training vary most (rotate.py);
+            "trained" goes on from there until prefixes rank more like the whole (turning.py).
         oversampling: 0 for none, else 2 or more.
     """
 
@@ -39,7 +40,7 @@ class Cell:
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}; choose {', '.join(PRECISIONS)}")
         if self.rotation not in ROTATIONS:
-            raise InputError(f"unknown rotation {self.rotation!r}; choose {' or '.join(ROTATIONS)}")
+            raise InputError(f"unknown rotation {self.rotation!r}; choose {', '.join(ROTATIONS)}")
         if self.oversampling < 0 or self.oversampling == 1:
             raise InputError(f"oversampling must be 0 (none) or 2 and more, not {self.oversampling}")
         if self.dim < 1:
@@ -54,6 +55,11 @@ class Cell:
     def bytes(self) -> int:
         """Bytes to hold in memory for one document; what rescoring reads (2 bytes a full-size dim) may lie on disk."""
         return Codec(self.precision, self.dim).bytes_per_vector
+
+
+def sizes_in(cells: Sequence[Cell]) -> tuple[int, ...]:
+    """Return the sizes of the cells, each once, falling."""
+    return tuple(sorted({cell.dim for cell in cells}, reverse=True))
 
 
 def cells_of(
@@ -71,9 +77,10 @@ def cells_of(
         sizes: falling, the model's full size first.
     """
     cells = []
+    plainest = min(rotations, key=ROTATIONS.index)
     for rotation, dim, precision in product(rotations, sizes, precisions):
         whole = dim == sizes[0] and precision == "float32"
-        if whole and rotation != "none" and "none" in rotations:
+        if whole and rotation != plainest:
             continue
         factors = [0] if whole else [0, *oversampling]
         cells += [Cell(dim, precision, rotation, factor) for factor in factors]  # type: ignore[arg-type]

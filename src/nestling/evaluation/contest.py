@@ -12,7 +12,7 @@ import polars as pl
 
 from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
-from nestling.evaluation.cells import Cell
+from nestling.evaluation.cells import Cell, sizes_in
 from nestling.evaluation.fusion import Fusion, Top
 from nestling.evaluation.fusion_fit import fit_fusion
 from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
@@ -89,7 +89,7 @@ class Contest:
         start = time.perf_counter()
         vectors = self.vectors(embed)
         seconds = time.perf_counter() - start
-        fitted = Fitted(lambda: self.training(embed))
+        fitted = Fitted(lambda: self.training(embed), sizes_in(cells))
         tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
         fused_tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
         alone = measure_cells(vectors, self.test, cells, self.measures, fitted, seen=self._keep(tops))

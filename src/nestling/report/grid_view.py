@@ -114,7 +114,7 @@ def advice_lines(
 
 def stored_as(precision: str, rotation: str, oversampling: int, *, long: bool = False) -> str:
     """Return in words how a cell stores embeddings: `int8, PCA, rescored x4`; `long` says `PCA-rotated`."""
-    rotated = {"none": "", "pca": "PCA-rotated" if long else "PCA"}.get(rotation, rotation)
+    rotated = {"none": "", "pca": "PCA-rotated" if long else "PCA", "trained": "rotated"}.get(rotation, rotation)
     return ", ".join(filter(None, (precision, rotated, f"rescored x{oversampling}" if oversampling else "")))
 
 
@@ -151,8 +151,10 @@ def _legend(shown: pl.DataFrame) -> str:
     ]
     if (shown["mark"] == ALONE).any():
         parts.append(f"{ALONE}: no other without rescoring is")
+    if (shown["rotation"] == "trained").any():
+        parts.append("rotated: turned before it is cut, so that prefixes rank like the whole")
     if (shown["rotation"] == "pca").any():
-        parts.append("PCA: rotated before it is cut")
+        parts.append("PCA: turned by its principal axes before it is cut")
     if (shown["oversampling"] > 0).any():
         parts.append("rescored xN: N times as many candidates, scored by the full embedding from disk")
     return "; ".join(parts)

@@ -12,6 +12,7 @@ from nestling import atomic
 from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation
+from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model, no_bars
 from nestling.training.job import Job
@@ -19,7 +20,6 @@ from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
 from nestling.training.settings import TrainingSettings
-from nestling.training.turning import train_search_rotation
 
 if TYPE_CHECKING:
     from nestling.training.callbacks import TrainingProgress

@@ -23,7 +23,7 @@ import numpy as np
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.rotate import append_linear
-from nestling.training.turning import train_search_rotation
+from nestling.evaluation.turning import sampled, train_search_rotation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,8 +32,6 @@ SEMANTIC = "transformer_embedding"
 """Where the features of a batch keep the transformer's vector while the lexical one is made."""
 SHARE = 0.7
 """Weight of the table's cosine against the transformer's. On dev of 25,000 Home Depot titles 0.3 to 1 are level."""
-SAMPLE = 6000
-"""Queries, and documents, that a rotation is fitted on."""
 
 
 def join(
@@ -104,6 +102,5 @@ def join(
 
 
 def sample(texts: Sequence[str]) -> list[str]:
-    """Return at most `SAMPLE` of the texts, always the same ones, in their order."""
-    chosen = np.random.default_rng(0).permutation(len(texts))[:SAMPLE]
-    return [texts[place] for place in np.sort(chosen)]
+    """Return as many of the texts as a rotation is trained on, always the same ones, in their order."""
+    return [texts[place] for place in sampled(len(texts))]

@@ -11,7 +11,7 @@ from nestling.errors import InputError
 from nestling.evaluation.embed import truncate
 from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.rotate import fit_search_rotation
-from nestling.training.turning import _batches, train_search_rotation
+from nestling.evaluation.turning import _batches, train_search_rotation
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -78,3 +78,20 @@ def test_batches_hold_distinct_places_and_leave_none_out(n: int):
     made = [batch.tolist() for batch in _batches(n)]
     assert all(len(set(batch)) == len(batch) == min(n, 128) for batch in made)
     assert {place for batch in made for place in batch} == set(range(n))
+
+
+def test_few_queries_learnt_by_heart_do_not_make_it_worse_than_the_start():
+    queries, documents = texts(300, 64)
+    seen, unseen = slice(0, 40), slice(100, None)
+    before = fit_search_rotation(queries[seen], documents[seen])
+    after = train_search_rotation(queries[seen], documents[seen])
+    assert recall(queries[unseen] @ after, documents[unseen] @ after) > -0.02 + recall(
+        queries[unseen] @ before, documents[unseen] @ before
+    )
+
+
+@pytest.mark.parametrize("n_queries", [1, 7])
+def test_too_few_queries_to_hold_one_out_leave_it_at_the_start(n_queries: int):
+    queries, documents = texts(40, 16)
+    found = train_search_rotation(queries[:n_queries], documents)
+    np.testing.assert_array_equal(found, fit_search_rotation(queries[:n_queries], documents))
