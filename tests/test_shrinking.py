@@ -65,6 +65,20 @@ def test_the_stricter_choice_is_never_smaller(split: Split, tiny: str):
     assert strict.dev["kept_low"] >= 0.9
 
 
+def test_the_rotation_is_trained_once_for_all_sizes_of_the_grid(
+    split: Split, tiny: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def noting(queries: np.ndarray, documents: np.ndarray, *, dims: tuple[int, ...]) -> np.ndarray:
+        asked.append(dims)
+        return np.eye(queries.shape[1], dtype=np.float32)
+
+    monkeypatch.setattr("nestling.evaluation.cell_search.train_search_rotation", noting)
+    nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
+    assert asked == [(32, *(dim for dim in SETTINGS.dims if dim < 32))]
+
+
 def test_test_figures_do_not_move_the_choice(split: Split, tiny: str):
     other = replace(split, test=split.dev)
     one, two = (nestling.shrink(tiny, each, keep=0.9, settings=SETTINGS) for each in (split, other))

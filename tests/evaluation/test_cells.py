@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.cells import ROTATIONS, Cell, Rotation, cells_of
+from nestling.evaluation.cells import ROTATIONS, Cell, Rotation, cells_of, sizes_in
 from nestling.evaluation.compress import PRECISIONS, fit_codec
 
 # Bits a dim, and two bytes for the scale of a row that has one.
@@ -133,3 +133,8 @@ def test_a_grid_has_every_combination_once_but_for_those_that_cannot_differ(
     assert set(found) & full == (
         {Cell(max(some_sizes), "float32", plainest)} if "float32" in some_precisions else set()
     )
+
+
+def test_the_sizes_of_a_grid_are_told_once_each_and_fall() -> None:
+    assert sizes_in([Cell(8), Cell(32, "int8"), Cell(8, "binary", "pca", 2), Cell(16)]) == (32, 16, 8)
+    assert sizes_in([]) == ()

@@ -164,6 +164,19 @@ def test_a_rotation_is_fitted_on_the_distinct_texts_of_the_training_side() -> No
     assert encode.asked[2:] == [("query", queries), ("document", documents)]
 
 
+def test_a_rotation_is_trained_once_for_all_sizes_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noting(queries: np.ndarray, documents: np.ndarray, *, dims: tuple[int, ...]) -> np.ndarray:
+        asked.append(dims)
+        return np.eye(queries.shape[1], dtype=np.float32)
+
+    monkeypatch.setattr("nestling.evaluation.cell_search.train_search_rotation", noting)
+    cells = [Cell(DIM), Cell(8, "float32", "trained"), Cell(4, "int4", "trained", 2), Cell(4, "int8")]
+    contest().model(BagOfWords(), cells, fuse=False)
+    assert asked == [(DIM, 8, 4)]
+
+
 @pytest.mark.parametrize("has_dev", [True, False])
 def test_without_a_training_side_a_rotation_is_fitted_on_queries_of_dev_and_documents_of_test(has_dev: bool) -> None:
     encode, one = BagOfWords(), contest(train=None)

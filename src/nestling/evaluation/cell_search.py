@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.evaluation.baselines import PairScores
-from nestling.evaluation.cells import Cell
+from nestling.evaluation.cells import Cell, Rotation
 from nestling.evaluation.compress import Codec, Codes, fit_codec
 from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Top, inner_products
@@ -47,15 +47,15 @@ class Fitted:
     train: Callable[[], Vectors]
     dims: tuple[int, ...] = ()
     _codecs: dict[tuple[str, int, str], Codec] = field(default_factory=dict)
-    _rotations: dict[str, Matrix] = field(default_factory=dict)
+    _rotations: dict[Rotation, Matrix] = field(default_factory=dict)
 
     @cached_property
     def vectors(self) -> Vectors:
         """The training side's embeddings."""
         return self.train()
 
-    def rotation(self, name: str) -> Matrix:
-        """Return the rotation of a cell, one of `ROTATIONS` but "none": (full, full) float32."""
+    def rotation(self, name: Rotation) -> Matrix:
+        """Return the rotation of cells that want one, (full, full) float32."""
         if name not in self._rotations:
             queries, documents = self.vectors.queries, self.vectors.documents
             if name == "pca":

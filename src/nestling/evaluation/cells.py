@@ -27,7 +27,8 @@ class Cell:
         dim: size of the stored embedding.
         precision: of `PRECISIONS`.
         rotation: "pca" turns the model's axes to where queries and documents of training vary most (rotate.py);
-            "trained" goes on from there until prefixes rank more like the whole (turning.py).
+            "trained" goes on from there until the prefixes of all sizes of the grid rank more like the whole
+            (turning.py).
         oversampling: 0 for none, else 2 or more.
     """
 

@@ -58,8 +58,8 @@ class Contest:
     Attributes:
         test: what is measured.
         dev: what fusion weights are chosen on; None leaves fusions out.
-        train: what rotations and codecs are fitted on; None takes dev's queries and the test side's documents, of
-            which no judgment is used.
+        train: what rotations and codecs are fitted on; None takes dev's queries, or where there is no dev the very
+            queries that are measured, and the test side's documents. No judgment is used.
         measures: what is measured, the first two first.
         language: of the stemmer.
     """

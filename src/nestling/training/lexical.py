@@ -85,18 +85,18 @@ def join(
         device=str(model.device),
     )
     joined.max_seq_length = model.max_seq_length
-    sampled = [
+    found = [
         embed(joined, sample(queries), kind="query"),
         embed(joined, sample(documents), kind="document"),
     ]
-    lengths = [np.linalg.norm(found[:, :full], axis=1) for found in sampled]
-    scale = SHARE**0.5 / max(float(np.mean(np.linalg.norm(sampled[1][:, full:], axis=1) / lengths[1])), 1e-6)
+    lengths = [np.linalg.norm(side[:, :full], axis=1) for side in found]
+    scale = SHARE**0.5 / max(float(np.mean(np.linalg.norm(found[1][:, full:], axis=1) / lengths[1])), 1e-6)
     with torch.no_grad():
         words.emb_layer.weight.mul_(scale)
-    for found in sampled:
-        found[:, full:] *= scale
-        found /= np.linalg.norm(found, axis=1, keepdims=True)
-    append_linear(joined, train_search_rotation(*sampled, size=full, dims=dims, device=joined.device))
+    for side in found:
+        side[:, full:] *= scale
+        side /= np.linalg.norm(side, axis=1, keepdims=True)
+    append_linear(joined, train_search_rotation(*found, size=full, dims=dims, device=joined.device))
     joined.append(Normalize())
     return joined
 
