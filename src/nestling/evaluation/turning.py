@@ -58,7 +58,8 @@ def train_search_rotation(
     common with the whole's ten best, or none.
 
     On 1,753 queries of Home Depot's dev side, recall@10 and MRR@10 at 48 dims by the queries' axes and after it:
-    pretrained MiniLM .496/.341 and .519/.356, a joined model .601/.429 and .627/.445. `SCALE` 12 and 30 gain half.
+    pretrained MiniLM .496/.341 and .519/.356, a joined model .601/.429 and .627/.445. `SCALE` 12 and 30
+    gained half as much, before queries were held out.
 
     Args:
         queries: (n_queries, dim) float, of training queries.
