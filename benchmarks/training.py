@@ -3,9 +3,10 @@
     python benchmarks/training.py --quick
 
 Two questions, for titles and for descriptions. Speed: pairs a second of sentence-transformers' trainer as a script
-would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the CPU has it, hidden dropout
-off), both after a warm-up; and, as the floor, of the bare matrix products of our batches. Same training: fed with the
-same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
+would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the machine has it, hidden dropout
+off), whole steps with the making of their batches, both after a warm-up; and, as the floor, of the bare matrix products
+of our batches. On a GPU also that of a script that asks the stock trainer for bf16. Same training: fed with the same
+batches in the same order, dropout off on both sides, how far the losses are apart step by step.
 
 The last line is `training: RATIO`, the smaller of the two speed-ups. With --quick there is neither floor nor comparison
 of losses.
@@ -19,17 +20,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import argparse
+import json
 import logging
 import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from nestling.environment import hardware, versions
 from nestling.judgments.sources import load_judgments
@@ -68,16 +70,21 @@ def distinct(judgments: Judgments, pairs: int) -> Judgments:
     return Judgments.from_frame(frame.drop("q", "d"), scale=(1, 3)).sample(pairs, seed=0)
 
 
-class Recorder:
-    """Notes when each step ended and what its loss was."""
+@dataclass
+class Record:
+    """What one side did: losses, the last of them only where nobody asked for them; steps a second; peak of memory."""
 
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
+    losses: list[float]
+    speed: float
+    peak: int
 
 
-def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same: bool) -> Recorder:
-    """Run `steps` steps of the stock side or of ours; with `same`, on the same batches and without dropout."""
+def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm: int, same: bool) -> Record:
+    """Run steps of the stock side or of ours; with `same`, on the same batches, without dropout, every loss noted.
+
+    Args:
+        steps, warm: all of them, and those before the clock starts.
+    """
     import time
 
     import torch
@@ -109,19 +116,21 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
         texts = [(pairs.queries[q], pairs.documents[d]) for q, d in zip(pairs.query, pairs.document, strict=True)]
         examples = Dataset.from_dict({"anchor": [q for q, _ in texts], "positive": [d for _, d in texts]})
         loss, collator = MultipleNegativesRankingLoss(model), None
-        precision, autocast = choose_precision("fp32"), False
-    recorder = Recorder()
+        precision = choose_precision("bf16" if side == "stock-bf16" else "fp32")
+        autocast = precision.name != "fp32"
+    losses: list[float] = []
+    clock: dict[int, float] = {}
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            recorder.seconds.append(time.perf_counter() - self.start)
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step in (warm, steps):
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                clock[state.global_step] = time.perf_counter()
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             if logs and "loss" in logs:
-                recorder.losses.append(float(logs["loss"]))
+                losses.append(float(logs["loss"]))
 
     class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
         def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
@@ -136,7 +145,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
             max_steps=steps,
             per_device_train_batch_size=batch_size,
             learning_rate=LEARNING_RATE,
-            logging_steps=1,
+            logging_steps=1 if same else steps,
             save_strategy="no",
             use_cpu=not torch.cuda.is_available(),
             bf16=autocast and precision.name == "bf16",
@@ -154,10 +163,15 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, same:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return recorder
+    if torch.cuda.is_available():
+        # Reserved, not allocated: memory that graphs hold counts as nothing else.
+        peak = torch.cuda.max_memory_reserved()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Record(losses, (steps - warm) / (clock[steps] - clock[warm]), peak)
 
 
-def bare_products(judgments: Judgments, *, batch_size: int, steps: int) -> Recorder:
+def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: int) -> Record:
     """Do the matrix products of our side's batches and nothing else, forwards and backwards, in its precision.
 
     Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on this machine.
@@ -165,6 +179,12 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int) -> Recor
     import time
 
     import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     source = find_model(DEFAULT)
     model = load_model(source)
@@ -175,8 +195,11 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int) -> Recor
     assert material.sampler is not None
     dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    weights = {(a, b): torch.randn(a, b, dtype=dtype) for a, b in ((hidden, hidden), (hidden, inner), (inner, hidden))}
-    recorder = Recorder()
+    weights = {
+        (a, b): torch.randn(a, b, dtype=dtype, device=device)
+        for a, b in ((hidden, hidden), (hidden, inner), (inner, hidden))
+    }
+    seconds: list[float] = []
     for rows in list(material.sampler(batch_size, settings.seed, 1))[:steps]:
         batch = material.collator([{"row": row} for row in rows])
         work: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -184,77 +207,80 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int) -> Recor
             n_texts, width = batch[f"{column}_input_ids"].shape
             tokens = n_texts * width
             for (a, b), times in (((hidden, hidden), 4), ((hidden, inner), 1), ((inner, hidden), 1)):
-                x, y = torch.randn(tokens, a, dtype=dtype), torch.randn(tokens, b, dtype=dtype)
+                x, y = (torch.randn(tokens, size, dtype=dtype, device=device) for size in (a, b))
                 work += [(x, weights[a, b]), (y, weights[a, b].T), (x.T, y)] * times
-            q = torch.randn(n_texts * heads, width, hidden // heads, dtype=dtype)
-            p = torch.randn(n_texts * heads, width, width, dtype=dtype)
+            q = torch.randn(n_texts * heads, width, hidden // heads, dtype=dtype, device=device)
+            p = torch.randn(n_texts * heads, width, width, dtype=dtype, device=device)
             work += [(q, q.transpose(1, 2)), (p, q)] * 3
+        wait()
         start = time.perf_counter()
         for _ in range(config.num_hidden_layers):
             for left, right in work:
                 torch.matmul(left, right)
-        recorder.seconds.append(time.perf_counter() - start)
-    return recorder
+        wait()
+        seconds.append(time.perf_counter() - start)
+    counted = seconds[min(warm, len(seconds) // 2) :]
+    return Record([], len(counted) / sum(counted), 0)
 
 
 def child(arguments: argparse.Namespace) -> None:
     """Run one side once and print its figures as JSON, in a process of its own so that peak memory is its own."""
-    import json
-
     make = {"titles": titles, "descriptions": descriptions}[arguments.texts]
     judgments = make(arguments.batch_size * arguments.steps)
+    sizes = {"batch_size": arguments.batch_size, "steps": arguments.steps, "warm": warm_up(arguments.steps)}
     if arguments.side == "products":
-        found = bare_products(judgments, batch_size=arguments.batch_size, steps=arguments.steps)
-        print(json.dumps({"losses": [], "seconds": found.seconds, "peak": 0}))
-        return
-    found = train(
-        arguments.side, judgments, batch_size=arguments.batch_size, steps=arguments.steps, same=arguments.same
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"losses": found.losses, "seconds": found.seconds, "peak": peak}))
+        found = bare_products(judgments, **sizes)
+    else:
+        found = train(arguments.side, judgments, **sizes, same=arguments.same)
+    print(json.dumps(asdict(found)))
 
 
-def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool) -> dict[str, Any]:
+def warm_up(steps: int) -> int:
+    """Return how many of the steps come before the clock starts."""
+    return max(2, steps // 5)
+
+
+def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool = False) -> Record:
     """Run one side in a child process and return its figures."""
-    import json
-
     command = [sys.executable, __file__, "--side", side, "--texts", texts]
     command += ["--batch-size", str(batch_size), "--steps", str(steps), *(["--same"] if same else [])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return Record(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(texts: str, *, batch_size: int, steps: int, rounds: int, same_steps: int) -> tuple[float, list[str]]:
-    """Return the median speed-up over rounds and the lines of the report."""
-    warm = max(2, steps // 5)
-    speeds: dict[str, list[float]] = {"stock": [], "ours": []}
-    peaks: dict[str, int] = {}
+def compare(
+    texts: str, sides: Sequence[str], *, batch_size: int, steps: int, rounds: int, same_steps: int
+) -> tuple[float, list[str]]:
+    """Return the median speed-up of the last of `sides` over the first, over rounds, and the lines of the report."""
+    found: dict[str, list[Record]] = {side: [] for side in sides}
     for _ in range(rounds):
-        for side in speeds:
-            found = ask(side, texts, batch_size=batch_size, steps=steps, same=False)
-            counted = found["seconds"][warm:]
-            speeds[side].append(batch_size * len(counted) / sum(counted))
-            peaks[side] = max(peaks.get(side, 0), found["peak"])
-    ratios = [a / b for a, b in zip(speeds["ours"], speeds["stock"], strict=True)]
+        for side in sides:
+            found[side].append(ask(side, texts, batch_size=batch_size, steps=steps))
+    speeds = {side: np.array([record.speed for record in records]) for side, records in found.items()}
+    ours = speeds[sides[-1]]
     lines = [
-        f"{texts:<13} {side:<6} {np.median(speeds[side]):8.1f} pairs/s   peak {peaks[side] / 2**20:6.0f} MiB"
-        for side in speeds
+        f"{texts:<13} {side:<10} {batch_size * np.median(speeds[side]):8.1f} pairs/s   peak "
+        f"{max(record.peak for record in records) / 2**20:6.0f} MiB   ours {np.median(ours / speeds[side]):.1f} times"
+        for side, records in found.items()
     ]
     if same_steps:
-        products = ask("products", texts, batch_size=batch_size, steps=steps, same=False)["seconds"][warm:]
-        fastest = batch_size * len(products) / sum(products)
+        fastest = ask("products", texts, batch_size=batch_size, steps=steps).speed
         lines.append(
-            f"{texts:<13} bare matrix products of our batches: {fastest:.1f} pairs/s, "
-            f"{fastest / np.median(speeds['ours']):.1f} times ours"
+            f"{texts:<13} bare matrix products of our batches: {batch_size * fastest:.1f} pairs/s, "
+            f"{fastest / np.median(ours):.1f} times ours"
         )
-        losses = {side: ask(side, texts, batch_size=batch_size, steps=same_steps, same=True) for side in speeds}
-        apart = np.abs(np.array(losses["ours"]["losses"]) - np.array(losses["stock"]["losses"]))
+        first, last = (
+            np.array(ask(side, texts, batch_size=batch_size, steps=same_steps, same=True).losses)
+            for side in (sides[0], sides[-1])
+        )
+        apart = np.abs(first - last)
         lines.append(
             f"{texts:<13} same batches, no dropout: loss apart by {apart.mean():.4f} on average, {apart.max():.4f} at "
-            f"most, of {np.mean(losses['stock']['losses']):.3f}, over {len(apart)} steps"
+            f"most, of {first.mean():.3f}, over {len(apart)} steps"
         )
-    return float(np.median(ratios)), lines
+    return float(np.median(ours / speeds[sides[0]])), lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -262,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="speed alone; under 50 seconds on two cores")
-    parser.add_argument("--side", choices=["stock", "ours", "products"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["stock", "stock-bf16", "ours", "products"], help=argparse.SUPPRESS)
     parser.add_argument("--texts", choices=["titles", "descriptions"], help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=0)
@@ -271,16 +297,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.side:
         child(options)
         return
+    machine = hardware()
+    gpus = list(machine["gpus"])
+    sides = ["stock", "stock-bf16", "ours"] if gpus else ["stock", "ours"]
     sizes = {
         "titles": (options.batch_size, 6 if options.quick else 40),
         "descriptions": (16, 4) if options.quick else (32, 12),
     }
+    if gpus:
+        # Where a step takes milliseconds, and batches of each length are to be met several times before the clock.
+        sizes = {"titles": (options.batch_size, 600), "descriptions": (32, 600)}
     ratios = []
-    table = pl.DataFrame({"what": ["processor", "cores"], "is": [str(hardware()[k]) for k in ("processor", "cores")]})
-    print(", ".join(f"{what} {value}" for what, value in table.iter_rows()), f"torch {versions()['torch']}")
+    on = ", ".join(gpus) or f"{machine['cores']} cores"
+    print(f"{machine['processor']}, {on}, torch {versions()['torch']}")
     for texts, (batch_size, steps) in sizes.items():
         ratio, lines = compare(
             texts,
+            sides,
             batch_size=batch_size,
             steps=options.steps or steps,
             rounds=1 if options.quick else 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling.training.casting import embed_cast
 from nestling.training.packed import embed_packed
+from nestling.training.replay import ReplayedEncoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -113,6 +116,8 @@ class ContrastiveLoss(nn.Module):
         """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
         self.packed = False
         """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
+        self.replayed: ReplayedEncoder | None = None
+        """Runs it as recorded (replay.py); needs a `compute_dtype`, which is its own."""
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
@@ -146,18 +151,7 @@ class ContrastiveLoss(nn.Module):
             return [self.model(dict(column))["sentence_embedding"] for column in columns]
         if self.packed:
             return embed_packed(self.model, columns, self.compute_dtype)
-        transformer, *others = self.model
-        # Once for all columns: casting every weight, and the way back for gradients, costs as much as a short batch.
-        cast = {name: value.to(self.compute_dtype) for name, value in transformer.named_parameters()}
-        embeddings = []
-        for column in columns:
-            states = torch.func.functional_call(transformer, cast, (dict(column),))
-            # Means over tokens and lengths of vectors in float32, as autocast has them.
-            states["token_embeddings"] = states["token_embeddings"].float()
-            for module in others:
-                states = module(states)
-            embeddings.append(states["sentence_embedding"])
-        return embeddings
+        return (self.replayed or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)
 
     def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         known = self.relevance(numbers["query"], numbers["document"])

@@ -71,12 +71,19 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
 
     from nestling.training.losses import ContrastiveLoss
     from nestling.training.packed import can_pack
+    from nestling.training.replay import ReplayedEncoder, can_replay
 
     transformer = getattr(model[0], "model", None)
     switch = getattr(transformer, "set_attn_implementation", None)
-    if precision.name not in ("bf16", "fp32") or torch.cuda.is_available() or switch is None:
+    if precision.name not in ("bf16", "fp32") or switch is None:
         return precision.name != "fp32", ""
     ours = loss if processes == 1 and isinstance(loss, ContrastiveLoss) else None
+    if torch.cuda.is_available():
+        if ours is None or not can_replay(model):
+            return precision.name != "fp32", ""
+        ours.compute_dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
+        ours.replayed = ReplayedEncoder(model, ours.compute_dtype)
+        return False, "weights in float32, passes recorded as CUDA graphs"
     packed = ours is not None and can_pack(model)
     if precision.name == "fp32":
         if ours is not None and packed:

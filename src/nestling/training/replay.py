@@ -1,0 +1,227 @@
+"""A model's passes on a GPU, recorded once for each shape of batch and replayed from then on.
+
+A small model on a short batch leaves a GPU waiting: to launch a kernel takes Python and torch longer than the kernel
+runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to places in
+memory, so batches are padded up to few shapes, and gradients are added to buffers that are the parameters' own. torch's
+`make_graphed_callables` does the like, with gradients as large as the model for every shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestling.training.casting import embed_cast
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+AFTER = 6
+"""Record a shape when it is met this many times: recording costs what a few tens of replays save."""
+MOST = 64
+"""Shapes to record for each column; batches of others are computed as they come."""
+FINEST = 8
+"""Sizes up to 64 are rounded up to a multiple of this, larger ones to a multiple of a larger power of two."""
+
+
+def can_replay(model: SentenceTransformer) -> bool:
+    """Return whether a model's passes may be recorded: on the one GPU there is, by an attention of torch's own."""
+    if model.device.type != "cuda" or torch.cuda.device_count() != 1:
+        return False
+    return getattr(model[0].model.config, "_attn_implementation", "") in ("sdpa", "eager")
+
+
+class Recording(Protocol):
+    """The passes of one shape of batch."""
+
+    def forward(self, column: dict[str, Tensor]) -> Tensor:
+        """Return (n_texts, dim) float32 for `input_ids` and `attention_mask`; it holds until the next call."""
+        ...
+
+    def backward(self, gradient: Tensor) -> None:
+        """Add the parameters' gradients to their buffers, given that of what `forward` returned last."""
+        ...
+
+
+Embed = Callable[[dict[str, Tensor]], Tensor]
+Record = Callable[[Embed, Sequence[Tensor], Sequence[Tensor], dict[str, Tensor], Any], Recording]
+
+
+class ReplayedEncoder:
+    """Embeds the columns of a training's batches, all before the backward pass of the step.
+
+    Args:
+        model: on one GPU; its parameters must keep their places in memory.
+        dtype: what its transformer computes in.
+        record: makes a Recording from what embeds a column, parameters, their buffers, a column of the shape to record,
+            and the memory that all recordings of such columns share.
+    """
+
+    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: Record | None = None) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.record = record or GraphRecording
+        self.padding = int(getattr(model.tokenizer, "pad_token_id", 0) or 0)
+        self.widest = model.max_seq_length
+        self.parameters: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        self.recordings: dict[tuple[int, int, int], Recording] = {}
+        self.met: Counter[tuple[int, int, int]] = Counter()
+        self.pools: dict[int, Any] = {}
+        self.failed = False
+
+    def __call__(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """Return for each column its embeddings, (n_texts, dim) float32.
+
+        Args:
+            columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
+        """
+        if not self.model.training:
+            return embed_cast(self.model, columns, self.dtype)
+        if self.buffers:
+            self._own_gradients()
+        return [self._embedded(place, column) for place, column in enumerate(columns)]
+
+    def _embedded(self, place: int, column: dict[str, Tensor]) -> Tensor:
+        n_texts = len(column["input_ids"])
+        column = padded(column, self.padding, widest=self.widest)
+        recording = None if self.failed else self._recording(place, column)
+        if recording is None:
+            return self._embed(column)[:n_texts]
+        # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
+        wanted = torch.ones((), requires_grad=True)
+        embeddings: Tensor = _Replay.apply(wanted, recording, column)  # type: ignore[no-untyped-call]
+        return embeddings[:n_texts]
+
+    def _recording(self, place: int, column: dict[str, Tensor]) -> Recording | None:
+        n_texts, width = column["input_ids"].shape
+        key = (place, n_texts, width)
+        self.met[key] += 1
+        if key not in self.recordings:
+            held = sum(each == place for each, *_ in self.recordings)
+            if self.met[key] < AFTER or held >= MOST:
+                return None
+            try:
+                self._record(key, column)
+            except RuntimeError as error:
+                logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
+                self.failed = True
+                return None
+        return self.recordings[key]
+
+    def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
+        if not self.buffers:
+            every = [each for each in self.model.parameters() if each.requires_grad]
+            embeddings = self._embed(column)
+            found = torch.autograd.grad(embeddings, every, torch.ones_like(embeddings), allow_unused=True)
+            # A pooler that nothing reads has none and must not get one: an optimizer would decay its weights.
+            self.parameters = [each for each, gradient in zip(every, found, strict=True) if gradient is not None]
+            self.buffers = [torch.zeros_like(each) for each in self.parameters]
+            self._own_gradients()
+        place = key[0]
+        if place not in self.pools:
+            self.pools[place] = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.pools[place])
+
+    def _embed(self, column: dict[str, Tensor]) -> Tensor:
+        return embed_cast(self.model, [column], self.dtype)[0]
+
+    def _own_gradients(self) -> None:
+        """Make the buffers the parameters' gradients again, where a trainer let go of them after its step."""
+        if self.parameters[0].grad is self.buffers[0]:
+            return
+        torch._foreach_zero_(self.buffers)
+        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+            if parameter.grad is not None:
+                buffer.copy_(parameter.grad)
+            parameter.grad = buffer
+
+
+class GraphRecording:
+    """Two CUDA graphs: a forward pass, and the backward pass that belongs to it. See Recording."""
+
+    def __init__(
+        self,
+        embed: Embed,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        column: dict[str, Tensor],
+        pool: Any,
+    ) -> None:
+        self.column = {name: value.clone() for name, value in column.items()}
+        # One masked token at the least, as the next batch may have some: without any, attention takes another kernel.
+        self.column["attention_mask"][-1, -1] = 0
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Once beforehand, since libraries set themselves up at their first call.
+            embeddings = embed(self.column)
+            torch.autograd.grad(embeddings, parameters, torch.ones_like(embeddings))
+        torch.cuda.current_stream().wait_stream(stream)
+        self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Other threads may pin memory meanwhile.
+        with torch.cuda.graph(self.forwards, pool=pool, capture_error_mode="thread_local"):
+            self.embeddings = embed(self.column)
+        self.gradient = torch.zeros_like(self.embeddings)
+        with torch.cuda.graph(self.backwards, pool=pool, capture_error_mode="thread_local"):
+            found = torch.autograd.grad(self.embeddings, parameters, self.gradient)
+            torch._foreach_add_(list(buffers), list(found))
+        self.embeddings = self.embeddings.detach()
+
+    def forward(self, column: dict[str, Tensor]) -> Tensor:
+        """See Recording."""
+        for name, value in self.column.items():
+            value.copy_(column[name])
+        self.forwards.replay()
+        return self.embeddings.detach()
+
+    def backward(self, gradient: Tensor) -> None:
+        """See Recording."""
+        self.gradient.copy_(gradient)
+        self.backwards.replay()
+
+
+class _Replay(torch.autograd.Function):
+    """A recorded forward pass in autograd's graph, with its recorded backward pass."""
+
+    @staticmethod
+    def forward(context: Any, wanted: Tensor, recording: Recording, column: dict[str, Tensor]) -> Tensor:
+        context.recording = recording
+        return recording.forward(column)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[None, None, None]:
+        context.recording.backward(gradient)
+        return None, None, None
+
+
+def padded(column: dict[str, Tensor], padding: int, *, widest: int | None = None) -> dict[str, Tensor]:
+    """Return a column padded up to a size that comes often: further texts are a single token of padding.
+
+    Args:
+        column: `input_ids` and `attention_mask`, (n_texts, width).
+        padding: the id of that token.
+        widest: the model's limit of tokens, if it has any.
+    """
+    ids, mask = column["input_ids"], column["attention_mask"]
+    n_texts, width = ids.shape
+    rows, columns = rounded(n_texts) - n_texts, max(width, min(rounded(width), widest or width)) - width
+    if rows or columns:
+        ids, mask = F.pad(ids, (0, columns, 0, rows), value=padding), F.pad(mask, (0, columns, 0, rows))
+        # Means over no token would be no number.
+        mask[n_texts:, 0] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def rounded(size: int) -> int:
+    """Round a number of texts or tokens up, by less than `FINEST` or than a quarter, so that few sizes are met."""
+    step = max(FINEST, 1 << max(0, (size - 1).bit_length() - 3))
+    return -(-size // step) * step
