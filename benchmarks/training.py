@@ -20,6 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import argparse
+import gc
 import json
 import logging
 import resource
@@ -67,7 +68,8 @@ def distinct(judgments: Judgments, pairs: int) -> Judgments:
     """Return pairs in which no query and no document comes twice, so that masks have nothing to do on either side."""
     frame = judgments.frame.with_columns(judgments.query_keys.alias("q"), judgments.document_keys.alias("d"))
     frame = frame.unique("q", keep="first", maintain_order=True).unique("d", keep="first", maintain_order=True)
-    return Judgments.from_frame(frame.drop("q", "d"), scale=(1, 3)).sample(pairs, seed=0)
+    found = Judgments.from_frame(frame.drop("q", "d"), scale=(1, 3))
+    return found.sample(min(pairs, len(found)), seed=0)
 
 
 @dataclass
@@ -95,6 +97,10 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     from transformers.trainer_callback import PrinterCallback
 
     ours = side == "ours"
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     settings = TrainingSettings(batch_size=batch_size)
     source = find_model(DEFAULT)
     off = 0.0 if ours or same else None
@@ -223,16 +229,12 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
     return Record([], len(counted) / sum(counted), 0)
 
 
-def child(arguments: argparse.Namespace) -> None:
-    """Run one side once and print its figures as JSON, in a process of its own so that peak memory is its own."""
-    make = {"titles": titles, "descriptions": descriptions}[arguments.texts]
-    judgments = make(arguments.batch_size * arguments.steps)
-    sizes = {"batch_size": arguments.batch_size, "steps": arguments.steps, "warm": warm_up(arguments.steps)}
-    if arguments.side == "products":
-        found = bare_products(judgments, **sizes)
-    else:
-        found = train(arguments.side, judgments, **sizes, same=arguments.same)
-    print(json.dumps(asdict(found)))
+def run(side: str, texts: str, *, batch_size: int, steps: int, same: bool) -> Record:
+    """Run one side once."""
+    judgments = {"titles": titles, "descriptions": descriptions}[texts](batch_size * steps)
+    if side == "products":
+        return bare_products(judgments, batch_size=batch_size, steps=steps, warm=warm_up(steps))
+    return train(side, judgments, batch_size=batch_size, steps=steps, warm=warm_up(steps), same=same)
 
 
 def warm_up(steps: int) -> int:
@@ -241,7 +243,11 @@ def warm_up(steps: int) -> int:
 
 
 def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool = False) -> Record:
-    """Run one side in a child process and return its figures."""
+    """Run one side and return its figures: in a process of its own where its peak of memory is the process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return run(side, texts, batch_size=batch_size, steps=steps, same=same)
     command = [sys.executable, __file__, "--side", side, "--texts", texts]
     command += ["--batch-size", str(batch_size), "--steps", str(steps), *(["--same"] if same else [])]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -295,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--same", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.side:
-        child(options)
+        sizes = {"batch_size": options.batch_size, "steps": options.steps}
+        print(json.dumps(asdict(run(options.side, options.texts, **sizes, same=options.same))))
         return
     machine = hardware()
     gpus = list(machine["gpus"])
@@ -306,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if gpus:
         # Where a step takes milliseconds, and batches of each length are to be met several times before the clock.
-        sizes = {"titles": (options.batch_size, 600), "descriptions": (32, 600)}
+        sizes = {"titles": (options.batch_size, 500), "descriptions": (32, 500)}
     ratios = []
     on = ", ".join(gpus) or f"{machine['cores']} cores"
     print(f"{machine['processor']}, {on}, torch {versions()['torch']}")
@@ -316,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sides,
             batch_size=batch_size,
             steps=options.steps or steps,
-            rounds=1 if options.quick else 2,
+            rounds=1 if options.quick or gpus else 2,
             same_steps=0 if options.quick else 12,
         )
         ratios.append(ratio)
