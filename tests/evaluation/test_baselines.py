@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +249,21 @@ def test_on_real_titles_recall_is_trec_evals_and_stems_help() -> None:
         )
         recall[stem] = ours.mean()
     assert recall[True] > recall[False] + 0.03
+
+
+def test_jax_beside_bm25_leaves_a_gpus_memory_alone(tmp_path: Path):
+    lax = tmp_path / "jax" / "lax.py"
+    lax.parent.mkdir()
+    (lax.parent / "__init__.py").touch()
+    # bm25s calls it when it is imported; the real one then takes what this variable lets it.
+    lax.write_text(
+        "import os\ndef top_k(scores, k):\n    print('taken', os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))\n",
+        encoding="utf-8",
+    )
+    code = "from nestling.evaluation.baselines import Lexical; Lexical.fit(['a saw'])"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_PYTHON_CLIENT_PREALLOCATE"}
+    environment["PYTHONPATH"] = str(tmp_path)
+
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "taken false\n"

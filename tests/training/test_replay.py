@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nestling.models import load_model
 from nestling.training import replay
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.precision import Precision, settle
-from nestling.training.replay import AFTER, Embed, ReplayedEncoder, padded, rounded
+from nestling.training.replay import AFTER, Embed, ReplayedEncoder, aliased, padded, rounded
 from nestling.training.tokens import TokenStore
 
 QUERIES = ["saw", "door hinge brass", "drill " * 5, "paint", "white"]
@@ -28,25 +27,27 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class EagerRecording:
     """What a CUDA graph does, on any device: fixed places for inputs and outputs, gradients added to buffers."""
 
-    made = 0
-
     def __init__(
-        self, embed: Embed, parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor], column: Any, pool: Any
+        self,
+        embed: Embed,
+        parameters: dict[str, torch.Tensor],
+        buffers: list[torch.Tensor],
+        column: dict[str, torch.Tensor],
+        pool: Any,
     ) -> None:
-        type(self).made += 1
-        self.embed, self.parameters, self.buffers = embed, parameters, buffers
+        self.embed, self.buffers, self.aliases = embed, buffers, aliased(parameters)
         self.shape = column["input_ids"].shape
-        self.output = embed(column).detach().clone()
+        self.output = embed(column, self.aliases).detach().clone()
 
     def forward(self, column: dict[str, torch.Tensor]) -> torch.Tensor:
         assert column["input_ids"].shape == self.shape
         with torch.enable_grad():
-            self.embeddings = self.embed(column)
+            self.embeddings = self.embed(column, self.aliases)
         self.output.copy_(self.embeddings.detach())
         return self.output.detach()
 
     def backward(self, gradient: torch.Tensor) -> None:
-        found = torch.autograd.grad(self.embeddings, list(self.parameters), gradient)
+        found = torch.autograd.grad(self.embeddings, list(self.aliases.values()), gradient)
         for buffer, each in zip(self.buffers, found, strict=True):
             buffer.add_(each)
 
@@ -215,3 +216,39 @@ def test_a_gpu_trains_from_recordings_as_without(tiny_model_path: Path) -> None:
     assert loss.replayed is not None
     assert loss.replayed.recordings
     assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-3)
+
+
+@on_gpu
+def test_a_recording_that_fails_leaves_a_gpu_in_order(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.1).train()
+    plain = replay.embed_cast
+
+    def asking(*given: Any) -> list[torch.Tensor]:
+        found = plain(*given)
+        assert found[0].sum().item() < 1e9
+        return found
+
+    monkeypatch.setattr(replay, "embed_cast", asking)
+    encoder = ReplayedEncoder(model, torch.float32)
+    stream = torch.cuda.current_stream()
+    for _ in range(AFTER + 3):
+        backward(encoder(batch(model)))
+    assert encoder.failed
+    assert caplog.text.count("cannot be recorded") == 1
+    assert torch.cuda.current_stream() == stream
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(model).values())
+
+
+@on_gpu
+def test_dropout_differs_between_replays(tiny_model_path: Path) -> None:
+    model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.5).train()
+    encoder = ReplayedEncoder(model, torch.float32)
+    found = []
+    for _ in range(AFTER + 3):
+        embeddings = encoder(batch(model))
+        found.append(embeddings[0].detach().clone())
+        backward(embeddings)
+    assert encoder.recordings
+    assert not torch.allclose(found[-1], found[-2])

@@ -8,6 +8,7 @@ arXiv 2407.03618). Words are stemmed by Snowball (PyStemmer).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -232,6 +233,9 @@ def _stemmed(words: list[str], language: str | None) -> list[str]:
 
 
 def _library() -> Any:
+    # Where jax is installed the library tries it out when it is imported, and jax takes three quarters of a GPU's
+    # memory at its first call unless told otherwise.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import bm25s
     except ModuleNotFoundError as error:

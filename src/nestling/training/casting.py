@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,24 +12,36 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-def embed_cast(model: SentenceTransformer, columns: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> list[Tensor]:
+def embed_cast(
+    model: SentenceTransformer,
+    columns: Sequence[Mapping[str, Tensor]],
+    dtype: torch.dtype,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> list[Tensor]:
     """Embed columns of texts, the transformer in `dtype` and what follows it in float32.
 
     Args:
         columns: of each, `input_ids` and `attention_mask`, (n_texts, width).
+        parameters: to take in place of the model's own, by their names in it.
 
     Returns:
-        for each column its embeddings, (n_texts, dim) float32; gradients go to the model's own weights.
+        for each column its embeddings, (n_texts, dim) float32; gradients go to the parameters as they are.
     """
-    transformer, *others = model
+    given = dict(model.named_parameters()) if parameters is None else parameters
+    (first, transformer), *others = model.named_children()
     # Once for all columns: casting every weight, and the way back for gradients, costs as much as a short batch.
-    cast = {name: value.to(dtype) for name, value in transformer.named_parameters()}
+    cast = {name: value.to(dtype) for name, value in _of(given, first).items()}
     embeddings = []
     for column in columns:
-        states = torch.func.functional_call(transformer, cast, (dict(column),))
+        states: dict[str, Any] = torch.func.functional_call(transformer, cast, (dict(column),))
         # Means over tokens and lengths of vectors in float32, as autocast has them.
         states["token_embeddings"] = states["token_embeddings"].float()
-        for module in others:
-            states = module(states)
+        for name, module in others:
+            states = torch.func.functional_call(module, _of(given, name), (states,))
         embeddings.append(states["sentence_embedding"])
     return embeddings
+
+
+def _of(parameters: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    start = f"{module}."
+    return {name.removeprefix(start): value for name, value in parameters.items() if name.startswith(start)}

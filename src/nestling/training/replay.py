@@ -51,8 +51,9 @@ class Recording(Protocol):
         ...
 
 
-Embed = Callable[[dict[str, Tensor]], Tensor]
-Record = Callable[[Embed, Sequence[Tensor], Sequence[Tensor], dict[str, Tensor], Any], Recording]
+Embed = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+"""(column, parameters by name) -> (n_texts, dim) float32; parameters not named are the model's own."""
+Record = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], Any], Recording]
 
 
 class ReplayedEncoder:
@@ -61,8 +62,8 @@ class ReplayedEncoder:
     Args:
         model: on one GPU; its parameters must keep their places in memory.
         dtype: what its transformer computes in.
-        record: makes a Recording from what embeds a column, parameters, their buffers, a column of the shape to record,
-            and the memory that all recordings of such columns share.
+        record: makes a Recording from what embeds a column, parameters by name, their buffers, a column of the shape to
+            record, and the memory that all recordings of such columns share.
     """
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: Record | None = None) -> None:
@@ -71,7 +72,7 @@ class ReplayedEncoder:
         self.record = record or GraphRecording
         self.padding = int(getattr(model.tokenizer, "pad_token_id", 0) or 0)
         self.widest = model.max_seq_length
-        self.parameters: list[Tensor] = []
+        self.parameters: dict[str, Tensor] = {}
         self.buffers: list[Tensor] = []
         self.recordings: dict[tuple[int, int, int], Recording] = {}
         self.met: Counter[tuple[int, int, int]] = Counter()
@@ -119,27 +120,31 @@ class ReplayedEncoder:
 
     def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
         if not self.buffers:
-            every = [each for each in self.model.parameters() if each.requires_grad]
+            every = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
             embeddings = self._embed(column)
-            found = torch.autograd.grad(embeddings, every, torch.ones_like(embeddings), allow_unused=True)
+            ones = torch.ones_like(embeddings)
+            found = torch.autograd.grad(embeddings, list(every.values()), ones, allow_unused=True)
             # A pooler that nothing reads has none and must not get one: an optimizer would decay its weights.
-            self.parameters = [each for each, gradient in zip(every, found, strict=True) if gradient is not None]
-            self.buffers = [torch.zeros_like(each) for each in self.parameters]
+            self.parameters = {
+                name: each for (name, each), gradient in zip(every.items(), found, strict=True) if gradient is not None
+            }
+            self.buffers = [torch.zeros_like(each) for each in self.parameters.values()]
             self._own_gradients()
         place = key[0]
         if place not in self.pools:
             self.pools[place] = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.pools[place])
 
-    def _embed(self, column: dict[str, Tensor]) -> Tensor:
-        return embed_cast(self.model, [column], self.dtype)[0]
+    def _embed(self, column: dict[str, Tensor], parameters: dict[str, Tensor] | None = None) -> Tensor:
+        given = {**dict(self.model.named_parameters()), **(parameters or {})}
+        return embed_cast(self.model, [column], self.dtype, given)[0]
 
     def _own_gradients(self) -> None:
         """Make the buffers the parameters' gradients again, where a trainer let go of them after its step."""
-        if self.parameters[0].grad is self.buffers[0]:
+        if next(iter(self.parameters.values())).grad is self.buffers[0]:
             return
         torch._foreach_zero_(self.buffers)
-        for parameter, buffer in zip(self.parameters, self.buffers, strict=True):
+        for parameter, buffer in zip(self.parameters.values(), self.buffers, strict=True):
             if parameter.grad is not None:
                 buffer.copy_(parameter.grad)
             parameter.grad = buffer
@@ -151,30 +156,45 @@ class GraphRecording:
     def __init__(
         self,
         embed: Embed,
-        parameters: Sequence[Tensor],
-        buffers: Sequence[Tensor],
+        parameters: dict[str, Tensor],
+        buffers: list[Tensor],
         column: dict[str, Tensor],
         pool: Any,
     ) -> None:
         self.column = {name: value.clone() for name, value in column.items()}
         # One masked token at the least, as the next batch may have some: without any, attention takes another kernel.
         self.column["attention_mask"][-1, -1] = 0
+        before = torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        spare = generator.clone_state()
+        try:
+            # Both are left as they were during the recording where it fails.
+            with torch.cuda.stream(before):
+                self._record(embed, parameters, buffers, pool)
+        except RuntimeError:
+            generator.graphsafe_set_state(spare)
+            raise
+
+    def _record(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], pool: Any) -> None:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # Once beforehand, since libraries set themselves up at their first call.
-            embeddings = embed(self.column)
-            torch.autograd.grad(embeddings, parameters, torch.ones_like(embeddings))
+            aliases = aliased(parameters)
+            embeddings = embed(self.column, aliases)
+            torch.autograd.grad(embeddings, list(aliases.values()), torch.ones_like(embeddings))
+            del embeddings
         torch.cuda.current_stream().wait_stream(stream)
         self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        aliases = aliased(parameters)
         # Other threads may pin memory meanwhile.
         with torch.cuda.graph(self.forwards, pool=pool, capture_error_mode="thread_local"):
-            self.embeddings = embed(self.column)
-        self.gradient = torch.zeros_like(self.embeddings)
+            embeddings = embed(self.column, aliases)
+        self.gradient = torch.zeros_like(embeddings)
         with torch.cuda.graph(self.backwards, pool=pool, capture_error_mode="thread_local"):
-            found = torch.autograd.grad(self.embeddings, parameters, self.gradient)
-            torch._foreach_add_(list(buffers), list(found))
-        self.embeddings = self.embeddings.detach()
+            found = torch.autograd.grad(embeddings, list(aliases.values()), self.gradient)
+            torch._foreach_add_(buffers, list(found))
+        self.embeddings = embeddings.detach()
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
         """See Recording."""
@@ -201,6 +221,14 @@ class _Replay(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[None, None, None]:
         context.recording.backward(gradient)
         return None, None, None
+
+
+def aliased(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return leaves of their own in the parameters' memory.
+
+    Where autograd has met a parameter before, on another stream, it waits for that stream, which ends a recording.
+    """
+    return {name: each.detach().requires_grad_() for name, each in parameters.items()}
 
 
 def padded(column: dict[str, Tensor], padding: int, *, widest: int | None = None) -> dict[str, Tensor]:
