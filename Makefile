@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The study runs on what is on this machine; nothing here waits for a hub.
 OFFLINE := HF_HUB_OFFLINE=1
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint types unit bench format clean
+.PHONY: demo test lint types unit gpu bench format clean
 
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/nestling run
@@ -21,7 +22,11 @@ types: $(VENV)/.installed-test
 
 # Two processes of one thread each: half the time of one process of two threads, on two cores.
 unit: $(VENV)/.installed-test
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
+
+# What `unit` skips: CUDA graphs on the first GPU.
+gpu: $(VENV)/.installed-test
+	$(OFFLINE) CUDA_VISIBLE_DEVICES=0 $(PYTEST) tests/training/test_replay.py
 
 bench: $(VENV)/.installed-test
 	$(OFFLINE) $(BIN)/python benchmarks/evaluation.py --quick

@@ -55,6 +55,8 @@ def fit(
         InputError: the settings do not fit the data or the model, or the loss diverged.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
     """
+    import torch
+
     from nestling.training.active import train_active_rows
     from nestling.training.callbacks import (
         BestWeights,
@@ -77,6 +79,8 @@ def fit(
     if job.settings.lexical and recipe.trains_transformer:
         return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
     bound_kernel_cache()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)
@@ -191,6 +195,7 @@ def _peak_memory() -> int:
     import torch
 
     if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+        # Reserved, since what CUDA graphs hold counts as allocated only while they are recorded.
+        return int(torch.cuda.max_memory_reserved())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
