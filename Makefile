@@ -24,9 +24,11 @@ types: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
 
-# What `unit` skips: CUDA graphs on the first GPU.
+# With CUDA graphs on a GPU, which `unit` skips.
+gpu: export CUDA_VISIBLE_DEVICES ?= 0
 gpu: $(VENV)/.installed-test
-	$(OFFLINE) CUDA_VISIBLE_DEVICES=0 $(PYTEST) tests/training/test_replay.py
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch sees no GPU here")'
+	$(OFFLINE) $(PYTEST) tests/training/test_replay.py
 
 bench: $(VENV)/.installed-test
 	$(OFFLINE) $(BIN)/python benchmarks/evaluation.py --quick

@@ -4,9 +4,9 @@
 
 Two questions, for titles and for descriptions. Speed: pairs a second of sentence-transformers' trainer as a script
 would call it (float32, its own sampler, collator and loss), and of ours (bf16 where the machine has it, hidden dropout
-off), whole steps with the making of their batches, both after a warm-up; and, as the floor, of the bare matrix products
-of our batches. On a GPU also that of a script that asks the stock trainer for bf16. Same training: fed with the same
-batches in the same order, dropout off on both sides, how far the losses are apart step by step.
+off), whole steps with the making of their batches, both after a warm-up; and, as the floor on a CPU, of the bare matrix
+products of our batches. On a GPU also that of a script that asks the stock trainer for bf16. Same training: fed with
+the same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
 
 The last line is `training: RATIO`, the smaller of the two speed-ups. With --quick there is neither floor nor comparison
 of losses.
@@ -74,7 +74,7 @@ def distinct(judgments: Judgments, pairs: int) -> Judgments:
 
 @dataclass
 class Record:
-    """What one side did: losses, the last of them only where nobody asked for them; steps a second; peak of memory."""
+    """What one side did: losses of all steps where they were asked for; steps a second; bytes of memory at most."""
 
     losses: list[float]
     speed: float
@@ -180,7 +180,8 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
 def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: int) -> Record:
     """Do the matrix products of our side's batches and nothing else, forwards and backwards, in its precision.
 
-    Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on this machine.
+    Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on a CPU. On a GPU
+    most of it is the time in which Python launches them one by one.
     """
     import time
 
@@ -300,6 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--same", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.steps and options.steps <= warm_up(options.steps):
+        parser.error("--steps needs 3 or more: the first are not counted")
     if options.side:
         sizes = {"batch_size": options.batch_size, "steps": options.steps}
         print(json.dumps(asdict(run(options.side, options.texts, **sizes, same=options.same))))
@@ -313,7 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if gpus:
         # Where a step takes milliseconds, and batches of each length are to be met several times before the clock.
-        sizes = {"titles": (options.batch_size, 500), "descriptions": (32, 500)}
+        most = 150 if options.quick else 500
+        sizes = {"titles": (options.batch_size, most), "descriptions": (32, most)}
     ratios = []
     on = ", ".join(gpus) or f"{machine['cores']} cores"
     print(f"{machine['processor']}, {on}, torch {versions()['torch']}")
@@ -324,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch_size=batch_size,
             steps=options.steps or steps,
             rounds=1 if options.quick or gpus else 2,
-            same_steps=0 if options.quick else 12,
+            same_steps=0 if options.quick else 100 if gpus else 12,
         )
         ratios.append(ratio)
         print("\n".join(lines))

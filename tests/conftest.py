@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Read by the hub client when it is imported, so before any test imports it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# The same tests on every machine. `make gpu` shows the GPU to those that want one.
+# The same tests on every machine, unless the variable says otherwise: `make gpu` shows a GPU to those that want one.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 

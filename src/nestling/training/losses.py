@@ -117,7 +117,7 @@ class ContrastiveLoss(nn.Module):
         self.packed = False
         """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
         self.replayed: ReplayedEncoder | None = None
-        """Runs it as recorded (replay.py); needs a `compute_dtype`, which is its own."""
+        """Runs it as recorded (replay.py); its type must be `compute_dtype`."""
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""

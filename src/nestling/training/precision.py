@@ -61,6 +61,9 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
       (gradients: cosine 0.9986 with float32's). Master weights stay float32;
     - all texts of a batch in one row (packed.py) instead of two padded passes: 1.4 and 1.15 times the pairs a second.
 
+    On one GPU the contrastive loss runs all of the transformer in that type, its passes recorded (replay.py): with
+    autocast alone it was no faster than the library's trainer in float32 (H200, 64 titles a batch).
+
     Args:
         processes: that train together; with several, autocast it is, since only the wrapped model synchronises them.
 

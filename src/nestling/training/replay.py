@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AFTER = 6
-"""Record a shape when it is met this many times: recording costs what a few tens of replays save."""
-MOST = 64
+RECORD_AFTER = 6
+"""Record a shape when it is met this many times; rare ones are not worth it."""
+MOST_SHAPES = 64
 """Shapes to record for each column; batches of others are computed as they come."""
 FINEST = 8
 """Sizes up to 64 are rounded up to a multiple of this, larger ones to a multiple of a larger power of two."""
@@ -36,7 +36,10 @@ def can_replay(model: SentenceTransformer) -> bool:
     """Return whether a model's passes may be recorded: on the one GPU there is, by an attention of torch's own."""
     if model.device.type != "cuda" or torch.cuda.device_count() != 1:
         return False
-    return getattr(model[0].model.config, "_attn_implementation", "") in ("sdpa", "eager")
+    every = list(model.named_parameters(remove_duplicate=False))
+    # One tensor under two names would be given to one module only.
+    tied = len(every) > len(list(model.parameters()))
+    return not tied and getattr(model[0].model.config, "_attn_implementation", "") in ("sdpa", "eager")
 
 
 class Recording(Protocol):
@@ -53,11 +56,15 @@ class Recording(Protocol):
 
 Embed = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 """(column, parameters by name) -> (n_texts, dim) float32; parameters not named are the model's own."""
-Record = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], Any], Recording]
+MakeRecording = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], Any], Recording]
 
 
 class ReplayedEncoder:
-    """Embeds the columns of a training's batches, all before the backward pass of the step.
+    """Embeds the columns of a training's batches: one call for a batch, then its backward pass, then the next call.
+
+    Where a recording fails, all further batches are computed as they come. Recording draws from the generator of
+    dropout, and a process that goes on with a training counts shapes anew: with dropout it draws other masks than it
+    would have.
 
     Args:
         model: on one GPU; its parameters must keep their places in memory.
@@ -66,7 +73,7 @@ class ReplayedEncoder:
             record, and the memory that all recordings of such columns share.
     """
 
-    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: Record | None = None) -> None:
+    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: MakeRecording | None = None) -> None:
         self.model = model
         self.dtype = dtype
         self.record = record or GraphRecording
@@ -85,62 +92,63 @@ class ReplayedEncoder:
         Args:
             columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
         """
-        if not self.model.training:
+        if self.failed or not self.model.training:
             return embed_cast(self.model, columns, self.dtype)
-        if self.buffers:
-            self._own_gradients()
         return [self._embedded(place, column) for place, column in enumerate(columns)]
 
     def _embedded(self, place: int, column: dict[str, Tensor]) -> Tensor:
         n_texts = len(column["input_ids"])
         column = padded(column, self.padding, widest=self.widest)
-        recording = None if self.failed else self._recording(place, column)
+        recording = self._recording(place, column)
         if recording is None:
             return self._embed(column)[:n_texts]
         # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
         wanted = torch.ones((), requires_grad=True)
-        embeddings: Tensor = _Replay.apply(wanted, recording, column)  # type: ignore[no-untyped-call]
+        embeddings: Tensor = _Replay.apply(wanted, self, recording, column)  # type: ignore[no-untyped-call]
         return embeddings[:n_texts]
 
     def _recording(self, place: int, column: dict[str, Tensor]) -> Recording | None:
         n_texts, width = column["input_ids"].shape
         key = (place, n_texts, width)
         self.met[key] += 1
-        if key not in self.recordings:
-            held = sum(each == place for each, *_ in self.recordings)
-            if self.met[key] < AFTER or held >= MOST:
-                return None
-            try:
+        if key not in self.recordings and not self.failed:
+            recorded = [each for each in self.recordings if each[0] == place]
+            if self.met[key] >= RECORD_AFTER and len(recorded) < MOST_SHAPES:
                 self._record(key, column)
-            except RuntimeError as error:
-                logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
-                self.failed = True
-                return None
-        return self.recordings[key]
+        return self.recordings.get(key)
 
     def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
-        if not self.buffers:
-            every = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-            embeddings = self._embed(column)
-            ones = torch.ones_like(embeddings)
-            found = torch.autograd.grad(embeddings, list(every.values()), ones, allow_unused=True)
-            # A pooler that nothing reads has none and must not get one: an optimizer would decay its weights.
-            self.parameters = {
-                name: each for (name, each), gradient in zip(every.items(), found, strict=True) if gradient is not None
-            }
-            self.buffers = [torch.zeros_like(each) for each in self.parameters.values()]
-            self._own_gradients()
         place = key[0]
-        if place not in self.pools:
-            self.pools[place] = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-        self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.pools[place])
+        try:
+            if not self.buffers:
+                self._make_buffers(column)
+            if place not in self.pools:
+                self.pools[place] = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+            self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.pools[place])
+        except RuntimeError as error:
+            logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
+            self.failed = True
+            # What memory they hold may be what was wanting.
+            self.recordings.clear()
+            self.pools.clear()
+
+    def _make_buffers(self, column: dict[str, Tensor]) -> None:
+        every = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        embeddings = self._embed(column)
+        ones = torch.ones_like(embeddings)
+        found = torch.autograd.grad(embeddings, list(every.values()), ones, allow_unused=True)
+        # A pooler that nothing reads has none and must not get one: an optimizer would decay its weights.
+        self.parameters = {
+            name: each for (name, each), gradient in zip(every.items(), found, strict=True) if gradient is not None
+        }
+        self.buffers = [torch.zeros_like(each) for each in self.parameters.values()]
 
     def _embed(self, column: dict[str, Tensor], parameters: dict[str, Tensor] | None = None) -> Tensor:
         given = {**dict(self.model.named_parameters()), **(parameters or {})}
         return embed_cast(self.model, [column], self.dtype, given)[0]
 
-    def _own_gradients(self) -> None:
-        """Make the buffers the parameters' gradients again, where a trainer let go of them after its step."""
+    def own_gradients(self) -> None:
+        """Make the buffers the parameters' gradients, with what those are, where a trainer let go of them."""
         if next(iter(self.parameters.values())).grad is self.buffers[0]:
             return
         torch._foreach_zero_(self.buffers)
@@ -170,12 +178,12 @@ class GraphRecording:
         try:
             # Both are left as they were during the recording where it fails.
             with torch.cuda.stream(before):
-                self._record(embed, parameters, buffers, pool)
+                self._capture(embed, parameters, buffers, pool)
         except RuntimeError:
             generator.graphsafe_set_state(spare)
             raise
 
-    def _record(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], pool: Any) -> None:
+    def _capture(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], pool: Any) -> None:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -213,14 +221,17 @@ class _Replay(torch.autograd.Function):
     """A recorded forward pass in autograd's graph, with its recorded backward pass."""
 
     @staticmethod
-    def forward(context: Any, wanted: Tensor, recording: Recording, column: dict[str, Tensor]) -> Tensor:
-        context.recording = recording
+    def forward(
+        context: Any, wanted: Tensor, encoder: ReplayedEncoder, recording: Recording, column: dict[str, Tensor]
+    ) -> Tensor:
+        context.encoder, context.recording = encoder, recording
         return recording.forward(column)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[None, None, None]:
+    def backward(context: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        context.encoder.own_gradients()
         context.recording.backward(gradient)
-        return None, None, None
+        return None, None, None, None
 
 
 def aliased(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +255,7 @@ def padded(column: dict[str, Tensor], padding: int, *, widest: int | None = None
     rows, columns = rounded(n_texts) - n_texts, max(width, min(rounded(width), widest or width)) - width
     if rows or columns:
         ids, mask = F.pad(ids, (0, columns, 0, rows), value=padding), F.pad(mask, (0, columns, 0, rows))
-        # Means over no token would be no number.
+        # What attention makes of no token at all is up to its kernel.
         mask[n_texts:, 0] = 1
     return {"input_ids": ids, "attention_mask": mask}
 

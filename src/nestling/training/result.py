@@ -34,7 +34,8 @@ class TrainingResult:
         after: those of the weights that were kept.
         kept_step: the step of those weights.
         history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
-        peak_memory: bytes of the process at most (of the GPU's memory where one was used), the base model included.
+        peak_memory: bytes of the process at most, the base model included; where a GPU was used, bytes reserved of its
+            memory.
     """
 
     examples: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -80,6 +81,9 @@ def fit(
         return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
     bound_kernel_cache()
     if torch.cuda.is_available():
+        # Else the peak would begin with what an earlier training of this process left.
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model = recipe.build(train, job)
     check_matryoshka(model, job)
@@ -144,7 +148,7 @@ def fit(
             if recipe.trains_transformer:
                 finish(temporary, train, job)
     trainer.accelerator.wait_for_everyone()
-    # Measured again, as the base was: in float32, where the trainer's own figures are those of its autocast.
+    # Measured again, as the base was: in float32, where the trainer's own figures may be those of its autocast.
     after = whole(load_model(str(output)))
     result = _result(trainer, kept_step, known, after, progress, precision, resumed_at)
     if result.regression:
