@@ -93,7 +93,7 @@ def assert_same(
     for name, gradient in wanted.items():
         if rough:
             # Sums over another number of rows, each rounded to eight bits.
-            assert (found[name] - gradient).norm() <= 0.02 * gradient.norm() + 1e-4, name
+            assert torch.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.99, name
         else:
             torch.testing.assert_close(found[name], times * gradient, atol=2e-5, rtol=1e-4, msg=name)
 
