@@ -20,10 +20,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import argparse
-import gc
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -41,6 +39,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models import DEFAULT, find_model, load_model, no_bars
 from nestling.training.active import train_active_rows
 from nestling.training.job import Job
+from nestling.training.memory import forget_peak, peak_memory
 from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
@@ -97,10 +96,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     from transformers.trainer_callback import PrinterCallback
 
     ours = side == "ours"
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     settings = TrainingSettings(batch_size=batch_size)
     source = find_model(DEFAULT)
     off = 0.0 if ours or same else None
@@ -169,19 +165,14 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    if torch.cuda.is_available():
-        # Reserved, not allocated: memory that graphs hold counts as nothing else.
-        peak = torch.cuda.max_memory_reserved()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Record(losses, (steps - warm) / (clock[steps] - clock[warm]), peak)
+    return Record(losses, (steps - warm) / (clock[steps] - clock[warm]), peak_memory())
 
 
 def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: int) -> Record:
     """Do the matrix products of our side's batches and nothing else, forwards and backwards, in its precision.
 
     Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on a CPU. On a GPU
-    most of it is the time in which Python launches them one by one.
+    they are launched one by one from Python, which recorded passes are not.
     """
     import time
 

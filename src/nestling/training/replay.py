@@ -1,9 +1,9 @@
 """A model's passes on a GPU, recorded once for each shape of batch and replayed from then on.
 
-A small model on a short batch leaves a GPU waiting: to launch a kernel takes Python and torch longer than the kernel
-runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to places in
-memory, so batches are padded up to few shapes, and gradients are added to buffers that are the parameters' own. torch's
-`make_graphed_callables` does the like, with gradients as large as the model for every shape.
+A small model on a short batch can leave a GPU waiting, where to launch a kernel takes Python and torch longer than the
+kernel runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to
+places in memory, so batches are padded up to few shapes, and gradients are added to buffers that are the parameters'
+own. torch's `make_graphed_callables` does the like, with gradients as large as the model for every shape.
 """
 
 from __future__ import annotations

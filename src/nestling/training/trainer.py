@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +17,7 @@ from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job
 from nestling.training.joined import finish, fit_joined
+from nestling.training.memory import forget_peak, peak_memory
 from nestling.training.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import BEFORE, RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare
@@ -56,8 +54,6 @@ def fit(
         InputError: the settings do not fit the data or the model, or the loss diverged.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
     """
-    import torch
-
     from nestling.training.active import train_active_rows
     from nestling.training.callbacks import (
         BestWeights,
@@ -80,11 +76,7 @@ def fit(
     if job.settings.lexical and recipe.trains_transformer:
         return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
     bound_kernel_cache()
-    if torch.cuda.is_available():
-        # Else the peak would begin with what an earlier training of this process left.
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak()
     model = recipe.build(train, job)
     check_matryoshka(model, job)
     material = recipe.prepare(train, job, model)
@@ -190,16 +182,6 @@ def _result(
         kept_step=kept_step,
         precision=precision.name,
         precision_reason=precision.reason,
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
         history=history,
     )
-
-
-def _peak_memory() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        # Reserved, since what CUDA graphs hold counts as allocated only while they are recorded.
-        return int(torch.cuda.max_memory_reserved())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
