@@ -135,6 +135,14 @@ def test_a_teacher_adds_the_divergence_of_its_softmax_averaged_over_what_it_know
     assert with_teacher(lambda _, __: torch.zeros(2, 3)) == pytest.approx(none)
 
 
+def test_a_pair_that_a_teacher_does_not_know_is_no_part_of_either_softmax():
+    given = torch.tensor([[1.0, torch.nan, 2.0], [torch.nan, torch.nan, torch.nan]])
+    cosines = torch.tensor([1.0, 0.1]) / math.sqrt(1.05)
+    p, q = torch.tensor([1.0, 2.0]).softmax(dim=0), (20 * cosines).softmax(dim=0)
+    divergence = float((p * (p / q).log()).sum())
+    assert with_teacher(lambda _, __: given) == pytest.approx(with_teacher(None) + 0.5 * divergence, rel=1e-4)
+
+
 def test_a_teacher_is_asked_about_the_numbers_of_the_batch_and_at_full_size_alone():
     asked = []
 

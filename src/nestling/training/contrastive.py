@@ -110,11 +110,15 @@ def _material(
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
     # A static model gives infinity.
     limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
-    store = store_for(model)
-    stored = store.build(pairs.queries, model.tokenizer, limit, cache=job.cache)
-    documents = store.build(pairs.documents, model.tokenizer, limit, cache=job.cache)
+    make = partial(store_for(model).build, tokenizer=model.tokenizer, max_length=limit)
+    if job.candidates is not None:
+        from nestling.training.distillation import distilled
+
+        make_once = partial(make, cache=job.cache)
+        return distilled(judgments, job, model, pairs, threshold=threshold, graded=graded, tokens=make_once)
+    stored = make(pairs.queries, cache=job.cache)
+    documents = make(pairs.documents, cache=job.cache)
     queries: Tokens = stored
-    make = partial(store.build, tokenizer=model.tokenizer, max_length=limit)
     of_epoch = QueriesOfEpoch(pairs, make, crops=settings.crops, typos=settings.typos, seed=settings.seed)
     query, document = of_epoch.with_crops()
     refreshed: list[Refresh] = []
@@ -127,12 +131,7 @@ def _material(
     mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     if mined is not None:
         refreshed.append(mined.refresh)
-    relevant = pairs.judged_score > threshold
-    low, high = judgments.scale
-    weight = (pairs.judged_score[relevant] - low) / (high - low) if graded else np.ones(int(relevant.sum()))
-    relevance = Relevance(
-        pairs.judged_query[relevant], pairs.judged_document[relevant], weight, n_documents=len(pairs.documents)
-    )
+    relevance = Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded)
     loss = ContrastiveLoss(
         model,
         relevance,

@@ -14,6 +14,7 @@ from nestling.evaluation.embed import embed, truncate
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
+from nestling.models import ModelSource, load_model
 
 SELECTION = Measure.parse("recall@10")
 MEASURES = (SELECTION, Measure.parse("mrr@10"))
@@ -56,3 +57,7 @@ class DevEvaluator(SentenceEvaluator):  # type: ignore[misc]
             for measure in MEASURES:
                 values.setdefault(f"dev_{measure}", []).append(float(measure.per_query(ranking, self.qrels).mean()))
         return {name: float(np.mean(each)) for name, each in values.items()}
+
+    def of_base(self, base: ModelSource) -> dict[str, float]:
+        """Return the same figures of a base model as it is loaded by itself."""
+        return self(load_model(base))

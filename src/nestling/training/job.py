@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class Job:
         weights: one for each of them; None for 1 each.
         threshold: pairs with a higher score are positives.
         cache: a folder for tokens and vectors that later trainings of the same texts can use; None keeps none.
+        candidates: a folder of what candidates.py writes, for those recipes that learn from it.
     """
 
     base: ModelSource
@@ -41,11 +42,24 @@ class Job:
     matryoshka: tuple[int, ...] = ()
     weights: tuple[float, ...] | None = None
     cache: Path | None = None
+    candidates: Path | None = None
+
+    def candidate_file(self, side: Literal["train", "dev"]) -> Path:
+        """Return where the candidates of a side of the split are.
+
+        Raises:
+            ValueError: the job has none.
+        """
+        if self.candidates is None:
+            raise ValueError(f"the recipe {self.recipe!r} needs candidates")
+        return self.candidates / f"{side}.npz"
 
     def fingerprint(self) -> str:
         """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
-        parts = [self.base.fingerprint, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        parts: list[Any] = [self.base.fingerprint, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        if self.candidates is not None:
+            parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.candidates.glob("*.npz"))]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 

@@ -22,6 +22,8 @@ from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, r
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from nestling.training.callbacks import TrainingProgress
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def rotate(folder: Path, train: Judgments, dims: Sequence[int] = ()) -> None:
         model.save_pretrained(str(folder), create_model_card=False)
 
 
-def fit_joined(
+def fit_parts(
     fit: Callable[..., TrainingResult],
     train: Judgments,
     dev: Judgments,
@@ -90,34 +92,37 @@ def fit_joined(
     report: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> TrainingResult:
-    """Train the transformer of a job, then a table distilled from its base, and join the two (lexical.py).
+    """Train the transformer of a job and what else its settings ask for, and make one model of them.
 
-    Each is a training of its own in a folder of its own within `work`, so that a call after an interruption goes on
-    within the one that was under way.
+    Else is: a table distilled from its base, to be joined with it (lexical.py), and a cross-encoder that teaches it in
+    a second training (teaching.py). Each is a training of its own in a folder of its own within `work`, so that a call
+    after an interruption goes on within the one that was under way.
 
     Args:
         fit: trains one of them; as `trainer.fit`, and so is all else here.
 
     Returns:
-        the transformer's result, but for `after`, which is the joined model's, and for seconds and memory, which count
-        both trainings.
+        the transformer's first result, but for `after`, which is the whole's, and for seconds and memory, which count
+        all trainings.
     """
     from nestling.training.dev import DevEvaluator
     from nestling.training.library import arguments_for
+    from nestling.training.teaching import teach
 
+    settings = job.settings
     # For its processes alone: with several, one prepares and joins, and the others wait.
-    processes = arguments_for(job.settings, "fp32", 1, work)
+    processes = arguments_for(settings, "fp32", 1, work)
     with processes.main_process_first(local=False):
         prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}", keep=job.cache)
 
     def tell(progress: TrainingProgress) -> None:
-        # The table's figures on dev are not the variant's, which a search would prune by.
+        # Only the first transformer's figures on dev are the variant's, which a search would prune by.
         if report:
             report(replace(progress, dev=None))
 
     def part(name: str, each: Job) -> TrainingResult:
         folder, training = work / name, work / f"{name}.training"
-        listener = tell if name == TABLE else report
+        listener = report if name == TRANSFORMER else tell
         if folder.is_dir() and (training / SUMMARY).is_file():
             return read_result(training)
         if note:
@@ -126,30 +131,55 @@ def fit_joined(
         return found
 
     # The whole is rotated when it is joined.
-    apart = {"lexical": False, "rotate": False, "rotate_first": False}
-    semantic = part(TRANSFORMER, replace(job, settings=job.settings.model_copy(update=apart)))
-    model = load_model(str(work / TRANSFORMER))
-    full = int(model.get_embedding_dimension() or 0)
-    settings = TrainingSettings(**{**find_recipe("static").defaults, "seed": job.settings.seed})
+    apart = {"lexical": False, "cross_encoder": 0.0, "rotate": False}
+    if settings.lexical:
+        apart["rotate_first"] = False
+    first = part(TRANSFORMER, replace(job, settings=settings.model_copy(update=apart)))
+    results, chosen = [first], TRANSFORMER
+    full = int(load_model(str(work / TRANSFORMER)).get_embedding_dimension() or 0)
     dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
-    # Made of the trained transformer the table is better by itself, and adds less to what the transformer knows.
-    lexical = part(TABLE, Job(job.base, "static", settings, job.threshold, dims, job.weights, job.cache))
+    if settings.lexical:
+        # Made of the trained transformer the table is better by itself, and adds less to what the transformer knows.
+        of_table = TrainingSettings(**{**find_recipe("static").defaults, "seed": settings.seed})
+        results.append(part(TABLE, Job(job.base, "static", of_table, job.threshold, dims, job.weights, job.cache)))
+
+    def whole(transformer: str, dims: tuple[int, ...]) -> SentenceTransformer:
+        model = load_model(str(work / transformer))
+        return join(model, load_model(str(work / TABLE)), *texts(train), dims=dims) if settings.lexical else model
+
+    if settings.cross_encoder:
+        # No prefix is wanted of the model that finds candidates, so nothing needs to be turned for one.
+        taught = teach(
+            part,
+            lambda: whole(TRANSFORMER, (full,)),
+            train,
+            dev,
+            job,
+            transformer=TRANSFORMER,
+            work=work,
+            processes=processes,
+            note=note,
+        )
+        results += taught.results
+        chosen = taught.transformer
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
             with atomic.new_folder(output) as temporary, no_bars():
-                joined = join(model, load_model(str(work / TABLE)), *texts(train), dims=dims)
-                joined.save_pretrained(str(temporary), create_model_card=False)
+                whole(chosen, dims).save_pretrained(str(temporary), create_model_card=False)
+                if settings.rotate and not settings.lexical:
+                    rotate(temporary, train, job.matryoshka)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
     result = replace(
-        semantic,
+        first,
         after=evaluator(load_model(str(output))),
-        seconds=semantic.seconds + lexical.seconds,
-        peak_memory=max(semantic.peak_memory, lexical.peak_memory),
+        seconds=sum(each.seconds for each in results),
+        peak_memory=max(each.peak_memory for each in results),
     )
-    if note:
+    if note and settings.lexical:
+        transformer = results[-1] if chosen != TRANSFORMER else first
         note(
-            f"joined: dev recall@10 of the transformer {semantic.after[RECALL]:.4f}, of the table "
-            f"{lexical.after[RECALL]:.4f}, of both {result.after[RECALL]:.4f}"
+            f"joined: dev recall@10 of the transformer {transformer.after[RECALL]:.4f}, of the table "
+            f"{results[1].after[RECALL]:.4f}, of both {result.after[RECALL]:.4f}"
         )
     if result.regression:
         logger.warning("%s: %s", output.name, result.told())

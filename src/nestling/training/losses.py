@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestling.training.casting import embed_cast
-from nestling.training.packed import embed_packed
-from nestling.training.replay import ReplayedEncoder
+from nestling.training.batching import Pairs
+from nestling.training.encoding import EncodingLoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -44,6 +42,22 @@ class Relevance(nn.Module):
         self.register_buffer("keys", torch.from_numpy(keys[order]), persistent=False)
         self.register_buffer("weights", torch.from_numpy(weight[order].astype(np.float32)), persistent=False)
 
+    @classmethod
+    def from_pairs(cls, pairs: Pairs, *, threshold: float, scale: tuple[float, float], graded: bool) -> Relevance:
+        """Know the pairs that are scored above a threshold.
+
+        Args:
+            scale: the lowest and the highest score that there can be.
+            graded: weigh a pair by its score, from 0 for the lowest to 1 for the highest; otherwise all weigh 1.
+        """
+        low, high = scale
+        relevant = pairs.judged_score > threshold
+        scores = pairs.judged_score[relevant]
+        weight = (scores - low) / (high - low) if graded and high > low else np.ones(len(scores))
+        return cls(
+            pairs.judged_query[relevant], pairs.judged_document[relevant], weight, n_documents=len(pairs.documents)
+        )
+
     def forward(self, query: Tensor, document: Tensor) -> Tensor:
         """Return (n_queries, n_documents) float32: the weight of relevant pairs, 0 of all others."""
         wanted = query[:, None] * self.n_documents + document[None, :]
@@ -53,7 +67,7 @@ class Relevance(nn.Module):
         return torch.where(self.keys[place] == wanted, self.weights[place], 0.0)
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(EncodingLoss):
     r"""InfoNCE over a batch in which nothing known to be relevant counts as wrong.
 
     For queries i and documents j with cosines c_ij, scale s (1 / temperature), positive weights w_ij and the set
@@ -78,10 +92,10 @@ class ContrastiveLoss(nn.Module):
         dim_weights: one for each of them; 1 each by default.
         graded: see above.
         symmetric: average with the same loss from documents to queries.
-        teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), all 0 for a query that
-            it knows nothing of. KL(softmax t_i || softmax s c_i), averaged over the other queries, is added at full
-            size (distillation: Hinton et al. 2015, arXiv 1503.02531). Prefixes are left out: a few components
-            cannot hold single words.
+        teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), NaN for a pair that it
+            does not know, all 0 or NaN for a query that it knows nothing of. KL(softmax t_i || softmax s c_i) over the
+            pairs that it knows, averaged over the other queries, is added at full size (distillation: Hinton et al.
+            2015, arXiv 1503.02531). Prefixes are left out: a few components cannot hold single words.
         teacher_weight: of that divergence.
 
     Inputs: features of queries and of documents, and as labels the numbers `query` (n_queries,), `document`
@@ -102,8 +116,7 @@ class ContrastiveLoss(nn.Module):
         teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.relevance = relevance
         self.scale = scale
         self.dims = tuple(dims)
@@ -112,16 +125,10 @@ class ContrastiveLoss(nn.Module):
         self.symmetric = symmetric
         self.teacher = teacher
         self.teacher_weight = teacher_weight
-        self.compute_dtype: torch.dtype | None = None
-        """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
-        self.packed = False
-        """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
-        self.replayed: ReplayedEncoder | None = None
-        """Runs it as recorded (replay.py); its type must be `compute_dtype`."""
 
     def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        queries, documents = self._embedded(features)
+        queries, documents = self.embedded(features)
         return self.of_embeddings(*gathered(queries, documents, labels))
 
     def of_embeddings(self, queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]) -> Tensor:
@@ -145,13 +152,6 @@ class ContrastiveLoss(nn.Module):
                     logits, self.teacher(numbers["query"], numbers["document"])
                 )
         return total
-
-    def _embedded(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
-        if self.compute_dtype is None:
-            return [self.model(dict(column))["sentence_embedding"] for column in columns]
-        if self.packed:
-            return embed_packed(self.model, columns, self.compute_dtype)
-        return (self.replayed or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)
 
     def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         known = self.relevance(numbers["query"], numbers["document"])
@@ -184,12 +184,16 @@ def gathered(
 
 def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
     negatives = torch.logsumexp(logits.masked_fill(relevant, NOTHING), dim=1, keepdim=True)
-    loss: Tensor = (weights * F.softplus(negatives - logits)).sum() / weights.sum()
+    # A batch of queries may have no positive at all.
+    loss: Tensor = (weights * F.softplus(negatives - logits)).sum() / weights.sum().clamp(min=torch.finfo().tiny)
     return loss
 
 
 def _divergence(logits: Tensor, taught: Tensor) -> Tensor:
-    known = (taught != 0).any(dim=1)
-    if not known.any():
+    unknown = taught.isnan()
+    rows = (taught.nan_to_num() != 0).any(dim=1)
+    if not rows.any():
         return logits.new_zeros(())
-    return F.kl_div(F.log_softmax(logits[known], dim=1), F.softmax(taught[known].float(), dim=1), reduction="batchmean")
+    given = F.log_softmax(logits[rows].masked_fill(unknown[rows], NOTHING), dim=1)
+    wanted = F.softmax(taught[rows].float().masked_fill(unknown[rows], NOTHING), dim=1)
+    return F.kl_div(given, wanted, reduction="batchmean")

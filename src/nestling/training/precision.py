@@ -72,7 +72,7 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
     """
     import torch
 
-    from nestling.training.losses import ContrastiveLoss
+    from nestling.training.encoding import EncodingLoss
     from nestling.training.packed import can_pack
     from nestling.training.replay import ReplayedEncoder, can_replay
 
@@ -80,7 +80,7 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
     switch = getattr(transformer, "set_attn_implementation", None)
     if precision.name not in ("bf16", "fp32") or switch is None:
         return precision.name != "fp32", ""
-    ours = loss if processes == 1 and isinstance(loss, ContrastiveLoss) else None
+    ours = loss if processes == 1 and isinstance(loss, EncodingLoss) else None
     if torch.cuda.is_available():
         if ours is None or not can_replay(model):
             return precision.name != "fp32", ""

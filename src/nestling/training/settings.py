@@ -89,6 +89,8 @@ class TrainingSettings(Settings):
     """Contrastive recipes: weight of what stemmed BM25 makes of a batch, so that exact words count more."""
     language: str | None = None
     """Of BM25's stemmer; in an experiment the evaluation's by default, else English."""
+    cross_encoder: float = Field(default=0.0, ge=0)
+    """Contrastive recipes: weight of a cross-encoder, trained too, that teaches the transformer in a second phase."""
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
     base_share: float = Field(default=0.0, ge=0, lt=1)

@@ -16,7 +16,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars
 from nestling.training.job import Job
-from nestling.training.joined import finish, fit_joined
+from nestling.training.joined import finish, fit_parts
 from nestling.training.memory import forget_peak, peak_memory
 from nestling.training.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
@@ -73,8 +73,8 @@ def fit(
             note(line)
 
     recipe = find_recipe(job.recipe)
-    if job.settings.lexical and recipe.trains_transformer:
-        return fit_joined(fit, train, dev, job, output=output, work=work, report=report, note=note)
+    if (job.settings.lexical or job.settings.cross_encoder) and recipe.trains_transformer and job.candidates is None:
+        return fit_parts(fit, train, dev, job, output=output, work=work, report=report, note=note)
     bound_kernel_cache()
     forget_peak()
     model = recipe.build(train, job)
@@ -84,7 +84,8 @@ def fit(
         train_active_rows(model, material.vocabulary)
     full = int(model.get_embedding_dimension() or 0)
     qrels, dims = Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,)
-    whole, evaluator = DevEvaluator(qrels, dims), DevEvaluator(qrels, dims, encoder=material.encoder)
+    whole = recipe.evaluator(qrels, job) if recipe.evaluator else DevEvaluator(qrels, dims)
+    evaluator = whole if recipe.evaluator else DevEvaluator(qrels, dims, encoder=material.encoder)
 
     precision = choose_precision(job.settings.precision)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -94,7 +95,7 @@ def fit(
         prepare(work, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint()}", keep=job.cache)
         if not (work / BEFORE).is_file():
             before = evaluator(model)
-            base = before if recipe.starts_as_base(job) else whole(load_model(job.base))
+            base = before if recipe.starts_as_base(job) else whole.of_base(job.base)
             atomic.write_json(work / BEFORE, {"base": base, "before": before})
         known = json.loads((work / BEFORE).read_text(encoding="utf-8"))
     checkpoint = last_checkpoint(work)
@@ -143,7 +144,7 @@ def fit(
     # Measured again, as the base was: in float32, where the trainer's own figures may be those of its autocast.
     after = whole(load_model(str(output)))
     result = _result(trainer, kept_step, known, after, progress, precision, resumed_at)
-    if result.regression:
+    if result.regression and recipe.evaluator is None:
         logger.warning("%s: %s", output.name, result.told())
     if trainer.is_world_process_zero():
         atomic.write_json(work / SUMMARY, result.as_dict())

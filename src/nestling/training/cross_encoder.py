@@ -1,0 +1,262 @@
+"""A cross-encoder: the transformer reads query and document together, and a linear layer says how relevant they are.
+
+It is too slow to search with, and knows what no pair of embeddings does: on 1,753 queries of Home Depot's dev side it
+ranks 30 candidates no better than the `graded` model that found them (MRR@10 .554 and .552), and with it as in
+`Candidates.judged_by_both` better than either (.585). So it teaches (distillation.py). Cross-encoders as rankers:
+Nogueira and Cho 2019, "Passage re-ranking with BERT" (arXiv 1901.04085).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from torch import Tensor
+
+from nestling.errors import InputError
+from nestling.evaluation.measures import Measure
+from nestling.evaluation.qrels import Qrels
+from nestling.judgments.table import Judgments
+from nestling.models import ModelSource
+from nestling.training.alike import sampler_for
+from nestling.training.batching import Pairs
+from nestling.training.candidates import Candidates
+from nestling.training.casting import embed_cast
+from nestling.training.encoding import EncodingLoss
+from nestling.training.job import Job, Material
+from nestling.training.packed import can_pack, embed_packed
+from nestling.training.precision import choose_precision
+from nestling.training.result import RECALL
+from nestling.training.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+NEGATIVES = 3
+"""Unjudged candidates that count as irrelevant, for each query."""
+SPARED = 2
+"""Candidates on top that never do: the likeliest to be right answers that nobody judged."""
+AT_ONCE = 256
+MEASURED = 300
+"""Queries of dev to measure it on: each takes as many passes as it has candidates."""
+
+
+def with_head(model: SentenceTransformer) -> SentenceTransformer:
+    """Return the transformer of a model, with a layer that makes one number of a text in place of what followed it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
+
+    if isinstance(model[0], StaticEmbedding):
+        raise InputError("a cross-encoder needs a transformer; a static model has none")
+    size = int(model[0].get_embedding_dimension())
+    pooling = "cls" if getattr(model.tokenizer, "cls_token_id", None) is not None else "mean"
+    head = Dense(size, 1, activation_function=torch.nn.Identity())
+    made = SentenceTransformer(modules=[model[0], Pooling(size, pooling), head], device=str(model.device))
+    made.max_seq_length = model.max_seq_length
+    return made
+
+
+class PairTokens:
+    """The tokens of a query followed by those of a document, as the transformer reads a pair of texts.
+
+    Both are of the same token type, as our trainers have them. A pair is cut at the model's limit, so what is lost is
+    the document's end.
+
+    Args:
+        model: whose tokenizer and limit they are.
+        queries, documents: texts; pairs are named by their numbers.
+        cache: a folder for tokens, as in TokenStore.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str], *, cache: Path | None = None
+    ) -> None:
+        self.limit = model.max_seq_length or None
+        self.queries = TokenStore.build(queries, model.tokenizer, self.limit, cache=cache)
+        self.documents = TokenStore.build(documents, model.tokenizer, self.limit, cache=cache)
+        special = model.tokenizer.all_special_ids
+        firsts = self.documents.ids[self.documents.offsets[:-1][self.documents.lengths > 0]]
+        # What opens a text would stand in the middle of a pair.
+        self.skipped = int(len(firsts) > 0 and bool(np.isin(firsts, special).all()))
+
+    def lengths(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many tokens each pair has, (n_pairs,) int64."""
+        both = self.queries.lengths[query] + np.maximum(self.documents.lengths[document] - self.skipped, 0)
+        lengths: NDArray[np.int64] = both if self.limit is None else np.minimum(both, self.limit)
+        return lengths
+
+    def batch(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` of pairs, (n_pairs, width) int64 each."""
+        rows = [
+            np.concatenate([_tokens(self.queries, q), _tokens(self.documents, d)[self.skipped :]])[: self.limit]
+            for q, d in zip(query, document, strict=True)
+        ]
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        store = TokenStore(np.concatenate(rows), offsets, self.queries.padding)
+        return store.batch(np.arange(len(rows)))
+
+
+def _tokens(store: TokenStore, number: int) -> NDArray[np.int32]:
+    return store.ids[store.offsets[number] : store.offsets[number + 1]]
+
+
+class LikelihoodLoss(EncodingLoss):
+    """Binary cross-entropy between what a cross-encoder makes of pairs and how relevant raters found them, 0 to 1."""
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Return the mean over the pairs of a batch, a scalar."""
+        (logits,) = self.embedded(features)
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what distinguishes one such loss from another: nothing."""
+        return {}
+
+
+class PairBatches:
+    """Makes the tensors of a batch of numbered pairs with their labels."""
+
+    def __init__(
+        self,
+        tokens: PairTokens,
+        query: NDArray[np.int64],
+        document: NDArray[np.int64],
+        label: NDArray[np.float32],
+    ) -> None:
+        self.tokens = tokens
+        self.query = query
+        self.document = document
+        self.label = label
+        self.valid_label_columns = ("label",)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `pair_*` tokens, and `label`, (n_pairs,) float32."""
+        rows = np.array([example["row"] for example in examples], dtype=np.int64)
+        features = self.tokens.batch(self.query[rows], self.document[rows])
+        return {
+            **{f"pair_{name}": value for name, value in features.items()},
+            "label": torch.from_numpy(self.label[rows]),
+        }
+
+
+def prepare(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+    """Prepare a cross-encoder's training on the judgments, and on unjudged candidates as irrelevant.
+
+    A score is scaled to 0..1 and taken for the chance that the pair is relevant. Each query adds `NEGATIVES` candidates
+    that nobody judged, drawn from all but the first `SPARED`, and a random document.
+
+    Args:
+        job: its folder of candidates holds `train.npz`.
+    """
+    from datasets import Dataset
+
+    pairs = Pairs.from_judgments(judgments, threshold=job.threshold)
+    low, high = judgments.scale
+    score = (pairs.judged_score - low) / (high - low) if high > low else np.ones(len(pairs.judged_score))
+    query, document = irrelevant(pairs, Candidates.load(job.candidate_file("train")), seed=job.settings.seed)
+    query = np.concatenate([pairs.judged_query, query])
+    document = np.concatenate([pairs.judged_document, document])
+    label = np.concatenate([score, np.zeros(len(query) - len(score))]).astype(np.float32)
+    tokens = PairTokens(model, pairs.queries, pairs.documents, cache=job.cache)
+    return Material(
+        Dataset.from_dict({"row": np.arange(len(query))}),
+        LikelihoodLoss(model),
+        PairBatches(tokens, query, document, label),
+        sampler_for(tokens.lengths(query, document), None),
+    )
+
+
+def irrelevant(pairs: Pairs, candidates: Candidates, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs that nobody judged, as irrelevant ones: query and document by number, (n,) int64 each."""
+    rng = np.random.default_rng(seed)
+    n_documents = len(pairs.documents)
+    judged = set((pairs.judged_query * n_documents + pairs.judged_document).tolist())
+    drawn: list[int] = []
+    for number, nearest in enumerate(candidates.documents):
+        keys = (number * n_documents + nearest[SPARED:]).tolist()
+        free = [key for key in keys if key not in judged]
+        drawn += rng.choice(free, min(NEGATIVES, len(free)), replace=False).tolist() if free else []
+        drawn.append(number * n_documents + int(rng.integers(n_documents)))
+    chosen = np.array([key for key in dict.fromkeys(drawn) if key not in judged], dtype=np.int64)
+    return chosen // n_documents, chosen % n_documents
+
+
+def logits(
+    model: SentenceTransformer, tokens: PairTokens, query: NDArray[np.int64], document: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return what a cross-encoder makes of pairs, (n_pairs,) float32: logarithms of odds.
+
+    In bf16 where the machine has it, as in the training.
+    """
+    dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32
+    packed = model.device.type == "cpu" and can_pack(model)
+    found = np.empty(len(query), dtype=np.float32)
+    order = np.argsort(tokens.lengths(query, document), kind="stable")
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), AT_ONCE):
+            rows = order[start : start + AT_ONCE]
+            column = {name: value.to(model.device) for name, value in tokens.batch(query[rows], document[rows]).items()}
+            made = (embed_packed if packed else embed_cast)(model, [column], dtype)[0]
+            found[rows] = made[:, 0].float().cpu().numpy()
+    return found
+
+
+def read_by(
+    model: SentenceTransformer, candidates: Candidates, queries: Sequence[str], documents: Sequence[str]
+) -> Candidates:
+    """Return candidates with the logits of a cross-encoder."""
+    query, document = candidates.pairs()
+    found = logits(model, PairTokens(model, queries, documents), query, document)
+    return Candidates(candidates.documents, candidates.similarities, found.reshape(candidates.documents.shape))
+
+
+class RerankEvaluator(SentenceEvaluator):  # type: ignore[misc]
+    """Measures on dev how the candidates of some queries are ranked by the first model and a cross-encoder together.
+
+    Args:
+        qrels: the dev split's.
+        candidates: for the queries of `measured_rows`, documents as columns of `qrels`.
+    """
+
+    def __init__(self, qrels: Qrels, candidates: Candidates) -> None:
+        super().__init__()
+        self.primary_metric = RECALL
+        self.qrels = qrels
+        self.rows = measured_rows(qrels)
+        self.candidates = candidates
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | Path | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """Return `dev_recall@10` and `dev_mrr@10`, means over those queries."""
+        queries = [self.qrels.queries[row] for row in self.rows]
+        return self.figures(read_by(model, self.candidates, queries, self.qrels.documents).judged_by_both())
+
+    def of_base(self, base: ModelSource) -> dict[str, float]:
+        """Return the same figures of the first model alone: what its candidates are worth as they are."""
+        return self.figures(self.candidates.similarities)
+
+    def figures(self, scores: NDArray[np.float32]) -> dict[str, float]:
+        """Return the same figures of the candidates ranked by these scores, (n_queries, k)."""
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ranked = np.take_along_axis(self.candidates.documents, order, axis=1)[:, :10]
+        ranking = np.full((self.qrels.n_queries, ranked.shape[1]), -1, dtype=np.int64)
+        ranking[self.rows] = ranked
+        return {
+            f"dev_{name}": float(Measure.parse(name).per_query(ranking, self.qrels)[self.rows].mean())
+            for name in ("recall@10", "mrr@10")
+        }
+
+
+def measured_rows(qrels: Qrels) -> NDArray[np.int64]:
+    """Return the rows of dev that a cross-encoder is measured on: at most `MEASURED`, evenly spaced."""
+    spaced = np.linspace(0, qrels.n_queries - 1, min(MEASURED, qrels.n_queries))
+    rows: NDArray[np.int64] = spaced.astype(np.int64)
+    return rows

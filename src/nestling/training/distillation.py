@@ -1,0 +1,158 @@
+"""A second training, in which a cross-encoder teaches the transformer how a query's candidates rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nestling.judgments.table import Judgments
+from nestling.training.alike import sampler_for
+from nestling.training.batching import Pairs, Tokens
+from nestling.training.candidates import Candidates
+from nestling.training.job import Job, Material, Refresh
+from nestling.training.losses import ContrastiveLoss, Relevance
+from nestling.training.pseudo_queries import QueriesOfEpoch
+from nestling.training.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+DRAWN = 10
+"""Candidates of each query in a batch, drawn anew each time."""
+
+
+class CandidateTeacher:
+    """What first model and cross-encoder together make of the candidates of queries; asked by number.
+
+    Args:
+        candidates: with logits.
+        n_documents: how many documents there are.
+    """
+
+    def __init__(self, candidates: Candidates, *, n_documents: int) -> None:
+        self.n_documents = n_documents
+        query, document = candidates.pairs()
+        keys = query * n_documents + document
+        order = np.argsort(keys)
+        self.keys = torch.from_numpy(keys[order])
+        self.scores = torch.from_numpy(candidates.judged_by_both().ravel()[order])
+
+    def __call__(self, queries: Tensor, documents: Tensor) -> Tensor:
+        """Return (n_queries, n_documents) float32 on the device of the numbers, NaN for what is no candidate."""
+        wanted = queries.cpu()[:, None] * self.n_documents + documents.cpu()[None, :]
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        known = torch.where(self.keys[place] == wanted, self.scores[place], torch.nan)
+        return known.to(queries.device)
+
+
+@dataclass(frozen=True)
+class QueryBatches:
+    """Makes the tensors of a batch of queries: with each all its judged documents, and some of its candidates.
+
+    Called by the data loader with rows of `{"row": number of a query}`.
+
+    Attributes:
+        relevant_query, relevant_document: (n,) int64, the positive pairs by number.
+        judged_indptr, judged_document: CSR over queries: all documents that raters saw with each.
+        query_tokens, document_tokens: give the tokens of queries and documents by number.
+        seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
+    """
+
+    relevant_query: NDArray[np.int64]
+    relevant_document: NDArray[np.int64]
+    judged_indptr: NDArray[np.int64]
+    judged_document: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    query_tokens: Tokens
+    document_tokens: Tokens
+    seed: int = 0
+    valid_label_columns: tuple[str, ...] = ("label",)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `anchor_*` and `document_*` tokens, and the numbers that the loss needs under `label`."""
+        rows = np.array([example["row"] for example in examples], dtype=np.int64)
+        rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
+        queries = np.unique(rows)
+        width = self.candidates.shape[1]
+        drawn = [self.candidates[query, rng.permutation(width)[:DRAWN]] for query in queries]
+        drawn += [self.judged_document[self.judged_indptr[query] : self.judged_indptr[query + 1]] for query in queries]
+        documents = np.unique(np.concatenate(drawn))
+        own = np.isin(self.relevant_query, queries)
+        label = {
+            "query": queries,
+            "document": documents,
+            "anchor": np.searchsorted(queries, self.relevant_query[own]),
+            "positive": np.searchsorted(documents, self.relevant_document[own]),
+        }
+        return {
+            **{f"anchor_{name}": value for name, value in self.query_tokens.batch(queries).items()},
+            **{f"document_{name}": value for name, value in self.document_tokens.batch(documents).items()},
+            "label": {name: torch.from_numpy(value) for name, value in label.items()},
+        }
+
+
+def distilled(
+    judgments: Judgments,
+    job: Job,
+    model: SentenceTransformer,
+    pairs: Pairs,
+    *,
+    threshold: float,
+    graded: bool,
+    tokens: Callable[[list[str]], TokenStore],
+) -> Material:
+    """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
+
+    Args:
+        job: its folder of candidates holds `train.npz`, with logits.
+        threshold, graded: as in the contrastive recipe that this training follows.
+        tokens: makes the store that batches are taken from.
+    """
+    from datasets import Dataset
+
+    settings = job.settings
+    candidates = Candidates.load(job.candidate_file("train"))
+    documents = tokens(pairs.documents)
+    stored = tokens(pairs.queries)
+    queries: Tokens = stored
+    refreshed: list[Refresh] = []
+    if settings.typos:
+        misspelt = QueriesOfEpoch(pairs, tokens, crops=0, typos=settings.typos, seed=settings.seed)
+        queries = misspelt
+        refreshed.append(misspelt.refresh)
+    loss = ContrastiveLoss(
+        model,
+        Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
+        scale=settings.scale,
+        dims=job.matryoshka,
+        dim_weights=job.weights,
+        graded=graded,
+        symmetric=bool(settings.symmetric),
+        teacher=CandidateTeacher(candidates, n_documents=len(pairs.documents)),
+        teacher_weight=settings.cross_encoder,
+    )
+    order = np.argsort(pairs.judged_query, kind="stable")
+    counts = np.bincount(pairs.judged_query, minlength=len(pairs.queries))
+    return Material(
+        Dataset.from_dict({"row": np.arange(len(pairs.queries))}),
+        loss,
+        QueryBatches(
+            pairs.query,
+            pairs.document,
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            pairs.judged_document[order],
+            candidates.documents,
+            queries,
+            documents,
+            settings.seed,
+        ),
+        sampler_for(documents.lengths[candidates.documents].sum(axis=1), None),
+        tuple(refreshed),
+        np.unique(np.concatenate([stored.ids, documents.ids])),
+    )

@@ -1,0 +1,39 @@
+"""What our own losses have in common: how they run the model over the columns of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from nestling.training.casting import embed_cast
+from nestling.training.packed import embed_packed
+from nestling.training.replay import ReplayedEncoder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+class EncodingLoss(nn.Module):
+    """A loss that runs the model itself, by the fastest way that the machine allows (`precision.settle`)."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+        self.compute_dtype: torch.dtype | None = None
+        """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
+        self.packed = False
+        """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
+        self.replayed: ReplayedEncoder | None = None
+        """Runs it as recorded (replay.py); its type must be `compute_dtype`."""
+
+    def embedded(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """Return for each column of texts what the model makes of it, (n_texts, dim)."""
+        if self.compute_dtype is None:
+            return [self.model(dict(column))["sentence_embedding"] for column in columns]
+        if self.packed:
+            return embed_packed(self.model, columns, self.compute_dtype)
+        return (self.replayed or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)

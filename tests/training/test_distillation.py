@@ -1,0 +1,118 @@
+"""The second training: what its teacher knows, and what its batches hold."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model, load_model
+from nestling.training.batching import Pairs
+from nestling.training.candidates import SHARPNESS, Candidates
+from nestling.training.distillation import DRAWN, CandidateTeacher
+from nestling.training.job import Job, Material
+from nestling.training.recipes import find_recipe
+from nestling.training.settings import TrainingSettings
+
+JUDGMENTS = generate(400, seed=0)
+PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
+
+
+def candidates(k: int = 14) -> Candidates:
+    rng = np.random.default_rng(0)
+    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in PAIRS.queries])
+    return Candidates(documents, *(rng.random((2, *documents.shape)).astype(np.float32)))
+
+
+def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> Material:
+    found.save(folder / "train.npz")
+    options = TrainingSettings(**{"cross_encoder": 0.7, "positives_above": 1.999, **settings})  # type: ignore[arg-type]
+    job = Job(find_model(str(base)), recipe, options, 2.5, candidates=folder)
+    return find_recipe(recipe).prepare(JUDGMENTS, job, load_model(str(base)))
+
+
+def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
+    found = candidates()
+    teacher = CandidateTeacher(found, n_documents=len(PAIRS.documents))
+    queries, documents = torch.tensor([5, 0, 3]), torch.randperm(len(PAIRS.documents))
+    scores = teacher(queries, documents)
+    for row, query in enumerate(queries.tolist()):
+        for column, document in enumerate(documents.tolist()):
+            place = np.flatnonzero(found.documents[query] == document)
+            if len(place):
+                expected = SHARPNESS * found.similarities[query, place[0]] + found.logits[query, place[0]]  # type: ignore[index]
+                assert scores[row, column].item() == pytest.approx(float(expected), rel=1e-5)
+            else:
+                assert scores[row, column].isnan()
+
+
+def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path, tmp_path: Path):
+    found = candidates()
+    made = material(tiny_model_path, tmp_path, found)
+    assert len(made.examples) == len(PAIRS.queries)
+    rows = [{"row": row} for row in (7, 2, 30)]
+    batch = made.collator(rows)  # type: ignore[misc]
+    label = {name: value.numpy() for name, value in batch["label"].items()}
+    assert label["query"].tolist() == [2, 7, 30]
+    documents = label["document"]
+    assert len(set(documents.tolist())) == len(documents) == len(batch["document_input_ids"])
+    judged = set(PAIRS.judged_document[np.isin(PAIRS.judged_query, label["query"])].tolist())
+    assert judged <= set(documents.tolist())
+    for query in label["query"]:
+        assert np.isin(found.documents[query], documents).sum() >= DRAWN
+    others = set(documents.tolist()) - judged
+    assert others <= set(found.documents[label["query"]].ravel().tolist())
+    pairs = set(zip(label["query"][label["anchor"]].tolist(), documents[label["positive"]].tolist(), strict=True))
+    mine = np.isin(PAIRS.query, label["query"])
+    assert pairs == set(zip(PAIRS.query[mine].tolist(), PAIRS.document[mine].tolist(), strict=True))
+    again = made.collator(rows)  # type: ignore[misc]
+    assert torch.equal(again["label"]["document"], batch["label"]["document"])
+
+
+def test_fewer_candidates_than_are_drawn_are_all_taken(tiny_model_path: Path, tmp_path: Path):
+    found = candidates(3)
+    batch = material(tiny_model_path, tmp_path, found).collator([{"row": 4}])  # type: ignore[misc]
+    assert np.isin(found.documents[4], batch["label"]["document"].numpy()).all()
+
+
+@pytest.mark.parametrize("recipe", ["graded", "mnrl"])
+def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
+    recipe: str, tiny_model_path: Path, tmp_path: Path
+):
+    made = material(tiny_model_path, tmp_path, candidates(), recipe, positives_above=2.9)
+    pairs = Pairs.from_judgments(JUDGMENTS, threshold=2.9)
+    assert made.loss.teacher_weight == 0.7
+    assert made.loss.graded == (recipe == "graded")
+    without = np.setdiff1d(np.arange(len(pairs.queries)), pairs.query)
+    assert len(without)
+    for rows in (without[:3], pairs.query[:3]):
+        batch = made.collator([{"row": int(row)} for row in rows])  # type: ignore[misc]
+        columns = [
+            {name.removeprefix(side): value for name, value in batch.items() if name.startswith(side)}
+            for side in ("anchor_", "document_")
+        ]
+        made.loss.zero_grad()
+        value = made.loss(columns, batch["label"])
+        value.backward()
+        assert torch.isfinite(value)
+        assert value.item() > 0
+        gradients = [each.grad for each in made.loss.model.parameters() if each.grad is not None]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert any(gradient.any() for gradient in gradients)
+
+
+def test_queries_are_misspelt_where_the_settings_say_so(tiny_model_path: Path, tmp_path: Path):
+    made = material(tiny_model_path, tmp_path, candidates(), typos=1.0)
+    plain = material(tiny_model_path, tmp_path, candidates())
+    for refresh in made.refresh:
+        refresh(None, 0, tmp_path)  # type: ignore[arg-type]
+    rows = [{"row": row} for row in range(20)]
+    one, other = (partial(each.collator, rows)() for each in (made, plain))  # type: ignore[misc]
+    assert one["anchor_input_ids"].shape != other["anchor_input_ids"].shape or not torch.equal(
+        one["anchor_input_ids"], other["anchor_input_ids"]
+    )
+    assert torch.equal(one["label"]["document"], other["label"]["document"])
