@@ -160,7 +160,7 @@ def train(
     split: Annotated[Path, Parameter(help="A folder that nestling split wrote.")],
     out: Annotated[Path, Parameter(help="The model's folder.")],
     *,
-    recipe: Annotated[str, Parameter(help="graded, mnrl, static, adapter, cosine or cosent.")] = "graded",
+    recipe: Annotated[str, Parameter(help="graded, distilled, mnrl, static, adapter, cosine or cosent.")] = "graded",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
     matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
     dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",

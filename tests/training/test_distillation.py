@@ -1,35 +1,47 @@
-"""The second training: what its teacher knows, and what its batches hold."""
+"""The second training: what its teacher knows, what its batches hold, and how a table is taught beside it."""
 
 from __future__ import annotations
 
+import json
+import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import WordEmbeddings
 
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import SHARPNESS, Candidates
 from nestling.training.distillation import DRAWN, CandidateTeacher
-from nestling.training.job import Job, Material
+from nestling.training.job import INVENTED, Job, Material
+from nestling.training.lexical import join
+from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
+from nestling.training.static import build_static
+from nestling.training.taught_table import Bags, teach_table
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
 
 
+INVENTED_QUERIES = [f"{query} heavy duty" for query in PAIRS.queries[:50]]
+
+
 def candidates(k: int = 14) -> Candidates:
     rng = np.random.default_rng(0)
-    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in PAIRS.queries])
+    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in [*PAIRS.queries, *INVENTED_QUERIES]])
     return Candidates(documents, *(rng.random((2, *documents.shape)).astype(np.float32)))
 
 
 def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> Material:
     found.save(folder / "train.npz")
+    (folder / INVENTED).write_text(json.dumps(INVENTED_QUERIES), encoding="utf-8")
     options = TrainingSettings(**{"cross_encoder": 0.7, "positives_above": 1.999, **settings})  # type: ignore[arg-type]
     job = Job(find_model(str(base)), recipe, options, 2.5, candidates=folder)
     return find_recipe(recipe).prepare(JUDGMENTS, job, load_model(str(base)))
@@ -53,11 +65,16 @@ def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
 def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path, tmp_path: Path):
     found = candidates()
     made = material(tiny_model_path, tmp_path, found)
-    assert len(made.examples) == len(PAIRS.queries)
-    rows = [{"row": row} for row in (7, 2, 30)]
+    assert len(made.examples) == len(PAIRS.queries) + len(INVENTED_QUERIES)
+    new = len(PAIRS.queries) + 3
+    rows = [{"row": row} for row in (7, new, 2)]
     batch = made.collator(rows)  # type: ignore[misc]
     label = {name: value.numpy() for name, value in batch["label"].items()}
-    assert label["query"].tolist() == [2, 7, 30]
+    assert label["query"].tolist() == [2, 7, new]
+    tokenizer = made.loss.model.tokenizer
+    expected = tokenizer([PAIRS.queries[2], PAIRS.queries[7], INVENTED_QUERIES[3]])["input_ids"]
+    masks = batch["anchor_attention_mask"].bool()
+    assert [ids[mask].tolist() for ids, mask in zip(batch["anchor_input_ids"], masks, strict=True)] == expected
     documents = label["document"]
     assert len(set(documents.tolist())) == len(documents) == len(batch["document_input_ids"])
     judged = set(PAIRS.judged_document[np.isin(PAIRS.judged_query, label["query"])].tolist())
@@ -116,3 +133,97 @@ def test_queries_are_misspelt_where_the_settings_say_so(tiny_model_path: Path, t
         one["anchor_input_ids"], other["anchor_input_ids"]
     )
     assert torch.equal(one["label"]["document"], other["label"]["document"])
+
+
+def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path, tmp_path: Path):
+    found = candidates()
+    spared = material(tiny_model_path, tmp_path, found).loss.spared
+    queries, documents = torch.arange(len(found.documents)), torch.arange(len(PAIRS.documents))
+    expected = np.zeros((len(queries), len(documents)), dtype=bool)
+    np.put_along_axis(expected, found.documents, True, axis=1)
+    expected[PAIRS.judged_query, PAIRS.judged_document] = False
+    np.testing.assert_array_equal(spared(queries, documents).numpy() > 0, expected)
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_spared_pair_is_no_negative_and_no_positive(graded: bool):
+    known = Relevance(np.array([0]), np.array([0]), np.array([1.0]), n_documents=3)
+    spared = Relevance(np.array([0]), np.array([2]), np.array([1.0]), n_documents=3)
+    numbers = {"query": [0], "document": [0, 1, 2], "anchor": [0], "positive": [0]}
+    label = {name: torch.tensor(value) for name, value in numbers.items()}
+    queries, documents = torch.randn(1, 4), torch.randn(3, 4)
+    loss = ContrastiveLoss(torch.nn.Identity(), known, graded=graded, spared=spared)  # type: ignore[arg-type]
+    plain = ContrastiveLoss(torch.nn.Identity(), known, graded=graded)  # type: ignore[arg-type]
+    expected = plain.of_embeddings(queries, documents[:2], {**label, "document": torch.tensor([0, 1])})
+    assert loss.of_embeddings(queries, documents, label).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.fixture
+def model(tiny_model_path: Path) -> SentenceTransformer:
+    return load_model(str(tiny_model_path))
+
+
+@pytest.fixture
+def table(tiny_model_path: Path) -> SentenceTransformer:
+    return build_static(find_model(str(tiny_model_path)), [*PAIRS.queries, *PAIRS.documents])
+
+
+def rows_of(table: SentenceTransformer) -> np.ndarray:
+    weights: np.ndarray = table[0].embedding.weight.detach().numpy().copy()
+    return weights
+
+
+def test_the_sums_of_a_tables_rows_are_the_lexical_half_of_a_joined_model(
+    model: SentenceTransformer, tiny_model_path: Path, table: SentenceTransformer
+):
+    joined = join(load_model(str(tiny_model_path)), table, PAIRS.queries, PAIRS.documents)
+    words = next(module for module in joined if isinstance(module, WordEmbeddings))
+    apart = SentenceTransformer(modules=list(joined)[:-2], device="cpu")
+    halves = apart.encode(PAIRS.documents[:9], normalize_embeddings=False)
+    sums = Bags(model, PAIRS.documents).sums(np.arange(9), words.emb_layer.weight.detach())
+    np.testing.assert_allclose(sums.numpy(), halves[:, halves.shape[1] // 2 :], atol=1e-5)
+
+
+def of_a_rule(model: SentenceTransformer) -> tuple[list[str], Candidates]:
+    """Return queries with candidates of which a teacher prefers those that share many words with the query."""
+    queries = [*PAIRS.queries, *INVENTED_QUERIES]
+    found = Candidates.nearest(model, queries, PAIRS.documents, 12)
+    words = [set(text.lower().split()) for text in PAIRS.documents]
+    asked = [set(text.lower().split()) for text in queries]
+    logits = [[4.0 * len(mine & words[d]) for d in row] for mine, row in zip(asked, found.documents, strict=True)]
+    return queries, Candidates(found.documents, found.similarities, np.array(logits, dtype=np.float32))
+
+
+def test_a_table_learns_what_its_teacher_prefers(
+    model: SentenceTransformer, table: SentenceTransformer, caplog: pytest.LogCaptureFixture
+):
+    queries, found = of_a_rule(model)
+    before = rows_of(table)
+    with caplog.at_level("INFO", logger="nestling"):
+        assert teach_table(model, table, queries, PAIRS.documents, found)
+    first, last = map(float, re.findall(r"[0-9]+\.[0-9]{4}", caplog.text))
+    assert last < first
+    after = rows_of(table)
+    assert not np.array_equal(before, after)
+    # Pieces that no text holds have nothing to learn.
+    used = [*Bags(model, [*queries, *PAIRS.documents]).store.ids, *model.tokenizer.all_special_ids]
+    unused = np.setdiff1d(np.arange(len(before)), used)
+    np.testing.assert_allclose(after[unused], before[unused], rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_that_learns_nothing_of_use_stays_as_it_was(
+    model: SentenceTransformer, table: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("nestling.training.taught_table.RATE", 0.0)
+    queries, found = of_a_rule(model)
+    before = rows_of(table)
+    assert not teach_table(model, table, queries, PAIRS.documents, found)
+    np.testing.assert_array_equal(rows_of(table), before)
+
+
+def test_too_few_queries_teach_a_table_nothing(model: SentenceTransformer, table: SentenceTransformer):
+    queries, found = of_a_rule(model)
+    few = Candidates(found.documents[:9], found.similarities[:9], found.logits[:9])  # type: ignore[index]
+    before = rows_of(table)
+    assert not teach_table(model, table, queries[:9], PAIRS.documents, few)
+    np.testing.assert_array_equal(rows_of(table), before)

@@ -13,7 +13,8 @@ from nestling.models import find_model, load_model
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import RerankEvaluator
 from nestling.training.job import Job
-from nestling.training.recipes import RECIPES, find_recipe
+from nestling.training.lexical import join
+from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
 from nestling.training.teaching import MINED, READ, RERANKED
@@ -51,7 +52,7 @@ def weights(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("lexical", [False, True])
 def test_the_student_is_what_becomes_the_model(split: Split, tiny_model_path: Path, tmp_path: Path, lexical: bool):
     result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
-    parts = ["the transformer:", *(["the table:"] if lexical else []), "the cross-encoder:", "the distilled:"]
+    parts = ["the transformer:", *(["the table:"] if lexical else []), "the cross-encoder:", "the student:"]
     assert [note for note in notes if note.startswith("the ") and note.endswith(":")] == parts
     work = tmp_path / "work"
     read = Candidates.load(work / "candidates-read" / "train.npz")
@@ -59,9 +60,18 @@ def test_the_student_is_what_becomes_the_model(split: Split, tiny_model_path: Pa
     assert read.documents.shape[1] == READ
     assert Candidates.load(work / "candidates" / "train.npz").documents.shape[1] == MINED
     assert Candidates.load(work / "candidates" / "dev.npz").documents.shape[1] == RERANKED
-    assert not np.array_equal(weights(work / "transformer"), weights(work / "distilled"))
-    if not lexical:
-        np.testing.assert_array_equal(weights(tmp_path / "model"), weights(work / "distilled"))
+    assert not np.array_equal(weights(work / "transformer"), weights(work / "student"))
+    assert (work / "taught-table").is_dir() == lexical
+    if lexical:
+        assert any("the table is taught" in note for note in notes)
+        model, old, new = (work / name for name in ("student", "table", "taught-table"))
+        assert not np.array_equal(weights(old), weights(new))
+        expected = join(load_model(str(model)), load_model(str(new)), *texts(split.train), dims=(32, 16, 8, 4))
+        some = split.dev.frame["query"].to_list()[:20]
+        found = load_model(str(tmp_path / "model")).encode(some)
+        np.testing.assert_allclose(found, expected.encode(some), atol=1e-5)
+    else:
+        np.testing.assert_array_equal(weights(tmp_path / "model"), weights(work / "student"))
     alone, _ = trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
     assert not np.array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
     assert result.steps == alone.steps
@@ -75,7 +85,8 @@ def test_a_teacher_that_knows_no_more_is_left_out(
     monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: perfect)
     result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0)
     assert any("no better than the model that found them; left out" in note for note in notes)
-    assert "the distilled:" not in notes
+    assert "the student:" not in notes
+    assert not any("taught" in note for note in notes)
     alone, _ = trained(split, tiny_model_path, tmp_path / "b")
     np.testing.assert_array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
     assert result.after == pytest.approx(alone.after)
@@ -114,3 +125,11 @@ def test_distilled_is_graded_with_a_teacher_and_the_teacher_is_nobodys_recipe():
     assert {**distilled, "cross_encoder": 0} == {**graded, "cross_encoder": 0}
     assert distilled["cross_encoder"] > 0
     assert "cross-encoder" not in RECIPES
+
+
+@pytest.mark.parametrize(("recipe", "fast"), [("cosent", True), ("mnrl", False)])
+def test_a_loss_of_the_library_has_no_teacher(
+    split: Split, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
+):
+    _, notes = trained(split, tiny_model_path, tmp_path, recipe, cross_encoder=1.0, fast=fast, no_duplicates=False)
+    assert not any("cross-encoder" in note for note in notes)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nestling import atomic
 from nestling.evaluation.embed import embed
 from nestling.evaluation.retrieve import top_k
+from nestling.training.batching import Pairs
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -61,6 +62,14 @@ class Candidates:
     def first(self, k: int) -> Candidates:
         """Return the best `k` of each query alone, without logits."""
         return replace(self, documents=self.documents[:, :k], similarities=self.similarities[:, :k], logits=None)
+
+    def unjudged(self, pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return query and document of the candidates that no rater saw with their query, by number, (n,) each."""
+        query, document = self.pairs()
+        n_documents = len(pairs.documents)
+        judged = pairs.judged_query * n_documents + pairs.judged_document
+        free = ~np.isin(query * n_documents + document, judged)
+        return query[free], document[free]
 
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return query and document of every candidate by number, query after query, (n_queries * k,) each."""

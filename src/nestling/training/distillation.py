@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from nestling.training.tokens import TokenStore
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-DRAWN = 10
+DRAWN = 8
 """Candidates of each query in a batch, drawn anew each time."""
 
 
@@ -58,6 +58,7 @@ class QueryBatches:
     Called by the data loader with rows of `{"row": number of a query}`.
 
     Attributes:
+        candidates: (n_queries, k) int64, documents by number.
         relevant_query, relevant_document: (n,) int64, the positive pairs by number.
         judged_indptr, judged_document: CSR over queries: all documents that raters saw with each.
         query_tokens, document_tokens: give the tokens of queries and documents by number.
@@ -110,7 +111,7 @@ def distilled(
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
     Args:
-        job: its folder of candidates holds `train.npz`, with logits.
+        job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
         threshold, graded: as in the contrastive recipe that this training follows.
         tokens: makes the store that batches are taken from.
     """
@@ -118,14 +119,18 @@ def distilled(
 
     settings = job.settings
     candidates = Candidates.load(job.candidate_file("train"))
-    documents = tokens(pairs.documents)
-    stored = tokens(pairs.queries)
+    # The raters' queries keep their numbers.
+    every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
+    documents = tokens(every.documents)
+    stored = tokens(every.queries)
     queries: Tokens = stored
     refreshed: list[Refresh] = []
     if settings.typos:
-        misspelt = QueriesOfEpoch(pairs, tokens, crops=0, typos=settings.typos, seed=settings.seed)
+        misspelt = QueriesOfEpoch(every, tokens, crops=0, typos=settings.typos, seed=settings.seed)
         queries = misspelt
         refreshed.append(misspelt.refresh)
+    query, document = candidates.unjudged(every)
+    n_documents = len(every.documents)
     loss = ContrastiveLoss(
         model,
         Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
@@ -133,14 +138,16 @@ def distilled(
         dims=job.matryoshka,
         dim_weights=job.weights,
         graded=graded,
+        # Likely enough to be right answers that no rater saw.
+        spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
         symmetric=bool(settings.symmetric),
-        teacher=CandidateTeacher(candidates, n_documents=len(pairs.documents)),
+        teacher=CandidateTeacher(candidates, n_documents=n_documents),
         teacher_weight=settings.cross_encoder,
     )
     order = np.argsort(pairs.judged_query, kind="stable")
-    counts = np.bincount(pairs.judged_query, minlength=len(pairs.queries))
+    counts = np.bincount(pairs.judged_query, minlength=len(every.queries))
     return Material(
-        Dataset.from_dict({"row": np.arange(len(pairs.queries))}),
+        Dataset.from_dict({"row": np.arange(len(every.queries))}),
         loss,
         QueryBatches(
             pairs.query,

@@ -107,7 +107,7 @@ def fit_parts(
     """
     from nestling.training.dev import DevEvaluator
     from nestling.training.library import arguments_for
-    from nestling.training.teaching import teach
+    from nestling.training.teaching import taught_table, teach
 
     settings = job.settings
     # For its processes alone: with several, one prepares and joins, and the others wait.
@@ -135,7 +135,7 @@ def fit_parts(
     if settings.lexical:
         apart["rotate_first"] = False
     first = part(TRANSFORMER, replace(job, settings=settings.model_copy(update=apart)))
-    results, chosen = [first], TRANSFORMER
+    results, chosen, table = [first], TRANSFORMER, TABLE
     full = int(load_model(str(work / TRANSFORMER)).get_embedding_dimension() or 0)
     dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
     if settings.lexical:
@@ -145,9 +145,9 @@ def fit_parts(
 
     def whole(transformer: str, dims: tuple[int, ...]) -> SentenceTransformer:
         model = load_model(str(work / transformer))
-        return join(model, load_model(str(work / TABLE)), *texts(train), dims=dims) if settings.lexical else model
+        return join(model, load_model(str(work / table)), *texts(train), dims=dims) if settings.lexical else model
 
-    if settings.cross_encoder:
+    if find_recipe(job.recipe).is_taught(job):
         # No prefix is wanted of the model that finds candidates, so nothing needs to be turned for one.
         taught = teach(
             part,
@@ -162,6 +162,9 @@ def fit_parts(
         )
         results += taught.results
         chosen = taught.transformer
+        if settings.lexical and taught.read:
+            with processes.main_process_first(local=False):
+                table = taught_table(train, job, transformer=chosen, table=TABLE, work=work, note=note)
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
             with atomic.new_folder(output) as temporary, no_bars():

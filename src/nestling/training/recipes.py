@@ -113,6 +113,7 @@ class Recipe:
         defaults: training settings that this recipe needs other than the general ones. A variant's own settings
             stand above them, an experiment's for all variants below.
         evaluator: (qrels of dev, job) -> what measures the model there; None for recall and MRR of its embeddings.
+        teachable: whether its data can hold candidates that a cross-encoder has read.
     """
 
     prepare: Callable[[Judgments, Job, SentenceTransformer], Material]
@@ -120,6 +121,11 @@ class Recipe:
     build: Callable[[Judgments, Job], SentenceTransformer] = transformer
     defaults: Mapping[str, Any] = field(default_factory=dict)
     evaluator: Callable[[Qrels, Job], RerankEvaluator] | None = None
+    teachable: bool = False
+
+    def is_taught(self, job: Job) -> bool:
+        """Return whether a job of this recipe has a cross-encoder for a teacher."""
+        return self.teachable and job.settings.fast and job.settings.cross_encoder > 0 and job.candidates is None
 
     @property
     def trains_transformer(self) -> bool:
@@ -149,15 +155,18 @@ RECIPES: dict[str, Recipe] = {
         "documents alike as hard negatives, queries made of documents, and BM25 as a teacher; joined with a table of "
         "word pieces",
         defaults=GRADED,
+        teachable=True,
     ),
     "distilled": Recipe(
         contrastive.graded,
         "graded, then taught by a cross-encoder that is trained on the same judgments: about twice the time",
-        defaults={**GRADED, "cross_encoder": 1.0},
+        defaults={**GRADED, "cross_encoder": 2.0},
+        teachable=True,
     ),
     "mnrl": Recipe(
         contrastive.mnrl,
         "multiple negatives ranking (InfoNCE) on the pairs above the threshold, other documents as negatives",
+        teachable=True,
     ),
     "static": Recipe(
         contrastive.generous,

@@ -73,7 +73,7 @@ def fit(
             note(line)
 
     recipe = find_recipe(job.recipe)
-    if (job.settings.lexical or job.settings.cross_encoder) and recipe.trains_transformer and job.candidates is None:
+    if (job.settings.lexical and recipe.trains_transformer) or recipe.is_taught(job):
         return fit_parts(fit, train, dev, job, output=output, work=work, report=report, note=note)
     bound_kernel_cache()
     forget_peak()
