@@ -18,7 +18,7 @@ from nestling.evaluation.retrieve import top_k
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
-from nestling.training.candidates import SHARPNESS, Candidates
+from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import (
     NEGATIVES,
     SPARED,
@@ -62,6 +62,9 @@ def test_a_long_pair_is_cut_at_the_models_limit(reader: SentenceTransformer):
     tokens = PairTokens(reader, QUERIES, DOCUMENTS)
     every = np.array([0, 1, 2])
     assert tokens.lengths(every, every).max() == 8
+    long = PairTokens(reader, ["steel " * 50], DOCUMENTS)
+    one, other = (long.batch(np.array([0]), np.array([document]))["input_ids"].tolist() for document in (0, 1))
+    assert one != other, "a long query leaves room for documents"
     batch = tokens.batch(every, every)
     assert batch["attention_mask"].sum(dim=1).tolist() == tokens.lengths(every, every).tolist()
 
@@ -70,10 +73,7 @@ def test_a_long_pair_is_cut_at_the_models_limit(reader: SentenceTransformer):
 def test_logits_are_the_models_own_whatever_the_order(
     reader: SentenceTransformer, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
-    from nestling.training.precision import Precision
-
-    monkeypatch.setattr("nestling.training.cross_encoder.choose_precision", lambda _: Precision(precision, ""))  # type: ignore[arg-type]
-    monkeypatch.setattr("nestling.training.cross_encoder.AT_ONCE", 2)
+    monkeypatch.setattr("nestling.training.cross_encoder.AT_ONCE", 20)
     tokens = PairTokens(reader, QUERIES, DOCUMENTS)
     query, document = np.array([1, 2, 0, 0, 1]), np.array([2, 0, 1, 0, 1])
     reader.eval()
@@ -82,7 +82,7 @@ def test_logits_are_the_models_own_whatever_the_order(
             reader(tokens.batch(np.array([q]), np.array([d])))["sentence_embedding"].item()
             for q, d in zip(query, document, strict=True)
         ]
-    found = logits(reader, tokens, query, document)
+    found = logits(reader, tokens, query, document, precision=precision)  # type: ignore[arg-type]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5 if precision == "fp32" else 0.02)
 
@@ -116,6 +116,7 @@ def test_nothing_that_raters_saw_and_no_candidate_on_top_is_drawn_as_irrelevant(
     assert counts.max() <= NEGATIVES + 1
     beyond = [sum(document not in nearest[query, SPARED:] for query, document in drawn if query == q) for q in range(9)]
     assert max(beyond) <= 1, "one random document a query, all others candidates below the first"
+    assert not any(document in nearest[query, :SPARED] for query, document in drawn)
 
 
 def job_with(path: Path, base: Path, candidates: Candidates) -> Job:
@@ -157,7 +158,7 @@ def test_the_first_model_is_measured_as_any_model_is_and_the_two_by_their_sum(
         assert evaluator.of_base(find_model(str(tiny_model_path)))[f"dev_{name}"] == pytest.approx(expected)
     query, document = found.pairs()
     read = logits(reader, PairTokens(reader, qrels.queries, qrels.documents), query, document)
-    scores = SHARPNESS * found.similarities + read.reshape(found.documents.shape)
+    scores = 20.0 * found.similarities + read.reshape(found.documents.shape)
     best = np.take_along_axis(found.documents, np.argsort(-scores, axis=1, kind="stable"), axis=1)[:, :10]
     expected = Measure.parse("mrr@10").per_query(best, qrels).mean()
     assert evaluator(reader)["dev_mrr@10"] == pytest.approx(expected)
@@ -187,12 +188,12 @@ def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
     assert again.first(2).documents.tolist() == [[0, 1], [3, 4]]
     assert again.first(2).logits is None
     with pytest.raises(ValueError, match="no cross-encoder"):
-        found.judged_by_both()
+        found.judged_by_both(20.0)
 
 
 def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path):
     plain = Job(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
-    with pytest.raises(ValueError, match="candidates"):
+    with pytest.raises(InputError, match="no recipe of its own; choose distilled"):
         plain.candidate_file("train")
     some = Candidates(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
     prints = [plain.fingerprint()]
@@ -201,3 +202,12 @@ def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path
         prints.append(job.fingerprint())
     assert prints[1] == prints[2]
     assert len(set(prints)) == 3
+
+
+def test_the_head_depends_on_the_seed_alone(tiny_model_path: Path):
+    made = []
+    for state, seed in ((1, 0), (2, 0), (1, 3)):
+        torch.manual_seed(state)
+        made.append(with_head(load_model(str(tiny_model_path)), seed=seed)[2].linear.weight.detach().numpy())
+    np.testing.assert_array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import WordEmbeddings
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
-from nestling.training.candidates import SHARPNESS, Candidates
+from nestling.training.candidates import Candidates
 from nestling.training.distillation import DRAWN, CandidateTeacher
 from nestling.training.job import INVENTED, Job, Material
 from nestling.training.lexical import join
@@ -49,14 +49,14 @@ def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded"
 
 def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
     found = candidates()
-    teacher = CandidateTeacher(found, n_documents=len(PAIRS.documents))
+    teacher = CandidateTeacher(found, n_documents=len(PAIRS.documents), scale=15.0)
     queries, documents = torch.tensor([5, 0, 3]), torch.randperm(len(PAIRS.documents))
     scores = teacher(queries, documents)
     for row, query in enumerate(queries.tolist()):
         for column, document in enumerate(documents.tolist()):
             place = np.flatnonzero(found.documents[query] == document)
             if len(place):
-                expected = SHARPNESS * found.similarities[query, place[0]] + found.logits[query, place[0]]  # type: ignore[index]
+                expected = 15.0 * found.similarities[query, place[0]] + found.logits[query, place[0]]  # type: ignore[index]
                 assert scores[row, column].item() == pytest.approx(float(expected), rel=1e-5)
             else:
                 assert scores[row, column].isnan()
@@ -206,9 +206,10 @@ def test_a_table_learns_what_its_teacher_prefers(
     after = rows_of(table)
     assert not np.array_equal(before, after)
     # Pieces that no text holds have nothing to learn.
-    used = [*Bags(model, [*queries, *PAIRS.documents]).store.ids, *model.tokenizer.all_special_ids]
-    unused = np.setdiff1d(np.arange(len(before)), used)
+    unused = np.setdiff1d(np.arange(len(before)), Bags(model, [*queries, *PAIRS.documents]).store.ids)
     np.testing.assert_allclose(after[unused], before[unused], rtol=1e-5, atol=1e-6)
+    special = model.tokenizer.all_special_ids
+    np.testing.assert_allclose(after[special], before[special], rtol=1e-5, atol=1e-6)
 
 
 def test_a_table_that_learns_nothing_of_use_stays_as_it_was(

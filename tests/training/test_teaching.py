@@ -6,19 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.candidates import Candidates
-from nestling.training.cross_encoder import RerankEvaluator
+from nestling.training.cross_encoder import RerankEvaluator, logits
 from nestling.training.job import Job
 from nestling.training.lexical import join
 from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
-from nestling.training.teaching import MINED, READ, RERANKED
+from nestling.training.static import build_static
+from nestling.training.teaching import MINED, READ, RERANKED, _better
 from nestling.training.trainer import fit
+
+FIGURES = {"dev_recall@10": 0.5, "dev_mrr@10": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +44,7 @@ def trained(
 @pytest.fixture
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take teacher and student whatever they are worth: a random transformer teaches nothing."""
-    nothing = {"dev_recall@10": 0.0, "dev_mrr@10": 0.0}
-    monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: nothing)
-    monkeypatch.setattr(TrainingResult, "regression", False)
+    monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
 
 
 def weights(folder: Path) -> np.ndarray:
@@ -63,7 +66,7 @@ def test_the_student_is_what_becomes_the_model(split: Split, tiny_model_path: Pa
     assert not np.array_equal(weights(work / "transformer"), weights(work / "student"))
     assert (work / "taught-table").is_dir() == lexical
     if lexical:
-        assert any("the table is taught" in note for note in notes)
+        assert any(note.startswith("the table, taught") for note in notes)
         model, old, new = (work / name for name in ("student", "table", "taught-table"))
         assert not np.array_equal(weights(old), weights(new))
         expected = join(load_model(str(model)), load_model(str(new)), *texts(split.train), dims=(32, 16, 8, 4))
@@ -84,7 +87,7 @@ def test_a_teacher_that_knows_no_more_is_left_out(
     perfect = {"dev_recall@10": 1.1, "dev_mrr@10": 1.1}
     monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: perfect)
     result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0)
-    assert any("no better than the model that found them; left out" in note for note in notes)
+    assert any("ranked no better than without; it is left out" in note for note in notes)
     assert "the student:" not in notes
     assert not any("taught" in note for note in notes)
     alone, _ = trained(split, tiny_model_path, tmp_path / "b")
@@ -92,32 +95,78 @@ def test_a_teacher_that_knows_no_more_is_left_out(
     assert result.after == pytest.approx(alone.after)
 
 
-def test_a_student_below_its_first_training_is_left_out(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lexical", [False, True])
+def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lexical: bool
 ):
-    nothing = {"dev_recall@10": 0.0, "dev_mrr@10": 0.0}
-    monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: nothing)
-    monkeypatch.setattr(TrainingResult, "regression", True)
-    _, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0)
-    assert any("no better on dev; left as it was" in note for note in notes)
-    np.testing.assert_array_equal(weights(tmp_path / "model"), weights(tmp_path / "work" / "transformer"))
+    decided: list[bool] = []
+
+    def once(after: dict[str, float], before: dict[str, float]) -> bool:
+        decided.append(not decided)
+        return decided[-1]
+
+    monkeypatch.setattr("nestling.training.teaching._better", once)
+    _, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
+    assert decided == [True, False]
+    assert any("no better; left as it was" in note for note in notes)
+    monkeypatch.undo()
+    trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
+    some = split.dev.frame["query"].to_list()[:20]
+    found, alone = (load_model(str(folder / "model")).encode(some) for folder in (tmp_path, tmp_path / "b"))
+    np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+def test_better_is_more_and_not_as_much():
+    assert _better({**FIGURES, "dev_mrr@10": 0.51}, FIGURES)
+    assert not _better(dict(FIGURES), FIGURES)
+    assert not _better({**FIGURES, "dev_recall@10": 0.49}, FIGURES)
 
 
 @pytest.mark.usefixtures("helpful")
 def test_an_interrupted_training_goes_on_where_it_was(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("nestling.training.teaching.AT_ONCE", 500)
+    monkeypatch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
     whole, _ = trained(split, tiny_model_path, tmp_path / "a", cross_encoder=1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr("nestling.training.teaching._read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            trained(split, tiny_model_path, tmp_path / "b", cross_encoder=1.0)
-    assert not (tmp_path / "b" / "model").exists()
+    reads = 0
+
+    def stopping(*given: object, **options: object) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if reads == 3:
+            raise KeyboardInterrupt
+        return logits(*given, **options)  # type: ignore[arg-type]
+
+    stand_ins = {
+        "nestling.training.teaching._find": interrupted,
+        "nestling.training.cross_encoder.logits": stopping,
+        "nestling.training.teaching._on_dev": interrupted,
+    }
+    for step, (name, stand_in) in enumerate(stand_ins.items()):
+        torch.manual_seed(step)
+        with monkeypatch.context() as patch:
+            patch.setattr(name, stand_in)
+            with pytest.raises(KeyboardInterrupt):
+                trained(split, tiny_model_path, tmp_path / "b", cross_encoder=1.0)
+        assert not (tmp_path / "b" / "model").exists()
+        assert (tmp_path / "b" / "work" / "candidates-read.blocks").is_dir() == (stand_in is stopping)
     again, notes = trained(split, tiny_model_path, tmp_path / "b", cross_encoder=1.0)
-    assert "the transformer:" not in notes
-    assert "the cross-encoder:" not in notes
+    assert not {"the transformer:", "the cross-encoder:", "the student:"} & set(notes)
     assert again.after == whole.after
     np.testing.assert_array_equal(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_static_base_is_refused_before_anything_is_trained(split: Split, tiny_model_path: Path, tmp_path: Path):
+    table = build_static(find_model(str(tiny_model_path)), split.train.frame["query"].to_list())
+    table.save_pretrained(str(tmp_path / "static"), create_model_card=False)
+    with pytest.raises(InputError, match="is static; a cross-encoder needs a transformer"):
+        trained(split, tmp_path / "static", tmp_path, cross_encoder=1.0)
+    assert not (tmp_path / "work").exists()
 
 
 def test_distilled_is_graded_with_a_teacher_and_the_teacher_is_nobodys_recipe():

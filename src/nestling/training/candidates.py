@@ -18,10 +18,6 @@ from nestling.training.batching import Pairs
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SHARPNESS = 20.0
-"""Cosines are multiplied by this before logits are added: the scale that the contrastive loss has by default, so that
-both are logarithms of odds."""
-
 
 @dataclass(frozen=True)
 class Candidates:
@@ -75,13 +71,13 @@ class Candidates:
         """Return query and document of every candidate by number, query after query, (n_queries * k,) each."""
         return np.repeat(np.arange(len(self.documents)), self.documents.shape[1]), self.documents.ravel()
 
-    def judged_by_both(self) -> NDArray[np.float32]:
-        """Return cosines times `SHARPNESS` plus logits, (n_queries, k): a product of two experts' odds.
+    def judged_by_both(self, scale: float) -> NDArray[np.float32]:
+        """Return cosines times the scale of the contrastive loss, plus logits, (n_queries, k): a product of odds.
 
         Raises:
             ValueError: there are no logits.
         """
         if self.logits is None:
             raise ValueError("no cross-encoder has read these candidates")
-        both: NDArray[np.float32] = (SHARPNESS * self.similarities + self.logits).astype(np.float32)
+        both: NDArray[np.float32] = (scale * self.similarities + self.logits).astype(np.float32)
         return both

@@ -114,8 +114,7 @@ def _material(
     if job.candidates is not None:
         from nestling.training.distillation import distilled
 
-        make_once = partial(make, cache=job.cache)
-        return distilled(judgments, job, model, pairs, threshold=threshold, graded=graded, tokens=make_once)
+        return distilled(judgments, job, model, pairs, threshold=threshold, graded=graded, tokens=make)
     stored = make(pairs.queries, cache=job.cache)
     documents = make(pairs.documents, cache=job.cache)
     queries: Tokens = stored

@@ -30,8 +30,9 @@ from nestling.training.candidates import Candidates
 from nestling.training.casting import embed_cast
 from nestling.training.encoding import EncodingLoss
 from nestling.training.job import Job, Material
+from nestling.training.losses import SCALE
 from nestling.training.packed import can_pack, embed_packed
-from nestling.training.precision import choose_precision
+from nestling.training.precision import Setting, choose_precision
 from nestling.training.result import RECALL
 from nestling.training.tokens import TokenStore
 
@@ -42,13 +43,21 @@ NEGATIVES = 3
 """Unjudged candidates that count as irrelevant, for each query."""
 SPARED = 2
 """Candidates on top that never do: the likeliest to be right answers that nobody judged."""
-AT_ONCE = 256
+AT_ONCE = 16_384
+"""Tokens, padding included, that it reads in one pass."""
 MEASURED = 300
 """Queries of dev to measure it on: each takes as many passes as it has candidates."""
 
 
-def with_head(model: SentenceTransformer) -> SentenceTransformer:
-    """Return the transformer of a model, with a layer that makes one number of a text in place of what followed it."""
+def with_head(model: SentenceTransformer, *, seed: int = 0) -> SentenceTransformer:
+    """Return the transformer of a model, with a layer that makes one number of a text in place of what followed it.
+
+    Args:
+        seed: of that layer's first weights.
+
+    Raises:
+        InputError: the model has no transformer.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding
 
@@ -56,7 +65,9 @@ def with_head(model: SentenceTransformer) -> SentenceTransformer:
         raise InputError("a cross-encoder needs a transformer; a static model has none")
     size = int(model[0].get_embedding_dimension())
     pooling = "cls" if getattr(model.tokenizer, "cls_token_id", None) is not None else "mean"
-    head = Dense(size, 1, activation_function=torch.nn.Identity())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = Dense(size, 1, activation_function=torch.nn.Identity())
     made = SentenceTransformer(modules=[model[0], Pooling(size, pooling), head], device=str(model.device))
     made.max_seq_length = model.max_seq_length
     return made
@@ -65,8 +76,8 @@ def with_head(model: SentenceTransformer) -> SentenceTransformer:
 class PairTokens:
     """The tokens of a query followed by those of a document, as the transformer reads a pair of texts.
 
-    Both are of the same token type, as our trainers have them. A pair is cut at the model's limit, so what is lost is
-    the document's end.
+    Both are of the same token type, as our trainers have them. A query is cut at half of the model's limit and a pair
+    at all of it, so that what is lost is mostly the document's end.
 
     Args:
         model: whose tokenizer and limit they are.
@@ -78,7 +89,8 @@ class PairTokens:
         self, model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str], *, cache: Path | None = None
     ) -> None:
         self.limit = model.max_seq_length or None
-        self.queries = TokenStore.build(queries, model.tokenizer, self.limit, cache=cache)
+        half = None if self.limit is None else max(3, self.limit // 2)
+        self.queries = TokenStore.build(queries, model.tokenizer, half, cache=cache)
         self.documents = TokenStore.build(documents, model.tokenizer, self.limit, cache=cache)
         special = model.tokenizer.all_special_ids
         firsts = self.documents.ids[self.documents.offsets[:-1][self.documents.lengths > 0]]
@@ -169,6 +181,7 @@ def prepare(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         LikelihoodLoss(model),
         PairBatches(tokens, query, document, label),
         sampler_for(tokens.lengths(query, document), None),
+        vocabulary=np.unique(np.concatenate([tokens.queries.ids, tokens.documents.ids])),
     )
 
 
@@ -182,26 +195,38 @@ def irrelevant(pairs: Pairs, candidates: Candidates, *, seed: int) -> tuple[NDAr
         keys = (number * n_documents + nearest[SPARED:]).tolist()
         free = [key for key in keys if key not in judged]
         drawn += rng.choice(free, min(NEGATIVES, len(free)), replace=False).tolist() if free else []
-        drawn.append(number * n_documents + int(rng.integers(n_documents)))
+        random = int(rng.integers(n_documents))
+        if random not in nearest[:SPARED]:
+            drawn.append(number * n_documents + random)
     chosen = np.array([key for key in dict.fromkeys(drawn) if key not in judged], dtype=np.int64)
     return chosen // n_documents, chosen % n_documents
 
 
 def logits(
-    model: SentenceTransformer, tokens: PairTokens, query: NDArray[np.int64], document: NDArray[np.int64]
+    model: SentenceTransformer,
+    tokens: PairTokens,
+    query: NDArray[np.int64],
+    document: NDArray[np.int64],
+    *,
+    precision: Setting = "auto",
 ) -> NDArray[np.float32]:
     """Return what a cross-encoder makes of pairs, (n_pairs,) float32: logarithms of odds.
 
-    In bf16 where the machine has it, as in the training.
+    Args:
+        precision: as in the training; fp16 reads in float32.
     """
-    dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32
+    dtype = torch.bfloat16 if choose_precision(precision).name == "bf16" else torch.float32
     packed = model.device.type == "cpu" and can_pack(model)
     found = np.empty(len(query), dtype=np.float32)
-    order = np.argsort(tokens.lengths(query, document), kind="stable")
+    lengths = tokens.lengths(query, document)
+    # The longest first: what does not fit into memory fails at once.
+    order = np.argsort(-lengths, kind="stable")
     model.eval()
+    start = 0
     with torch.inference_mode():
-        for start in range(0, len(order), AT_ONCE):
-            rows = order[start : start + AT_ONCE]
+        while start < len(order):
+            rows = order[start : start + max(1, AT_ONCE // int(lengths[order[start]]))]
+            start += len(rows)
             column = {name: value.to(model.device) for name, value in tokens.batch(query[rows], document[rows]).items()}
             made = (embed_packed if packed else embed_cast)(model, [column], dtype)[0]
             found[rows] = made[:, 0].float().cpu().numpy()
@@ -209,11 +234,11 @@ def logits(
 
 
 def read_by(
-    model: SentenceTransformer, candidates: Candidates, queries: Sequence[str], documents: Sequence[str]
+    model: SentenceTransformer, candidates: Candidates, tokens: PairTokens, *, precision: Setting = "auto"
 ) -> Candidates:
-    """Return candidates with the logits of a cross-encoder."""
+    """Return candidates with the logits of a cross-encoder; `tokens` are of their queries and documents."""
     query, document = candidates.pairs()
-    found = logits(model, PairTokens(model, queries, documents), query, document)
+    found = logits(model, tokens, query, document, precision=precision)
     return Candidates(candidates.documents, candidates.similarities, found.reshape(candidates.documents.shape))
 
 
@@ -223,21 +248,31 @@ class RerankEvaluator(SentenceEvaluator):  # type: ignore[misc]
     Args:
         qrels: the dev split's.
         candidates: for the queries of `measured_rows`, documents as columns of `qrels`.
+        scale: of the first model's cosines.
+        precision: to read in.
     """
 
-    def __init__(self, qrels: Qrels, candidates: Candidates) -> None:
+    def __init__(
+        self, qrels: Qrels, candidates: Candidates, *, scale: float = SCALE, precision: Setting = "auto"
+    ) -> None:
         super().__init__()
         self.primary_metric = RECALL
         self.qrels = qrels
         self.rows = measured_rows(qrels)
         self.candidates = candidates
+        self.scale = scale
+        self.precision: Setting = precision
+        self.tokens: PairTokens | None = None
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | Path | None = None, *args: Any, **kwargs: Any
     ) -> dict[str, float]:
         """Return `dev_recall@10` and `dev_mrr@10`, means over those queries."""
-        queries = [self.qrels.queries[row] for row in self.rows]
-        return self.figures(read_by(model, self.candidates, queries, self.qrels.documents).judged_by_both())
+        if self.tokens is None:
+            queries = [self.qrels.queries[row] for row in self.rows]
+            self.tokens = PairTokens(model, queries, self.qrels.documents)
+        read = read_by(model, self.candidates, self.tokens, precision=self.precision)
+        return self.figures(read.judged_by_both(self.scale))
 
     def of_base(self, base: ModelSource) -> dict[str, float]:
         """Return the same figures of the first model alone: what its candidates are worth as they are."""

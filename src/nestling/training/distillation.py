@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 DRAWN = 8
-"""Candidates of each query in a batch, drawn anew each time."""
+"""Candidates of each query in a batch, and at most so many judged documents, drawn anew each time."""
 
 
 class CandidateTeacher:
@@ -33,15 +33,16 @@ class CandidateTeacher:
     Args:
         candidates: with logits.
         n_documents: how many documents there are.
+        scale: of cosines.
     """
 
-    def __init__(self, candidates: Candidates, *, n_documents: int) -> None:
+    def __init__(self, candidates: Candidates, *, n_documents: int, scale: float) -> None:
         self.n_documents = n_documents
         query, document = candidates.pairs()
         keys = query * n_documents + document
         order = np.argsort(keys)
         self.keys = torch.from_numpy(keys[order])
-        self.scores = torch.from_numpy(candidates.judged_by_both().ravel()[order])
+        self.scores = torch.from_numpy(candidates.judged_by_both(scale).ravel()[order])
 
     def __call__(self, queries: Tensor, documents: Tensor) -> Tensor:
         """Return (n_queries, n_documents) float32 on the device of the numbers, NaN for what is no candidate."""
@@ -53,20 +54,19 @@ class CandidateTeacher:
 
 @dataclass(frozen=True)
 class QueryBatches:
-    """Makes the tensors of a batch of queries: with each all its judged documents, and some of its candidates.
+    """Makes the tensors of a batch of queries, with some documents that raters saw with each and some candidates.
 
     Called by the data loader with rows of `{"row": number of a query}`.
 
     Attributes:
         candidates: (n_queries, k) int64, documents by number.
-        relevant_query, relevant_document: (n,) int64, the positive pairs by number.
+        relevant: (n_judged,) bool, in the order of `judged_document`: whether the pair is a positive.
         judged_indptr, judged_document: CSR over queries: all documents that raters saw with each.
         query_tokens, document_tokens: give the tokens of queries and documents by number.
         seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
     """
 
-    relevant_query: NDArray[np.int64]
-    relevant_document: NDArray[np.int64]
+    relevant: NDArray[np.bool_]
     judged_indptr: NDArray[np.int64]
     judged_document: NDArray[np.int64]
     candidates: NDArray[np.int64]
@@ -82,14 +82,18 @@ class QueryBatches:
         queries = np.unique(rows)
         width = self.candidates.shape[1]
         drawn = [self.candidates[query, rng.permutation(width)[:DRAWN]] for query in queries]
-        drawn += [self.judged_document[self.judged_indptr[query] : self.judged_indptr[query + 1]] for query in queries]
-        documents = np.unique(np.concatenate(drawn))
-        own = np.isin(self.relevant_query, queries)
+        judged = [
+            rng.permutation(np.arange(self.judged_indptr[query], self.judged_indptr[query + 1]))[:DRAWN]
+            for query in queries
+        ]
+        anchor, seen = np.repeat(np.arange(len(queries)), [len(each) for each in judged]), np.concatenate(judged)
+        documents = np.unique(np.concatenate([*drawn, self.judged_document[seen]]))
+        own = self.relevant[seen]
         label = {
             "query": queries,
             "document": documents,
-            "anchor": np.searchsorted(queries, self.relevant_query[own]),
-            "positive": np.searchsorted(documents, self.relevant_document[own]),
+            "anchor": anchor[own],
+            "positive": np.searchsorted(documents, self.judged_document[seen[own]]),
         }
         return {
             **{f"anchor_{name}": value for name, value in self.query_tokens.batch(queries).items()},
@@ -106,14 +110,14 @@ def distilled(
     *,
     threshold: float,
     graded: bool,
-    tokens: Callable[[list[str]], TokenStore],
+    tokens: Callable[..., TokenStore],
 ) -> Material:
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
     Args:
         job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
         threshold, graded: as in the contrastive recipe that this training follows.
-        tokens: makes the store that batches are taken from.
+        tokens: (texts, cache=folder) -> the store that batches are taken from.
     """
     from datasets import Dataset
 
@@ -121,8 +125,8 @@ def distilled(
     candidates = Candidates.load(job.candidate_file("train"))
     # The raters' queries keep their numbers.
     every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
-    documents = tokens(every.documents)
-    stored = tokens(every.queries)
+    documents = tokens(every.documents, cache=job.cache)
+    stored = tokens(every.queries, cache=job.cache)
     queries: Tokens = stored
     refreshed: list[Refresh] = []
     if settings.typos:
@@ -141,7 +145,7 @@ def distilled(
         # Likely enough to be right answers that no rater saw.
         spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
         symmetric=bool(settings.symmetric),
-        teacher=CandidateTeacher(candidates, n_documents=n_documents),
+        teacher=CandidateTeacher(candidates, n_documents=n_documents, scale=settings.scale),
         teacher_weight=settings.cross_encoder,
     )
     order = np.argsort(pairs.judged_query, kind="stable")
@@ -150,8 +154,7 @@ def distilled(
         Dataset.from_dict({"row": np.arange(len(every.queries))}),
         loss,
         QueryBatches(
-            pairs.query,
-            pairs.document,
+            pairs.judged_score[order] > threshold,
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             pairs.judged_document[order],
             candidates.documents,

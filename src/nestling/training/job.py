@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nestling.errors import InputError
 from nestling.models import ModelSource
 from nestling.training.settings import TrainingSettings
 
@@ -24,6 +25,7 @@ Refresh = Callable[["SentenceTransformer", int, Path], None]
 
 
 INVENTED = "invented.json"
+"""Of a folder of candidates: the queries beside the raters'."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Job:
         """Return where the candidates of a side of the split are.
 
         Raises:
-            ValueError: the job has none.
+            InputError: the job has none.
         """
         if self.candidates is None:
-            raise ValueError(f"the recipe {self.recipe!r} needs candidates")
+            raise InputError(f"{self.recipe!r} is no recipe of its own; choose distilled, of which it is a part")
         return self.candidates / f"{side}.npz"
 
     def invented_queries(self) -> list[str]:
@@ -66,7 +68,9 @@ class Job:
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
         parts: list[Any] = [self.base.fingerprint, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
         if self.candidates is not None:
-            parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.candidates.glob("*.npz"))]
+            for path in sorted(self.candidates.iterdir()):
+                with path.open("rb") as file:
+                    parts.append(hashlib.file_digest(file, "blake2b").hexdigest())
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 

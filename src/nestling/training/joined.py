@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestling import atomic
+from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation
@@ -20,6 +21,7 @@ from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
 from nestling.training.settings import TrainingSettings
+from nestling.training.teaching import Parts, teach
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -81,6 +83,14 @@ def rotate(folder: Path, train: Judgments, dims: Sequence[int] = ()) -> None:
         model.save_pretrained(str(folder), create_model_card=False)
 
 
+def check_transformer(base: ModelSource) -> None:
+    """Raise InputError where a base has no transformer to make a cross-encoder of, before anything is trained."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if isinstance(load_model(base)[0], StaticEmbedding):
+        raise InputError(f"model {base.name!r} is static; a cross-encoder needs a transformer")
+
+
 def fit_parts(
     fit: Callable[..., TrainingResult],
     train: Judgments,
@@ -107,9 +117,15 @@ def fit_parts(
     """
     from nestling.training.dev import DevEvaluator
     from nestling.training.library import arguments_for
-    from nestling.training.teaching import taught_table, teach
 
-    settings = job.settings
+    def say(line: str) -> None:
+        logger.info(line)
+        if note:
+            note(line)
+
+    settings, taught = job.settings, find_recipe(job.recipe).is_taught(job)
+    if taught:
+        check_transformer(job.base)
     # For its processes alone: with several, one prepares and joins, and the others wait.
     processes = arguments_for(settings, "fp32", 1, work)
     with processes.main_process_first(local=False):
@@ -125,46 +141,33 @@ def fit_parts(
         listener = report if name == TRANSFORMER else tell
         if folder.is_dir() and (training / SUMMARY).is_file():
             return read_result(training)
-        if note:
-            note(f"the {name}:")
-        found: TrainingResult = fit(train, dev, each, output=folder, work=training, report=listener, note=note)
-        return found
+        say(f"the {name}:")
+        fit(train, dev, each, output=folder, work=training, report=listener, note=note)
+        # As its main process has it: what comes next depends on the figures, and must not differ between processes.
+        with processes.main_process_first(local=False):
+            return read_result(training)
 
     # The whole is rotated when it is joined.
-    apart = {"lexical": False, "cross_encoder": 0.0, "rotate": False}
+    apart: dict[str, Any] = {"lexical": False, "cross_encoder": 0.0, "rotate": False}
     if settings.lexical:
         apart["rotate_first"] = False
-    first = part(TRANSFORMER, replace(job, settings=settings.model_copy(update=apart)))
-    results, chosen, table = [first], TRANSFORMER, TABLE
+    results = [part(TRANSFORMER, replace(job, settings=settings.model_copy(update=apart)))]
     full = int(load_model(str(work / TRANSFORMER)).get_embedding_dimension() or 0)
     dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
     if settings.lexical:
         # Made of the trained transformer the table is better by itself, and adds less to what the transformer knows.
         of_table = TrainingSettings(**{**find_recipe("static").defaults, "seed": settings.seed})
         results.append(part(TABLE, Job(job.base, "static", of_table, job.threshold, dims, job.weights, job.cache)))
+    chosen = Parts(TRANSFORMER, TABLE if settings.lexical else None)
 
-    def whole(transformer: str, dims: tuple[int, ...]) -> SentenceTransformer:
-        model = load_model(str(work / transformer))
-        return join(model, load_model(str(work / table)), *texts(train), dims=dims) if settings.lexical else model
+    # At full size alone nothing needs to be turned for prefixes.
+    def whole(parts: Parts, dims: tuple[int, ...] = (full,)) -> SentenceTransformer:
+        model = load_model(str(work / parts.transformer))
+        return join(model, load_model(str(work / parts.table)), *texts(train), dims=dims) if parts.table else model
 
-    if find_recipe(job.recipe).is_taught(job):
-        # No prefix is wanted of the model that finds candidates, so nothing needs to be turned for one.
-        taught = teach(
-            part,
-            lambda: whole(TRANSFORMER, (full,)),
-            train,
-            dev,
-            job,
-            transformer=TRANSFORMER,
-            work=work,
-            processes=processes,
-            note=note,
-        )
-        results += taught.results
-        chosen = taught.transformer
-        if settings.lexical and taught.read:
-            with processes.main_process_first(local=False):
-                table = taught_table(train, job, transformer=chosen, table=TABLE, work=work, note=note)
+    if taught:
+        chosen, more = teach(part, whole, chosen, train, dev, job, work=work, processes=processes, say=say)
+        results += more
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
             with atomic.new_folder(output) as temporary, no_bars():
@@ -173,16 +176,16 @@ def fit_parts(
                     rotate(temporary, train, job.matryoshka)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))
     result = replace(
-        first,
+        results[0],
         after=evaluator(load_model(str(output))),
         seconds=sum(each.seconds for each in results),
         peak_memory=max(each.peak_memory for each in results),
     )
-    if note and settings.lexical:
-        transformer = results[-1] if chosen != TRANSFORMER else first
-        note(
-            f"joined: dev recall@10 of the transformer {transformer.after[RECALL]:.4f}, of the table "
-            f"{results[1].after[RECALL]:.4f}, of both {result.after[RECALL]:.4f}"
+    if settings.lexical:
+        transformer, table = (each.after[RECALL] for each in results[:2])
+        say(
+            f"joined: dev recall@10 of the transformer {transformer:.4f}, of the table {table:.4f}, "
+            f"{'of both, taught,' if chosen.transformer != TRANSFORMER else 'of both'} {result.after[RECALL]:.4f}"
         )
     if result.regression:
         logger.warning("%s: %s", output.name, result.told())

@@ -49,6 +49,8 @@ def arguments_for(
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=list(settings.report_to) or "none",
+        # One process may prepare for hours what the others wait for.
+        ddp_timeout=7 * 24 * 3600,
     )
 
 

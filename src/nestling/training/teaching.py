@@ -1,19 +1,21 @@
-"""A cross-encoder trained beside a transformer, and the transformer trained once more with it as its teacher.
+"""A cross-encoder trained after a transformer, and the transformer trained once more with it as its teacher.
 
-On 1,753 queries of Home Depot's dev side, see docs/experiments.md. The teacher is first model and cross-encoder
-together, as neither alone ranks as well. Distilling cross-encoders into models that embed: Hofstätter et al. 2020,
-"Improving efficient neural ranking models with cross-architecture knowledge distillation" (arXiv 2010.02666), with
-KL over a query's candidates as in RocketQAv2 (Ren et al. 2021, arXiv 2110.07367).
+The teacher is first model and cross-encoder together, as neither alone ranks as well. Figures: docs/experiments.md.
+Distilling cross-encoders into models that embed: Hofstätter et al. 2020, "Improving efficient neural ranking models
+with cross-architecture knowledge distillation" (arXiv 2010.02666), with KL over a query's candidates as in RocketQAv2
+(Ren et al. 2021, arXiv 2110.07367).
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nestling import atomic
 from nestling.evaluation.qrels import Qrels
@@ -25,104 +27,133 @@ from nestling.training.contrastive import positives_above
 from nestling.training.job import INVENTED, Job
 from nestling.training.pseudo_queries import invented
 from nestling.training.result import RECALL, TrainingResult
+from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
-logger = logging.getLogger(__name__)
-
-TEACHER, STUDENT = "cross-encoder", "student"
+TEACHER, STUDENT, TAUGHT_TABLE = "cross-encoder", "student", "taught-table"
+"""Folders of what is trained here, within the work folder."""
+FOUND, READ_OVER = "candidates", "candidates-read"
+"""Folders of candidates, before and after the cross-encoder has read them."""
+VERDICT = "teaching.json"
 MINED = 30
 """Candidates that a cross-encoder's negatives are drawn from."""
 READ = 16
 """Candidates of a training query that it reads for its student."""
 RERANKED = 20
 """Candidates of a dev query that it is measured by."""
-TAUGHT_TABLE = "taught-table"
-FIRST, SECOND = "candidates", "candidates-read"
+AT_ONCE = 65_536
+"""Pairs to read before what was made of them is written down."""
+KEPT = {"seed", "max_seq_length", "precision", "scale", "weight_decay", "checkpoint_seconds", "report_to"}
+"""Settings that hold for every training here."""
+OF_TEACHER = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4}
+"""A cross-encoder's training; the two latter at most what the settings say, since they may be what memory allows."""
+QUERIES_A_PAIR = 3 / 8
+"""Queries in a batch of the student against pairs in one of the first training: each brings many documents along."""
+STUDENT_RATE = 0.7
+"""The student's learning rate against that of the first training."""
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What came of the teaching.
+class Parts:
+    """Names, within the work folder, of what a model is made of.
 
     Attributes:
-        transformer: the folder, within the work folder, of the transformer to take.
-        results: of the trainings that led there.
-        read: whether the cross-encoder was worth reading candidates with.
+        table: to be joined with the transformer; None for the transformer alone.
     """
 
     transformer: str
-    results: list[TrainingResult]
-    read: bool
+    table: str | None
 
 
 def teach(
     part: Callable[[str, Job], TrainingResult],
-    first_model: Callable[[], SentenceTransformer],
+    whole: Callable[[Parts], SentenceTransformer],
+    first: Parts,
     train: Judgments,
     dev: Judgments,
     job: Job,
     *,
-    transformer: str,
     work: Path,
     processes: SentenceTransformerTrainingArguments,
-    note: Callable[[str], None] | None = None,
-) -> Taught:
-    """Train a cross-encoder from a trained transformer, and that transformer once more with it as a teacher.
+    say: Callable[[str], None],
+) -> tuple[Parts, list[TrainingResult]]:
+    """Train a cross-encoder from a trained transformer, then the transformer and its table once more, taught by it.
 
-    What does not help is not taken: on dev, a teacher that ranks candidates no better than the first model did, or a
-    student that retrieves worse than before.
+    What does not help is not taken: on dev, a cross-encoder with which candidates are ranked no better than without,
+    or a taught model that retrieves no better than the first.
 
     Args:
         part: trains a job under a name in the work folder, or returns what an earlier call made of it.
-        first_model: makes the model that finds candidates.
-        transformer: the folder in the work folder of the one that was trained.
-        processes: their number, for those of a distributed training.
+        whole: makes a model of its parts, at full size.
+        first: the parts that were trained already.
+        processes: the arguments of a training, for those of a distributed one.
+        say: told what was decided, in a line each.
+
+    Returns:
+        the parts to take, and what came of each training here.
     """
-    settings = job.settings
     pairs = Pairs.from_judgments(train, threshold=positives_above(train, job, generous=True))
-    found, read = work / FIRST, work / SECOND
+    qrels = Qrels.from_judgments(dev, threshold=job.threshold)
+    found, read = work / FOUND, work / READ_OVER
     with processes.main_process_first(local=False):
         if not found.is_dir():
-            qrels = Qrels.from_judgments(dev, threshold=job.threshold)
-            _find(first_model(), pairs, qrels, found, seed=settings.seed)
-    base = find_model(str(work / transformer))
-    plain = {
-        "cross_encoder": 0.0,
-        "lexical": False,
-        "rotate": False,
-        "rotate_first": False,
-        "base_share": 0.0,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "warmup": 0.1,
-        "schedule": "linear",
-    }
-    of_teacher = settings.model_copy(update={**plain, "epochs": 2, "batch_size": 64, "learning_rate": 1e-4})
-    teacher = part(TEACHER, Job(base, TEACHER, of_teacher, job.threshold, cache=job.cache, candidates=found))
-    if teacher.after[RECALL] < teacher.base[RECALL]:
-        _say(note, "the cross-encoder ranks dev's candidates no better than the model that found them; left out")
-        return Taught(transformer, [teacher], read=False)
+            _find(whole(first), pairs, qrels, found, seed=job.settings.seed)
+    base = find_model(str(work / first.transformer))
+    teacher = part(
+        TEACHER, Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
+    )
+    if not _better(teacher.after, teacher.base):
+        say("with the cross-encoder dev's candidates are ranked no better than without; it is left out")
+        return first, [teacher]
     with processes.main_process_first(local=False):
         if not read.is_dir():
-            _say(note, f"the cross-encoder reads {3 * len(pairs.queries) * READ:,} pairs")
-            _read(load_model(str(work / TEACHER)), pairs, found, read)
-    of_student = settings.model_copy(
-        update={
-            **plain,
-            "cross_encoder": settings.cross_encoder,
-            "epochs": 1,
-            "batch_size": max(2, settings.batch_size * 3 // 8),
-            "learning_rate": 0.7 * settings.learning_rate,
-        }
+            _read(work / TEACHER, pairs, found, read, job, say)
+    student = part(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
+    taught = Parts(STUDENT, TAUGHT_TABLE if first.table else None)
+    with processes.main_process_first(local=False):
+        if first.table and not (work / TAUGHT_TABLE).is_dir():
+            say("the table, taught by the cross-encoder too")
+            _teach_table(work / STUDENT, work / first.table, pairs, read, work / TAUGHT_TABLE, job)
+        if not (work / VERDICT).is_file():
+            before, after = (_on_dev(whole(parts), qrels) for parts in (first, taught))
+            atomic.write_json(work / VERDICT, {"before": before, "after": after})
+    verdict = json.loads((work / VERDICT).read_text(encoding="utf-8"))
+    better = _better(verdict["after"], verdict["before"])
+    figures = f"dev recall@10 {verdict['before'][RECALL]:.4f} -> {verdict['after'][RECALL]:.4f}"
+    say(f"taught by the cross-encoder: {figures}" + ("" if better else ", no better; left as it was"))
+    return taught if better else first, [teacher, student]
+
+
+def _better(after: dict[str, float], before: dict[str, float]) -> bool:
+    # By the sum, as reranking moves the first right answer more often than it brings another among the ten.
+    return sum(after.values()) > sum(before.values())
+
+
+def _of_teacher(settings: TrainingSettings) -> TrainingSettings:
+    limits = {name: min(OF_TEACHER[name], getattr(settings, name)) for name in ("batch_size", "learning_rate")}
+    kept = settings.model_dump(include=KEPT)
+    return TrainingSettings(**{**kept, **OF_TEACHER, **limits, "hidden_dropout": 0.0})
+
+
+def _of_student(settings: TrainingSettings) -> TrainingSettings:
+    kept = settings.model_dump(include={*KEPT, "cross_encoder", "symmetric", "positives_above", "typos"})
+    return TrainingSettings(
+        **kept,
+        epochs=1,
+        batch_size=max(2, int(settings.batch_size * QUERIES_A_PAIR)),
+        learning_rate=settings.learning_rate * STUDENT_RATE,
+        hidden_dropout=0.0,
+        rotate_first=False,
     )
-    student = part(STUDENT, replace(job, base=base, settings=of_student, candidates=read))
-    if student.regression:
-        _say(note, "taught by the cross-encoder the transformer retrieves no better on dev; left as it was")
-        return Taught(transformer, [teacher, student], read=True)
-    return Taught(STUDENT, [teacher, student], read=True)
+
+
+def _on_dev(model: SentenceTransformer, qrels: Qrels) -> dict[str, float]:
+    from nestling.training.dev import DevEvaluator
+
+    return DevEvaluator(qrels, (int(model.get_embedding_dimension() or 0),))(model)
 
 
 def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, *, seed: int) -> None:
@@ -136,45 +167,48 @@ def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, 
         Candidates.nearest(model, queries, qrels.documents, RERANKED).save(temporary / "dev.npz")
 
 
-def _read(teacher: SentenceTransformer, pairs: Pairs, found: Path, folder: Path) -> None:
-    from nestling.training.cross_encoder import read_by
+def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say: Callable[[str], None]) -> None:
+    """Read candidates block by block, each in a file of its own until all are read."""
+    from nestling.training.cross_encoder import PairTokens, logits
 
     candidates = Candidates.load(found / "train.npz").first(READ)
     more = json.loads((found / INVENTED).read_text(encoding="utf-8"))
+    model = load_model(str(teacher))
+    tokens = PairTokens(model, [*pairs.queries, *more], pairs.documents)
+    query, document = candidates.pairs()
+    blocks = folder.with_name(f"{folder.name}.blocks")
+    blocks.mkdir(exist_ok=True)
+    parts = []
+    for start in range(0, len(query), AT_ONCE):
+        path = blocks / f"{start}.npy"
+        if not path.is_file():
+            stop = min(start + AT_ONCE, len(query))
+            say(f"the cross-encoder reads pairs {start + 1:,} to {stop:,} of {len(query):,}")
+            made = logits(model, tokens, query[start:stop], document[start:stop], precision=job.settings.precision)
+            with atomic.new_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, made)
+        parts.append(np.load(path))
+    read = replace(candidates, logits=np.concatenate(parts).reshape(candidates.documents.shape))
     with atomic.new_folder(folder) as temporary:
-        read_by(teacher, candidates, [*pairs.queries, *more], pairs.documents).save(temporary / "train.npz")
+        read.save(temporary / "train.npz")
         atomic.write_json(temporary / INVENTED, more)
+    shutil.rmtree(blocks)
 
 
-def taught_table(
-    train: Judgments, job: Job, *, transformer: str, table: str, work: Path, note: Callable[[str], None] | None = None
-) -> str:
-    """Train a table by the candidates that the cross-encoder read, and return its folder in the work folder.
-
-    Where it does not help, that one's table is as it was.
-    """
+def _teach_table(transformer: Path, table: Path, pairs: Pairs, read: Path, folder: Path, job: Job) -> None:
     from nestling.training.taught_table import teach_table
 
-    folder = work / TAUGHT_TABLE
-    if not folder.is_dir():
-        _say(note, "the table is taught by the cross-encoder too")
-        pairs = Pairs.from_judgments(train, threshold=job.threshold)
-        more = json.loads((work / SECOND / INVENTED).read_text(encoding="utf-8"))
-        model = load_model(str(work / table))
-        teach_table(
-            load_model(str(work / transformer)),
-            model,
-            [*pairs.queries, *more],
-            pairs.documents,
-            Candidates.load(work / SECOND / "train.npz"),
-            seed=job.settings.seed,
-        )
-        with atomic.new_folder(folder) as temporary, no_bars():
-            model.save_pretrained(str(temporary), create_model_card=False)
-    return TAUGHT_TABLE
-
-
-def _say(note: Callable[[str], None] | None, line: str) -> None:
-    logger.info(line)
-    if note:
-        note(line)
+    model = load_model(str(table))
+    more = json.loads((read / INVENTED).read_text(encoding="utf-8"))
+    teach_table(
+        load_model(str(transformer)),
+        model,
+        [*pairs.queries, *more],
+        pairs.documents,
+        Candidates.load(read / "train.npz"),
+        scale=job.settings.scale,
+        groups=len(pairs.queries),
+        seed=job.settings.seed,
+    )
+    with atomic.new_folder(folder) as temporary, no_bars():
+        model.save_pretrained(str(temporary), create_model_card=False)
