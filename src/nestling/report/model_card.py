@@ -45,6 +45,10 @@ _WISE_FT = "Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 
 _MODEL2VEC = (
     "Tulkens and van Dongen 2024, Model2Vec: Fast State-of-the-Art Static Embeddings, github.com/MinishLab/model2vec"
 )
+_DISTILLATION = (
+    "Hofstätter et al. 2020, Improving efficient neural ranking models with cross-architecture knowledge distillation, "
+    "arXiv 2010.02666"
+)
 _LOSSES = {"cosent": [_COSENT], "cosine": []}
 
 
@@ -263,4 +267,5 @@ def _citations(recipe: str, nested: bool, settings: TrainingSettings) -> list[st
     used = [_SBERT, *_LOSSES.get(recipe, [_INFONCE])]
     used += [_MATRYOSHKA] if nested else []
     used += [_MODEL2VEC] if recipe == "static" or settings.lexical else []
+    used += [_DISTILLATION] if settings.cross_encoder else []
     return used + ([_WISE_FT] if settings.base_share else [])
