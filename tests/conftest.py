@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from fixtures.browser import started
 from fixtures.tiny import build_tiny_model
@@ -21,6 +22,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # The same tests on every machine, unless the variable says otherwise: `make gpu` shows a GPU to those that want one.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# No property depends on how long an example takes on a busy machine.
+settings.register_profile("nestling", deadline=None)
+settings.load_profile("nestling")
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_dotted_changes_are_applied_on_top_of_the_file(tmp_path: Path):
         ("speed: 3\n", r"line 1: speed: unknown key"),
         (
             "variants: [pretrained, mnr]\n",
-            r"line 1: variants\.1\.recipe: unknown recipe 'mnr'; choose pretrained, graded, mnrl",
+            r"line 1: variants\.1\.recipe: unknown recipe 'mnr'; choose pretrained, graded, distilled, mnrl",
         ),
         ("variants: [mnrl+mat]\n", r"variants\.0: 'mnrl\+mat': after the recipe only \+matryoshka is known"),
         ("variants: []\n", r"variants needs at least one"),
