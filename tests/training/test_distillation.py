@@ -1,17 +1,14 @@
-"""The second training: what its teacher knows, what its batches hold, and how a table is taught beside it."""
+"""The second training: what its teacher knows, and what its batches hold."""
 
 from __future__ import annotations
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import WordEmbeddings
 
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
@@ -19,12 +16,9 @@ from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.distillation import DRAWN, CandidateTeacher
 from nestling.training.job import INVENTED, Job, Material
-from nestling.training.lexical import join
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
-from nestling.training.static import build_static
-from nestling.training.taught_table import Bags, teach_table
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
@@ -156,75 +150,3 @@ def test_a_spared_pair_is_no_negative_and_no_positive(graded: bool):
     plain = ContrastiveLoss(torch.nn.Identity(), known, graded=graded)  # type: ignore[arg-type]
     expected = plain.of_embeddings(queries, documents[:2], {**label, "document": torch.tensor([0, 1])})
     assert loss.of_embeddings(queries, documents, label).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.fixture
-def model(tiny_model_path: Path) -> SentenceTransformer:
-    return load_model(str(tiny_model_path))
-
-
-@pytest.fixture
-def table(tiny_model_path: Path) -> SentenceTransformer:
-    return build_static(find_model(str(tiny_model_path)), [*PAIRS.queries, *PAIRS.documents])
-
-
-def rows_of(table: SentenceTransformer) -> np.ndarray:
-    weights: np.ndarray = table[0].embedding.weight.detach().numpy().copy()
-    return weights
-
-
-def test_the_sums_of_a_tables_rows_are_the_lexical_half_of_a_joined_model(
-    model: SentenceTransformer, tiny_model_path: Path, table: SentenceTransformer
-):
-    joined = join(load_model(str(tiny_model_path)), table, PAIRS.queries, PAIRS.documents)
-    words = next(module for module in joined if isinstance(module, WordEmbeddings))
-    apart = SentenceTransformer(modules=list(joined)[:-2], device="cpu")
-    halves = apart.encode(PAIRS.documents[:9], normalize_embeddings=False)
-    sums = Bags(model, PAIRS.documents).sums(np.arange(9), words.emb_layer.weight.detach())
-    np.testing.assert_allclose(sums.numpy(), halves[:, halves.shape[1] // 2 :], atol=1e-5)
-
-
-def of_a_rule(model: SentenceTransformer) -> tuple[list[str], Candidates]:
-    """Return queries with candidates of which a teacher prefers those that share many words with the query."""
-    queries = [*PAIRS.queries, *INVENTED_QUERIES]
-    found = Candidates.nearest(model, queries, PAIRS.documents, 12)
-    words = [set(text.lower().split()) for text in PAIRS.documents]
-    asked = [set(text.lower().split()) for text in queries]
-    logits = [[4.0 * len(mine & words[d]) for d in row] for mine, row in zip(asked, found.documents, strict=True)]
-    return queries, Candidates(found.documents, found.similarities, np.array(logits, dtype=np.float32))
-
-
-def test_a_table_learns_what_its_teacher_prefers(
-    model: SentenceTransformer, table: SentenceTransformer, caplog: pytest.LogCaptureFixture
-):
-    queries, found = of_a_rule(model)
-    before = rows_of(table)
-    with caplog.at_level("INFO", logger="nestling"):
-        assert teach_table(model, table, queries, PAIRS.documents, found)
-    first, last = map(float, re.findall(r"[0-9]+\.[0-9]{4}", caplog.text))
-    assert last < first
-    after = rows_of(table)
-    assert not np.array_equal(before, after)
-    # Pieces that no text holds have nothing to learn.
-    unused = np.setdiff1d(np.arange(len(before)), Bags(model, [*queries, *PAIRS.documents]).store.ids)
-    np.testing.assert_allclose(after[unused], before[unused], rtol=1e-5, atol=1e-6)
-    special = model.tokenizer.all_special_ids
-    np.testing.assert_allclose(after[special], before[special], rtol=1e-5, atol=1e-6)
-
-
-def test_a_table_that_learns_nothing_of_use_stays_as_it_was(
-    model: SentenceTransformer, table: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("nestling.training.taught_table.RATE", 0.0)
-    queries, found = of_a_rule(model)
-    before = rows_of(table)
-    assert not teach_table(model, table, queries, PAIRS.documents, found)
-    np.testing.assert_array_equal(rows_of(table), before)
-
-
-def test_too_few_queries_teach_a_table_nothing(model: SentenceTransformer, table: SentenceTransformer):
-    queries, found = of_a_rule(model)
-    few = Candidates(found.documents[:9], found.similarities[:9], found.logits[:9])  # type: ignore[index]
-    before = rows_of(table)
-    assert not teach_table(model, table, queries[:9], PAIRS.documents, few)
-    np.testing.assert_array_equal(rows_of(table), before)

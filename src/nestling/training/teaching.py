@@ -20,7 +20,7 @@ import numpy as np
 from nestling import atomic
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import find_model, load_model, no_bars
+from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.contrastive import positives_above
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
-TEACHER, STUDENT, TAUGHT_TABLE = "cross-encoder", "student", "taught-table"
+TEACHER, STUDENT = "cross-encoder", "student"
 """Folders of what is trained here, within the work folder."""
 FOUND, READ_OVER = "candidates", "candidates-read"
 """Folders of candidates, before and after the cross-encoder has read them."""
@@ -80,7 +80,7 @@ def teach(
     processes: SentenceTransformerTrainingArguments,
     say: Callable[[str], None],
 ) -> tuple[Parts, list[TrainingResult]]:
-    """Train a cross-encoder from a trained transformer, then the transformer and its table once more, taught by it.
+    """Train a cross-encoder from a trained transformer, then the transformer once more, taught by it.
 
     What does not help is not taken: on dev, a cross-encoder with which candidates are ranked no better than without,
     or a taught model that retrieves no better than the first.
@@ -112,11 +112,8 @@ def teach(
         if not read.is_dir():
             _read(work / TEACHER, pairs, found, read, job, say)
     student = part(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
-    taught = Parts(STUDENT, TAUGHT_TABLE if first.table else None)
+    taught = replace(first, transformer=STUDENT)
     with processes.main_process_first(local=False):
-        if first.table and not (work / TAUGHT_TABLE).is_dir():
-            say("the table, taught by the cross-encoder too")
-            _teach_table(work / STUDENT, work / first.table, pairs, read, work / TAUGHT_TABLE, job)
         if not (work / VERDICT).is_file():
             before, after = (_on_dev(whole(parts), qrels) for parts in (first, taught))
             atomic.write_json(work / VERDICT, {"before": before, "after": after})
@@ -193,22 +190,3 @@ def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say:
         read.save(temporary / "train.npz")
         atomic.write_json(temporary / INVENTED, more)
     shutil.rmtree(blocks)
-
-
-def _teach_table(transformer: Path, table: Path, pairs: Pairs, read: Path, folder: Path, job: Job) -> None:
-    from nestling.training.taught_table import teach_table
-
-    model = load_model(str(table))
-    more = json.loads((read / INVENTED).read_text(encoding="utf-8"))
-    teach_table(
-        load_model(str(transformer)),
-        model,
-        [*pairs.queries, *more],
-        pairs.documents,
-        Candidates.load(read / "train.npz"),
-        scale=job.settings.scale,
-        groups=len(pairs.queries),
-        seed=job.settings.seed,
-    )
-    with atomic.new_folder(folder) as temporary, no_bars():
-        model.save_pretrained(str(temporary), create_model_card=False)
