@@ -346,7 +346,7 @@ def killed_in_the_middle(model: Path, source: Path, out: Path, engine: str = "lo
     arguments = [sys.executable, "-c", SLOW, str(model), str(source), str(out), engine, address]
     call = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         while len(list(out.glob("part-*.parquet"))) < 2:
             assert call.poll() is None, call.communicate()[1].decode()
             assert time.monotonic() < until
