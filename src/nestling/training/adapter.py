@@ -110,13 +110,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     layer = layer_of(model)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(fit_rotation(documents).T.copy()))
-    relevant = pairs.judged_score > threshold
-    relevance = Relevance(
-        pairs.judged_query[relevant],
-        pairs.judged_document[relevant],
-        np.ones(int(relevant.sum())),
-        n_documents=len(pairs.documents),
-    )
+    relevance = Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=False)
     teacher = teacher_for(settings, pairs.documents, lambda _: pairs.queries)
     contrastive = ContrastiveLoss(
         layer,

@@ -162,7 +162,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "distilled": Recipe(
         contrastive.graded,
-        "graded, then taught by a cross-encoder that is trained on the same judgments: about three times the time",
+        "graded, then taught by a cross-encoder that is trained on the same judgments: several times as long",
         defaults={**GRADED, "cross_encoder": 2.0},
         teachable=True,
     ),
