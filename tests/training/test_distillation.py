@@ -14,7 +14,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
-from nestling.training.distillation import DRAWN, CandidateTeacher
+from nestling.training.distillation import DRAWN, teacher_of
 from nestling.training.job import INVENTED, Job, Material
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.recipes import find_recipe
@@ -43,7 +43,7 @@ def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded"
 
 def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
     found = candidates()
-    teacher = CandidateTeacher(found, n_documents=len(PAIRS.documents), scale=15.0)
+    teacher = teacher_of(found, n_documents=len(PAIRS.documents), scale=15.0)
     queries, documents = torch.tensor([5, 0, 3]), torch.randperm(len(PAIRS.documents))
     scores = teacher(queries, documents)
     for row, query in enumerate(queries.tolist()):

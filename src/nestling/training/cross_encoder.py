@@ -34,7 +34,7 @@ from nestling.training.losses import SCALE
 from nestling.training.packed import can_pack, embed_packed
 from nestling.training.precision import Setting, choose_precision
 from nestling.training.result import RECALL
-from nestling.training.tokens import TokenStore
+from nestling.training.tokens import PAD_TO, TokenStore
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -105,17 +105,16 @@ class PairTokens:
 
     def batch(self, query: NDArray[np.int64], document: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of pairs, (n_pairs, width) int64 each."""
-        rows = [
-            np.concatenate([_tokens(self.queries, q), _tokens(self.documents, d)[self.skipped :]])[: self.limit]
-            for q, d in zip(query, document, strict=True)
-        ]
-        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-        store = TokenStore(np.concatenate(rows), offsets, self.queries.padding)
-        return store.batch(np.arange(len(rows)))
-
-
-def _tokens(store: TokenStore, number: int) -> NDArray[np.int32]:
-    return store.ids[store.offsets[number] : store.offsets[number + 1]]
+        heads, lengths = self.queries.lengths[query], self.lengths(query, document)
+        width = -(-int(lengths.max(initial=1)) // PAD_TO) * PAD_TO
+        places = np.arange(width)
+        mask, head = places < lengths[:, None], places < heads[:, None]
+        tail = mask & ~head
+        ids = np.full(mask.shape, self.queries.padding, dtype=np.int64)
+        ids[head] = self.queries.ids[(self.queries.offsets[query][:, None] + places)[head]]
+        starts = self.documents.offsets[document] + self.skipped - heads
+        ids[tail] = self.documents.ids[(starts[:, None] + places)[tail]]
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 class LikelihoodLoss(EncodingLoss):

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nestling.judgments.table import Judgments
 from nestling.training.alike import sampler_for
 from nestling.training.batching import Pairs, Tokens
 from nestling.training.candidates import Candidates
 from nestling.training.job import Job, Material, Refresh
-from nestling.training.losses import ContrastiveLoss, Relevance
+from nestling.training.losses import ContrastiveLoss, PairValues, Relevance
 from nestling.training.pseudo_queries import QueriesOfEpoch
 from nestling.training.tokens import TokenStore
 
@@ -27,29 +26,17 @@ DRAWN = 8
 """Candidates of each query in a batch, and at most so many judged documents, drawn anew each time."""
 
 
-class CandidateTeacher:
-    """What first model and cross-encoder together make of the candidates of queries; asked by number.
+def teacher_of(candidates: Candidates, *, n_documents: int, scale: float) -> PairValues:
+    """Return what first model and cross-encoder together make of the candidates of queries, NaN for other pairs.
 
     Args:
         candidates: with logits.
         n_documents: how many documents there are.
         scale: of cosines.
     """
-
-    def __init__(self, candidates: Candidates, *, n_documents: int, scale: float) -> None:
-        self.n_documents = n_documents
-        query, document = candidates.pairs()
-        keys = query * n_documents + document
-        order = np.argsort(keys)
-        self.keys = torch.from_numpy(keys[order])
-        self.scores = torch.from_numpy(candidates.judged_by_both(scale).ravel()[order])
-
-    def __call__(self, queries: Tensor, documents: Tensor) -> Tensor:
-        """Return (n_queries, n_documents) float32 on the device of the numbers, NaN for what is no candidate."""
-        wanted = queries.cpu()[:, None] * self.n_documents + documents.cpu()[None, :]
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        known = torch.where(self.keys[place] == wanted, self.scores[place], torch.nan)
-        return known.to(queries.device)
+    query, document = candidates.pairs()
+    scores = candidates.judged_by_both(scale).ravel()
+    return PairValues(query, document, scores, n_documents=n_documents, missing=np.nan)
 
 
 @dataclass(frozen=True)
@@ -145,7 +132,7 @@ def distilled(
         # Likely enough to be right answers that no rater saw.
         spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
         symmetric=bool(settings.symmetric),
-        teacher=CandidateTeacher(candidates, n_documents=n_documents, scale=settings.scale),
+        teacher=teacher_of(candidates, n_documents=n_documents, scale=settings.scale),
         teacher_weight=settings.cross_encoder,
     )
     order = np.argsort(pairs.judged_query, kind="stable")

@@ -21,26 +21,42 @@ NOTHING = -1e4
 """Stands for minus infinity in a softmax: it may be all that a row has, and infinities give NaN gradients."""
 
 
-class Relevance(nn.Module):
-    """Which documents are known to be relevant to which queries, and how much: a lookup on the loss's own device.
+class PairValues(nn.Module):
+    """A number for each of some pairs: a lookup on the loss's own device.
 
     Args:
-        query, document: (n,) int64, the relevant pairs by number, each once.
-        weight: (n,) float, above 0.
+        query, document: (n,) int64, the pairs by number, each once.
+        value: (n,) float.
         n_documents: how many documents there are.
+        missing: the number of every other pair.
     """
 
     keys: Tensor
-    weights: Tensor
+    values: Tensor
 
-    def __init__(self, query: np.ndarray, document: np.ndarray, weight: np.ndarray, *, n_documents: int) -> None:
+    def __init__(
+        self, query: np.ndarray, document: np.ndarray, value: np.ndarray, *, n_documents: int, missing: float = 0.0
+    ) -> None:
         super().__init__()
         self.n_documents = n_documents
+        self.missing = missing
         keys = query.astype(np.int64) * n_documents + document
         order = np.argsort(keys)
         # Not saved with the model, moved to its device.
         self.register_buffer("keys", torch.from_numpy(keys[order]), persistent=False)
-        self.register_buffer("weights", torch.from_numpy(weight[order].astype(np.float32)), persistent=False)
+        self.register_buffer("values", torch.from_numpy(value[order].astype(np.float32)), persistent=False)
+
+    def forward(self, query: Tensor, document: Tensor) -> Tensor:
+        """Return (n_queries, n_documents) float32."""
+        wanted = query[:, None] * self.n_documents + document[None, :]
+        if not len(self.keys):
+            return torch.full(wanted.shape, self.missing, device=wanted.device)
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == wanted, self.values[place], self.missing)
+
+
+class Relevance(PairValues):
+    """Which documents are known to be relevant to which queries, and how much, above 0; 0 is every other pair's."""
 
     @classmethod
     def from_pairs(cls, pairs: Pairs, *, threshold: float, scale: tuple[float, float], graded: bool) -> Relevance:
@@ -57,14 +73,6 @@ class Relevance(nn.Module):
         return cls(
             pairs.judged_query[relevant], pairs.judged_document[relevant], weight, n_documents=len(pairs.documents)
         )
-
-    def forward(self, query: Tensor, document: Tensor) -> Tensor:
-        """Return (n_queries, n_documents) float32: the weight of relevant pairs, 0 of all others."""
-        wanted = query[:, None] * self.n_documents + document[None, :]
-        if not len(self.keys):
-            return torch.zeros(wanted.shape, device=wanted.device)
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return torch.where(self.keys[place] == wanted, self.weights[place], 0.0)
 
 
 class ContrastiveLoss(EncodingLoss):
@@ -197,8 +205,8 @@ def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
 def _divergence(logits: Tensor, taught: Tensor) -> Tensor:
     unknown = taught.isnan()
     rows = (taught.nan_to_num() != 0).any(dim=1)
-    if not rows.any():
-        return logits.new_zeros(())
-    given = F.log_softmax(logits[rows].masked_fill(unknown[rows], NOTHING), dim=1)
-    wanted = F.softmax(taught[rows].float().masked_fill(unknown[rows], NOTHING), dim=1)
-    return F.kl_div(given, wanted, reduction="batchmean")
+    given = F.log_softmax(logits.masked_fill(unknown, NOTHING), dim=1)
+    wanted = F.softmax(taught.float().masked_fill(unknown, NOTHING), dim=1)
+    # Of all rows, so that a GPU need not be asked which.
+    of_row = F.kl_div(given, wanted, reduction="none").sum(dim=1)
+    return (of_row * rows).sum() / rows.sum().clamp(min=1)

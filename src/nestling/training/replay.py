@@ -184,24 +184,20 @@ class GraphRecording:
             raise
 
     def _capture(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], pool: Any) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Once beforehand, since libraries set themselves up at their first call.
-            aliases = aliased(parameters)
-            embeddings = embed(self.column, aliases)
-            torch.autograd.grad(embeddings, list(aliases.values()), torch.ones_like(embeddings))
-            del embeddings
-        torch.cuda.current_stream().wait_stream(stream)
-        self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Once beforehand, since libraries set themselves up at their first call; on the stream that is used anyway, as
+        # what another one frees only that one gets.
         aliases = aliased(parameters)
+        embeddings = embed(self.column, aliases)
+        torch.autograd.grad(embeddings, list(aliases.values()), torch.ones_like(embeddings))
+        del embeddings, aliases
+        self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        aliases = aliased(parameters, buffers)
         # Other threads may pin memory meanwhile.
         with torch.cuda.graph(self.forwards, pool=pool, capture_error_mode="thread_local"):
             embeddings = embed(self.column, aliases)
         self.gradient = torch.zeros_like(embeddings)
         with torch.cuda.graph(self.backwards, pool=pool, capture_error_mode="thread_local"):
-            found = torch.autograd.grad(embeddings, list(aliases.values()), self.gradient)
-            torch._foreach_add_(buffers, list(found))
+            torch.autograd.backward(embeddings, self.gradient)
         self.embeddings = embeddings.detach()
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
@@ -234,12 +230,19 @@ class _Replay(torch.autograd.Function):
         return None, None, None, None
 
 
-def aliased(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def aliased(parameters: dict[str, Tensor], buffers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
     """Return leaves of their own in the parameters' memory.
 
     Where autograd has met a parameter before, on another stream, it waits for that stream, which ends a recording.
+
+    Args:
+        buffers: for each parameter, what a backward pass adds the leaf's gradient to: one by one, as it finds them, so
+            that they do not all take memory at once.
     """
-    return {name: each.detach().requires_grad_() for name, each in parameters.items()}
+    leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
+    for leaf, buffer in zip(leaves.values(), buffers or (), strict=buffers is not None):
+        leaf.grad = buffer
+    return leaves
 
 
 def padded(column: dict[str, Tensor], padding: int, *, widest: int | None = None) -> dict[str, Tensor]:
