@@ -40,7 +40,7 @@ from nestling.models import DEFAULT, find_model, load_model, no_bars
 from nestling.training.active import train_active_rows
 from nestling.training.job import Job
 from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.precision import choose_precision, keep_freed_memory, settle
+from nestling.training.precision import choose_precision, grow_gpu_memory, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 
@@ -235,14 +235,14 @@ def warm_up(steps: int) -> int:
 
 
 def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool = False) -> Record:
-    """Run one side and return its figures: in a process of its own where its peak of memory is the process's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return run(side, texts, batch_size=batch_size, steps=steps, same=same)
+    """Run one side in a process of its own, as its peak of memory is the process's, and return its figures."""
     command = [sys.executable, __file__, "--side", side, "--texts", texts]
     command += ["--batch-size", str(batch_size), "--steps", str(steps), *(["--same"] if same else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if side == "ours":
+        # As the command line has it.
+        grow_gpu_memory(environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return Record(**json.loads(done.stdout.splitlines()[-1]))

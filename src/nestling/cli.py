@@ -31,6 +31,7 @@ from nestling import (
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.errors import InputError
 from nestling.terminal import clean
+from nestling.training.precision import grow_gpu_memory
 
 if TYPE_CHECKING:
     from nestling.experiment import DataSettings
@@ -223,6 +224,7 @@ app.command(cli_tuning.curve)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when all went well, 2 on bad input, 130 on Ctrl-C."""
     _quiet_libraries()
+    grow_gpu_memory(os.environ)
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:

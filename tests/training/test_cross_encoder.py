@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def reader(tiny_model_path: Path) -> SentenceTransformer:
     return with_head(load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0))
 
 
+def pairs_on(reader: SentenceTransformer, tokens: PairTokens, query: list[int], document: list[int]) -> dict[str, Any]:
+    made = tokens.batch(np.array(query), np.array(document))
+    return {name: value.to(reader.device) for name, value in made.items()}
+
+
 def test_a_pair_has_the_tokens_that_the_tokenizer_gives_two_texts(reader: SentenceTransformer):
     tokens = PairTokens(reader, QUERIES, DOCUMENTS)
     query, document = np.array([2, 0, 1]), np.array([2, 1, 0])
@@ -79,7 +85,7 @@ def test_logits_are_the_models_own_whatever_the_order(
     reader.eval()
     with torch.no_grad():
         expected = [
-            reader(tokens.batch(np.array([q]), np.array([d])))["sentence_embedding"].item()
+            reader(pairs_on(reader, tokens, [q], [d]))["sentence_embedding"].item()
             for q, d in zip(query, document, strict=True)
         ]
     found = logits(reader, tokens, query, document, precision=precision)  # type: ignore[arg-type]
@@ -89,16 +95,18 @@ def test_logits_are_the_models_own_whatever_the_order(
 
 def test_the_loss_is_the_likelihood_of_the_grades(reader: SentenceTransformer):
     tokens = PairTokens(reader, QUERIES, DOCUMENTS)
-    query, document, label = np.array([0, 1, 2]), np.array([0, 1, 2]), torch.tensor([1.0, 0.25, 0.0])
+    batch = pairs_on(reader, tokens, [0, 1, 2], [0, 1, 2])
+    label = torch.tensor([1.0, 0.25, 0.0], device=reader.device)
     loss = LikelihoodLoss(reader)
-    value = loss([tokens.batch(query, document)], label)
-    chance = torch.sigmoid(reader(tokens.batch(query, document))["sentence_embedding"][:, 0])
+    value = loss([dict(batch)], label)
+    chance = torch.sigmoid(reader(dict(batch))["sentence_embedding"][:, 0])
     expected = -(label * chance.log() + (1 - label) * (1 - chance).log()).mean()
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     value.backward()
     assert all(each.grad.abs().sum() > 0 for each in reader[2].parameters())
-    loss.compute_dtype, loss.packed = torch.float32, True
-    assert loss([tokens.batch(query, document)], label).item() == pytest.approx(expected.item(), rel=1e-4)
+    # Packed on a CPU, as `settle` has it.
+    loss.compute_dtype, loss.packed = torch.float32, reader.device.type == "cpu"
+    assert loss([dict(batch)], label).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -208,6 +216,6 @@ def test_the_head_depends_on_the_seed_alone(tiny_model_path: Path):
     made = []
     for state, seed in ((1, 0), (2, 0), (1, 3)):
         torch.manual_seed(state)
-        made.append(with_head(load_model(str(tiny_model_path)), seed=seed)[2].linear.weight.detach().numpy())
+        made.append(with_head(load_model(str(tiny_model_path)), seed=seed)[2].linear.weight.detach().cpu().numpy())
     np.testing.assert_array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2])

@@ -101,13 +101,16 @@ def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
     without = np.setdiff1d(np.arange(len(pairs.queries)), pairs.query)
     assert len(without)
     for rows in (without[:3], pairs.query[:3]):
+        device = made.loss.model.device
+        made.loss.to(device)
         batch = made.collator([{"row": int(row)} for row in rows])  # type: ignore[misc]
+        label = {name: value.to(device) for name, value in batch.pop("label").items()}
         columns = [
-            {name.removeprefix(side): value for name, value in batch.items() if name.startswith(side)}
+            {name.removeprefix(side): value.to(device) for name, value in batch.items() if name.startswith(side)}
             for side in ("anchor_", "document_")
         ]
         made.loss.zero_grad()
-        value = made.loss(columns, batch["label"])
+        value = made.loss(columns, label)
         value.backward()
         assert torch.isfinite(value)
         assert value.item() > 0

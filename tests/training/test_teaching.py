@@ -48,7 +48,7 @@ def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(folder: Path) -> np.ndarray:
-    return np.concatenate([value.numpy().ravel() for value in load_model(str(folder)).state_dict().values()])
+    return np.concatenate([value.cpu().numpy().ravel() for value in load_model(str(folder)).state_dict().values()])
 
 
 @pytest.mark.usefixtures("helpful")
