@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from nestling.environment import hardware, versions
+from nestling.environment import grow_gpu_memory, hardware, versions
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
@@ -40,7 +40,7 @@ from nestling.models import DEFAULT, find_model, load_model, no_bars
 from nestling.training.active import train_active_rows
 from nestling.training.job import Job
 from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.precision import choose_precision, grow_gpu_memory, keep_freed_memory, settle
+from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
 

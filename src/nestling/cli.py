@@ -29,9 +29,9 @@ from nestling import (
     cli_tuning,
 )
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
+from nestling.environment import grow_gpu_memory
 from nestling.errors import InputError
 from nestling.terminal import clean
-from nestling.training.precision import grow_gpu_memory
 
 if TYPE_CHECKING:
     from nestling.experiment import DataSettings

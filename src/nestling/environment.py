@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ def hardware() -> dict[str, Any]:
         "memory": memory,
         "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
     }
+
+
+def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
+    """Tell torch to enlarge its pieces of a GPU's memory rather than take further ones, unless told otherwise.
+
+    Recorded passes keep pieces to themselves, and batches of many sizes leave holes in them. On an H200 a training
+    reserved at most 1,318 MiB in place of 1,464 for 64 titles a batch, 3,428 in place of 4,214 for descriptions; the
+    library's trainer 1,362 and 3,444.
+
+    Args:
+        environment: of a process that has not imported torch yet.
+    """
+    if platform.system() == "Linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environment):
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _processor() -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import subprocess
-import sys
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from nestling.training import callbacks
 from nestling.training.callbacks import GiveBackMemory
-from nestling.training.precision import bound_kernel_cache, grow_gpu_memory, resident_memory
+from nestling.training.precision import bound_kernel_cache, resident_memory
 
 MB = 2**20
 
@@ -61,30 +59,3 @@ def test_kernels_are_kept_within_bounds_unless_the_environment_says_otherwise(mo
     monkeypatch.delenv(name)
     bound_kernel_cache()
     assert os.environ[name] == "64"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="torch does it on Linux alone")
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_pieces_of_a_gpus_memory_grow_unless_the_environment_says_otherwise(name: str):
-    environment: dict[str, str] = {}
-    grow_gpu_memory(environment)
-    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    told = {name: "max_split_size_mb:64"}
-    grow_gpu_memory(told)
-    assert told == {name: "max_split_size_mb:64"}
-
-
-def test_the_command_line_says_so_before_torch_is_there():
-    script = """
-import os, sys
-from nestling.cli import main
-os.environ.pop("PYTORCH_ALLOC_CONF", None)
-try:
-    main(["--version"])
-except SystemExit:
-    pass
-print("torch" in sys.modules, os.environ.get("PYTORCH_ALLOC_CONF"))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    expected = "expandable_segments:True" if sys.platform == "linux" else "None"
-    assert done.stdout.splitlines()[-1] == f"False {expected}"
