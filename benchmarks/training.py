@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "descriptions": (16, 4) if options.quick else (32, 12),
     }
     if gpus:
-        # Where a step takes milliseconds, and batches of each length are to be met several times before the clock.
+        # Where a step takes milliseconds, and batches of most lengths are to be met before the clock.
         most = 150 if options.quick else 500
         sizes = {"titles": (options.batch_size, most), "descriptions": (32, most)}
     ratios = []

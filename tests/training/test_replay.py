@@ -17,7 +17,7 @@ from nestling.training import replay
 from nestling.training.casting import embed_cast
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.precision import Precision, settle
-from nestling.training.replay import RECORD_AFTER, Embed, ReplayedEncoder, aliased, can_replay, padded, rounded
+from nestling.training.replay import Embed, GraphMemory, ReplayedEncoder, aliased, can_replay, padded, rounded
 from nestling.training.tokens import TokenStore
 
 QUERIES = ["saw", "door hinge brass", "drill " * 5, "paint", "white"]
@@ -105,7 +105,7 @@ def widened(column: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tens
 @pytest.mark.parametrize("record", [EagerRecording, pytest.param(replay.GraphRecording, marks=on_gpu)])
 def test_every_step_has_the_models_gradients(model: SentenceTransformer, record: Any, dtype: torch.dtype) -> None:
     encoder = ReplayedEncoder(model, dtype, record)
-    sizes = [(5, 5), (4, 5), (3, 2)] * (RECORD_AFTER + 1)
+    sizes = [(5, 5), (4, 5), (3, 2)] * 2
     for n_queries, n_documents in sizes:
         # Both columns of one padded shape, which one recording could not serve.
         columns = [widened(column, 32) for column in batch(model, n_queries, n_documents)]
@@ -127,8 +127,9 @@ def test_gradients_of_several_batches_add_up(model: SentenceTransformer) -> None
     columns = batch(model)
     encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
     wanted = expected(model, columns)
+    backward(embed_cast(model, columns, torch.float32))
     # The recording begins between batches whose gradients are kept.
-    for number in range(1, RECORD_AFTER + 4):
+    for number in range(2, 5):
         backward(encoder(columns))
         assert_same(gradients(model), wanted, times=number)
     assert encoder.recordings
@@ -138,7 +139,7 @@ def test_gradients_let_go_of_before_the_backward_pass_are_none_the_less_there(mo
     columns = batch(model)
     encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
     wanted = expected(model, columns)
-    for _ in range(RECORD_AFTER + 2):
+    for _ in range(3):
         embeddings = encoder(columns)
         model.zero_grad()
         backward(embeddings)
@@ -151,12 +152,11 @@ def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
 ) -> None:
     monkeypatch.setattr(replay, "MOST_SHAPES", 1)
     encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
-    for _ in range(RECORD_AFTER):
-        backward(encoder(batch(model)))
+    backward(encoder(batch(model)))
     wide = batch(model)
     wide[1] = widened(wide[1], wide[1]["input_ids"].shape[1] + 16)
     wanted = expected(model, wide)
-    for _ in range(RECORD_AFTER + 1):
+    for _ in range(2):
         model.zero_grad()
         backward(encoder(wide))
         assert_same(gradients(model), wanted)
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
     columns = batch(model)
     wanted = expected(model, columns)
     encoder = ReplayedEncoder(model, torch.float32, broken)
-    for _ in range(RECORD_AFTER + 2):
+    for _ in range(3):
         model.zero_grad()
         backward(encoder(columns))
         assert_same(gradients(model), wanted)
@@ -182,9 +182,8 @@ def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
 def test_an_evaluation_is_not_recorded(model: SentenceTransformer) -> None:
     encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
     model.eval()
-    for _ in range(RECORD_AFTER + 1):
-        encoder(batch(model))
-    assert not encoder.met
+    encoder(batch(model))
+    assert not encoder.recordings
 
 
 def test_an_optimizer_steps_as_without(tiny_model_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_an_optimizer_steps_as_without(tiny_model_path: Path) -> None:
         model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0).train()
         encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-        for step in range(RECORD_AFTER + 4):
+        for step in range(6):
             columns = batch(model, 5 if step % 2 else 3)
             embeddings = encoder(columns) if wrap else [model(dict(c))["sentence_embedding"] for c in columns]
             backward(embeddings)
@@ -237,13 +236,12 @@ def test_memory_is_given_back_where_a_later_recording_fails(model: SentenceTrans
         return EagerRecording(*given)
 
     encoder = ReplayedEncoder(model, torch.float32, full)
-    for _ in range(RECORD_AFTER):
-        backward(encoder(batch(model)))
+    backward(encoder(batch(model)))
     assert encoder.recordings
     wide = [widened(column, 64) for column in batch(model)]
     model.zero_grad()
     wanted = expected(model, wide)
-    for _ in range(RECORD_AFTER + 1):
+    for _ in range(2):
         model.zero_grad()
         backward(encoder(wide))
         assert_same(gradients(model), wanted)
@@ -292,7 +290,7 @@ def test_a_loss_is_the_same_once_recorded(tiny_model_path: Path) -> None:
     assert loss.replayed is not None
     numbers = {name: torch.arange(5, device=model.device) for name in ("query", "document", "anchor", "positive")}
     found, first = [], {}
-    for _ in range(RECORD_AFTER + 3):
+    for _ in range(4):
         model.zero_grad()
         each = loss(batch(model), numbers)
         each.backward()
@@ -318,7 +316,7 @@ def test_a_recording_that_fails_leaves_a_gpu_in_order(
     monkeypatch.setattr(replay, "embed_cast", asking)
     encoder = ReplayedEncoder(model, torch.float32)
     stream = torch.cuda.current_stream()
-    for _ in range(RECORD_AFTER + 3):
+    for _ in range(4):
         backward(encoder(batch(model)))
     assert encoder.failed
     assert caplog.text.count("cannot be recorded") == 1
@@ -327,11 +325,36 @@ def test_a_recording_that_fails_leaves_a_gpu_in_order(
 
 
 @on_gpu
+def test_passes_computed_at_once_take_memory_of_the_recordings() -> None:
+    def held(memory: GraphMemory) -> int:
+        segments = torch.cuda.memory_snapshot()
+        return sum(each["total_size"] for each in segments if tuple(each["segment_pool_id"]) == tuple(memory.id))
+
+    memory = GraphMemory(torch.cuda.Stream())
+    before = held(memory)
+    weights = torch.ones(2048, 2048, device="cuda", requires_grad=True)
+    for _ in range(3):
+        with torch.autograd.set_multithreading_enabled(False), memory.in_use():
+            (gradient,) = torch.autograd.grad((weights @ weights).sum(), weights)
+            assert gradient[0, 0] == 4096
+            del gradient
+    # A product, its gradients and a library's own, once for all three.
+    assert 2**25 <= held(memory) - before <= 2**28
+    graph = torch.cuda.CUDAGraph()
+    taken = held(memory)
+    with memory.recording(graph):
+        again = weights.detach() @ weights.detach()
+    graph.replay()
+    assert again[0, 0].item() == 2048
+    assert held(memory) == taken
+
+
+@on_gpu
 def test_dropout_differs_between_replays(tiny_model_path: Path) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.5).train()
     encoder = ReplayedEncoder(model, torch.float32)
     found = []
-    for _ in range(RECORD_AFTER + 3):
+    for _ in range(4):
         embeddings = encoder(batch(model))
         found.append(embeddings[0].detach().clone())
         backward(embeddings)

@@ -8,10 +8,10 @@ own. torch's `make_graphed_callables` does the like, with gradients as large as 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORD_AFTER = 6
-"""Record a shape when it is met this many times; rare ones are not worth it."""
 MOST_SHAPES = 64
-"""Shapes to record for each column; batches of others are computed as they come."""
+"""Shapes to record for each column, the first that are met; batches of others are computed as they come."""
 FINEST = 8
 """Sizes up to 64 are rounded up to a multiple of this, larger ones to a multiple of a larger power of two."""
 
@@ -56,7 +54,7 @@ class Recording(Protocol):
 
 Embed = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 """(column, parameters by name) -> (n_texts, dim) float32; parameters not named are the model's own."""
-MakeRecording = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], Any], Recording]
+MakeRecording = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], "GraphMemory | None"], Recording]
 
 
 class ReplayedEncoder:
@@ -70,7 +68,7 @@ class ReplayedEncoder:
         model: on one GPU; its parameters must keep their places in memory.
         dtype: what its transformer computes in.
         record: makes a Recording from what embeds a column, parameters by name, their buffers, a column of the shape to
-            record, and the memory that all recordings of such columns share.
+            record, and the memory that all recordings of such columns share, None without a GPU.
     """
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: MakeRecording | None = None) -> None:
@@ -82,8 +80,7 @@ class ReplayedEncoder:
         self.parameters: dict[str, Tensor] = {}
         self.buffers: list[Tensor] = []
         self.recordings: dict[tuple[int, int, int], Recording] = {}
-        self.met: Counter[tuple[int, int, int]] = Counter()
-        self.pools: dict[int, Any] = {}
+        self.memory: dict[int, GraphMemory | None] = {}
         self.failed = False
 
     def __call__(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
@@ -110,11 +107,10 @@ class ReplayedEncoder:
     def _recording(self, place: int, column: dict[str, Tensor]) -> Recording | None:
         n_texts, width = column["input_ids"].shape
         key = (place, n_texts, width)
-        self.met[key] += 1
-        if key not in self.recordings and not self.failed:
-            recorded = [each for each in self.recordings if each[0] == place]
-            if self.met[key] >= RECORD_AFTER and len(recorded) < MOST_SHAPES:
-                self._record(key, column)
+        room = sum(each[0] == place for each in self.recordings) < MOST_SHAPES
+        # At once: computed as it comes, a batch would want as much memory again beside that of the recordings.
+        if key not in self.recordings and room and not self.failed:
+            self._record(key, column)
         return self.recordings.get(key)
 
     def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
@@ -122,15 +118,20 @@ class ReplayedEncoder:
         try:
             if not self.buffers:
                 self._make_buffers(column)
-            if place not in self.pools:
-                self.pools[place] = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
-            self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.pools[place])
+            if place not in self.memory:
+                self.memory[place] = GraphMemory(self._stream()) if torch.cuda.is_available() else None
+            self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.memory[place])
         except RuntimeError as error:
             logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
             self.failed = True
             # What memory they hold may be what was wanting.
             self.recordings.clear()
-            self.pools.clear()
+            self.memory.clear()
+
+    def _stream(self) -> torch.cuda.Stream:
+        # One for all, as libraries want memory of their own for every stream.
+        others = [each.stream for each in self.memory.values() if each is not None]
+        return others[0] if others else torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def _make_buffers(self, column: dict[str, Tensor]) -> None:
         every = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
@@ -158,6 +159,34 @@ class ReplayedEncoder:
             parameter.grad = buffer
 
 
+class GraphMemory:
+    """Memory that recordings share which are never needed at the same time, and the stream that it belongs to."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.id = torch.cuda.graph_pool_handle()
+        self.stream = stream
+        # The first graph makes the pool, and keeps it for passes that no graph holds.
+        self.keeper = torch.cuda.CUDAGraph()
+        with self.recording(self.keeper):
+            torch.zeros(1, device="cuda")
+
+    def recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        """Return what records a graph in this memory."""
+        # Other threads may pin memory meanwhile.
+        return torch.cuda.graph(graph, pool=self.id, stream=self.stream, capture_error_mode="thread_local")
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Compute at once in this memory, which must be free again in the end."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        # Of a pool no more than its id is asked for, but for torch before 2.8, which wants one of its own.
+        own = hasattr(torch.cuda, "MemPoolContext")
+        here = contextlib.nullcontext() if own else torch.cuda.use_mem_pool(cast("torch.cuda.MemPool", self))
+        with torch.cuda.stream(self.stream), here:
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
 class GraphRecording:
     """Two CUDA graphs: a forward pass, and the backward pass that belongs to it. See Recording."""
 
@@ -167,8 +196,9 @@ class GraphRecording:
         parameters: dict[str, Tensor],
         buffers: list[Tensor],
         column: dict[str, Tensor],
-        pool: Any,
+        memory: GraphMemory | None,
     ) -> None:
+        assert memory is not None
         self.column = {name: value.clone() for name, value in column.items()}
         # One masked token at the least, as the next batch may have some: without any, attention takes another kernel.
         self.column["attention_mask"][-1, -1] = 0
@@ -176,27 +206,27 @@ class GraphRecording:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         spare = generator.clone_state()
         try:
-            # Both are left as they were during the recording where it fails.
-            with torch.cuda.stream(before):
-                self._capture(embed, parameters, buffers, pool)
+            # Both are left as they were during the recording where it fails. In one thread, since only its memory is
+            # that of the recordings; another one's libraries would want memory of their own, too.
+            with torch.cuda.stream(before), torch.autograd.set_multithreading_enabled(False):
+                self._capture(embed, parameters, buffers, memory)
         except RuntimeError:
             generator.graphsafe_set_state(spare)
             raise
 
-    def _capture(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], pool: Any) -> None:
-        # Once beforehand, since libraries set themselves up at their first call; on the stream that is used anyway, as
-        # what another one frees only that one gets.
-        aliases = aliased(parameters)
-        embeddings = embed(self.column, aliases)
-        torch.autograd.grad(embeddings, list(aliases.values()), torch.ones_like(embeddings))
-        del embeddings, aliases
+    def _capture(self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], memory: GraphMemory) -> None:
+        # Once beforehand, since libraries set themselves up at their first call.
+        with memory.in_use():
+            aliases = aliased(parameters)
+            embeddings = embed(self.column, aliases)
+            torch.autograd.grad(embeddings, list(aliases.values()), torch.ones_like(embeddings))
+            del embeddings, aliases
         self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         aliases = aliased(parameters, buffers)
-        # Other threads may pin memory meanwhile.
-        with torch.cuda.graph(self.forwards, pool=pool, capture_error_mode="thread_local"):
+        with memory.recording(self.forwards):
             embeddings = embed(self.column, aliases)
         self.gradient = torch.zeros_like(embeddings)
-        with torch.cuda.graph(self.backwards, pool=pool, capture_error_mode="thread_local"):
+        with memory.recording(self.backwards):
             torch.autograd.backward(embeddings, self.gradient)
         self.embeddings = embeddings.detach()
 
