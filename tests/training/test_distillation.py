@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.distillation import DRAWN, teacher_of
-from nestling.training.job import Job, Material
+from nestling.training.job import INVENTED, Job, Material
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.recipes import find_recipe
 from nestling.training.settings import TrainingSettings
@@ -23,14 +24,18 @@ JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
 
 
+INVENTED_QUERIES = [f"{query} heavy duty" for query in PAIRS.queries[:50]]
+
+
 def candidates(k: int = 14) -> Candidates:
     rng = np.random.default_rng(0)
-    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in PAIRS.queries])
+    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in [*PAIRS.queries, *INVENTED_QUERIES]])
     return Candidates(documents, *(rng.random((2, *documents.shape)).astype(np.float32)))
 
 
 def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> Material:
     found.save(folder / "train.npz")
+    (folder / INVENTED).write_text(json.dumps(INVENTED_QUERIES), encoding="utf-8")
     options = TrainingSettings(**{"cross_encoder": 0.7, "positives_above": 1.999, **settings})  # type: ignore[arg-type]
     job = Job(find_model(str(base)), recipe, options, 2.5, candidates=folder)
     return find_recipe(recipe).prepare(JUDGMENTS, job, load_model(str(base)))
@@ -54,13 +59,14 @@ def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
 def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path, tmp_path: Path):
     found = candidates()
     made = material(tiny_model_path, tmp_path, found)
-    assert len(made.examples) == len(PAIRS.queries)
-    rows = [{"row": row} for row in (7, 12, 2)]
+    assert len(made.examples) == len(PAIRS.queries) + len(INVENTED_QUERIES)
+    new = len(PAIRS.queries) + 3
+    rows = [{"row": row} for row in (7, new, 2)]
     batch = made.collator(rows)  # type: ignore[misc]
     label = {name: value.numpy() for name, value in batch["label"].items()}
-    assert label["query"].tolist() == [2, 7, 12]
+    assert label["query"].tolist() == [2, 7, new]
     tokenizer = made.loss.model.tokenizer
-    expected = tokenizer([PAIRS.queries[query] for query in (2, 7, 12)])["input_ids"]
+    expected = tokenizer([PAIRS.queries[2], PAIRS.queries[7], INVENTED_QUERIES[3]])["input_ids"]
     masks = batch["anchor_attention_mask"].bool()
     assert [ids[mask].tolist() for ids, mask in zip(batch["anchor_input_ids"], masks, strict=True)] == expected
     documents = label["document"]

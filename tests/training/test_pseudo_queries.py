@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from nestling.judgments.table import Judgments
+from nestling.judgments.toolshed import generate
 from nestling.training.batching import PairCollator, Pairs
-from nestling.training.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, misspell
+from nestling.training.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, misspell, vary
 from nestling.training.tokens import TokenStore
 
 ROWS = [
@@ -108,3 +109,34 @@ def test_a_batch_holds_crops_without_negatives_of_their_own(pairs: Pairs, tiny_m
     assert batch["label"]["document"].tolist() == [int(document[len(pairs)])]
     ids = batch["anchor_input_ids"][0][batch["anchor_attention_mask"][0] == 1]
     assert tiny_model.tokenizer.decode(ids, skip_special_tokens=True).split() != []
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from(["hand", "saw", "18", "v"]), max_size=5), st.integers(0, 10**6))
+def test_a_variation_has_a_word_less_a_word_more_or_another_one(words: list[str], seed: int):
+    query, document = " ".join(words), "Steel Hand Saw, 18 in."
+    made = vary(query, document, np.random.default_rng(seed)).split()
+    new = {"steel", "hand", "saw", "18", "in."} - set(words)
+    assert abs(len(made) - len(words)) <= 1
+    assert set(made) <= {*words, *new}
+    assert len(set(made) & new) <= 1
+    if len(made) != len(words):
+        assert made[-1] == words[-1]
+        assert len(made) >= 2
+    assert made if words else not made
+
+
+def test_each_query_has_a_variation_by_a_document_of_its_own_and_a_crop():
+    pairs = Pairs.from_judgments(generate(300, seed=0), threshold=2.5)
+    made = invented(pairs, seed=3)
+    n = len(pairs.queries)
+    assert len(made) == 2 * n
+    assert invented(pairs, seed=3) == made
+    assert invented(pairs, seed=4) != made
+    for number in np.unique(pairs.query):
+        mine = " ".join(pairs.documents[d].lower() for d in pairs.document[pairs.query == number])
+        known = {*SEPARATOR.split(mine), *pairs.queries[number].split()}
+        assert set(made[number].split()) <= known
+    words = [set(SEPARATOR.split(document)) for document in pairs.documents]
+    assert all(any(set(each.split()) <= document for document in words) for each in made[n:])
+    assert sum(one != other for one, other in zip(made[:n], pairs.queries, strict=True)) > 0.9 * n

@@ -123,7 +123,7 @@ def test_better_is_more_and_not_as_much():
 def test_an_interrupted_training_goes_on_where_it_was(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.teaching.AT_ONCE", 160)
+    monkeypatch.setattr("nestling.training.teaching.AT_ONCE", 500)
     monkeypatch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
     whole, _ = trained(split, tiny_model_path, tmp_path / "a", cross_encoder=1.0)
     reads = 0

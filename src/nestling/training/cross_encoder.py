@@ -190,7 +190,7 @@ def irrelevant(pairs: Pairs, candidates: Candidates, *, seed: int) -> tuple[NDAr
     n_documents = len(pairs.documents)
     judged = set((pairs.judged_query * n_documents + pairs.judged_document).tolist())
     drawn: list[int] = []
-    for number, nearest in enumerate(candidates.documents):
+    for number, nearest in enumerate(candidates.documents[: len(pairs.queries)]):
         keys = (number * n_documents + nearest[SPARED:]).tolist()
         free = [key for key in keys if key not in judged]
         drawn += rng.choice(free, min(NEGATIVES, len(free)), replace=False).tolist() if free else []

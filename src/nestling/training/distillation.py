@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def distilled(
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
     Args:
-        job: its folder of candidates holds `train.npz`, with logits.
+        job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
         threshold, graded: as in the contrastive recipe that this training follows.
         tokens: (texts, cache=folder) -> the store that batches are taken from.
     """
@@ -110,16 +110,18 @@ def distilled(
 
     settings = job.settings
     candidates = Candidates.load(job.candidate_file("train"))
-    documents = tokens(pairs.documents, cache=job.cache)
-    stored = tokens(pairs.queries, cache=job.cache)
+    # The raters' queries keep their numbers.
+    every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
+    documents = tokens(every.documents, cache=job.cache)
+    stored = tokens(every.queries, cache=job.cache)
     queries: Tokens = stored
     refreshed: list[Refresh] = []
     if settings.typos:
-        misspelt = QueriesOfEpoch(pairs, tokens, crops=0, typos=settings.typos, seed=settings.seed)
+        misspelt = QueriesOfEpoch(every, tokens, crops=0, typos=settings.typos, seed=settings.seed)
         queries = misspelt
         refreshed.append(misspelt.refresh)
-    query, document = candidates.unjudged(pairs)
-    n_documents = len(pairs.documents)
+    query, document = candidates.unjudged(every)
+    n_documents = len(every.documents)
     loss = ContrastiveLoss(
         model,
         Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
@@ -134,9 +136,9 @@ def distilled(
         teacher_weight=settings.cross_encoder,
     )
     order = np.argsort(pairs.judged_query, kind="stable")
-    counts = np.bincount(pairs.judged_query, minlength=len(pairs.queries))
+    counts = np.bincount(pairs.judged_query, minlength=len(every.queries))
     return Material(
-        Dataset.from_dict({"row": np.arange(len(pairs.queries))}),
+        Dataset.from_dict({"row": np.arange(len(every.queries))}),
         loss,
         QueryBatches(
             pairs.judged_score[order] > threshold,

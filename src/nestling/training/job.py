@@ -24,6 +24,10 @@ Refresh = Callable[["SentenceTransformer", int, Path], None]
 """Called with (model, epoch, work folder) before an epoch."""
 
 
+INVENTED = "invented.json"
+"""Of a folder of candidates: the queries beside the raters'."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What one variant is trained from; all that the resulting weights depend on, but for the data and the machine.
@@ -54,6 +58,10 @@ class Job:
         if self.candidates is None:
             raise InputError(f"{self.recipe!r} is no recipe of its own; choose distilled, of which it is a part")
         return self.candidates / f"{side}.npz"
+
+    def invented_queries(self) -> list[str]:
+        """Return the queries that the candidates of the train side hold after those of the raters."""
+        return list(json.loads(self.candidate_file("train").with_name(INVENTED).read_text(encoding="utf-8")))
 
     def fingerprint(self) -> str:
         """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""

@@ -102,6 +102,45 @@ def crop(document: str, rng: np.random.Generator) -> str:
     return " ".join(words[place] for place in kept)
 
 
+DROPPED, ADDED = 0.3, 0.45
+"""Shares of variations with a word less and with a word more; the others have a word exchanged."""
+
+
+def vary(query: str, document: str, rng: np.random.Generator) -> str:
+    """Return a query with a word left out, or with one of a document's words put before or in place of a word.
+
+    The last word stays where one is left out or added: it mostly says what the thing is.
+    """
+    words = query.split()
+    new = [word for word in SEPARATOR.split(document.lower()) if word and word not in query.lower().split()]
+    kind = rng.random()
+    if not words or (not new and len(words) < 2):
+        return query
+    if not new or (kind < DROPPED and len(words) > 2):
+        words.pop(int(rng.integers(max(1, len(words) - 1))))
+    elif kind < DROPPED + ADDED:
+        words.insert(int(rng.integers(len(words))), str(rng.choice(new)))
+    else:
+        words[int(rng.integers(len(words)))] = str(rng.choice(new))
+    return " ".join(words)
+
+
+def invented(pairs: Pairs, *, seed: int) -> list[str]:
+    """Return for every query a variation of it, then as many crops of documents: queries for a teacher to answer.
+
+    A variation takes words from a document that is relevant to the query, or from any where none is.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(pairs.query, kind="stable")
+    ends = np.cumsum(np.bincount(pairs.query, minlength=len(pairs.queries)))
+    made = []
+    for query, document in zip(pairs.queries, np.split(pairs.document[order], ends[:-1]), strict=True):
+        some = int(rng.choice(document)) if len(document) else int(rng.integers(len(pairs.documents)))
+        made.append(vary(query, pairs.documents[some], rng))
+    chosen = rng.integers(len(pairs.documents), size=len(pairs.queries))
+    return made + [crop(pairs.documents[document], rng) for document in chosen]
+
+
 def misspell(query: str, rng: np.random.Generator) -> str:
     """Return the query with one letter of one word left out, doubled, exchanged with the next, or replaced.
 

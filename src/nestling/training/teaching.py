@@ -24,7 +24,8 @@ from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.contrastive import positives_above
-from nestling.training.job import Job
+from nestling.training.job import INVENTED, Job
+from nestling.training.pseudo_queries import invented
 from nestling.training.result import RECALL, TrainingResult
 from nestling.training.settings import TrainingSettings
 
@@ -99,7 +100,7 @@ def teach(
     found, read = work / FOUND, work / READ_OVER
     with processes.main_process_first(local=False):
         if not found.is_dir():
-            _find(whole(first), pairs, qrels, found)
+            _find(whole(first), pairs, qrels, found, seed=job.settings.seed)
     base = find_model(str(work / first.transformer))
     teacher = part(
         TEACHER, Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
@@ -152,12 +153,14 @@ def _on_dev(model: SentenceTransformer, qrels: Qrels) -> dict[str, float]:
     return DevEvaluator(qrels, (int(model.get_embedding_dimension() or 0),))(model)
 
 
-def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path) -> None:
+def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, *, seed: int) -> None:
     from nestling.training.cross_encoder import measured_rows
 
     queries = [qrels.queries[row] for row in measured_rows(qrels)]
+    more = invented(pairs, seed=seed)
     with atomic.new_folder(folder) as temporary:
-        Candidates.nearest(model, pairs.queries, pairs.documents, MINED).save(temporary / "train.npz")
+        Candidates.nearest(model, [*pairs.queries, *more], pairs.documents, MINED).save(temporary / "train.npz")
+        atomic.write_json(temporary / INVENTED, more)
         Candidates.nearest(model, queries, qrels.documents, RERANKED).save(temporary / "dev.npz")
 
 
@@ -166,8 +169,9 @@ def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say:
     from nestling.training.cross_encoder import PairTokens, logits
 
     candidates = Candidates.load(found / "train.npz").first(READ)
+    more = json.loads((found / INVENTED).read_text(encoding="utf-8"))
     model = load_model(str(teacher))
-    tokens = PairTokens(model, pairs.queries, pairs.documents)
+    tokens = PairTokens(model, [*pairs.queries, *more], pairs.documents)
     query, document = candidates.pairs()
     blocks = folder.with_name(f"{folder.name}.blocks")
     blocks.mkdir(exist_ok=True)
@@ -184,4 +188,5 @@ def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say:
     read = replace(candidates, logits=np.concatenate(parts).reshape(candidates.documents.shape))
     with atomic.new_folder(folder) as temporary:
         read.save(temporary / "train.npz")
+        atomic.write_json(temporary / INVENTED, more)
     shutil.rmtree(blocks)
