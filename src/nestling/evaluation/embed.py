@@ -127,10 +127,10 @@ def _batches(
 
     tokenizer = getattr(model, "tokenizer", None)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        # A static model has no padding; a few large calls cost less than many small ones.
+        # A few large calls cost less than many small ones, and a static model has no padding.
         step = batch_size * UNSORTED_BATCHES
         for start in range(0, len(texts), step):
-            yield np.arange(start, min(start + step, len(texts))), batch_size
+            yield np.arange(start, min(start + step, len(texts))), step if _is_static(model) else batch_size
         return
     limit = model.max_seq_length
     lengths: list[int] = []
@@ -156,3 +156,9 @@ def _batches(
         rows = order[start : start + step]
         yield rows, step
         start += len(rows)
+
+
+def _is_static(model: SentenceTransformer) -> bool:
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    return isinstance(model[0], StaticEmbedding)
