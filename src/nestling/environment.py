@@ -43,7 +43,7 @@ def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
 
     Recorded passes keep pieces to themselves, and batches of many sizes leave holes in them. On an H200 a training
     reserved at most 1,318 MiB in place of 1,464 for 64 titles a batch, 3,428 in place of 4,214 for descriptions, before
-    recordings shared their memory with all other passes; not compared since.
+    recordings shared their memory with the passes that precede them; not compared since.
 
     Args:
         environment: of a process that has not imported torch yet.
