@@ -6,7 +6,9 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from nestling import atomic
 
@@ -101,3 +103,32 @@ def test_an_array_that_numpy_could_not_write_whole_is_a_full_disk(tmp_path: Path
         raise OSError("1742208 requested and 622560 written")
     assert raised.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_get_the_mode_that_the_umask_leaves_whichever_library_wrote_them(tmp_path: Path, umask: int):
+    before = os.umask(umask)
+    try:
+        with atomic.new_file(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": np.zeros(1)}, temporary)
+        with atomic.new_folder(tmp_path / "f") as folder:
+            (folder / "sub").mkdir(mode=0o700)
+            for path in (folder / "b.safetensors", folder / "sub" / "c.safetensors"):
+                save_file({"a": np.zeros(1)}, path)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    file, folder_mode = 0o666 & ~umask, 0o777 & ~umask
+    assert modes == {
+        "a.safetensors": file,
+        "f": folder_mode,
+        "f/b.safetensors": file,
+        "f/sub": folder_mode,
+        "f/sub/c.safetensors": file,
+    }
+
+
+def test_a_full_disk_that_names_no_file_is_given_the_name_of_what_was_written(tmp_path: Path):
+    with pytest.raises(OSError, match="No space left") as raised, atomic.new_file(tmp_path / "a.bin"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(tmp_path / "a.bin")

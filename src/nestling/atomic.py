@@ -6,10 +6,14 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or the user's share of it, is full."""
 
 
 @contextmanager
@@ -18,9 +22,10 @@ def full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # numpy tells how much it wrote, and not why no more.
-        if error.errno is None and "requested and" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        # numpy tells how much it wrote, and not why no more; a write to an open file names none.
+        if (error.errno is None and "requested and" in str(error)) or (error.errno in FULL and not error.filename):
+            number = error.errno or errno.ENOSPC
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     except Exception as error:
         # safetensors and polars quote the system; torch only says where its writer of archives failed.
@@ -37,8 +42,13 @@ def new_file(path: Path) -> Iterator[Path]:
     # The suffix stays last, since writers of charts and tables go by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        # Made only to see the mode that the umask leaves, since the mask itself cannot be read without setting it.
+        temporary.touch()
+        mode = _mode(temporary)
+        temporary.unlink()
         with full_disk_named(path):
             yield temporary
+        _give_mode(temporary, mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -71,6 +81,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         with full_disk_named(path):
             yield temporary
+        mode = _mode(temporary)
+        for written in temporary.rglob("*"):
+            _give_mode(written, mode if written.is_dir() else mode & 0o666)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -79,6 +92,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """Undo the 0600 of libraries that write by a temporary file of their own, as safetensors does."""
+    if not path.is_symlink() and _mode(path) != mode:
+        path.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:
