@@ -145,6 +145,8 @@ def _told(done: Indexed) -> list[str]:
         lines.append("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
     elif manifest.fusion is not None:
         lines.append(f"bm25        added with weight {manifest.fusion['weight']:g}")
+    if manifest.warning:
+        lines.append(f"WARNING     {manifest.warning}")
     return [*lines, f"index       {done.path}"]
 
 

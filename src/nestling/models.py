@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -118,7 +118,11 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"model {source.name!r} in {source.folder} cannot be loaded: {first}") from None
+        what = InputError(f"model {source.name!r} in {source.folder} cannot be loaded: {first}")
+        # The libraries call files that they may not read missing or damaged.
+        for path in sorted(source.folder.rglob("*")):
+            what = unread(path, what, str(what))
+        raise what from None
 
 
 @contextmanager

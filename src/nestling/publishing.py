@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nestling import atomic
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
+from nestling.manifests import read_json
 from nestling.report.card_base import CARD
 from nestling.report.model_card import addressed, model_card
 from nestling.report.page_data import PageData, load_page_data
@@ -224,16 +224,12 @@ def _check_weights(path: Path) -> None:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); train the variant again with nestling run") from None
+        raise unread(path, error, f"{path} is damaged ({error}); train the variant again with nestling run") from None
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no {path}, so the model is not whole; train it again with nestling run") from None
-    except (OSError, ValueError):
-        raise InputError(f"{path} cannot be read; train the variant again with nestling run") from None
+    missing = f"there is no {path}, so the model is not whole; train it again with nestling run"
+    return read_json(path, Any, advice="train the variant again with nestling run", missing=missing)
 
 
 @contextmanager

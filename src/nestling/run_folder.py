@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.manifests import read_json
 
 STATE = "state.json"
 
@@ -74,12 +75,10 @@ class RunFolder:
     @property
     def state(self) -> dict[str, str]:
         """What is done: a name such as `split` or `model mnrl`, and the fingerprint it was made from."""
-        try:
-            state: dict[str, str] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.path / STATE
+        if not path.exists():
             return {}
-        except ValueError:
-            raise InputError(f"{self.path / STATE} is damaged; remove {self.path} or choose another --name") from None
+        state: dict[str, str] = read_json(path, dict[str, str], advice=f"remove {self.path} or choose another --name")
         return state
 
     def is_done(self, name: str, made_from: str, *paths: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nestling.errors import InputError
 from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
+from nestling.manifests import read_json, shaped
 from nestling.measuring import cells_for, contest_of, embedder_of
 from nestling.models import ModelSource, find_model, load_model, no_bars
 from nestling.observer import Observer
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SHRUNK, CODEC = "nestling_shrunk.json", "nestling_codec.safetensors"
 MEASURE = "recall@10"
+AGAIN = "shrink the model again with nestling shrink"
 FIGURES = ("value", "kept", "kept_low", "kept_high")
 GRID: dict[str, Any] = {
     "precisions": ("float32", "float16", "int8", "int4", "binary"),
@@ -212,12 +213,10 @@ def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[st
     from nestling.evaluation.compress import Codec
 
     folder = Path(folder)
-    try:
-        about: dict[str, Any] = json.loads((folder / SHRUNK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(
-            f"{folder}: holds no {SHRUNK} that can be read; give a folder that nestling shrink wrote"
-        ) from None
+    missing = f"{folder}: holds no {SHRUNK}; give a folder that nestling shrink wrote"
+    about: dict[str, Any] = read_json(folder / SHRUNK, dict[str, Any], advice=AGAIN, missing=missing)
+    for name in ("oversampling", "dim"):
+        shaped(about.get(name), int, str(folder / SHRUNK), AGAIN, name)
     model = load_model(str(folder))
     if about["oversampling"]:
         model.truncate_dim = about["dim"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +20,11 @@ from nestling.errors import InputError
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
 from nestling.serving.indexes import build as indexing
+from nestling.serving.indexes import index as reading
 from nestling.serving.indexes import vectors as stored
 from nestling.serving.indexes.build import WORK
 from nestling.serving.indexes.calibrate import calibrate, exact_top
-from nestling.serving.indexes.files import CODEC, read_manifest
+from nestling.serving.indexes.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.shortlist import Exact
 from nestling.serving.indexes.study import fusion_for, study_fusion
@@ -33,7 +33,14 @@ TITLES = products(60)
 ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def content(folder: Path, *, codec: bool = True) -> dict[str, bytes]:
     generation = folder / read_manifest(folder).generation
     found = {
         path.relative_to(generation).as_posix(): path.read_bytes()
@@ -41,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
         if path.is_file()
     }
     # The library writes its header's entries in any order.
-    return {**found, CODEC: Codec.load(generation / CODEC).fingerprint.encode()}
+    return {**found, CODEC: Codec.load(generation / CODEC).fingerprint.encode()} if codec else found
 
 
 @given(ids, ids, st.integers(0, 5), st.sampled_from(["auto", "8:int8"]))
@@ -158,7 +165,8 @@ def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_en
     mp.undo()
     assert len(encoder.encoded) == (180 if there_before else 200) - 5 * saved
     assert len(opened(folder)) == 200
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [read_manifest(folder).generation]
+    there = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert there == {read_manifest(folder).generation, *(("000001",) if there_before else ())}
 
 
 def test_a_reader_keeps_the_index_that_it_opened_while_another_takes_its_place(tmp_path: Path):
@@ -195,7 +203,7 @@ def test_nothing_is_written_where_something_else_lies_or_another_models_index(tm
     assert read_manifest(tmp_path / "i").fingerprint == "other"
 
 
-def test_a_damaged_chunk_is_named_and_not_believed(tmp_path: Path):
+def test_a_damaged_chunk_is_not_believed_but_encoded_again(tmp_path: Path):
     class Stopped(WordEncoder):
         def encode(self, texts, *, kind="document"):
             if self.calls:
@@ -207,11 +215,63 @@ def test_a_damaged_chunk_is_named_and_not_believed(tmp_path: Path):
         with pytest.raises(KeyboardInterrupt):
             indexed(tmp_path / "i", catalogue(TITLES), encoder=Stopped())
         [chunk] = (tmp_path / "i" / WORK).rglob("*.npy")
-        np.save(chunk, np.zeros((3, 32), np.float16))
-        with pytest.raises(InputError, match=r"is damaged; remove .* and give the same command again"):
-            indexed(tmp_path / "i", catalogue(TITLES))
-        shutil.rmtree(tmp_path / "i" / WORK)
+        flip(chunk)
+        encoder = WordEncoder()
+        indexed(tmp_path / "i", catalogue(TITLES), encoder=encoder)
+    assert encoder.encoded == TITLES
+    indexed(tmp_path / "new", catalogue(TITLES))
+    assert content(tmp_path / "i") == content(tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", [VECTORS, TABLE, CODEC])
+def test_damage_of_what_an_update_takes_over_is_found_and_not_given_fresh_checksums(tmp_path: Path, name: str):
+    indexed(tmp_path / "i", catalogue(TITLES[:20]))
+    flip(tmp_path / "i" / read_manifest(tmp_path / "i").generation / name)
+    before = content(tmp_path / "i", codec=False)
+    with pytest.raises(InputError, match=rf"{name} has other content than was written.*--rebuild"):
         indexed(tmp_path / "i", catalogue(TITLES))
+    assert content(tmp_path / "i", codec=False) == before
+    indexed(tmp_path / "i", catalogue(TITLES), rebuild=True)
+    indexed(tmp_path / "new", catalogue(TITLES))
+    assert content(tmp_path / "i") == content(tmp_path / "new")
+
+
+READER = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fixtures.serving import opened
+folder, seen = Path({folder!r}), set()
+print("begun", flush=True)
+while "000013" not in seen:
+    index = opened(folder)
+    texts = {{hit.text for hit in index.search(["drill"], 100, mode="dense")[0]}}
+    assert len(index) == len(texts) == {{"0": 20, "1": 25}}[str(int(index.manifest.generation) % 2)], len(texts)
+    seen.add(index.manifest.generation)
+"""
+
+
+def test_who_opens_an_index_while_it_is_brought_up_to_date_sees_one_generation_whole(tmp_path: Path):
+    folder = tmp_path / "i"
+    indexed(folder, catalogue(TITLES[:25]))
+    script = READER.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for n in range(12):
+            indexed(folder, catalogue(TITLES[:20] if n % 2 == 0 else TITLES[:25]))
+        assert process.wait(60) == 0
+
+
+def test_a_reader_that_read_the_manifest_just_before_several_updates_looks_again(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "i"
+    indexed(folder, catalogue(TITLES[:20]))
+    stale, real = iter([read_manifest(folder)]), read_manifest
+    for n in (30, 40, 50):
+        indexed(folder, catalogue(TITLES[:n]))
+    # That all these fall into one opening is a race that cannot be had on demand.
+    monkeypatch.setattr(reading.files, "read_manifest", lambda path: next(stale, None) or real(path))
+    assert len(opened(folder)) == 50
 
 
 def test_a_models_own_codec_makes_the_codes(tmp_path: Path):

@@ -20,7 +20,7 @@ import regex
 from numpy.typing import NDArray
 
 from nestling import atomic
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.judgments.identity import normalise
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ class Lexical:
                 index = library.BM25.load(folder, mmap=mapped, show_progress=False)
                 n_documents = _checked(index)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} holds no BM25 index that can be read ({error}); build it anew") from error
+            what = f"{folder} holds no BM25 index that can be read ({error}); build it anew"
+            raise unread(folder / SETTINGS, error, what) from error
         if version != FORMAT:
             raise InputError(f"{folder} holds a BM25 index of format {version}, not {FORMAT}; build it anew")
         if language is not None:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Kind = Literal["query", "document"]
+Number = TypeVar("Number", np.float16, np.float32)
 LAYOUT = 1
 """Part of every key; to be raised when `embed` comes to give other numbers for the same model and texts."""
 CHECKSUM_BYTES = 4
@@ -72,17 +73,17 @@ def cached_embed(
 
     if not len(texts):
         return encode()
-    found = _read(entry, len(texts))
+    found = read_entry(entry, len(texts), np.float32)
     if found is not None:
         return found
     with _locked(entry) as writeable:
-        found = _read(entry, len(texts))
+        found = read_entry(entry, len(texts), np.float32)
         if found is not None:
             return found
         embeddings = encode()
         if writeable:
             try:
-                _write(entry, embeddings)
+                write_entry(entry, embeddings)
                 _sweep(entry)
                 return _mapped(entry)
             except OSError as error:
@@ -124,15 +125,15 @@ def texts_fingerprint(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _read(entry: Path, rows: int) -> NDArray[np.float32] | None:
-    """Map an entry, or None where there is none or it is damaged."""
+def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | None:
+    """Map an entry, (rows, any) of a kind of number, or None where there is none or it is damaged."""
     try:
         if not entry.exists():
             return None
         if _checksum(entry) is None:
             raise ValueError("its checksum does not fit")
-        found = _mapped(entry)
-        if found.ndim != 2 or len(found) != rows or found.dtype != np.float32:
+        found: NDArray[Number] = np.load(entry, mmap_mode="r", allow_pickle=False)
+        if found.ndim != 2 or len(found) != rows or found.dtype != kind:
             raise ValueError(f"it holds {found.shape} {found.dtype} for {rows} texts")
         return found
     except (OSError, ValueError, EOFError) as error:
@@ -173,7 +174,8 @@ class _Summing:
         return self.file.write(data)
 
 
-def _write(entry: Path, embeddings: NDArray[np.float32]) -> None:
+def write_entry(entry: Path, embeddings: NDArray[np.floating]) -> None:
+    """Write an entry and its checksum, whole or not at all."""
     with new_file(entry) as temporary, temporary.open("wb") as file:
         summing = _Summing(file)
         np.lib.format.write_array(summing, embeddings, allow_pickle=False)

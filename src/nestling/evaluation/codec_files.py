@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nestling.atomic import new_file
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.evaluation.compress import FORMAT, PRECISIONS, Codec
 
 
@@ -39,12 +39,12 @@ def load_codec(path: Path) -> Codec:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the file that Codec.save wrote") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
+    except FileNotFoundError as error:
+        raise unread(path, error, f"{path}: no such file; give the file that Codec.save wrote") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise unread(path, error, f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
     dim = about.get("dim", "")
-    if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS or not dim.isdigit():
+    if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS or not dim.isdecimal():
         raise InputError(f"{path}: holds no codec of the form {FORMAT!r}; give the file that Codec.save wrote")
     codec = Codec(about["precision"], int(dim), arrays.get("mean"), arrays.get("rotation"))
     if codec.fingerprint != about.get("fingerprint"):

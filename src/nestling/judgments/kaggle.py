@@ -106,5 +106,7 @@ def _entries(path: Path, source: str) -> _Entries:
 def _folder(folder: Path, source: str) -> _Entries:
     try:
         return {path.name: partial(files.read_bytes, path, source) for path in folder.iterdir()}
+    except PermissionError:
+        raise InputError(f"{source}: permission denied; make the folder readable for this user") from None
     except OSError:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.evaluation.compress import Codec
 from nestling.evaluation.embed import truncate
+from nestling.manifests import read_json, shaped
 from nestling.serving.tokens import Tokens
 
 Padded = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -77,40 +77,32 @@ class Encoder:
             raise ValueError(f"threads must be 1 or more, got {threads}")
         folder = Path(folder)
         about = _manifest(folder)
-        try:
-            return cls._opened(folder, about, threads)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / MANIFEST}: an entry is missing or odd ({error}); {ADVICE}") from None
-
-    @classmethod
-    def _opened(cls, folder: Path, about: dict[str, Any], threads: int | None) -> Encoder:
-        for name, digest in about["files"].items():
+        needed = {"onnx": "onnxruntime", "openvino": "openvino", "table": "safetensors"}[about.format]
+        package(needed, folder)
+        for name, digest in about.files.items():
             _check(folder / Path(name).name, digest)
         forward: Padded | Table
-        if about["format"] == "onnx":
+        if about.format == "onnx":
             forward = onnx_forward(folder / ONNX, threads=threads)
-        elif about["format"] == "openvino":
-            forward = openvino_forward(folder / OPENVINO, about["precision"], threads=threads)
-        elif about["format"] == "table":
-            forward = Table.read(folder / TABLE)
+        elif about.format == "openvino":
+            forward = openvino_forward(folder / OPENVINO, about.precision, threads=threads)
         else:
-            raise InputError(f"{folder / MANIFEST}: unknown format {about['format']!r}; {ADVICE}")
-        tokenizer = about["tokenizer"]
+            forward = Table.read(folder / TABLE)
         return cls(
             folder=folder,
-            dim=int(about["dim"]),
-            codec=Codec.load(folder / CODEC) if CODEC in about["files"] else None,
-            oversampling=int((about.get("shrunk") or {}).get("oversampling", 0)),
-            fingerprint=str(about["source"]["fingerprint"]),
-            max_seq_length=about["max_seq_length"],
-            format=about["format"],
-            precision=about["precision"],
-            prompts={kind: str(about["prompts"].get(kind, "")) for kind in KINDS},
+            dim=about.dim,
+            codec=Codec.load(folder / CODEC) if CODEC in about.files else None,
+            oversampling=about.shrunk.oversampling if about.shrunk else 0,
+            fingerprint=about.source.fingerprint,
+            max_seq_length=about.max_seq_length,
+            format=about.format,
+            precision=about.precision,
+            prompts={kind: about.prompts.get(kind, "") for kind in KINDS},
             _tokens=Tokens.from_file(
                 folder / TOKENIZER,
-                special=tokenizer["special"],
-                pad_id=tokenizer["pad_id"],
-                pad_side=tokenizer["pad_side"],
+                special=about.tokenizer.special,
+                pad_id=about.tokenizer.pad_id,
+                pad_side=about.tokenizer.pad_side,
             ),
             _forward=forward,
         )
@@ -166,16 +158,46 @@ class Encoder:
         return self._forward(*self._tokens.padded(ids))
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Tokenizer:
+    special: bool
+    pad_id: int
+    pad_side: Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Shrunk:
+    oversampling: int = 0
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: Literal["onnx", "openvino", "table"]
+    precision: str
+    dim: int
+    max_seq_length: int | None
+    prompts: dict[str, str]
+    tokenizer: _Tokenizer
+    source: _Source
+    files: dict[str, str]
+    shrunk: _Shrunk | None = None
+
+
+def _manifest(folder: Path) -> _Manifest:
     path = folder / MANIFEST
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{folder}: holds no {MANIFEST} that can be read; give a folder that export wrote") from None
+    missing = f"{folder}: holds no {MANIFEST}; give a folder that export wrote"
+    about = read_json(path, Any, advice=ADVICE, missing=missing)
     version = about.get("nestling_runtime") if isinstance(about, dict) else None
     if version != VERSION:
         raise InputError(f"{path}: form {version!r} is not {VERSION}, the one that this version reads; {ADVICE}")
-    found: dict[str, Any] = about
+    found: _Manifest = shaped(about, _Manifest, str(path), ADVICE)
+    if found.dim < 1:
+        raise InputError(f"{path}: dim must be 1 or more, not {found.dim}; {ADVICE}")
     return found
 
 
@@ -183,8 +205,8 @@ def _check(path: Path, digest: str) -> None:
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        raise InputError(f"{path}: no such file, but {MANIFEST} lists it; {ADVICE}") from None
+    except (OSError, ValueError) as error:
+        raise unread(path, error, f"{path}: no such file, but {MANIFEST} lists it; {ADVICE}") from None
     if found != digest:
         raise InputError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; {ADVICE}")
 
@@ -271,7 +293,7 @@ class Table:
             arrays = load_file(path)
             return cls(arrays["rows"], arrays.get("scales"))
         except (OSError, SafetensorError, KeyError) as error:
-            raise InputError(f"{path}: holds no table ({_first(error)}); export the model again") from None
+            raise unread(path, error, f"{path}: holds no table ({_first(error)}); export the model again") from None
 
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the rows of ids, (n, dim) float32."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 
 TOKENIZE_AT_ONCE = 8192
 
@@ -47,7 +47,8 @@ class Tokens:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
-            raise InputError(f"{path}: cannot be read as a tokenizer ({error}); export the model again") from None
+            what = f"{path}: cannot be read as a tokenizer ({error}); export the model again"
+            raise unread(path, error, what) from None
         tokenizer.no_padding()
         return cls(tokenizer, special, pad_id, pad_side)
 

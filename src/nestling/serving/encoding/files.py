@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.manifests import read_json, shaped
 
 MANIFEST, WORK = "encoded.json", ".work"
 FORMAT = 1
@@ -100,6 +101,16 @@ class EncodedFolder:
         atomic.write_json(self.folder / MANIFEST, about)
 
 
+@dataclass(frozen=True)
+class _Told:
+    model: str
+    source: str
+    recipe: Recipe
+    complete: bool
+    partitions: tuple[Part, ...]
+    versions: dict[str, str]
+
+
 def read_encoded(folder: Path, *, complete: bool = True) -> EncodedFolder:
     """Read what a folder says of itself.
 
@@ -110,23 +121,16 @@ def read_encoded(folder: Path, *, complete: bool = True) -> EncodedFolder:
         InputError: the folder was not written by nestling encode, is damaged, of another form, or not complete.
     """
     path = folder / MANIFEST
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{folder}: holds no {MANIFEST} that can be read; give a folder of nestling encode") from None
+    missing = f"{folder}: holds no {MANIFEST}; give a folder of nestling encode"
+    about = read_json(path, Any, advice="encode it anew", missing=missing)
     form = about.get("nestling_encoded") if isinstance(about, dict) else None
     if form != FORMAT:
         raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; encode it anew")
-    try:
-        parts = tuple(Part(str(p["file"]), int(p["rows"]), str(p["fingerprint"])) for p in about["partitions"])
-        if any(Path(part.file).name != part.file for part in parts):
-            raise ValueError("a partition is not in the folder")
-        recipe = Recipe(**about["recipe"])
-        found = EncodedFolder(
-            folder, about["model"], about["source"], recipe, about["complete"] is True, parts, about["versions"]
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: an entry is missing or odd ({error}); encode it anew") from None
+    told: _Told = shaped(about, _Told, str(path), "encode it anew")
+    for part in told.partitions:
+        if Path(part.file).name != part.file:
+            raise InputError(f"{path}: {part.file!a} is no file of the folder; encode it anew")
+    found = EncodedFolder(folder, told.model, told.source, told.recipe, told.complete, told.partitions, told.versions)
     if complete and not found.complete:
         raise InputError(f"{folder}: not all of it is encoded; {ADVICE}, it goes on where it stopped")
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from nestling import atomic
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.judgments import files
 from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
 from nestling.judgments.sources import as_text, joined, nearest
@@ -54,7 +54,8 @@ class Source:
             scan = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
             found = scan.select(pl.col([_literal(name) for name in dict.fromkeys(columns)])).collect()
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file") from None
+            what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
+            raise unread(Path(part.path), error, what) from None
         texts = joined([as_text(found[name]) for name in self.document]).fill_null("").alias("document")
         empty = pl.Series("document_id", [""] * len(texts), dtype=pl.String)
         ids = as_text(found[self.document_id]).str.strip_chars() if self.document_id else empty
@@ -110,7 +111,8 @@ def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...
             about = parquet.read_metadata(path)
             there = list(about.schema.to_arrow_schema().names)
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: no Parquet file ({str(error).splitlines()[0]}); mend or remove it") from None
+            what = f"{path}: no Parquet file ({str(error).splitlines()[0]}); mend or remove it"
+            raise unread(path, error, what) from None
         if not sizes:
             document = document or usual("document", there)
             key = key or next(iter(usual("document_id", there)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.observer import Observer
 from nestling.serving.indexes import documents, files, shortlist
-from nestling.serving.indexes.calibrate import calibrate
+from nestling.serving.indexes.calibrate import Calibrated, calibrate
 from nestling.serving.indexes.files import Manifest
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.study import study_fusion, study_queries
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 ROWS = 65_536
 CALIBRATED_ON = 256
 WORK = ".work"
+TAKEN_OVER = (files.VECTORS, files.TABLE, files.CODEC)
+"""What an update reads of the index that is there, so checked by content: damage would get fresh checksums."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ def index(
         return builder.build(old)
 
 
+def _in_force(out: Path) -> str | None:
+    try:
+        return files.read_manifest(out).generation
+    except InputError:
+        return None
+
+
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     if out.is_file():
@@ -133,7 +142,7 @@ def _earlier(out: Path, encoder: TextEncoder, settings: IndexSettings) -> Manife
     if not (out / files.MANIFEST).exists():
         return None
     old = files.read_manifest(out)
-    files.check(out, old)
+    files.check(out, old, content=TAKEN_OVER)
     if old.fingerprint != encoder.fingerprint:
         raise InputError(
             f"{out} was made with another model ({old.model}); give another folder, or --rebuild to replace it"
@@ -173,6 +182,11 @@ class _Builder:
     def build(self, old: Manifest | None) -> Indexed:
         frame = self.catalogue.frame
         texts = frame["document"].to_list()
+        if self._is_inverted(len(texts)):
+            # Said before hours of encoding, not after.
+            shortlist.library()
+        before = _in_force(self.out)
+        self._tidy({before})
         number = int(old.generation) + 1 if old else self._free()
         generation = f"{number:06d}"
         known = self._known(old)
@@ -180,31 +194,14 @@ class _Builder:
         missing = [text for text in place if text not in known]
         fresh = encode_chunks(self.encoder, missing, self.work, self.observer)
         with atomic.new_folder(self.out / generation) as folder:
-            before = None if old is None else self.out / old.generation / files.VECTORS
+            earlier = None if old is None else self.out / old.generation / files.VECTORS
             vectors = write_vectors(
-                folder / files.VECTORS, texts, dim=self.encoder.dim, known=known, before=before, fresh=fresh
+                folder / files.VECTORS, texts, dim=self.encoder.dim, known=known, before=earlier, fresh=fresh
             )
-            codec = self._codec(vectors, old)
-            codec.save(folder / files.CODEC)
-            codes = self._codes(folder, vectors, codec)
-            inverted, lists = None, 0
-            if self.settings.is_inverted(len(texts), codec.precision):
-                self.observer.stage("inverted file", f"{len(texts):,} documents")
-                lists = shortlist.build_inverted(vectors, codec, folder / files.INVERTED)
-                read = shortlist.library().read_index(str(folder / files.INVERTED))
-                inverted = shortlist.Inverted(read, shortlist.Exact(codec, codes), lists)
-            self.observer.stage("choose the shortlist's length")
-            chosen = calibrate(
-                self._questions(texts),
-                vectors,
-                shortlist.Exact(codec, codes),
-                inverted,
-                target=self.settings.target,
-                lists=lists,
-            )
+            codec, chosen, warning = self._shortlist(folder, vectors, self._codec(vectors, old), texts)
             self._documents(folder)
             lexical = self._lexical(folder, texts)
-            del vectors, codes
+            del vectors
             manifest = Manifest(
                 generation=generation,
                 model=self.model,
@@ -214,6 +211,7 @@ class _Builder:
                 shortlist=chosen.shortlist,
                 lists=chosen.lists,
                 agreement=chosen.agreement,
+                warning=warning,
                 fusion=self.fusion.as_dict() if self.fusion and lexical else None,
                 fields=self.catalogue.fields,
                 settings=self.settings.as_dict(),
@@ -222,14 +220,59 @@ class _Builder:
                 files=files.describe(folder),
             )
         manifest.write(self.out)
-        self._tidy(generation)
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        self._tidy({generation, before})
         kept = sum(text in known for text in texts)
         removed = 0
         if old is not None:
             removed = len(set(self._ids_before) - set(frame["document_id"]))
-        memory = (codec.bytes_per_vector if not lists else manifest.files[files.INVERTED][0] / len(texts)) + 0.0
+        memory = codec.bytes_per_vector if not chosen.lists else manifest.files[files.INVERTED][0] / len(texts)
         logger.info("index %s: %d documents, %d texts encoded", self.out, len(texts), len(missing))
-        return Indexed(self.out, manifest, len(missing), kept, removed, memory)
+        return Indexed(self.out, manifest, len(missing), kept, removed, float(memory))
+
+    def _is_inverted(self, n: int) -> bool:
+        own = self.encoder.codec
+        precision = own.precision if own is not None else self.settings.cell(n, self.encoder.dim)[1]
+        return self.settings.is_inverted(n, precision)
+
+    def _shortlist(
+        self, folder: Path, vectors: NDArray[np.float16], codec: Codec, texts: Sequence[str]
+    ) -> tuple[Codec, Calibrated, str]:
+        """Write what finds candidates: the first of an inverted file, codes and whole vectors that meets the target.
+
+        Returns:
+            The codec, how it is searched, and what to warn of.
+        """
+        questions, target = self._questions(texts), self.settings.target
+        missed, instead = [], "all codes"
+        exact = self._exact(folder, vectors, codec)
+        if self._is_inverted(len(texts)):
+            self.observer.stage("inverted file", f"{len(texts):,} documents")
+            lists = shortlist.build_inverted(vectors, codec, folder / files.INVERTED)
+            read = shortlist.library().read_index(str(folder / files.INVERTED))
+            inverted = shortlist.Inverted(read, exact, lists)
+            self.observer.stage("choose the shortlist's length")
+            chosen = calibrate(questions, vectors, exact, inverted, target=target, lists=lists)
+            if chosen.agreement >= target:
+                return codec, chosen, ""
+            missed.append(f"an inverted file found {chosen.agreement:.1%}")
+            (folder / files.INVERTED).unlink()
+        self.observer.stage("choose the shortlist's length")
+        chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+        if chosen.agreement < target:
+            missed.append(f"{codec.dim} dims of {codec.precision}, all scanned, {chosen.agreement:.1%}")
+            instead, codec = "whole vectors", Codec("float16", self.encoder.dim)
+            exact = self._exact(folder, vectors, codec)
+            chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+        if not missed:
+            return codec, chosen, ""
+        warning = (
+            f"{' and '.join(missed)} of the exact top 10 where the target is {target:.1%}, so a search scans "
+            f"{instead}, which is slower and takes more memory; a lower --target allows the other"
+        )
+        self.observer.note(f"warning: {warning}")
+        logger.warning("index %s: %s", self.out, warning)
+        return codec, chosen, warning
 
     def _free(self) -> int:
         taken = [int(path.name) for path in self.out.iterdir() if path.name.isdigit()]
@@ -256,8 +299,10 @@ class _Builder:
         sample = vectors[:: -(-len(vectors) // FIT_ROWS)].astype(np.float32)
         return fit_codec(precision, truncate(sample, dim))
 
-    def _codes(self, folder: Path, vectors: NDArray[np.float16], codec: Codec) -> Codes:
-        """Write the shortlist's codes, made of the vectors as they are stored, so that updates change none."""
+    def _exact(self, folder: Path, vectors: NDArray[np.float16], codec: Codec) -> shortlist.Exact:
+        """Write the codec and its codes, made of the vectors as they are stored, so that updates change none."""
+        codec.save(folder / files.CODEC)
+        (folder / files.SCALES).unlink(missing_ok=True)
         parts = []
         for start in range(0, len(vectors), ROWS):
             block = truncate(vectors[start : start + ROWS].astype(np.float32), codec.dim)
@@ -268,7 +313,7 @@ class _Builder:
         if parts[0].scales is not None:
             scales = np.concatenate([part.scales for part in parts if part.scales is not None])
             np.save(folder / files.SCALES, scales)
-        return Codes(data, scales, codec.fingerprint)
+        return shortlist.Exact(codec, Codes(data, scales, codec.fingerprint))
 
     def _questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return vectors of the queries to choose by, evenly spaced; without any, of a few words of documents."""
@@ -298,9 +343,8 @@ class _Builder:
             return False
         return True
 
-    def _tidy(self, generation: str) -> None:
-        """Remove what is no longer in force; on Linux and macOS, those who search in it keep it until they are done."""
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
+    def _tidy(self, kept: Container[str | None]) -> None:
+        """Remove other generations. The one before the one in force stays, as a reader may just have read its name."""
         for path in self.out.iterdir():
-            if path.name != generation and (path.name.isdigit() or path.name.endswith((".part", ".old"))):
+            if path.name not in kept and (path.name.isdigit() or path.name.endswith((".part", ".old"))):
                 shutil.rmtree(path, ignore_errors=True)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from nestling import atomic
 from nestling.errors import InputError
 from nestling.judgments.identity import normalise
+from nestling.manifests import read_json, shaped
+from nestling.serving.indexes.files import AGAIN
 
 ROWS, OFFSETS, FILTERS = "documents.jsonl", "documents.offsets.npy", "filters.json"
 MOST_VALUES = 10_000
@@ -21,6 +23,13 @@ MOST_VALUES = 10_000
 
 Filters = Mapping[str, str | Sequence[str]]
 """Field -> a value or several of which one is enough; all fields must fit. Upper and lower case are the same."""
+
+
+@dataclass
+class _Row:
+    id: str
+    text: str
+    fields: dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +55,32 @@ class Documents:
         """
         offsets = np.load(folder / OFFSETS, mmap_mode="r")
         size = (folder / ROWS).stat().st_size
-        if int(offsets[-1]) != size:
-            raise ValueError(f"{ROWS} holds {size} bytes where {int(offsets[-1])} belong")
+        if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets) or int(offsets[-1]) != size:
+            raise ValueError(f"{OFFSETS} does not fit the {size} bytes of {ROWS}")
         rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
-        filters = json.loads((folder / FILTERS).read_text(encoding="utf-8"))
+        filters = read_json(folder / FILTERS, dict[str, list[str]], advice=AGAIN)
         # Opened now, since an index that is brought up to date removes the files of those who read it.
         columns = {name: np.load(folder / _column(n), mmap_mode="r") for n, name in enumerate(filters)}
-        return cls(folder, {name: list(values) for name, values in filters.items()}, columns, rows, offsets)
+        if any(column.shape != (len(offsets) - 1,) for column in columns.values()):
+            raise ValueError("a field's values are of another number of documents")
+        return cls(folder, filters, columns, rows, offsets)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def get(self, row: int) -> dict[str, Any]:
-        """Return a document: `id`, `text` and `fields`."""
+        """Return a document: `id`, `text` and `fields`.
+
+        Raises:
+            InputError: its row is damaged.
+        """
         start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
-        document: dict[str, Any] = json.loads(self._rows[start:stop].tobytes())
-        return document
+        where = f"{self.folder / ROWS}, line {row + 1}"
+        try:
+            document = json.loads(self._rows[start:stop].tobytes())
+        except (ValueError, RecursionError):
+            raise InputError(f"{where} is damaged; {AGAIN}") from None
+        return vars(shaped(document, _Row, where, AGAIN))
 
     def allowed(self, filters: Filters | None) -> NDArray[np.bool_] | None:
         """Return which documents fit, (n,) bool; None where nothing is filtered.

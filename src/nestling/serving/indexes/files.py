@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nestling import atomic
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
+from nestling.evaluation.fusion import Fusion
+from nestling.manifests import read_json, shaped
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -30,6 +32,7 @@ class Manifest:
         dim: of the vectors that rescore.
         shortlist: length of the shortlist, in candidates, for the top 10.
         lists: of an inverted file that a search looks into; 0 where codes are scanned.
+        warning: what is searched instead of what was asked for, since that missed the target; empty otherwise.
         agreement: share of the exact top 10 that a search by the two numbers above found when they were chosen; None
             where nothing was left out.
         fusion: weight of BM25 and how it was scaled; None without BM25, or where no weight is known.
@@ -44,6 +47,7 @@ class Manifest:
     shortlist: int
     lists: int = 0
     agreement: float | None = None
+    warning: str = ""
     fusion: dict[str, Any] | None = None
     fields: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -63,21 +67,25 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: the folder is no index, of another format, or damaged.
     """
     path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} is no index: it has no {MANIFEST}; make one with nestling index") from None
-    except NotADirectoryError:
-        raise InputError(f"{folder} is a file; give the folder of an index") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {AGAIN}") from None
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give the folder of an index")
+    missing = f"{folder} is no index: it has no {MANIFEST}; make one with nestling index"
+    values = read_json(path, Any, advice=AGAIN, missing=missing)
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise InputError(f"{path} is of another format than {FORMAT}; {AGAIN}")
-    try:
-        files = {str(name): (int(size), str(digest)) for name, (size, digest) in values.pop("files").items()}
-        return Manifest(**{**values, "fields": tuple(values["fields"])}, files=files)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} lacks or holds what it should not ({error}); {AGAIN}") from None
+    found: Manifest = shaped(values, Manifest, str(path), AGAIN)
+    for name, least in (("documents", 1), ("dim", 1), ("shortlist", 1), ("lists", 0)):
+        if getattr(found, name) < least:
+            raise InputError(f"{path}: {name} must be {least} or more, not {getattr(found, name)}; {AGAIN}")
+    for name in (found.generation, *found.files):
+        if not name.isprintable() or not PurePosixPath(name).parts or {"..", "/"} & set(PurePosixPath(name).parts):
+            raise InputError(f"{path} names {name!a}, which is no file of an index; {AGAIN}")
+    if found.fusion is not None:
+        try:
+            Fusion.from_dict(found.fusion)
+        except (InputError, OverflowError) as error:
+            raise InputError(f"{path}: fusion: {error}; {AGAIN}") from None
+    return found
 
 
 def describe(folder: Path) -> dict[str, tuple[int, str]]:
@@ -89,11 +97,11 @@ def describe(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def check(folder: Path, manifest: Manifest, *, content: bool = False) -> Path:
+def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = False) -> Path:
     """Hold the files of the generation in force against the manifest; return its folder.
 
     Args:
-        content: read every file and compare its BLAKE2b too; sizes are always compared.
+        content: read every file, or those that are named, and compare the BLAKE2b too; sizes are always compared.
 
     Raises:
         InputError: a file is missing, of another size or of other content.
@@ -103,11 +111,11 @@ def check(folder: Path, manifest: Manifest, *, content: bool = False) -> Path:
         path = generation / name
         try:
             there = path.stat().st_size
-        except OSError:
-            raise InputError(f"{path} is missing, so the index is damaged; {AGAIN}") from None
+        except OSError as error:
+            raise unread(path, error, f"{path} is missing, so the index is damaged; {AGAIN}") from None
         if there != size:
             raise InputError(f"{path} has {there:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
-        if content and _digest(path) != digest:
+        if (content if isinstance(content, bool) else name in content) and _digest(path) != digest:
             raise InputError(f"{path} has other content than was written, so the index is damaged; {AGAIN}")
     return generation
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.compress import Codec, Codes
 from nestling.evaluation.fusion import Fusion, Top
@@ -93,6 +93,19 @@ class Index:
         """
         path = Path(path)
         manifest = files.read_manifest(path)
+        while True:
+            try:
+                return cls._opened(path, manifest, model=model, engine=engine, threads=threads, verify=verify)
+            except InputError:
+                # An index that was brought up to date meanwhile has lost the files of a generation before.
+                before, manifest = manifest, files.read_manifest(path)
+                if manifest == before:
+                    raise
+
+    @classmethod
+    def _opened(
+        cls, path: Path, manifest: Manifest, *, model: str | None, engine: str, threads: int | None, verify: bool
+    ) -> Index:
         folder = files.check(path, manifest, content=verify)
         inside = path / "model"
         name = model or (str(inside) if inside.is_dir() else manifest.model)
@@ -108,8 +121,10 @@ class Index:
             )
         try:
             return cls._read(path, folder, manifest, encoder)
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError) as error:
-            raise InputError(f"{folder} cannot be read ({error}); {files.AGAIN}") from None
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError) as error:
+            raise unread(folder, error, f"{folder} cannot be read ({error}); {files.AGAIN}") from None
 
     @classmethod
     def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: TextEncoder) -> Index:
@@ -168,11 +183,13 @@ class Index:
             filters: field -> a value or several of which one is enough; all fields must fit.
 
         Raises:
-            InputError: the index cannot be searched in that way, or has no such field.
+            InputError: the index cannot be searched in that way, or has no such field; or a query is blank.
             ValueError: k is below 1, or `queries` is one string.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
+        if not all(query.strip() for query in queries):
+            raise InputError("the query is blank; give words to search for")
         chosen = mode or self.modes[0]
         if chosen not in self.modes:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")

@@ -157,6 +157,9 @@ def build_inverted(vectors: Any, codec: Codec, path: Path, *, block: int = 100_0
         kind = getattr(faiss.ScalarQuantizer, SCALAR[codec.precision])
         index = faiss.IndexIVFScalarQuantizer(coarse, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
     index.cp.niter, index.cp.max_points_per_centroid, index.cp.seed = ROUNDS, TRAINED_ON, 1
+    # For inner products faiss brings centres to length 1 unless told, and centred documents are far shorter than that:
+    # codes, which hold what lies between a document and its centre, would hold the centre.
+    index.cp.spherical = codec.precision != "binary"
 
     def rows(some: Any) -> NDArray[np.float32]:
         cut = truncate(np.asarray(vectors[some], dtype=np.float32), dim)
@@ -186,6 +189,7 @@ def library() -> Any:
         import faiss
     except ModuleNotFoundError:
         raise InputError(
-            "an index of this size is searched with faiss; install it with pip install 'nestling[ann]'"
+            "an index of this size is searched with faiss: pip install 'nestling[ann]', or scan all of it by a larger "
+            "--exact-up-to"
         ) from None
     return faiss

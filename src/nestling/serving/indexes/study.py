@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
 from nestling.evaluation.fusion import Fusion
 
 
@@ -24,7 +24,8 @@ def study_fusion(model: str | Path) -> Fusion | None:
         sizes = {int(cell.split()[0]): cell for cell in fusions if cell.split()[1:] == ["float32"]}
         return Fusion.from_dict(fusions[sizes[max(sizes)]]) if sizes else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{told} cannot be read ({error}); run nestling run again, or give --bm25-weight") from None
+        what = f"{told} cannot be read ({error}); run nestling run again, or give --bm25-weight"
+        raise unread(told, error, what) from None
 
 
 def study_queries(model: str | Path) -> list[str] | None:
@@ -37,8 +38,8 @@ def study_queries(model: str | Path) -> list[str] | None:
 
     try:
         return pl.read_parquet(dev, columns=["query"])["query"].unique(maintain_order=True).to_list()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{dev} cannot be read ({error}); make it again with nestling run") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unread(dev, error, f"{dev} cannot be read ({error}); make it again with nestling run") from None
 
 
 def fusion_for(model: str, asked: str | None) -> Fusion | None:

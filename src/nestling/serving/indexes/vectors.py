@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
-from nestling.errors import InputError
+from nestling.evaluation.cache import read_entry, write_entry
 from nestling.observer import Observer
 from nestling.serving.text_encoders import TextEncoder
 
@@ -30,7 +30,7 @@ class Chunk:
 
 
 def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
-    """Encode distinct texts chunk by chunk into files under `work`; a file that is there is taken as it is."""
+    """Encode distinct texts chunk by chunk into files under `work`; what is there and whole is not encoded again."""
     chunks = []
     if texts:
         observer.stage("encode", f"{len(texts):,} texts")
@@ -39,10 +39,9 @@ def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observ
             some = texts[start : start + CHUNK]
             digest = hashlib.blake2b("\x00".join(some).encode("utf-8", "surrogatepass"), digest_size=16)
             path = work / f"{digest.hexdigest()}.npy"
-            if not path.exists():
-                vectors = encoder.encode(some, kind="document").astype(np.float16)
-                with atomic.new_file(path) as temporary:
-                    np.save(temporary, vectors)
+            there = read_entry(path, len(some), np.float16)
+            if there is None or there.shape[1] != encoder.dim:
+                write_entry(path, encoder.encode(some, kind="document").astype(np.float16))
             chunks.append(Chunk(some, path))
             observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
     finally:
@@ -67,7 +66,6 @@ def write_vectors(
         fresh: the other texts' vectors.
 
     Raises:
-        InputError: a chunk's file is damaged.
         OSError: there is not enough room.
     """
     vectors: Any = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), dim))
@@ -84,8 +82,6 @@ def write_vectors(
             wanted[text].append(row)
     for chunk in fresh:
         found = np.load(chunk.path)
-        if found.shape != (len(chunk.texts), dim):
-            raise InputError(f"{chunk.path} is damaged; remove {chunk.path.parent} and give the same command again")
         for number, text in enumerate(chunk.texts):
             vectors[wanted[text]] = found[number]
     vectors.flush()

@@ -1,0 +1,93 @@
+"""JSON files that Nestling wrote, read with every entry's type checked: damage is a line that names file and key."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nestling.errors import InputError, unread
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+LARGEST = 2**63 - 1
+
+
+def read_json(path: Path, kind: Any, *, advice: str, missing: str | None = None) -> Any:
+    """Return what a JSON file holds, as `kind`; see `shaped`.
+
+    Args:
+        advice: what to do about a file that is damaged.
+        missing: what to say where there is none; by default that it cannot be read.
+
+    Raises:
+        InputError: there is no such file, it may not be read, is no JSON, or holds what is no `kind`.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(missing or f"{path} cannot be read ({error.strerror}); {advice}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise unread(path, error, f"{path} cannot be read ({error}); {advice}") from None
+    return shaped(value, kind, str(path), advice)
+
+
+def shaped(value: Any, kind: Any, path: str, advice: str, key: str = "") -> Any:
+    """Return a JSON value as `kind`: a dataclass, or a type made of dict, list, tuple, unions, literals and scalars.
+
+    Entries that a dataclass does not have are passed over, so that a later version may add some.
+
+    Raises:
+        InputError: it is no `kind`; names the file and the key.
+    """
+
+    def refused(what: str) -> InputError:
+        shown = json.dumps(value)
+        shown = shown if len(shown) <= 40 else shown[:39] + "…"
+        return InputError(f"{path}: {key or 'its content'} must be {what}, not {shown}; {advice}")
+
+    def within(part: Any, part_kind: Any, name: object) -> Any:
+        return shaped(part, part_kind, path, advice, f"{key}.{name}" if key else str(name))
+
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise refused("an object")
+        hints = get_type_hints(kind)
+        found = {}
+        for field in fields(kind):
+            if field.name in value:
+                found[field.name] = within(value[field.name], hints[field.name], field.name)
+            elif field.default is MISSING and field.default_factory is MISSING:
+                raise InputError(f"{path} lacks {f'{key}.{field.name}' if key else field.name}; {advice}")
+        return kind(**found)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        [one] = [argument for argument in arguments if argument is not NoneType]
+        return shaped(value, one, path, advice, key)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            raise refused(f"one of {', '.join(arguments)}")
+        return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise refused("an object")
+        return {name: within(part, arguments[1], name) for name, part in value.items()}
+    if origin in (list, tuple):
+        if not isinstance(value, list):
+            raise refused("a list")
+        if origin is list or arguments[1:] == (...,):
+            return origin(within(part, arguments[0], n) for n, part in enumerate(value))
+        if len(value) != len(arguments):
+            raise refused(f"a list of {len(arguments)}")
+        return tuple(within(part, of, n) for n, (part, of) in enumerate(zip(value, arguments, strict=True)))
+    if kind is float and type(value) in (int, float) and abs(value) <= LARGEST and math.isfinite(value):
+        return float(value)
+    if type(value) is not kind or (kind is int and abs(value) > LARGEST) or kind is float:
+        raise refused(WORDS[kind])
+    return value
