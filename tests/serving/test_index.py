@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fixtures.serving import WORDS, WordEncoder, catalogue, indexed, opened, products
+from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, opened, products
 from nestling.errors import InputError
 from nestling.evaluation.baselines import Lexical
+from nestling.evaluation.compress import fit_codec
 from nestling.evaluation.fusion import Fusion
+from nestling.serving.indexes.calibrate import exact_top
 from nestling.serving.indexes.files import MANIFEST, read_manifest
 from nestling.serving.indexes.index import Index
+from nestling.serving.indexes.shortlist import Exact, Inverted, build_inverted
 
 N = 300
 TITLES = products(N)
@@ -54,6 +58,27 @@ def test_dense_results_are_those_of_comparing_with_every_document(tmp_path: Path
         assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
         assert all(cosines(query)[hit.row] == pytest.approx(hit.score, abs=1e-5) for hit in hits)
         assert all(hit.text == TITLES[hit.row] and hit.document_id == str(hit.row) for hit in hits)
+
+
+def test_an_inverted_file_of_bits_finds_what_scanning_does_where_vectors_share_a_direction(
+    tmp_path: Path,
+):
+    faiss = pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((6000, 32)) + 2 * rng.standard_normal(32)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    asked = vectors[::60] + np.float32(0.02) * rng.standard_normal((100, 32)).astype(np.float32)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    codec = fit_codec("binary", vectors)
+    exact = Exact(codec, codec.encode(vectors))
+    lists = build_inverted(vectors, codec, tmp_path / "i")
+    inverted = Inverted(faiss.read_index(str(tmp_path / "i")), exact, lists)
+    best, _ = exact_top(asked, vectors, 10)
+
+    def share(found: np.ndarray) -> float:
+        return float(np.mean([np.isin(own, some).mean() for own, some in zip(best, found, strict=True)]))
+
+    assert share(inverted.candidates(asked, 400)) > share(exact.candidates(asked, 400)) - 0.02
 
 
 @pytest.mark.parametrize("shortlist", ["16:int8", "32:int4", "32:binary"])
@@ -115,7 +140,8 @@ def test_without_faiss_an_inverted_file_is_done_without_and_nothing_is_missed(tm
     assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines("red steel drill"))[::-1][:10], abs=1e-5)
 
 
-queries = st.lists(st.lists(st.sampled_from([*WORDS, "unknown", ""]), max_size=4).map(" ".join), max_size=4)
+words = st.lists(st.sampled_from([*WORDS, "unknown", ""]), max_size=4).map(" ".join)
+queries = st.lists(words.filter(str.strip), max_size=4)
 
 
 @given(queries, st.integers(1, 350), st.sampled_from(["fused", "dense", "lexical"]))
@@ -155,6 +181,8 @@ def test_hostile_texts_come_back_as_they_were(tmp_path: Path):
             "no field 'colour' to filter by; this index",
         ),
         (lambda index: index.search(["a"], mode="magic"), "cannot be searched by 'magic'; it can by fused, dense"),
+        (lambda index: index.search(["drill", " \t\u3000"]), "the query is blank; give words to search for"),
+        (lambda index: index.search([""], mode="lexical"), "the query is blank; give words to search for"),
     ],
 )
 def test_what_an_index_cannot_do_is_said_in_a_line(folder: Path, call, message: str):
@@ -204,6 +232,100 @@ def test_a_damaged_manifest_is_refused(copied: Path, text: str):
     (copied / MANIFEST).write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json"):
         opened(copied)
+
+
+def test_a_query_of_which_the_model_knows_nothing_finds_by_words_alone(folder: Path):
+    class Deaf(WordEncoder):
+        def encode(self, texts, *, kind="document"):
+            return np.zeros((len(texts), self.dim), np.float32)
+
+    index = opened(folder, Deaf())
+    assert index.search(["red drill"], 5, mode="dense") == [[]]
+    [fused] = index.search(["red drill"], 5)
+    [by_words] = index.search(["red drill"], 5, mode="lexical")
+    assert [hit.row for hit in fused] == [hit.row for hit in by_words]
+
+
+def changed(copied: Path, key: str, value: object) -> None:
+    """Put a value into the manifest, at a dotted key."""
+    about = json.loads((copied / MANIFEST).read_text())
+    *places, last = key.split(".")
+    inner = about
+    for place in places:
+        inner = inner[place]
+    inner[last] = value
+    (copied / MANIFEST).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("documents", "300", 'documents must be a whole number, not "300"'),
+        ("documents", True, "documents must be a whole number, not true"),
+        ("dim", None, "dim must be a whole number, not null"),
+        ("shortlist", 0, "shortlist must be 1 or more, not 0"),
+        ("lists", -1, "lists must be 0 or more, not -1"),
+        ("agreement", [1], r"agreement must be a number, not \[1\]"),
+        ("model", 7, "model must be text, not 7"),
+        ("fields", "brand", "fields must be a list, not"),
+        ("fields", [1], r"fields\.0 must be text, not 1"),
+        ("files", [], r"files must be an object, not \[\]"),
+        ("files", {"vectors.npy": [1]}, r"files\.vectors\.npy must be a list of 2"),
+        ("files", {"../x": [1, "a"]}, r"names '\.\./x', which is no file of an index"),
+        ("generation", "..", r"names '\.\.', which is no file of an index"),
+        ("fusion", {"weight": "much"}, "fusion: a fusion has the fields weight, normalisation, depth"),
+        ("fusion.weight", "much", "fusion: a fusion's weight cannot be 'much'"),
+    ],
+)
+def test_a_manifest_with_a_value_of_a_wrong_type_is_refused_by_file_and_key(copied: Path, key, value, what: str):
+    changed(copied, key, value)
+    with pytest.raises(InputError, match=rf"manifest\.json:? {what}.*make it anew with nestling index --rebuild"):
+        opened(copied)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = ("generation", "model", "fingerprint", "documents", "dim", "shortlist", "lists", "agreement", "fusion")
+
+
+@given(st.sampled_from([*KEYS, "fusion.weight", "fusion.depth", "fields", "settings", "warning", "files"]), JSON)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_manifest_holds_an_index_opens_or_is_refused(copied: Path, key: str, value: object):
+    before = (copied / MANIFEST).read_text()
+    changed(copied, key, value)
+    with suppress(InputError):
+        opened(copied).search(["drill"], 3)
+    (copied / MANIFEST).write_text(before)
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"[", b"0"])
+def test_a_damaged_row_of_the_documents_is_named_where_it_is_asked_for(copied: Path, damage: bytes):
+    path = copied / read_manifest(copied).generation / "documents.jsonl"
+    content = bytearray(path.read_bytes())
+    for start in [0, *[n + 1 for n, byte in enumerate(content[:-1]) if byte == 10]]:
+        content[start : start + 1] = damage
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"documents\.jsonl, line \d+ is damaged; make it anew"):
+        opened(copied).search(["red drill"], 3)
+
+
+@pytest.mark.parametrize("value", [[], {"brand": "Acme"}, {"brand": [1]}, {"brand": {}}, 7])
+def test_filters_of_a_wrong_type_are_refused_by_file_and_key(copied: Path, value: object):
+    path = copied / read_manifest(copied).generation / "filters.json"
+    path.write_text(json.dumps(value))
+    changed(copied, "files", {})
+    with pytest.raises(InputError, match=r"filters\.json: .* must be .*; make it anew"):
+        opened(copied)
+
+
+def test_a_file_that_may_not_be_read_is_called_that(copied: Path):
+    generation = copied / read_manifest(copied).generation
+    for path in (copied / MANIFEST, generation / "codec.safetensors", generation / "vectors.npy", generation):
+        with closed(path) as there, pytest.raises(InputError, match=rf"cannot read {there}.*: permission denied"):
+            opened(there.parent if path.name == MANIFEST else copied)
 
 
 def test_what_is_no_index_and_another_models_index_are_refused(folder: Path, tmp_path: Path):

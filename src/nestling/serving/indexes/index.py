@@ -30,6 +30,12 @@ LONGER = 4
 """A shortlist is at least so many times as long as the list of results."""
 
 
+def refuse_blank(queries: Sequence[str]) -> None:
+    """Raise InputError where a query has no words, whose vector would be near to nothing or to anything."""
+    if not all(query.strip() for query in queries):
+        raise InputError("the query is blank; give words to search for")
+
+
 @dataclass(frozen=True)
 class Hit:
     """One result.
@@ -188,8 +194,7 @@ class Index:
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
-        if not all(query.strip() for query in queries):
-            raise InputError("the query is blank; give words to search for")
+        refuse_blank(queries)
         chosen = mode or self.modes[0]
         if chosen not in self.modes:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")
@@ -237,6 +242,8 @@ class Index:
     ) -> Top:
         """Return the rows of the `k` best by vectors and their cosines, (n_queries, k) each; -1 and -inf pad.
 
+        A vector of zeros finds nothing.
+
         Args:
             shortlist: candidates to rescore; by default the number that the index was made for, or four times `k`.
             lists: of an inverted file to look into; by default as the index was made.
@@ -246,6 +253,8 @@ class Index:
         k = min(k, len(self))
         m = min(len(self), max(k, shortlist or max(self.manifest.shortlist, LONGER * k)))
         found = self.shortlist.candidates(vectors, m, allowed, lists)
+        # A query without a single piece that the model knows is as near to any document as to any other.
+        found[~vectors.any(axis=1)] = -1
         return rescore(vectors, found, self.vectors, k)
 
     def _by_words(self, queries: Sequence[str], k: int, allowed: Allowed) -> Top:

@@ -10,7 +10,7 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.observer import Observer
 from nestling.serving.indexes.documents import Filters
-from nestling.serving.indexes.index import Hit
+from nestling.serving.indexes.index import Hit, refuse_blank
 from nestling.serving.postgres import load as postgres_load
 from nestling.serving.postgres import schema as postgres_schema
 from nestling.serving.postgres.connection import WAITS, Connection
@@ -171,11 +171,12 @@ class Store:
             For each query its hits; scores are cosines, and `row` is -1, since a table has no rows by number.
 
         Raises:
-            InputError: the table is missing or another model's, or the server does not answer.
+            InputError: the table is missing or another model's, the server does not answer, or a query is blank.
             ValueError: k is below 1, the shortlist below 0, or `queries` is one string.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
+        refuse_blank(queries)
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         if shortlist is not None and shortlist < 0:
