@@ -9,7 +9,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -31,6 +30,7 @@ from nestling import (
 from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
 from nestling.environment import grow_gpu_memory
 from nestling.errors import InputError
+from nestling.extras import missing
 from nestling.terminal import clean
 
 if TYPE_CHECKING:
@@ -235,9 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             what += "; free some, then give the same command again: it goes on where it stopped"
         _fail(f"{error.filename}: {what}" if error.filename else what)
     except ModuleNotFoundError as error:
-        if find_spec("sentence_transformers") is not None or (error.name or "").startswith("nestling"):
+        if not error.name or error.name.split(".")[0] == "nestling":
             raise
-        _fail(f"this needs {error.name}, which comes with pip install 'nestling[study]'")
+        _fail(str(missing("this", error)))
     except KeyboardInterrupt:
         _errors().print("interrupted; the same command goes on from here", highlight=False)
         sys.exit(INTERRUPTED)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.terminal import clean
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def serve(
 
     A new version of an index that nestling index writes meanwhile is taken up by itself, or at once on SIGHUP.
     """
+    needed("nestling serve", "fastapi", "prometheus_client", "uvicorn")
     from nestling.serving.indexes.files import read_manifest
     from nestling.serving.indexes.index import Index
     from nestling.serving.service import listening

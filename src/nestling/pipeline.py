@@ -15,6 +15,7 @@ import polars as pl
 from nestling import atomic, measuring, stages
 from nestling.errors import InputError
 from nestling.experiment import DEMO, Experiment, Variant
+from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
@@ -85,6 +86,7 @@ def run(
         InputError: something is wrong with the input or the settings, or the folder holds another study.
         KeyboardInterrupt: on Ctrl-C, with all that is done kept.
     """
+    needed("nestling run", *PICTURES)
     experiment = experiment or Experiment.model_validate(DEMO)
     observer = observer or Observer()
     folder = RunFolder(runs / experiment.name)
@@ -97,11 +99,15 @@ def run(
 
 
 def _check_models(experiment: Experiment) -> None:
-    """Find every base model and try the sizes on it, before hours are spent."""
+    """Find every base model and try the sizes and the engine on it, before hours are spent."""
+    from nestling.evaluation.engines import engine_for
     from nestling.evaluation.grid import sizes_of
 
     for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
-        full = int(load_model(find_model(name)).get_embedding_dimension() or 0)
+        model = load_model(find_model(name))
+        if experiment.evaluation.engine != "auto":
+            engine_for(experiment.evaluation.engine, model)
+        full = int(model.get_embedding_dimension() or 0)
         for dims in [experiment.evaluation.dims, *(v.matryoshka.dims for v in experiment.variants if v.matryoshka)]:
             try:
                 sizes_of(full, dims or ())

@@ -254,7 +254,7 @@ def test_without_openvino_its_engine_says_what_to_install(
     tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match="openvino-bf16 needs the package openvino: pip install openvino"):
+    with pytest.raises(InputError, match=r"openvino-bf16 needs openvino: pip install 'nestling\[openvino\]'"):
         engine_for("openvino-bf16", tiny_model)
 
 

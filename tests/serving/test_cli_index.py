@@ -132,5 +132,5 @@ nestling.cli.main(["run"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("which comes with pip install 'nestling[study]'")
+    assert done.stderr.strip().endswith(": pip install 'nestling[study]'")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
+from fixtures.serving import closed
 from nestling.errors import InputError
 from nestling.serving.encoder import MANIFEST, Encoder, Table
 from nestling.serving.exporting.export import export
@@ -109,7 +110,7 @@ print(json.dumps(Encoder.open({str(folder)!r}).encode({TEXTS!r}).tolist()))
 
 def test_a_missing_engine_is_named_with_the_line_that_installs_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match="pip install onnxruntime"):
+    with pytest.raises(InputError, match=r"pip install 'nestling\[runtime\]'"):
         Encoder.open(folder)
 
 
@@ -130,12 +131,37 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path):
         Encoder.open(copy)
 
 
-@pytest.mark.parametrize("change", [{"nestling_runtime": 99}, {"format": "pickle"}, {"files": None}, {"source": {}}])
-def test_a_manifest_of_another_form_is_refused(change: dict, folder: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"nestling_runtime": 99}, "form 99 is not 1"),
+        ({"format": "pickle"}, "format must be one of onnx, openvino, table"),
+        ({"files": None}, "files must be an object, not null"),
+        ({"files": {"model.onnx": 7}}, r"files\.model\.onnx must be text, not 7"),
+        ({"files": {"\0": "a"}}, "no such file"),
+        ({"source": {}}, r"lacks source\.fingerprint"),
+        ({"dim": "32"}, 'dim must be a whole number, not "32"'),
+        ({"dim": 0}, "dim must be 1 or more, not 0"),
+        ({"max_seq_length": []}, r"max_seq_length must be a whole number, not \[\]"),
+        ({"prompts": {"query": 1}}, r"prompts\.query must be text, not 1"),
+        ({"tokenizer": {"special": 1, "pad_id": 0, "pad_side": "left"}}, r"tokenizer\.special must be true or false"),
+        ({"tokenizer": {"special": True, "pad_id": 0, "pad_side": "up"}}, r"tokenizer\.pad_side must be one of left"),
+        ({"shrunk": {"oversampling": "4"}}, r"shrunk\.oversampling must be a whole number"),
+        ({"shrunk": 4}, "shrunk must be an object, not 4"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused_by_file_and_key(change: dict, what: str, folder: Path, tmp_path: Path):
     copy = copied(folder, tmp_path)
     about = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**about, **change}))
-    with pytest.raises(InputError, match=MANIFEST):
+    with pytest.raises(InputError, match=rf"{MANIFEST}.*{what}|{what}.*{MANIFEST}"):
+        Encoder.open(copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "model.onnx", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_not_called_missing(name: str, folder: Path, tmp_path: Path):
+    copy = copied(folder, tmp_path)
+    with closed(copy / name), pytest.raises(InputError, match=rf"cannot read .*{name}: permission denied"):
         Encoder.open(copy)
 
 

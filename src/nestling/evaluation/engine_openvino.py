@@ -7,13 +7,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from nestling.errors import InputError
+from nestling.extras import needed
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer
@@ -54,10 +54,7 @@ def convert(module: Transformer, precision: str, *, vocabulary: int) -> OpenVino
         InputError: openvino is missing or not able to convert it, the CPU has no bf16, or the module is not of the
             plain kind, text to last hidden state.
     """
-    try:
-        openvino = import_module("openvino")
-    except ImportError:
-        raise InputError(f"engine openvino-{precision} needs the package openvino: pip install openvino") from None
+    openvino = needed(f"engine openvino-{precision}", "openvino")
     way = module.modality_config.get("text", {})
     output = "last_hidden_state"
     if way.get("method") != "forward" or way.get("method_output_name") not in (output, (output,), [output]):

@@ -6,7 +6,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from nestling.errors import InputError, unread
 from nestling.evaluation.compress import Codec
 from nestling.evaluation.embed import truncate
+from nestling.extras import needed
 from nestling.manifests import read_json, shaped
 from nestling.serving.tokens import Tokens
 
@@ -77,8 +77,6 @@ class Encoder:
             raise ValueError(f"threads must be 1 or more, got {threads}")
         folder = Path(folder)
         about = _manifest(folder)
-        needed = {"onnx": "onnxruntime", "openvino": "openvino", "table": "safetensors"}[about.format]
-        package(needed, folder)
         for name, digest in about.files.items():
             _check(folder / Path(name).name, digest)
         forward: Padded | Table
@@ -217,7 +215,7 @@ def onnx_forward(path: Path, *, threads: int | None) -> Padded:
     Raises:
         InputError: onnxruntime is missing or cannot read the file.
     """
-    runtime = package("onnxruntime", path.parent)
+    runtime = needed(str(path.parent), "onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -243,7 +241,7 @@ def openvino_forward(path: Path, precision: str, *, threads: int | None) -> Padd
     Raises:
         InputError: openvino is missing or cannot read the file.
     """
-    runtime = package("openvino", path.parent)
+    runtime = needed(str(path.parent), "openvino")
     core = runtime.Core()
     try:
         halved = precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -283,9 +281,8 @@ class Table:
         """Read what an export wrote.
 
         Raises:
-            InputError: safetensors is missing or cannot read the file.
+            InputError: safetensors cannot read the file.
         """
-        package("safetensors", path.parent)
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -310,18 +307,6 @@ class Table:
                 seen, times = np.unique(np.asarray(each), return_counts=True)
                 means[row] = (times / len(each)).astype(np.float32) @ self.of(seen)
         return means
-
-
-def package(name: str, folder: Path) -> Any:
-    """Import a package that a folder needs.
-
-    Raises:
-        InputError: it is missing.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise InputError(f"{folder} needs the package {name} to run: pip install {name}") from None
 
 
 def _first(error: Exception) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import InputError, unread
+from nestling.errors import unread
+from nestling.extras import needed
 
 TOKENIZE_AT_ONCE = 8192
 
@@ -40,12 +41,9 @@ class Tokens:
         Raises:
             InputError: the package is missing, or the file cannot be read.
         """
+        package = needed(str(path.parent), "tokenizers")
         try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise InputError(f"{path.parent} needs the package tokenizers to be read: pip install tokenizers") from None
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = package.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
             what = f"{path}: cannot be read as a tokenizer ({error}); export the model again"
             raise unread(path, error, what) from None

@@ -15,6 +15,7 @@ import polars as pl
 from nestling import atomic
 from nestling.errors import InputError
 from nestling.experiment import Experiment
+from nestling.extras import PICTURES, needed
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
 from nestling.run_folder import RunFolder, fingerprint
@@ -94,6 +95,7 @@ def curve(
             small to train on.
         KeyboardInterrupt: on Ctrl-C; the same call goes on.
     """
+    needed("nestling curve", *PICTURES)
     shares = _checked(shares)
     if seeds < 1:
         raise InputError(f"a curve needs 1 seed or more, not {seeds}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nestling import atomic
 from nestling.errors import InputError
 from nestling.experiment import Experiment
+from nestling.extras import PICTURES, needed
 from nestling.observer import Observer
 from nestling.run_folder import fingerprint
 from nestling.run_log import logged_to
@@ -91,12 +92,9 @@ def tune(
 
 
 def _workers() -> Any:
-    try:
-        from nestling.tuning import workers
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "optuna":
-            raise
-        raise InputError("nestling tune needs Optuna; install it with pip install 'nestling[tune]'") from None
+    needed("nestling tune", "optuna", *PICTURES)
+    from nestling.tuning import workers
+
     return workers
 
 

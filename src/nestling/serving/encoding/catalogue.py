@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from nestling.environment import versions
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.observer import Observer
 from nestling.serving.encoding.files import (
     MANIFEST,
@@ -129,6 +130,7 @@ def encode_catalogue(
         raise InputError("--address and --workers are for --engine ray; local encodes in one process")
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
+    needed("nestling encode", "pyarrow")
     with ExitStack() as stack:
         stack.enter_context(_locked(out))
         earlier = read_encoded(out, complete=False) if (out / MANIFEST).exists() else None

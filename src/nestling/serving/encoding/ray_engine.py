@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.serving.encoding.files import WORK, Part
 from nestling.serving.encoding.partitions import Slice
 from nestling.serving.encoding.worker import Job, Worker
@@ -59,11 +60,7 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray tells of each pool of workers, on standard error, that its retries might fail.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise InputError("--engine ray needs the package ray: pip install 'nestling[ray]'") from None
+    ray = needed("--engine ray", "ray", "ray.data")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield _seen(ray)

@@ -13,6 +13,7 @@ import numpy as np
 from nestling import atomic
 from nestling.environment import versions
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.models import find_model, load_model
 from nestling.observer import Observer
 from nestling.serving.encoder import CODEC, KINDS, MANIFEST, TOKENIZER, VERSION, Encoder
@@ -104,6 +105,10 @@ def export(
     loaded, codec, about = read_model(source.folder)
     refuse_unknown(loaded)
     static = is_static(loaded)
+    if not static:
+        # Before the split is read and the model traced.
+        packages = ("openvino",) if format == "openvino" else ("onnx", "onnxruntime")
+        needed(f"the export to {format} in {precision}", *packages, *(("nncf",) if precision == "int8" else ()))
     train, qrels = judged(split, threshold)
     try:
         observer.stage(f"export {model}", f"{'table' if static else format}, {precision}")

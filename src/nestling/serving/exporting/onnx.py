@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.serving.encoder import INPUTS, ONNX
 from nestling.serving.exporting.graph import example, first_line, quiet, whole
 from nestling.serving.tokens import Tokens
@@ -36,10 +37,9 @@ def write_onnx(
     """
     import torch
 
-    from nestling.serving.exporting.openvino import needed, quantize
+    from nestling.serving.exporting.openvino import quantize
 
-    needed("onnxruntime", "the export to ONNX")
-    onnx = needed("onnx", "the export to ONNX")
+    onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX
     axes = {name: {0: "n", 1: "length"} for name in INPUTS}
     try:

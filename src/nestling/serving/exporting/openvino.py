@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
+from nestling.extras import needed
 from nestling.serving.encoder import INPUTS, OPENVINO
 from nestling.serving.exporting.graph import example, first_line, quiet, whole
 from nestling.serving.tokens import Tokens
@@ -32,7 +32,7 @@ def write_openvino(
     """
     import torch
 
-    openvino = needed("openvino", "the export to OpenVINO")
+    openvino = needed("the export to OpenVINO", "openvino")
     if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError("--precision bf16 needs a CPU with bf16, and this one has none; choose fp32 or int8")
     ids, mask = example(model)
@@ -62,7 +62,7 @@ def quantize(graph: Any, tokens: Tokens, calibration: Sequence[str], *, keep: tu
     Raises:
         InputError: nncf is missing or cannot quantize the graph.
     """
-    nncf = needed("nncf", "--precision int8 of a transformer")
+    nncf = needed("--precision int8 of a transformer", "nncf")
     items = [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(calibration) if ids]
     try:
         with quiet():
@@ -75,15 +75,3 @@ def quantize(graph: Any, tokens: Tokens, calibration: Sequence[str], *, keep: tu
             )
     except Exception as error:  # nncf raises kinds of its own
         raise InputError(f"nncf cannot quantize this model ({first_line(error)}); choose fp32") from None
-
-
-def needed(name: str, what: str) -> Any:
-    """Import a package of the exporting side.
-
-    Raises:
-        InputError: it is missing.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise InputError(f"{what} needs the package {name}: pip install {name}") from None

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.errors import InputError
 from nestling.evaluation.compress import Codec, Codes
 from nestling.evaluation.embed import truncate
+from nestling.extras import needed
 
 Allowed = NDArray[np.bool_] | None
 
@@ -185,11 +185,4 @@ def library() -> Any:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise InputError(
-            "an index of this size is searched with faiss: pip install 'nestling[ann]', or scan all of it by a larger "
-            "--exact-up-to"
-        ) from None
-    return faiss
+    return needed("an index of more documents than --exact-up-to", "faiss")
