@@ -64,10 +64,12 @@ def new_documents(data: PageData, chosen: str) -> Answer | None:
             pl.col("slice") == SEEN, pl.col("variant") == chosen, pl.col("measure") == data.measures[0]
         )
         figures = [
-            f"{label(data.measures[0])} {value:.4f} on {queries:,} queries with {name} of their relevant documents"
+            f"{label(data.measures[0])} {value:.4f} on {queries:,} queries ({name})"
             for name, queries, value in rows.select("label", "queries", "value").iter_rows()
         ]
-    told = f" {chosen} has {'; '.join(figures)}." if figures else ""
+    told = (
+        f" By how many of their relevant documents training knew, {chosen} has {'; '.join(figures)}." if figures else ""
+    )
     return Answer("Does it hold for new documents?", "Not shown", f"{warning}.{told}", "bad")
 
 
