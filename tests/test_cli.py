@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -73,6 +74,11 @@ def test_help_lists_the_verbs(capsys):
         (["evaluate", "nowhere"], "needs at least one model"),
         (["evaluate", "nowhere", "a", "b/a"], "two models are called 'a'"),
         (["sing"], 'Unknown command "sing"'),
+        (["train", "s", "m", "--epochs", "3"], "--epochs. It is a setting of the training: give --set epochs=3"),
+        (["train", "s", "m", "--batch-size=32"], "give --set batch_size=32"),
+        (["run", "--epochs", "3"], "give --set training.epochs=3"),
+        (["tune", "x.csv", "--learning-rate"], "give --set training.learning_rate=VALUE"),
+        (["evaluate", "s", "m", "--epochs", "3"], "Unknown option: --epochs."),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
@@ -91,6 +97,29 @@ def test_a_bad_score_is_named_with_file_row_and_column(capsys, shop: Path):
     code, _, err = call(capsys, "inspect", shop, "--query", "q", "--score", "stars")
     assert code == 2
     assert f"{shop}, row 1 after the header, column 'stars': the score is 'good', not a number" in err
+
+
+def test_a_file_that_unpacks_to_more_than_max_unpacked_is_refused_in_one_line(capsys, tmp_path: Path):
+    path = tmp_path / "bomb.csv.gz"
+    path.write_bytes(gzip.compress(b"query,title,score\n" + b"a,b,1\n" * 400_000))
+    for verb in (["inspect", path], ["run", path], ["index", "m", path, tmp_path / "out"]):
+        code, _, err = call(capsys, *verb, "--max-unpacked", "1")
+        assert code == 2
+        if verb[0] != "index":
+            assert f"{path}: unpacks to more than 1 MiB" in err
+        assert err.count("\n") == 1
+
+
+def test_a_split_that_shares_documents_warns_on_standard_error(capsys, tmp_path: Path):
+    path = tmp_path / "dense.csv"
+    rows = [f"drill {n},saw {(n * 7 + m * m * 5 + m) % 40},{1 + m % 3}" for n in range(60) for m in range(5)]
+    path.write_text("query,title,score\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    code, out, err = call(capsys, "split", path, tmp_path / "split", "--json")
+    assert code == 0
+    assert json.loads(out)["method"] == "queries-only"
+    assert err.strip().startswith("WARNING: sides share documents, and train holds")
+    code, out, _ = call(capsys, "split", path, tmp_path / "split", "--method", "queries-only", "--overwrite")
+    assert "sides share no query; they do share documents" in " ".join(out.split())
 
 
 def test_a_missing_column_is_named_with_the_option_to_give(capsys, shop: Path):

@@ -6,15 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from nestling import pipeline
 from nestling.errors import InputError
-from nestling.experiment import Experiment
+from nestling.experiment import DataSettings, EvaluationSettings, Experiment
 from nestling.experiment_files import load_experiment, make_experiment
+from nestling.judgments.split_files import read_split
+from nestling.judgments.toolshed import generate
 from nestling.observer import Observer
 from nestling.run_folder import RunFolder
+from nestling.stages import load
 from nestling.training.callbacks import TrainingProgress
 
 
@@ -270,3 +274,98 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_mark(
     assert "split" not in RunFolder(tmp_path / "tiny").state
     assert not list(tmp_path.rglob("*.part*"))
     assert pipeline.run(experiment(tiny_model_path), runs=tmp_path).results.height == 42
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries and the documents that were clicked, without a score."""
+    path = tmp_path_factory.mktemp("clicks") / "clicks.csv"
+    generate(400, seed=0).above(2.5).frame.select("query", "document_id", "document").write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clicked(
+    clicks: Path, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pipeline.Run, Recorder]:
+    seen = Recorder()
+    chosen = experiment(
+        tiny_model_path,
+        data={"source": str(clicks)},
+        variants=["pretrained", "mnrl", "mnrl+matryoshka", "graded", "distilled", "static", "adapter"],
+        evaluation={"dims": [32]},
+        training={"epochs": 1, "batch_size": 16, "precision": "fp32"},
+    )
+    return pipeline.run(chosen, runs=tmp_path_factory.mktemp("clicked"), observer=seen), seen
+
+
+def test_every_recipe_that_needs_no_grades_is_trained_on_positives_alone(clicked: tuple[pipeline.Run, Recorder]):
+    run, seen = clicked
+    assert {"mnrl", "mnrl+matryoshka", "graded", "distilled", "static", "adapter"} < set(run.results["variant"])
+    assert run.results["value"].is_between(0, 1).all()
+    assert "no score column: every pair counts as relevant" in seen.notes
+    study = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    assert (study["threshold"], study["inspection"]["share"]) == (0.5, 1.0)
+    assert [bar["count"] for bar in study["inspection"]["bars"]] == [study["inspection"]["records"]]
+
+
+def test_the_reports_say_that_there_was_no_score_column(clicked: tuple[pipeline.Run, Recorder]):
+    for name in ("report.html", "report.md"):
+        text = (clicked[0].folder / name).read_text(encoding="utf-8")
+        assert "no score column: every pair counts as relevant." in text
+
+
+def test_the_split_of_positives_alone_is_evaluated_and_inspected_without_a_threshold(
+    clicked: tuple[pipeline.Run, Recorder], clicks: Path, tiny_model_path: Path
+):
+    import nestling
+
+    only = EvaluationSettings(dims=(32,), baselines=(), fusion=False, measures=("ndcg@10",))
+    found = nestling.evaluate(clicked[0].folder / "split", {"tiny": str(tiny_model_path)}, settings=only)
+    expected = clicked[0].results.filter(pl.col("variant") == "pretrained", pl.col("measure") == "ndcg@10")
+    assert found.results["value"].item() == pytest.approx(expected["value"].item())
+    assert nestling.inspect(str(clicks), model=str(tiny_model_path)).kept == len(
+        load(DataSettings(source=str(clicks)), seed=0)
+    )
+
+
+@pytest.mark.parametrize("recipe", ["cosine", "cosent"])
+def test_recipes_that_need_scores_refuse_positives_alone_before_anything_is_written(
+    clicks: Path, tiny_model_path: Path, tmp_path: Path, recipe: str
+):
+    chosen = experiment(tiny_model_path, data={"source": str(clicks)}, variants=["mnrl", recipe])
+    with pytest.raises(InputError, match=r"cosine and cosent learn from scores that differ, and here every pair has 1"):
+        pipeline.run(chosen, runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_of_dense_data_shares_documents_and_says_so_everywhere(
+    tiny_model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"drill {query} saw", f"steel door {document} paint", 3.0 if place < 2 else 1.0)
+        for query in range(120)
+        for place, document in enumerate(rng.choice(100, 4, replace=False))
+    ]
+    path = tmp_path / "dense.parquet"
+    pl.DataFrame(rows, schema=["query", "document", "score"], orient="row").write_parquet(path)
+    seen = Recorder()
+    chosen = experiment(
+        tiny_model_path, data={"source": str(path)}, variants=["pretrained", "mnrl"], evaluation={"dims": [32]}
+    )
+    run = pipeline.run(chosen, runs=tmp_path, observer=seen)
+    split = read_split(run.folder / "split")
+    assert (split.method, split.dropped, split.leaks()) == ("queries-only", 0, [])
+    warning = split.warning or ""
+    assert warning in seen.notes
+    assert any(record.levelname == "WARNING" and warning in record.message for record in caplog.records)
+    for name in ("report.html", "report.md", "models/mnrl/README.md"):
+        assert warning in (run.folder / name).read_text(encoding="utf-8"), name
+    again = Recorder()
+    pipeline.run(chosen, runs=tmp_path, observer=again)
+    assert warning in again.notes
+    slices = pl.read_parquet(run.folder / "slices.parquet")
+    known = set(split.train.frame["document_id"])
+    if not known >= set(split.test.above(2.5).frame["document_id"]):
+        assert "relevant documents in training" in set(slices["slice"])

@@ -44,6 +44,24 @@ def test_a_threshold_that_keeps_every_pair_is_refused():
         settle_threshold(scored(1.0, 2.0), 0)
 
 
+def test_scores_that_are_all_alike_are_all_relevant_unless_a_threshold_says_otherwise():
+    assert settle_threshold(scored(1.0, 1.0), None) == 0.5
+    assert settle_threshold(scored(7.0, 7.0), None) == 3.5
+    assert settle_threshold(scored(1.0, 1.0), 0) == 0
+    with pytest.raises(InputError, match="threshold 2 keeps no pair of 2"):
+        settle_threshold(scored(1.0, 1.0), 2)
+    with pytest.raises(InputError, match="on a scale of -1 to 0 give the threshold"):
+        settle_threshold(scored(0.0, 0.0), None)
+
+
+def test_a_threshold_on_the_scale_may_keep_every_pair():
+    frame = pl.DataFrame({"query": ["q", "q"], "document": ["a", "b"], "score": [3.0, 57.0]})
+    clicks = Judgments.from_frame(frame, scale=(0, 57))
+    assert settle_threshold(clicks, 0) == 0
+    with pytest.raises(InputError, match=r"keeps every pair of 2 .*; where all are relevant, give --scale 0 57"):
+        settle_threshold(Judgments.from_frame(frame), 0)
+
+
 def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path):
     generate(300, seed=0).frame.write_parquet(tmp_path / "shop.parquet")
     settings = DataSettings(source=str(tmp_path / "shop.parquet"), records=50)

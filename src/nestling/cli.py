@@ -6,13 +6,14 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 from nestling import (
@@ -129,12 +130,15 @@ def split(
     columns: Columns = Columns(),
     test: Annotated[float, Parameter(help="Share of the records for test.")] = 0.2,
     dev: Annotated[float, Parameter(help="Share of the records for dev.")] = 0.1,
-    method: Literal["auto", "components", "queries"] = "auto",
+    method: Annotated[
+        Literal["auto", "components", "queries", "queries-only"],
+        Parameter(help="What sides share: components and queries nothing, queries-only documents."),
+    ] = "auto",
     seed: int = 0,
     overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.", negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Split into train, dev and test that share no query and no document."""
+    """Split into train, dev and test that share no query, and where the data allows it no document."""
     from nestling import stages
     from nestling.experiment import SplitSettings
     from nestling.experiment_files import make_settings
@@ -148,6 +152,9 @@ def split(
     settings = make_settings(SplitSettings, test=test, dev=dev, method=method, seed=seed)
     made = stages.split(_data(data, columns), out=out, settings=settings)
     summary = summarise(made)
+    for note in (*made.train.notes, made.warning):
+        if note:
+            _observer().note(note)
     if as_json:
         print(json.dumps(summary))
         return
@@ -227,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grow_gpu_memory(os.environ)
     try:
         app(arguments, exit_on_error=False, print_error=False)
+    except UnknownOptionError as error:
+        _fail(_as_setting(error) or str(error))
     except (InputError, CycloptsError) as error:
         _fail(str(error))
     except OSError as error:
@@ -247,6 +256,21 @@ def _fail(message: str) -> NoReturn:
     line = " ".join(clean(part) for part in message.split())
     print(f"nestling: {line}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+def _as_setting(error: UnknownOptionError) -> str | None:
+    """Return what to give in place of an unknown option that has the name of a training setting."""
+    from nestling.training.settings import TrainingSettings
+
+    verb = " ".join(error.command_chain or ())
+    option = (error.token.keyword or error.token.value).split("=")[0]
+    name = option.lstrip("-").replace("-", "_")
+    before = {"train": "", "run": "training.", "tune": "training.", "curve": "training."}.get(verb)
+    if before is None or name not in TrainingSettings.model_fields:
+        return None
+    value = re.search(rf"{re.escape(option)}[= ]([^\s-]\S*)", " ".join(error.root_input_tokens or ()))
+    given = value[1] if value else "VALUE"
+    return f"Unknown option: {option}. It is a setting of the training: give --set {before}{name}={given}"
 
 
 def _data(source: str, columns: Columns) -> DataSettings:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json
+from nestling.cli_options import Json, MaxUnpacked
 from nestling.terminal import clean, observer
 
 
@@ -35,6 +35,7 @@ def encode(
         tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
     ] = (),
     document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None,
+    max_unpacked: MaxUnpacked = 2048,
     as_json: Json = False,
 ) -> None:
     """Encode a catalogue into Parquet files of vectors. Called again, it encodes only what is missing or changed."""
@@ -51,14 +52,9 @@ def encode(
         workers=workers,
         document=[name for part in document for name in part.split(",")],
         document_id=document_id,
+        max_unpacked=max_unpacked,
         observer=watcher,
     )
-    for count, what in (
-        (done.empty, "rows without a text, left out"),
-        (done.retitled, "ids with several texts, of which the longest stands"),
-    ):
-        if count:
-            watcher.note(f"{count:,} {what}")
     folder = done.folder
     if as_json:
         counts = {"documents": folder.rows, "partitions": len(folder.parts), "encoded": done.encoded, "kept": done.kept}

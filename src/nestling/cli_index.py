@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json
+from nestling.cli_options import Json, MaxUnpacked
 from nestling.errors import InputError
 from nestling.terminal import clean, observer
 
@@ -46,6 +46,7 @@ def index(
     language: Annotated[str, Parameter(help="Of BM25's stemmer.")] = "english",
     engine: EngineName = "torch-fp32",
     rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.", negative="")] = False,
+    max_unpacked: MaxUnpacked = 2048,
     as_json: Json = False,
 ) -> None:
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
@@ -63,13 +64,10 @@ def index(
         document=[name for part in document for name in part.split(",")] or None,
         document_id=document_id,
         fields=fields.split(",") if fields else None,
+        max_unpacked=max_unpacked,
     )
-    for count, what in (
-        (found.empty, "rows without a text, left out"),
-        (found.retitled, "ids with several texts, of which the longest stands"),
-    ):
-        if count:
-            watcher.note(f"{count:,} {what}")
+    for note in found.told():
+        watcher.note(note)
     done = write(
         encoder,
         found,

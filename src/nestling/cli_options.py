@@ -16,6 +16,7 @@ from nestling.errors import InputError
 Number = TypeVar("Number", int, float)
 
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of tables.", negative="")]
+MaxUnpacked = Annotated[int, Parameter(help="MiB that a packed catalogue may unpack to.")]
 Overrides = Annotated[
     tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.", negative="")
 ]
@@ -42,6 +43,7 @@ class Columns:
     threshold: Annotated[float | None, Parameter(help="A document is relevant above this score (2.5 on 1 to 3).")] = (
         None
     )
+    max_unpacked: Annotated[int | None, Parameter(help="MiB that a packed file may unpack to (2048).")] = None
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, under their names in an experiment."""

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from nestling.cli_options import Json
+from nestling.cli_options import Json, MaxUnpacked
 from nestling.errors import InputError
 from nestling.terminal import clean, observer
 
@@ -51,6 +51,7 @@ def postgres(
         bool, Parameter(help="Take a table that Nestling did not make, if its columns fit.", negative="")
     ] = False,
     engine: Annotated[str, Parameter(help="What encodes, of a model that was not exported.")] = "torch-fp32",
+    max_unpacked: MaxUnpacked = 2048,
     as_json: Json = False,
 ) -> None:
     """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
@@ -71,7 +72,10 @@ def postgres(
         document=[name for part in document for name in part.split(",")],
         document_id=document_id,
         fields=None if fields is None else [name for name in fields.split(",") if name],
+        max_unpacked=max_unpacked,
     )
+    for note in read.told():
+        watching.note(note)
     address = dsn if dsn is not None else str(postgres_server.start(data or DATA).get_uri())
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:

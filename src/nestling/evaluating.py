@@ -74,6 +74,8 @@ def evaluate(
     contest = contest_of(data, settings, settle_threshold(judgments, threshold))
     sources = {name: find_model(model) for name, model in models.items()}
     observer = observer or Observer()
+    if isinstance(data, Split) and data.warning:
+        observer.note(data.warning)
     found: dict[str, pl.DataFrame] = {}
     for name, path in (runs or {}).items():
         observer.stage(f"read {name}")

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from nestling.evaluation.cells import ROTATIONS, Rotation
 from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.engines import ENGINES
+from nestling.judgments.files import MAX_UNPACKED
+from nestling.judgments.split import Method
 from nestling.models import DEFAULT
 from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
@@ -45,7 +47,10 @@ class DataSettings(Settings):
     records: int | None = Field(default=None, ge=2)
     """Take this many records at random; all by default."""
     threshold: float | None = None
-    """A document is relevant where its score is above this; 2.5 on a scale of 1 to 3, else to be given."""
+    """A document is relevant where its score is above this; 2.5 on a scale of 1 to 3, else to be given. Where all
+    scores are alike or there are none, every pair is relevant."""
+    max_unpacked: int = Field(default=MAX_UNPACKED, ge=1)
+    """MiB that a packed file (.gz, .zip, Parquet) may unpack to."""
 
 
 class SplitSettings(Settings):
@@ -53,7 +58,7 @@ class SplitSettings(Settings):
 
     test: float = Field(default=0.2, gt=0, lt=1)
     dev: float = Field(default=0.1, gt=0, lt=1)
-    method: Literal["auto", "components", "queries"] = "auto"
+    method: Method = "auto"
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from nestling.run_evaluation import RunEvaluation
 from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
 from nestling.run_results import StudyResults
-from nestling.training.recipes import PRETRAINED
+from nestling.training.recipes import PRETRAINED, RECIPES
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
@@ -93,6 +93,9 @@ def run(
     _check_models(experiment)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
     threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    for variant in experiment.variants:
+        if variant.recipe != PRETRAINED:
+            RECIPES[variant.recipe].check(judgments)
     with folder.locked(), logged_to(folder.log):
         logger.info("run %s of %s begins", experiment.name, judgments.source)
         return _Study(experiment, folder, judgments, threshold, overwrite, observer).run()
@@ -205,6 +208,9 @@ class _Study:
                 atomic.write_json(self.folder.inspection, inspection.as_dict())
                 charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
                 self.folder.mark("inspection", made_from)
+        for note in self.judgments.notes:
+            logger.warning("%s: %s", self.judgments.source, note)
+            self.observer.note(note)
         for what, count, rule in self.judgments.cleaning.rules():
             if count:
                 self.observer.note(f"{count:,} x {what}: {rule}")
@@ -217,14 +223,16 @@ class _Study:
     def _split(self, made_from: str) -> Split:
         if self.folder.is_done("split", made_from, self.folder.split):
             self.observer.stage("split", "done before")
-            return read_split(self.folder.split)
+            found = read_split(self.folder.split)
+            if found.warning:
+                self.observer.note(found.warning)
+            return found
         self.observer.stage("split")
         with self._timed("split"):
             made = stages.split(self.judgments, out=self.folder.split, settings=self.experiment.split)
         self.folder.mark("split", made_from)
-        sizes = ", ".join(f"{name} {len(side):,}" for name, side in made.sides.items())
-        self.observer.note(f"by {made.method}: {made.reason}")
-        self.observer.note(f"{sizes} records; {made.dropped:,} dropped to keep the sides apart; no leak")
+        for line in made.told():
+            self.observer.note(line)
         return made
 
     def _train(self, name: str, job: Job, split: Split, made_from: str) -> TrainingResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from nestling.training.settings import Matryoshka, TrainingSettings
 if TYPE_CHECKING:
     from nestling.training.job import Job
     from nestling.training.result import TrainingResult
+
+logger = logging.getLogger(__name__)
 
 STUDY_SCALE = (1.0, 3.0)
 STUDY_THRESHOLD = 2.5
@@ -52,6 +55,7 @@ def load(settings: DataSettings, *, seed: int) -> Judgments:
         revision=settings.revision,
         records=settings.records,
         seed=seed,
+        max_unpacked=settings.max_unpacked,
     )
     if settings.records is None or settings.records == len(judgments):
         return judgments
@@ -59,27 +63,33 @@ def load(settings: DataSettings, *, seed: int) -> Judgments:
 
 
 def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
-    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3.
+    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3, or the middle where scores are alike.
 
     Raises:
-        InputError: none is given on another scale, or it keeps no pair or every pair.
+        InputError: none is given on another scale; it keeps no pair; or it keeps every pair as it lies below the scale,
+            though scores differ.
     """
     scores = judgments.frame["score"].to_numpy()
+    low, high = judgments.scale
     if threshold is None:
-        if judgments.scale != STUDY_SCALE:
-            low, high = judgments.scale
+        if judgments.scale == STUDY_SCALE:
+            threshold = STUDY_THRESHOLD
+        elif judgments.all_alike and high > 0:
+            threshold = (low + high) / 2
+        else:
             lowest = dip(scores, judgments.scale)
             hint = f"; the scores dip near {lowest:.2f}" if lowest is not None else ""
             raise InputError(
                 f"{judgments.source}: on a scale of {low:g} to {high:g} give the threshold above which a document is "
                 f"relevant (--threshold, or data.threshold){hint}"
             )
-        threshold = STUDY_THRESHOLD
     kept = int((scores > threshold).sum())
-    if kept in (0, len(scores)):
+    mistaken = kept == len(scores) and threshold < low and not judgments.all_alike
+    if mistaken or not kept:
+        unless = f"; where all are relevant, give --scale {threshold:g} {high:g}" if mistaken else ""
         raise InputError(
-            f"{judgments.source}: threshold {threshold:g} keeps {'no' if not kept else 'every'} pair of {len(scores)} "
-            f"(scores run from {scores.min():g} to {scores.max():g}); see nestling inspect for what others keep"
+            f"{judgments.source}: threshold {threshold:g} keeps {'every' if mistaken else 'no'} pair of {len(scores)} "
+            f"(scores run from {scores.min():g} to {scores.max():g}); see nestling inspect for what others keep{unless}"
         )
     return threshold
 
@@ -115,7 +125,7 @@ def split_print(judgments: Judgments, settings: SplitSettings) -> str:
 def split(
     data: Judgments | DataSettings | str, *, out: Path | str | None = None, settings: SplitSettings | None = None
 ) -> Split:
-    """Split judgments into train, dev and test that share no query and no document.
+    """Split judgments into train, dev and test that share no query, and but for `queries-only` no document.
 
     Args:
         data: the table, its settings, or just its source.
@@ -128,6 +138,8 @@ def split(
     settings = settings or SplitSettings()
     judgments = _loaded(data, settings.seed)
     made = split_judgments(judgments, test=settings.test, dev=settings.dev, method=settings.method, seed=settings.seed)
+    if made.warning:
+        logger.warning("%s: %s", judgments.source, made.warning)
     leaks = made.leaks()
     if leaks:  # pragma: no cover - the algorithm rules it out; a check, since every figure rests on it
         raise AssertionError(f"the split leaks: {leaks[0]}")
@@ -215,6 +227,8 @@ def train(
         cache=out.with_name(f"{out.name}.training") / "tokens",
     )
     observer.stage(f"train {out.name}")
+    if made.warning:
+        observer.note(made.warning)
     try:
         return fit(
             made.train,

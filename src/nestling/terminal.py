@@ -32,7 +32,9 @@ class TerminalObserver(Observer):
         self.console.print(f"[bold]{escape(clean(name))}[/]  [dim]{escape(clean(detail))}[/]".rstrip(), highlight=False)
 
     def note(self, text: str) -> None:
-        self.console.print(f"  {escape(clean(text))}", highlight=False, soft_wrap=not self.console.is_terminal)
+        style = "bold red" if text.startswith("WARNING") else None
+        line = f"  {escape(clean(text))}"
+        self.console.print(line, style=style, highlight=False, soft_wrap=not self.console.is_terminal)
 
     def training(self, variant: str, progress: TrainingProgress) -> None:
         loss = "-" if progress.loss is None else f"{progress.loss:.3f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -75,7 +76,42 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path, text: str, options:
 def test_a_damaged_text_file_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "titles.txt.gz"
     path.write_bytes(gzip.compress(b"Saw\n")[:-4])
-    with pytest.raises(InputError, match=r"titles\.txt\.gz: cannot be unpacked"):
+    with pytest.raises(InputError, match=r"titles\.txt\.gz: is not gzip, or is cut short"):
+        load_catalogue(path)
+
+
+def test_a_text_file_that_unpacks_to_more_than_the_bound_is_refused(tmp_path: Path):
+    path = tmp_path / "titles.txt.gz"
+    path.write_bytes(gzip.compress(b"Saw\n" * 500_000))
+    with pytest.raises(InputError, match=r"unpacks to more than 1 MiB.*--max-unpacked"):
+        load_catalogue(path, max_unpacked=1)
+    assert len(load_catalogue(path, max_unpacked=2)) == 1
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\u3000 \ufeff", "\u2800", "\u00ad\u2060", "\x00", "\u3164"])
+def test_a_text_of_which_nothing_shows_is_left_out_and_counted(tmp_path: Path, blank: str):
+    path = tmp_path / "shop.parquet"
+    pl.DataFrame({"sku": ["a", "b"], "title": [blank, "Saw"]}).write_parquet(path)
+    found = load_catalogue(path)
+    assert found.frame["document_id"].to_list() == ["b"]
+    assert found.told() == ["1 rows without a text, left out"]
+
+
+def test_semicolons_of_a_catalogue_are_found_and_told(tmp_path: Path):
+    path = tmp_path / "shop.csv"
+    path.write_text("sku;title\n1;Saw, hand\n2;Nail\n")
+    found = load_catalogue(path)
+    assert found.frame["document"].to_list() == ["Saw, hand", "Nail"]
+    assert found.told() == ["fields of the .csv are separated by semicolons, and read so"]
+
+
+def test_texts_and_ids_as_utf_8_bytes_are_text_and_others_name_their_row(tmp_path: Path):
+    path = tmp_path / "shop.parquet"
+    pl.DataFrame({"sku": [b"1", None], "title": ["Säge".encode(), b"Nail"]}).write_parquet(path)
+    assert load_catalogue(path).frame["document"].to_list() == ["Säge", "Nail"]
+    assert load_catalogue(path).frame["document_id"][0] == "1"
+    pl.DataFrame({"sku": ["1", "2"], "title": [b"Saw", b"\xff\xfe"]}).write_parquet(path)
+    with pytest.raises(InputError, match=r"shop\.parquet, row 2, column 'title': holds bytes that are no UTF-8 text"):
         load_catalogue(path)
 
 
@@ -89,8 +125,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_siz
 
 
 def is_blank(text: str) -> bool:
-    # Python, unlike Unicode, takes four control characters for white space.
-    return all(letter.isspace() and letter not in "\x1c\x1d\x1e\x1f" for letter in text)
+    return regex.fullmatch(r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*", text) is not None
 
 
 @given(st.lists(st.tuples(st.sampled_from(["", "a", "b", " a"]), texts, st.sampled_from("xy")), min_size=1))

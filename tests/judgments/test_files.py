@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -228,6 +229,82 @@ def test_what_is_not_gzip_or_is_cut_short_is_an_error(data: bytes) -> None:
         assert "is empty" in error(data, "a.csv.gz")
 
 
+BOMB = b"a,b\n" + b"1,2\n" * 600_000
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv.gz", gzip.compress(BOMB)),
+        ("a.zip", zipped({"p.csv": BOMB})),
+        ("a.csv.gz.gz", gzip.compress(gzip.compress(BOMB))),
+        ("a.zip.gz", gzip.compress(zipped({"p.csv.gz": gzip.compress(BOMB)}))),
+    ],
+)
+def test_what_unpacks_to_more_than_the_bound_is_refused_with_the_option_that_raises_it(name: str, data: bytes) -> None:
+    with pytest.raises(InputError, match=r"unpacks to more than 2 MiB.*--max-unpacked MIB \(data\.max_unpacked\)"):
+        files.parse(name, data, name, max_unpacked=2)
+    assert files.parse(name, data, name, max_unpacked=3).frame.height == 600_000
+
+
+def test_a_zip_that_lies_about_its_sizes_is_stopped_all_the_same() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("p.csv", BOMB)
+    data = bytearray(buffer.getvalue())
+    size = len(BOMB).to_bytes(4, "little")
+    assert data.count(size) == 2
+    lying = bytes(data).replace(size, (9 << 20).to_bytes(4, "little"))
+    with pytest.raises(InputError, match="unpacks to more than 2 MiB"):
+        files.parse("a.zip", lying, "a.zip", max_unpacked=2)
+
+
+def test_a_parquet_file_is_bounded_by_what_its_pages_and_rows_take() -> None:
+    out = io.BytesIO()
+    pl.DataFrame({"a": ["x" * 30] * 200_000, "b": ["y"] * 200_000}).write_parquet(out)
+    assert len(out.getvalue()) < 1 << 20
+    with pytest.raises(InputError, match="unpacks to more than 6 MiB"):
+        files.parse("a.parquet", out.getvalue(), "a.parquet", max_unpacked=6)
+    assert files.parse("a.parquet", out.getvalue(), "a.parquet", max_unpacked=7).frame.height == 200_000
+
+
+# --- delimiters
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "what"),
+    [
+        ("q;d;s\na;b, c;1\n", "a.csv", "semicolons"),
+        ("q\td\ts\na\tb, c\t1\n", "a.csv", "tabs"),
+        ("q|d|s\na|b, c|1\n", "a.csv", "vertical bars"),
+        ('q,d,s\na,"b, c",1\n', "a.tsv", "commas"),
+        ('"q";"d";"s"\r\n"a";"b, c";1\r\n', "a.csv", "semicolons"),
+    ],
+)
+def test_another_delimiter_than_the_extension_says_is_found_and_told(text: str, name: str, what: str) -> None:
+    table = files.parse(name, text.encode(), name)
+    assert table.frame.rows() == [("a", "b, c", "1")]
+    assert table.notes == (f"fields of the {name[1:]} are separated by {what}, and read so",)
+
+
+def test_commas_in_some_rows_do_not_make_them_the_delimiter() -> None:
+    assert rows("q;d, or title;s\na;b;1\nc;d, e;2\n") == [("a", "b", "1"), ("c", "d, e", "2")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["q,d\na;b;c,1;2;3\n", "q,d;e;f\na,b\n", "document\na; b\nc | d\n", "q,d;x;y;z\n", "q,d\n" + "a,b\n" * 50],
+)
+def test_commas_stay_the_delimiter_where_they_fit(text: str) -> None:
+    table = files.parse("a.csv", text.encode(), "a.csv")
+    assert table.frame.width == text.split("\n")[0].count(",") + 1
+    assert table.notes == ()
+
+
+def test_where_no_delimiter_fits_the_row_that_does_not_is_named() -> None:
+    assert "row 2 after the header (line 3): 3 fields where the header has 2" in error("a,b\n1,2\n3,4,5\n")
+
+
 # --- what is no table
 
 
@@ -260,6 +337,13 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
         files.read_table(tmp_path / "a.csv", "a.csv")
     with pytest.raises(InputError, match="is a folder, not a file"):
         files.read_table(tmp_path, "here")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"is a pipe or a device, not a file; write its contents to a file"):
+        files.read_table(tmp_path / name, name)
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,13 +182,63 @@ def test_a_column_that_is_not_there_is_an_error_with_what_is_near(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("role", "header"), [("query", "x,title,score"), ("document", "query,x,score"), ("score", "query,title,x")]
+    ("role", "header"), [("query", "x,title,score"), ("document", "query,x,score"), ("query", "x,title,y")]
 )
 def test_a_column_that_cannot_be_guessed_is_an_error_with_what_to_give(tmp_path: Path, role: str, header: str) -> None:
     path = put(tmp_path, f"{header}\na,b,1\n")
     match = rf"cannot tell which column is the {role}; give --{role} one of: {header.replace(',', ', ')}"
     with pytest.raises(InputError, match=match):
         load_judgments(path)
+
+
+def test_without_a_score_column_every_pair_counts_as_relevant_and_that_is_told(tmp_path: Path) -> None:
+    found = load_judgments(put(tmp_path, "query,title,brand\na,b,X\nc,d,Y\n"))
+    assert found.frame["score"].to_list() == [1.0, 1.0]
+    assert found.scale == (0.0, 1.0)
+    assert found.notes == ("no score column: every pair counts as relevant",)
+    assert found.fields == ("title", "brand")
+
+
+def test_columns_of_numbers_are_named_where_one_may_be_the_score(tmp_path: Path) -> None:
+    found = load_judgments(put(tmp_path, "id,query,title,stars,brand\n1,a,b,3,X\n2,c,d,1,Y\n"))
+    assert found.notes[0].endswith(
+        "every pair counts as relevant; if one of these holds scores, give it with --score: stars"
+    )
+
+
+def test_a_score_column_that_is_asked_for_and_not_there_stays_an_error(tmp_path: Path) -> None:
+    path = put(tmp_path, "query,title,stars\na,b,3\n")
+    with pytest.raises(InputError, match=r"no column 'star' \(did you mean 'stars'\?\); give --score one of"):
+        load_judgments(path, score="star")
+
+
+def test_with_a_scale_and_no_scores_every_pair_has_the_highest(tmp_path: Path) -> None:
+    found = load_judgments(put(tmp_path, "query,title\na,b\n"), scale=(1, 3))
+    assert (found.frame["score"].to_list(), found.scale) == ([3.0], (1, 3))
+
+
+def test_query_and_score_as_utf_8_bytes_are_read_and_other_bytes_name_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"query": ["grün".encode(), b"b"], "title": [b"c", b"d"], "score": [b"1", b"2.5"]}).write_parquet(path)
+    found = load_judgments(path)
+    assert found.frame.select("query", "document", "score").rows() == [("b", "d", 2.5), ("grün", "c", 1.0)]
+    pl.DataFrame({"query": [b"a", b"\xe9"], "title": ["c", "d"], "score": [1, 2]}).write_parquet(path)
+    with pytest.raises(InputError, match=r"a\.parquet, row 2, column 'query': holds bytes that are no UTF-8 text"):
+        load_judgments(path)
+
+
+def test_the_delimiter_found_is_told(tmp_path: Path) -> None:
+    found = load_judgments(put(tmp_path, "query;title;score\na;b, c;1\nd;e;2\n"))
+    assert found.frame["document"].to_list() == ["b, c", "e"]
+    assert found.notes == ("fields of the .csv are separated by semicolons, and read so",)
+
+
+@pytest.mark.parametrize("packing", ["csv.gz", "csv.zip", "parquet"])
+def test_the_bound_on_what_files_unpack_to_reaches_every_format(tmp_path: Path, packing: str) -> None:
+    many = pl.concat([TABLE] * 40_000)
+    path = write(many, tmp_path, packing)
+    with pytest.raises(InputError, match=r"unpacks to more than 1 MiB"):
+        load_judgments(path, max_unpacked=1)
 
 
 def test_a_score_that_is_no_number_is_named_by_its_row_and_column(tmp_path: Path) -> None:

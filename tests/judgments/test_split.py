@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -39,17 +43,40 @@ graphs = st.lists(
 )
 
 
-@given(graphs, st.sampled_from(["auto", "components", "queries"]), st.integers(0, 5))
+@given(graphs, st.sampled_from(["auto", "components", "queries", "queries-only"]), st.integers(0, 5))
 @settings(max_examples=150)
-def test_no_two_sides_share_a_query_or_a_document(rows, method, seed):
+def test_no_two_sides_share_a_query_and_unless_by_queries_only_a_document(rows, method, seed):
     try:
         split = split_judgments(judgments(rows), method=method, seed=seed)
     except InputError:
         return
     assert split.leaks() == []
+    columns = ["query_id", "query", *([] if split.method == "queries-only" else ["document_id", "document"])]
+    for one, other in combinations(split.sides.values(), 2):
+        for column in columns:
+            assert not set(one.frame[column]) & set(other.frame[column])
 
 
-@given(graphs, st.sampled_from(["components", "queries"]))
+@given(graphs, st.integers(0, 5))
+def test_auto_splits_by_queries_only_where_the_others_lose_or_lump_too_much(rows, seed):
+    table = judgments(rows)
+    try:
+        split = split_judgments(table, seed=seed)
+    except InputError:
+        return
+    if split.largest_component <= 0.1 * len(table):
+        assert split.method == "components"
+        return
+    try:
+        dropped = split_judgments(table, method="queries", seed=seed).dropped
+    except InputError:
+        assert split.method == "queries-only"
+        return
+    assert split.method == ("queries" if dropped <= 0.2 * len(table) else "queries-only")
+    assert split.dropped <= 0.2 * len(table)
+
+
+@given(graphs, st.sampled_from(["components", "queries", "queries-only"]))
 def test_every_record_is_on_one_side_or_dropped(rows, method):
     table = judgments(rows)
     try:
@@ -96,9 +123,13 @@ def test_small_components_are_dealt_whole_and_nothing_is_dropped(pairs: Judgment
 
 
 def test_a_giant_component_is_split_by_queries_with_cross_records_dropped(chain: Judgments):
-    split = split_judgments(chain)
+    wider = pl.concat(
+        [chain.frame, chain.frame.with_columns(pl.format("{} own {}", "query", "score").alias("document"))]
+    )
+    split = split_judgments(Judgments.from_frame(wider.select("query", "document", "score")))
     assert split.method == "queries"
-    assert split.largest_component == 200
+    assert split.largest_component == 400
+    assert split.dropped <= 0.2 * 400
     assert split.dropped > 0
     assert split.leaks() == []
 
@@ -107,6 +138,61 @@ def test_by_queries_a_test_query_keeps_all_its_judgments(chain: Judgments):
     split = split_judgments(chain, method="queries")
     counts = split.test.query_keys.value_counts()["count"]
     assert counts.to_list() == [2] * len(counts)
+
+
+@pytest.fixture
+def dense() -> Judgments:
+    """Two hundred queries, each with five of 250 documents."""
+    rng = np.random.default_rng(0)
+    judged = [(n, rng.choice(250, 5, replace=False)) for n in range(200)]
+    rows = [(f"q{n}", f"d{d}", 3.0 if m < 2 else 1.0) for n, documents in judged for m, d in enumerate(documents)]
+    return Judgments.from_frame(pl.DataFrame(rows, schema=["query", "document", "score"], orient="row"))
+
+
+def test_dense_data_is_split_by_queries_only_without_a_loss_and_with_a_warning(dense: Judgments):
+    strict = split_judgments(dense, method="queries")
+    assert strict.dropped > 0.5 * len(dense)
+    assert strict.warning is None
+    split = split_judgments(dense)
+    assert (split.method, split.dropped) == ("queries-only", 0)
+    assert f"keeping documents apart too would drop {strict.dropped:,} records" in split.reason
+    assert split.reached == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.02)
+    train = set(split.train.frame["document_id"])
+    assert split.seen == {name: len(set(split.sides[name].frame["document_id"]) & train) for name in ("dev", "test")}
+    assert split.warning is not None
+    assert split.warning.startswith(f"WARNING: sides share documents, and train holds {split.seen['test']} of the")
+    assert split.told()[-1] == split.warning
+
+
+def test_documents_that_train_lacks_are_not_counted_as_seen():
+    rows = [("a", "x"), ("b", "X "), ("b", "y"), ("b", "z")]
+    frame = pl.DataFrame(rows, schema=["query", "document"], orient="row").with_columns(
+        document_id=pl.Series(["1", "2", "3", "4"]), score=pl.lit(1.0)
+    )
+    table = Judgments.from_frame(frame)
+    train, test = table.take([0]), table.take([1, 2, 3])
+    split = Split(train, train.take([]), test, "queries-only", "", 0, (0.5, 0.0, 0.5), 4, 0, 1, 4)
+    # Document 2 has the text of document 1.
+    assert split.seen == {"dev": 0, "test": 1}
+
+
+def test_the_leak_check_knows_what_the_method_promises(dense: Judgments):
+    split = split_judgments(dense)
+    assert split.leaks() == []
+    assert any("document ids" in line for line in replace(split, method="queries").leaks())
+    leaky = replace(split, test=split.train)
+    assert leaky.leaks()[0].startswith("train and test share")
+    assert not any("document" in line for line in leaky.leaks())
+
+
+def test_a_split_that_shares_documents_reads_back_with_its_warning(dense: Judgments, tmp_path: Path):
+    split = split_judgments(dense)
+    write_split(split, tmp_path / "split")
+    summary = json.loads((tmp_path / "split" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["method"], summary["warning"], summary["seen"]) == ("queries-only", split.warning, split.seen)
+    assert summary["promise"] == "sides share no query; they do share documents"
+    again = read_split(tmp_path / "split")
+    assert (again.leaks(), again.warning) == ([], split.warning)
 
 
 def test_another_seed_gives_another_split(pairs: Judgments):

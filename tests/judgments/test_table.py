@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -66,11 +67,48 @@ def test_further_columns_are_document_fields():
     assert Judgments.from_frame(table(("a", "b", 0.0), brand=["x"])).fields == ("brand",)
 
 
-@pytest.mark.parametrize("value", ["two", "", "nan", "inf"])
+@pytest.mark.parametrize("value", ["two", "", "nan", "inf", "-inf", "1e400"])
 def test_a_score_that_is_no_number_is_named_with_row_and_column(value: str):
     frame = table(("a", "b", 1.0), ("a", "c", 1.0)).with_columns(pl.Series("score", ["1", value]))
     with pytest.raises(InputError, match=r"^shop\.csv, row 2 after the header, column 'stars': the score is"):
         Judgments.from_frame(frame, source="shop.csv", score_name="stars")
+
+
+@pytest.mark.parametrize("value", ["1e308", "-1e31"])
+def test_a_score_that_would_overflow_is_named_with_row_and_column(value: str):
+    frame = table(("a", "b", 1.0), ("a", "c", 1.0)).with_columns(pl.Series("score", ["1", value]))
+    with pytest.raises(InputError, match=r"^shop\.csv, row 2 after the header, column 'stars': .*, beyond 1e\+30"):
+        Judgments.from_frame(frame, source="shop.csv", score_name="stars")
+
+
+def test_a_score_of_1e30_still_has_a_mean_and_a_gain():
+    judgments = Judgments.from_frame(table(("a", "b", 1e30), ("a", "b", 1e30), ("a", "c", -1e30)))
+    assert sorted(judgments.frame["score"]) == [-1e30, 1e30]
+    assert np.isfinite(np.subtract(*judgments.scale))
+
+
+@pytest.mark.parametrize(("score", "scale"), [(1.0, (0.0, 1.0)), (3.0, (0.0, 3.0)), (0.0, (-1.0, 0.0))])
+def test_scores_that_are_all_alike_are_the_highest_of_a_scale(score: float, scale: tuple[float, float]):
+    judgments = Judgments.from_frame(table(("a", "b", score), ("a", "c", score)))
+    assert judgments.scale == scale
+    assert judgments.all_alike
+
+
+@pytest.mark.parametrize("scale", [(3, 1), (2, 2), (0, 1e308)])
+def test_a_scale_that_is_none_is_refused(scale: tuple[float, float]):
+    with pytest.raises(InputError, match="is no scale; give the lowest score and then the highest"):
+        Judgments.from_frame(table(("a", "b", 1.0)), scale=scale)
+
+
+@pytest.mark.parametrize("blank", ["\u200b\u200d", "\u3000", "\ufeff", "\u2800 ", "\x07", "\u00ad"])
+def test_texts_of_which_nothing_shows_are_empty(blank: str):
+    judgments = Judgments.from_frame(table((blank, "saw", 1.0), ("saw", blank, 1.0), ("saw", "hand saw", 2.0)))
+    assert judgments.cleaning == Cleaning(read=3, empty=2)
+
+
+def test_marks_and_emoji_are_texts():
+    judgments = Judgments.from_frame(table(("☃", "🛠️", 1.0), ("½", "क़", 2.0)))
+    assert judgments.cleaning.empty == 0
 
 
 def test_a_table_without_records_is_refused():

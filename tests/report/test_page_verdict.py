@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from fixtures.study import make_study
 from nestling.evaluation.cells import Cell
+from nestling.evaluation.slices import SEEN
 from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import load_page_data
 from nestling.report.page_verdict import Answer, verdict
@@ -225,3 +228,21 @@ def test_a_p_of_just_the_level_proves_nothing():
     assert (gain.outcome, tie.outcome) == ("gain", "open")
     assert outcome_of([gain, tie]) == "gain"
     assert outcome_of([gain, Change("mrr@10", 0.6, 0.5, -0.2, 0, 0.01)]) == "mixed"
+
+
+def test_a_split_that_shares_documents_has_a_caveat_with_the_figures_by_what_training_knew(tmp_path: Path):
+    data = load_page_data(make_study(tmp_path / "run", two(20, 40), variants=BOTH, dev=DEV, pages=False))
+    rows = [(SEEN, "all seen", 48, "mnrl", "recall@10", 0.75), (SEEN, "none seen", 12, "mnrl", "recall@10", 0.25)]
+    columns = ["slice", "label", "queries", "variant", "measure", "value"]
+    warned = {**data.study, "split": {**data.study["split"], "warning": "WARNING: sides share documents"}}
+    found = verdict(replace(data, study=warned, slices=pl.DataFrame(rows, schema=columns, orient="row")))
+    assert len(found) == len(verdict(data)) + 1
+    assert (found[-1].question, found[-1].word, found[-1].tone) == (
+        "Does it hold for new documents?",
+        "Not shown",
+        "bad",
+    )
+    assert found[-1].text == (
+        "WARNING: sides share documents. By how many of their relevant documents training knew, mnrl has recall@10 "
+        "0.7500 on 48 queries (all seen); recall@10 0.2500 on 12 queries (none seen)."
+    )

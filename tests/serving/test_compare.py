@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,9 @@ from fixtures.served import Shop, ids_of, make_service, make_shop
 from nestling.errors import InputError
 from nestling.evaluation.compress import PRECISIONS, fit_codec
 from nestling.evaluation.embed import truncate
-from nestling.judgments.split_files import read_split
+from nestling.judgments.split import split_judgments
+from nestling.judgments.split_files import read_split, write_split
+from nestling.judgments.table import Judgments
 from nestling.serving.indexes.index import Index
 from nestling.serving.service.app import create_app
 from nestling.serving.service.compare import Cell, Cells, dims_of
@@ -177,3 +180,11 @@ def test_a_scale_that_is_not_1_to_3_needs_a_threshold(shop: Shop, monkeypatch):
     low, high = (read_judged(shop.split, threshold=threshold).relevant for threshold in (1.5, 2.5))
     assert all(high[query] <= low[query] for query in high)
     assert sum(map(len, low.values())) > sum(map(len, high.values()))
+
+
+def test_positives_alone_need_no_threshold(tmp_path: Path):
+    rows = [(f"query {n}", f"document {n}", 1.0) for n in range(20)]
+    table = Judgments.from_frame(pl.DataFrame(rows, schema=["query", "document", "score"], orient="row"))
+    split = split_judgments(table)
+    write_split(split, tmp_path / "split")
+    assert len(read_judged(tmp_path / "split").relevant) == len(split.test)

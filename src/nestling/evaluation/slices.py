@@ -16,6 +16,9 @@ from nestling.judgments.table import Judgments
 FULL = 0.2
 """Share of the queries at which a band of counts is full; a last one of less than half of that joins the one before."""
 
+SEEN = "relevant documents in training"
+"""The kind of slice that tells queries apart whose answers training knew."""
+
 SCHEMA = {"query_id": pl.String, "slice": pl.String, "label": pl.String}
 _WORD = re.compile(r"\w+")
 
@@ -61,7 +64,7 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
         known = set(train.query_keys)
         kinds["query in training"] = np.array([key not in known for key in keys], dtype=np.int64), ["seen", "new"]
         seen = _mean_over_relevant(_seen(qrels, train)[qrels.relevant_columns], qrels)
-        kinds["relevant documents in training"] = 2 - _steps(seen), ["all seen", "some seen", "none seen"]
+        kinds[SEEN] = 2 - _steps(seen), ["all seen", "some seen", "none seen"]
 
     tables = [pl.DataFrame(schema=SCHEMA)]
     for kind, (groups, names) in kinds.items():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from nestling.errors import InputError
 from nestling.judgments import files
-from nestling.judgments.sources import KNOWN, RECORD_NUMBER, Raw, as_text, is_binary, joined, nearest, read_raw
+from nestling.judgments.identity import VISIBLE
+from nestling.judgments.sources import KNOWN, RECORD_NUMBER, Raw, is_binary, joined, nearest, read_raw
 from nestling.judgments.table import normalised
 
 TEXT_FILES = (".txt", ".txt.gz")
@@ -29,12 +29,22 @@ class Catalogue:
         source: where it came from, as a person would name it.
         empty: rows without a text, left out.
         retitled: ids that came with several texts; the longest stands.
+        notes: a line for each thing about the reading that a person should know.
     """
 
     frame: pl.DataFrame
     source: str = "memory"
     empty: int = 0
     retitled: int = 0
+    notes: tuple[str, ...] = ()
+
+    def told(self) -> list[str]:
+        """Return the notes, and a line for each kind of row or id that was not taken as it is."""
+        counted = (
+            (self.empty, "rows without a text, left out"),
+            (self.retitled, "ids with several texts, of which the longest stands"),
+        )
+        return [*self.notes, *(f"{count:,} {what}" for count, what in counted if count)]
 
     def __len__(self) -> int:
         return self.frame.height
@@ -53,6 +63,7 @@ def load_catalogue(
     fields: Sequence[str] | None = None,
     split: str | None = None,
     revision: str | None = None,
+    max_unpacked: int = files.MAX_UNPACKED,
 ) -> Catalogue:
     """Read the documents of a source.
 
@@ -64,12 +75,13 @@ def load_catalogue(
             parts of a text that was joined. A judged source repeats a document for each query, so its queries and
             scores are no fields.
         split, revision: of a hub data set.
+        max_unpacked: MiB that a packed file may unpack to.
 
     Raises:
         InputError: the source is not there or cannot be read, lacks a column, or holds no document.
     """
     names = (document,) if isinstance(document, str) else tuple(dict.fromkeys(document or ()))
-    raw = _raw(source, split, revision)
+    raw = _raw(source, split, revision, max_unpacked)
     there = raw.frame.columns
     names = tuple(raw.aliases.get(name, name) if name not in there else name for name in names)
     for option, asked in (("--document", names), ("--document-id", (document_id,)), ("--fields", fields or ())):
@@ -84,15 +96,15 @@ def load_catalogue(
     key = document_id or raw.columns.document_id or next(iter(usual("document_id", there)), None)
     kept = fields if fields is not None else _fields(raw.frame, (key, *(names if len(names) == 1 else ())))
     # "document" may be the name of a column of the source, so the parts are put together apart from it.
-    parts = [as_text(raw.frame[name]) for name in names]
-    ids = as_text(raw.frame[key]) if key else pl.Series("id", [""] * raw.frame.height, dtype=pl.String)
+    parts = [raw.text(name) for name in names]
+    ids = raw.text(key) if key else pl.Series("id", [""] * raw.frame.height, dtype=pl.String)
     columns = {"document_id": ids.str.strip_chars(), "document": joined(parts).fill_null("")}
-    columns |= {_free(name, columns): as_text(raw.frame[name]) for name in kept}
+    columns |= {_free(name, columns): raw.text(name) for name in kept}
     frame = pl.DataFrame({name: values.alias(name) for name, values in columns.items()})
-    return _cleaned(frame, raw.name, keep_all=fields is not None)
+    return replace(_cleaned(frame, raw.name, keep_all=fields is not None), notes=raw.notes)
 
 
-def _raw(source: str | Path, split: str | None, revision: str | None) -> Raw:
+def _raw(source: str | Path, split: str | None, revision: str | None, max_unpacked: int) -> Raw:
     text = str(source)
     if text == "toolshed":
         from nestling.judgments.toolshed import generate
@@ -102,13 +114,10 @@ def _raw(source: str | Path, split: str | None, revision: str | None) -> Raw:
     if text.lower().endswith(TEXT_FILES):
         data = files.read_bytes(Path(text), text)
         if text.lower().endswith(".gz"):
-            try:
-                data = gzip.decompress(data)
-            except (OSError, EOFError, ValueError) as error:
-                raise InputError(f"{text}: cannot be unpacked ({error}); pack it anew") from None
+            data = files.gunzip(data, text, max_unpacked)
         lines = files.decode(data, text)[0].removeprefix("\ufeff").splitlines()
         return Raw(pl.DataFrame({"document": pl.Series(lines, dtype=pl.String)}), text)
-    return read_raw(source, split, revision)
+    return read_raw(source, split, revision, max_unpacked)
 
 
 def with_ids(frame: pl.DataFrame) -> pl.DataFrame:
@@ -145,7 +154,7 @@ def _free(name: str, taken: dict[str, pl.Series]) -> str:
 
 def _cleaned(frame: pl.DataFrame, source: str, *, keep_all: bool) -> Catalogue:
     read = frame.height
-    frame = frame.filter(pl.col("document").str.contains(r"\S"))
+    frame = frame.filter(pl.col("document").str.contains(VISIBLE))
     if frame.is_empty():
         raise InputError(f"{source}: none of its {read} rows has a text; give a catalogue with at least one document")
     frame = with_ids(frame)

@@ -12,8 +12,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import polars as pl
 
@@ -29,14 +30,25 @@ _CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 _DEEPEST = 4
 _CHUNK = 100_000
+_READ = 1 << 20
+_MIB = 1 << 20
+
+MAX_UNPACKED = 2048
+"""MiB that a packed file may unpack to."""
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a file holds: text files as strings only, Parquet with its own types; and the text encoding found."""
+    """What a file holds: text files as strings only, Parquet with its own types; the text encoding found, and notes.
+
+    Attributes:
+        notes: a line for each thing about the reading that a person should know.
+    """
 
     frame: pl.DataFrame
     encoding: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class _BrokenError(Exception):
@@ -47,6 +59,10 @@ class _BrokenError(Exception):
         self.row, self.line, self.why = row, line, why
 
 
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 def listed(names: Iterable[str], most: int = 20) -> str:
     """Return names as a line for an error message: printable, each cut to 40 characters, at most `most` of them."""
     shown = ["".join(c if c.isprintable() else "?" for c in name[:40]) or "''" for name in names]
@@ -54,13 +70,16 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     return (", ".join(shown[:most]) or "none") + more
 
 
-def read_table(path: Path, source: str) -> Table:
+def read_table(path: Path, source: str, *, max_unpacked: int = MAX_UNPACKED) -> Table:
     """Read one file whatever its format and packing; `source` names it in messages.
+
+    Args:
+        max_unpacked: MiB that it may unpack to.
 
     Raises:
         InputError: the file cannot be read, unpacked or parsed, or its extension is not known.
     """
-    return parse(path.name, read_bytes(path, source), source)
+    return parse(path.name, read_bytes(path, source), source, max_unpacked=max_unpacked)
 
 
 def read_bytes(path: Path, source: str) -> bytes:
@@ -70,6 +89,9 @@ def read_bytes(path: Path, source: str) -> bytes:
         InputError: there is no such file, or it may not be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # A pipe that nobody writes to would never end.
+            raise InputError(f"{source}: is a pipe or a device, not a file; write its contents to a file first")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"no such file: {source}; check the spelling and the folder") from error
@@ -77,17 +99,22 @@ def read_bytes(path: Path, source: str) -> bytes:
         raise InputError(f"{source}: is a folder, not a file; give the file in it") from error
     except PermissionError as error:
         raise InputError(f"{source}: permission denied; make the file readable for this user") from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read ({error}); check the path") from error
 
 
-def parse(name: str, data: bytes, source: str) -> Table:
+def parse(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> Table:
     """Parse the bytes of a file called `name`, whose extensions say how it is packed and which format it has.
+
+    Args:
+        max_unpacked: MiB that it may unpack to.
 
     Raises:
         InputError: it cannot be unpacked or parsed, holds nothing, or its extension is not known.
     """
-    name, data = unpack(name, data, source)
+    name, data = unpack(name, data, source, max_unpacked=max_unpacked)
     kind = PurePosixPath(name).suffix.lower()
     if kind not in FORMATS:
         what = f"no way to read {kind!r} files" if kind else f"{listed([name])} has no extension to tell its format"
@@ -95,22 +122,31 @@ def parse(name: str, data: bytes, source: str) -> Table:
     if not data.strip():
         raise InputError(f"{source}: is empty; give a file with at least one judged pair")
     if kind == ".parquet":
-        return Table(_parquet(data, source))
+        return Table(_parquet(data, source, max_unpacked))
     for magic, real in ((b"PK\x03\x04", "a zip archive or a spreadsheet"), (b"\x1f\x8b", "gzip"), (b"PAR1", "Parquet")):
         if data.startswith(magic):
             raise InputError(f"{source}: holds {real}, not {kind} text; give the file its right extension")
     text, encoding = decode(data, source)
     if not text.strip("\ufeff \t\r\n"):
         raise InputError(f"{source}: is empty; give a file with at least one judged pair")
-    frame = _json_lines(text, source) if kind in (".jsonl", ".ndjson") else _delimited(text, kind, source)
-    return Table(frame, encoding)
+    if kind in (".jsonl", ".ndjson"):
+        return Table(_json_lines(text, source), encoding)
+    usual = "," if kind == ".csv" else "\t"
+    found = _delimiter(text, usual)
+    notes = () if found == usual else (f"fields of the {kind} are separated by {DELIMITERS[found]}, and read so",)
+    return Table(_delimited(text, found, source), encoding, notes)
 
 
-def unpack(name: str, data: bytes, source: str, depth: int = 0) -> tuple[str, bytes]:
+def unpack(
+    name: str, data: bytes, source: str, depth: int = 0, *, max_unpacked: int = MAX_UNPACKED
+) -> tuple[str, bytes]:
     """Return the name and the bytes of what a .gz or .zip file holds, in memory; another file is returned as it is.
 
+    Args:
+        max_unpacked: MiB that it may unpack to.
+
     Raises:
-        InputError: it is damaged, is locked by a password, or is a zip without exactly one table.
+        InputError: it is damaged, is locked by a password, unpacks to more, or is a zip without exactly one table.
     """
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix.lower()
     if suffix not in PACKINGS:
@@ -118,16 +154,43 @@ def unpack(name: str, data: bytes, source: str, depth: int = 0) -> tuple[str, by
     if depth == _DEEPEST:
         raise InputError(f"{source}: archives in archives, more than {_DEEPEST} deep; unpack it first")
     if suffix == ".gz":
-        try:
-            return unpack(stem, gzip.decompress(data), source, depth + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{source}: is not gzip, or is cut short ({error}); fetch or pack it again") from error
-    inside = members(data, source)
+        return unpack(stem, gunzip(data, source, max_unpacked), source, depth + 1, max_unpacked=max_unpacked)
+    inside = members(data, source, max_unpacked=max_unpacked)
     tables = [member for member in inside if is_table(member)]
     if len(tables) != 1:
         what = f"holds {len(tables)} tables ({listed(tables)})" if tables else f"holds no table ({listed(inside)})"
         raise InputError(f"{source}: {what}; give a zip with exactly one file of {', '.join(FORMATS)}")
-    return unpack(PurePosixPath(tables[0]).name, inside[tables[0]](), source, depth + 1)
+    name = PurePosixPath(tables[0]).name
+    return unpack(name, inside[tables[0]](), source, depth + 1, max_unpacked=max_unpacked)
+
+
+def gunzip(data: bytes, source: str, max_unpacked: int = MAX_UNPACKED) -> bytes:
+    """Return what gzip packed.
+
+    Raises:
+        InputError: it is damaged, or unpacks to more than `max_unpacked` MiB.
+    """
+    try:
+        return _bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), source, max_unpacked)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{source}: is not gzip, or is cut short ({error}); fetch or pack it again") from error
+
+
+def _bounded(stream: _Readable, source: str, max_unpacked: int) -> bytes:
+    """Read a stream that unpacks while it is read, and stop at the bound, whatever the file says of its size."""
+    unpacked = io.BytesIO()
+    while chunk := stream.read(_READ):
+        if unpacked.tell() + len(chunk) > max_unpacked * _MIB:
+            raise _too_large(source, max_unpacked)
+        unpacked.write(chunk)
+    return unpacked.getvalue()
+
+
+def _too_large(source: str, max_unpacked: int) -> InputError:
+    return InputError(
+        f"{source}: unpacks to more than {max_unpacked:,} MiB, and takes several times that in memory; if it is meant "
+        "to, raise the bound with --max-unpacked MIB (data.max_unpacked)"
+    )
 
 
 def is_table(name: str) -> bool:
@@ -137,11 +200,12 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(FORMATS)
 
 
-def members(data: bytes, source: str) -> dict[str, Callable[[], bytes]]:
+def members(data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> dict[str, Callable[[], bytes]]:
     """Return what a zip archive holds: each file's path in it, with a function that returns its bytes.
 
     Raises:
-        InputError: it is not a zip archive; from the functions, a member is damaged or locked by a password.
+        InputError: it is not a zip archive; from the functions, a member is damaged, locked by a password, or unpacks
+            to more than `max_unpacked` MiB.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -154,7 +218,10 @@ def members(data: bytes, source: str) -> dict[str, Callable[[], bytes]]:
             if info.flag_bits & 1:
                 raise InputError(f"{source}: {listed([info.filename])} in it has a password; unpack it first")
             try:
-                return archive.read(info)
+                with archive.open(info) as stream:
+                    return _bounded(stream, source, max_unpacked)
+            except InputError:
+                raise
             except _ZIP_ERRORS as error:
                 where = listed([info.filename])
                 raise InputError(
@@ -183,9 +250,31 @@ def decode(data: bytes, source: str) -> tuple[str, str]:
         return codecs.charmap_decode(data[len(mark) :], "strict", _CP1252)[0], "cp1252"
 
 
-def _delimited(text: str, kind: str, source: str) -> pl.DataFrame:
+def _delimiter(text: str, usual: str) -> str:
+    """Return what separates the fields: the usual character, unless the first rows fit the header with another alone.
+
+    Rows fit that have as many fields as the header, and more than one; of several characters the one with the most.
+    """
+    counts = {found: _field_counts(text, found) for found in (usual, *DELIMITERS)}
+    fitting = {found: each[0] for found, each in counts.items() if each and each[0] > 1 and len(set(each)) == 1}
+    return usual if usual in fitting else max(fitting, key=lambda found: fitting[found], default=usual)
+
+
+def _field_counts(text: str, delimiter: str) -> list[int]:
+    """Return how many fields the header and the first rows have, blank lines left out."""
+    counts: list[int] = []
     try:
-        return _separated(text, ",")[0] if kind == ".csv" else _tabbed(text)
+        # One row more than may be cut by the end of what is looked at.
+        rows = csv.reader(io.StringIO(text[: _READ // 16], newline=""), delimiter=delimiter)
+        counts += (len(fields) for fields in islice(rows, 40) if "".join(fields).strip())
+    except csv.Error:
+        return counts
+    return counts[:-1] if len(text) > _READ // 16 and len(counts) > 1 else counts
+
+
+def _delimited(text: str, delimiter: str, source: str) -> pl.DataFrame:
+    try:
+        return _tabbed(text) if delimiter == "\t" else _separated(text, delimiter)[0]
     except _BrokenError as broken:
         where = f"row {broken.row} after the header (line {broken.line})" if broken.row else "the header"
         raise InputError(f"{source}, {where}: {broken.why}") from broken
@@ -213,7 +302,8 @@ def _tabbed(text: str) -> pl.DataFrame:
 
 def _separated(text: str, delimiter: str, *, quotes: bool = True) -> tuple[pl.DataFrame, bool]:
     """Return the table, and whether a field spans lines. Python's reader, as polars' fails on quotes within a field."""
-    lines = io.StringIO(text, newline="")
+    # Not StringIO, which takes four bytes a character.
+    lines = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     header: list[str] = []
@@ -291,8 +381,18 @@ def _well_formed(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _parquet(data: bytes, source: str) -> pl.DataFrame:
+def _parquet(data: bytes, source: str, max_unpacked: int) -> pl.DataFrame:
+    from pyarrow import lib, parquet
+
     try:
+        about = parquet.read_metadata(io.BytesIO(data))
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        # A column of one value is a few bytes of the file, and sixteen a row in memory.
+        unpacked = sum(group.total_byte_size for group in groups) + 16 * about.num_rows * about.num_columns
+        if unpacked > max_unpacked * _MIB:
+            raise _too_large(source, max_unpacked)
         return pl.read_parquet(io.BytesIO(data))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, lib.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{source}: is not Parquet, or is damaged; write or fetch it again") from error

@@ -71,6 +71,7 @@ class Inspection:
             "share": self.share,
             "scale": list(self.judgments.scale),
             "encoding": self.judgments.encoding,
+            "notes": list(self.judgments.notes),
             "cleaning": asdict(self.judgments.cleaning),
         }
 

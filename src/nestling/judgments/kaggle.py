@@ -25,11 +25,14 @@ _HEAD = 2_000
 _Entries = dict[str, Callable[[], bytes]]
 
 
-def load(path: Path, source: str) -> files.Table | None:
+def load(path: Path, source: str, max_unpacked: int = files.MAX_UNPACKED) -> files.Table | None:
     """Return the records of a folder, zip or `train.csv` in the layout of the competition; None if it is no such thing.
 
     `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are
     joined where they lie beside it or in the same archive.
+
+    Args:
+        max_unpacked: MiB that each of the files may unpack to.
 
     Returns:
         The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
@@ -38,24 +41,25 @@ def load(path: Path, source: str) -> files.Table | None:
     Raises:
         InputError: a file of the layout is damaged or lacks a column.
     """
-    entries = _entries(path, source)
+    entries = _entries(path, source, max_unpacked)
     found = _find(entries, "train.csv")
     if found is None:
         return None
-    name, data = files.unpack(*found, source)
+    name, data = files.unpack(*found, source, max_unpacked=max_unpacked)
     if not all(column.encode() in data[:_HEAD] for column in PAIRS):
         return None
     pairs = files.parse(name, data, source)
     if not set(PAIRS) <= set(pairs.frame.columns):
         return None
     frame = pairs.frame
-    descriptions = _read(entries, "product_descriptions.csv", source, ("product_uid", "product_description"))
+    read = partial(_read, entries, source, max_unpacked)
+    descriptions = read("product_descriptions.csv", ("product_uid", "product_description"))
     if descriptions is not None:
         frame = _join(frame, descriptions.unique("product_uid", keep="first", maintain_order=True))
-    attributes = _read(entries, "attributes.csv", source, ("product_uid", "name", "value"))
+    attributes = read("attributes.csv", ("product_uid", "name", "value"))
     if attributes is not None:
         frame = _join(frame, _attributes(attributes))
-    return files.Table(frame, pairs.encoding)
+    return files.Table(frame, pairs.encoding, pairs.notes)
 
 
 def _attributes(frame: pl.DataFrame) -> pl.DataFrame:
@@ -77,12 +81,14 @@ def _find(entries: _Entries, name: str) -> tuple[str, bytes] | None:
     return next(((n, entries[n]()) for n in (name, f"{name}.zip", f"{name}.gz") if n in entries), None)
 
 
-def _read(entries: _Entries, name: str, source: str, columns: tuple[str, ...]) -> pl.DataFrame | None:
+def _read(
+    entries: _Entries, source: str, max_unpacked: int, name: str, columns: tuple[str, ...]
+) -> pl.DataFrame | None:
     found = _find(entries, name)
     if found is None:
         return None
     where = f"{source}, {found[0]}"
-    frame = files.parse(*found, where).frame
+    frame = files.parse(*found, where, max_unpacked=max_unpacked).frame
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         there = files.listed(frame.columns)
@@ -90,7 +96,7 @@ def _read(entries: _Entries, name: str, source: str, columns: tuple[str, ...]) -
     return frame.select(columns)
 
 
-def _entries(path: Path, source: str) -> _Entries:
+def _entries(path: Path, source: str, max_unpacked: int) -> _Entries:
     """Return the files that may belong to the layout, by name: a folder's, or those in an archive and beside it."""
     if path.is_dir():
         return _folder(path, source)
@@ -98,7 +104,7 @@ def _entries(path: Path, source: str) -> _Entries:
     if path.name in ("train.csv", "train.csv.gz"):
         return {**beside, path.name: partial(files.read_bytes, path, source)}
     if path.suffix.lower() == ".zip":
-        inside = files.members(files.read_bytes(path, source), source)
+        inside = files.members(files.read_bytes(path, source), source, max_unpacked=max_unpacked)
         return {**beside, **{PurePosixPath(name).name: read for name, read in inside.items()}}
     return {}
 

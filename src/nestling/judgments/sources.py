@@ -15,6 +15,7 @@ import polars as pl
 
 from nestling.errors import InputError
 from nestling.judgments import files, kaggle
+from nestling.judgments.identity import VISIBLE
 from nestling.judgments.table import COLUMNS, Judgments
 
 PRESETS = ("toolshed", "home-depot")
@@ -59,6 +60,25 @@ class Raw:
     columns: Columns = field(default_factory=Columns)
     aliases: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def text(self, column: str) -> pl.Series:
+        """Return a column as strings, and nothing as the empty string.
+
+        Raises:
+            InputError: it holds bytes that are no UTF-8.
+        """
+        values = self.frame[column]
+        if values.dtype != pl.Binary:
+            return as_text(values)
+        try:
+            return as_text(values.alias("text").cast(pl.String))
+        except pl.exceptions.PolarsError:
+            texts = [value is None or _is_utf8(value) for value in values]
+            what = "holds bytes that are no UTF-8 text; write it as strings, or name another column"
+            raise InputError(
+                f"{self.name}, row {texts.index(False) + 1}, column {files.listed([column])!r}: {what}"
+            ) from None
 
 
 def load_judgments(
@@ -74,6 +94,7 @@ def load_judgments(
     revision: str | None = None,
     records: int | None = None,
     seed: int = 0,
+    max_unpacked: int = files.MAX_UNPACKED,
 ) -> Judgments:
     """Read judged (query, document) pairs from wherever they are, and clean them.
 
@@ -85,7 +106,8 @@ def load_judgments(
         query: the column with the query; by default, as for all columns, one with a usual name.
         document: the column with the document's text, or several: joined by newlines in this order, empty ones left
             out. They, and all other columns but record numbers, stay as document fields.
-        score: the column with the score.
+        score: the column with the score. Where it is not given and no column has a usual name, every pair counts as
+            relevant.
         query_id: the column with the query's id; derived from the text where there is none.
         document_id: the column with the document's id; derived from the text where there is none.
         scale: lowest and highest score that a rater can give; by default the source's own, or those seen.
@@ -94,6 +116,7 @@ def load_judgments(
         records: how many records to generate, 25,000 by default. It and `seed` concern `toolshed` only; take a part
             of other sources with `Judgments.sample`.
         seed: the generator's seed.
+        max_unpacked: MiB that a packed file may unpack to.
 
     Raises:
         InputError: the source is not there, cannot be read, or lacks a column; or a score is not a number.
@@ -109,10 +132,10 @@ def load_judgments(
             return generated
         frame = generated.frame if "document" in (names or ("document",)) else generated.frame.drop("document")
         return _judgments(Raw(frame, generated.source, scale=generated.scale), wanted, scale)
-    return _judgments(read_raw(source, split, revision), wanted, scale)
+    return _judgments(read_raw(source, split, revision, max_unpacked), wanted, scale)
 
 
-def read_raw(source: str | Path, split: str | None, revision: str | None) -> Raw:
+def read_raw(source: str | Path, split: str | None, revision: str | None, max_unpacked: int) -> Raw:
     """Read a source's table as it is, `toolshed` apart; see `load_judgments`."""
     text = str(source)
     if not text.strip():
@@ -134,7 +157,7 @@ def read_raw(source: str | Path, split: str | None, revision: str | None) -> Raw
             if not re.search(r"[./\\~]", text):
                 raise InputError(f"no such source: {text!r}{nearest(text, PRESETS)}; give {_what_to_give()}")
         raise InputError(f"no such file: {text}; check the spelling, or give {_what_to_give()}")
-    table = kaggle.load(path, text)
+    table = kaggle.load(path, text, max_unpacked)
     if table is None and preset:
         columns = ", ".join(kaggle.PAIRS)
         raise InputError(f"{text}: holds no train.csv with the columns {columns}; give the folder or zip that does")
@@ -142,9 +165,9 @@ def read_raw(source: str | Path, split: str | None, revision: str | None) -> Raw
     if table is None and path.is_dir():
         return Raw(_datasets(str(path), text, split, None, "give the path of a file in it"), text)
     if table is None:
-        table = files.read_table(path, text)
-        return Raw(table.frame, text, table.encoding)
-    return Raw(table.frame, text, table.encoding, kaggle.SCALE, _KAGGLE, kaggle.ALIASES, kaggle.ABSENT)
+        table = files.read_table(path, text, max_unpacked=max_unpacked)
+        return Raw(table.frame, text, table.encoding, notes=table.notes)
+    return Raw(table.frame, text, table.encoding, kaggle.SCALE, _KAGGLE, kaggle.ALIASES, kaggle.ABSENT, table.notes)
 
 
 def _only_on_the_hub(source: str, **options: str | None) -> None:
@@ -226,10 +249,14 @@ def _judgments(raw: Raw, wanted: Columns, scale: tuple[float, float] | None) -> 
     columns = _choose(raw, wanted)
     roles = {role: getattr(columns, role) for role in KNOWN if role != "document" and getattr(columns, role)}
     taken = {*roles.values(), *(columns.document if columns.document == ("document",) else ())}
-    texts = {name: as_text(raw.frame[name]) for name in columns.document}
-    values = {role: raw.frame[name] for role, name in roles.items()}
-    frame = pl.DataFrame({role: _score(v) if role == "score" else as_text(v) for role, v in values.items()})
+    texts = {name: raw.text(name) for name in columns.document}
+    frame = pl.DataFrame({role: (_score if role == "score" else Raw.text)(raw, name) for role, name in roles.items()})
     frame = frame.with_columns(joined(list(texts.values())).alias("document"))
+    notes = raw.notes
+    if columns.score is None:
+        scale = scale or raw.scale or (0.0, 1.0)
+        frame = frame.with_columns(score=pl.lit(scale[1], dtype=pl.Float64))
+        notes = (*notes, _no_score(raw.frame.select(pl.exclude(*taken, *columns.document))))
     for name in raw.frame.columns:
         kept = name in texts or not (RECORD_NUMBER.fullmatch(name) or is_binary(raw.frame[name]))
         if name not in taken and kept:
@@ -240,6 +267,7 @@ def _judgments(raw: Raw, wanted: Columns, scale: tuple[float, float] | None) -> 
         source=raw.name,
         encoding=raw.encoding,
         score_name=columns.score or "score",
+        notes=notes,
     )
 
 
@@ -259,7 +287,7 @@ def _choose(raw: Raw, wanted: Columns) -> Columns:
     for role, known in KNOWN.items():
         if not chosen[role]:
             name = next((free.pop(usual) for usual in known.split() if usual in free), None)
-            if name is None and not role.endswith("_id"):
+            if name is None and role in ("query", "document"):
                 what = f"cannot tell which column is the {role}"
                 raise InputError(f"{raw.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
             chosen[role] = (name,) if name and role == "document" else name
@@ -278,7 +306,7 @@ def joined(texts: list[pl.Series]) -> pl.Series:
     if len(texts) == 1:
         return texts[0]
     parts = pl.DataFrame([text.alias(str(number)) for number, text in enumerate(texts)])
-    full = pl.element().filter(pl.element().str.contains(r"\S"))
+    full = pl.element().filter(pl.element().str.contains(VISIBLE))
     return parts.select(pl.concat_list(pl.all()).list.eval(full).list.join("\n")).to_series()
 
 
@@ -291,8 +319,30 @@ def as_text(values: pl.Series) -> pl.Series:
     return values.cast(pl.String, strict=False).fill_null("")
 
 
-def _score(values: pl.Series) -> pl.Series:
-    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else as_text(values)
+def _score(raw: Raw, column: str) -> pl.Series:
+    values = raw.frame[column]
+    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else raw.text(column)
+
+
+def _no_score(others: pl.DataFrame) -> str:
+    """Say that there is no score column, and which of the columns that nothing else is taken from hold numbers."""
+    numbers = [
+        name
+        for name in others.columns
+        if not RECORD_NUMBER.fullmatch(name)
+        and not others[name].dtype.is_nested()
+        and others[name].alias("number").cast(pl.Float64, strict=False).is_not_null().all()
+    ]
+    told = "no score column: every pair counts as relevant"
+    return f"{told}; if one of these holds scores, give it with --score: {files.listed(numbers)}" if numbers else told
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_binary(values: pl.Series) -> bool:

@@ -1,9 +1,10 @@
-"""Train, dev and test with no query and no document in common, by id and by normalised text."""
+"""Train, dev and test with no query in common, and mostly no document, by id and by normalised text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -14,19 +15,22 @@ from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 
 SIDES = ("train", "dev", "test")
-Method = Literal["auto", "components", "queries"]
+Method = Literal["auto", "components", "queries", "queries-only"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 LARGEST_COMPONENT = 0.1
 """`auto` splits by components while the largest of them holds at most this share of the records."""
+MOST_DROPPED = 0.2
+"""Else `auto` splits by queries, unless that drops more than this share of the records: then by queries only."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Three tables that share nothing, and how they were made.
+    """Three tables that share no query, and unless the method is `queries-only` no document; and how they were made.
 
     Attributes:
         train, dev, test: the sides. Train is for fitting, dev for checkpoints and tuning, test for the final table.
-        method: `components` or `queries`, the one that was used.
+        method: `components`, `queries` or `queries-only`, the one that was used.
         reason: why this method, in words.
         seed: what the random assignment came from.
         asked: share of the records asked for each side, in the order train, dev, test.
@@ -58,18 +62,64 @@ class Split:
         """Share of all records that each side holds; what is missing to 1 was dropped."""
         return {name: len(side) / self.records for name, side in self.sides.items()}
 
+    @property
+    def shares_documents(self) -> bool:
+        """Whether the method promises apart queries only, and sides may have documents in common."""
+        return self.method == "queries-only"
+
+    @property
+    def promise(self) -> str:
+        """What no two sides have in common, in words."""
+        return "sides share no query" + ("; they do share documents" if self.shares_documents else " and no document")
+
+    @cached_property
+    def seen(self) -> dict[str, int]:
+        """How many documents of dev and of test are in train too, by id or by normalised text."""
+        ids, keys = self.train.frame["document_id"].unique().implode(), self.train.document_keys.unique().implode()
+        found = {}
+        for name in ("dev", "test"):
+            side = self.sides[name]
+            known = side.frame["document_id"].is_in(ids) | side.document_keys.is_in(keys)
+            found[name] = side.frame["document_id"].filter(known).n_unique()
+        return found
+
+    @property
+    def warning(self) -> str | None:
+        """What the figures of a split that shares documents do not say; None for the others."""
+        if not self.shares_documents:
+            return None
+        return (
+            f"WARNING: sides share documents, and train holds {self.seen['test']:,} of the "
+            f"{self.test.frame['document_id'].n_unique():,} of test: the figures are of new queries on documents that "
+            "training knows, and too good for new documents"
+        )
+
+    def told(self) -> list[str]:
+        """Return lines for a person: the method and why, sizes and what was dropped, and the warning if any."""
+        sizes = ", ".join(f"{name} {len(side):,}" for name, side in self.sides.items())
+        dropped = f"{self.dropped:,} dropped to keep the sides apart; {self.promise}"
+        return [
+            f"by {self.method}: {self.reason}",
+            f"{sizes} records; {dropped}",
+            *([self.warning] if self.warning else []),
+        ]
+
     def leaks(self) -> list[str]:
-        """Return what any two sides share, a line each; an empty list is the proof that nothing leaks."""
+        """Return what two sides share against the promise, a line each; an empty list is the proof that none leaks."""
         found = []
         for i, a in enumerate(SIDES):
             for b in SIDES[i + 1 :]:
                 left, right = self.sides[a], self.sides[b]
-                for what, x, y in (
+                checks = [
                     ("query ids", left.frame["query_id"], right.frame["query_id"]),
                     ("query texts", left.query_keys, right.query_keys),
-                    ("document ids", left.frame["document_id"], right.frame["document_id"]),
-                    ("document texts", left.document_keys, right.document_keys),
-                ):
+                ]
+                if not self.shares_documents:
+                    checks += [
+                        ("document ids", left.frame["document_id"], right.frame["document_id"]),
+                        ("document texts", left.document_keys, right.document_keys),
+                    ]
+                for what, x, y in checks:
                     shared = set(x) & set(y)
                     if shared:
                         found.append(f"{a} and {b} share {len(shared)} {what}, {min(shared)!r} among them")
@@ -84,18 +134,19 @@ def split_judgments(
     method: Method = "auto",
     seed: int = 0,
 ) -> Split:
-    """Split so that no query and no document (by id or by normalised text) is on two sides.
+    """Split so that no query (by id or by normalised text) is on two sides, and no document if the method says so.
 
-    Two methods:
+    Three methods:
 
     - `components`: queries and documents are the nodes of a graph, records its edges; whole connected components are
       dealt to the sides in random order. Nothing is dropped, but a component that holds much of the data cannot be
       dealt.
     - `queries`: queries are dealt at random; a document that several sides judge goes to test, else to dev, and the
       other sides' records of it are dropped. Test queries so keep all their judgments.
+    - `queries-only`: queries are dealt at random, with all their records; sides share documents. Nothing is dropped.
 
-    `auto` takes components while the largest holds at most a tenth of the records. The result depends on the seed and
-    on the records, never on their order.
+    `auto` takes components while the largest holds at most a tenth of the records, else queries while that drops at
+    most a fifth of them, else queries only. The result depends on the seed and on the records, never on their order.
 
     Args:
         test, dev: share of the records for these sides; the rest is train.
@@ -105,8 +156,8 @@ def split_judgments(
     """
     if not (0 < test < 1 and 0 <= dev < 1 and test + dev < 1):
         raise InputError(f"split shares test {test:g} and dev {dev:g} must be above 0 and leave something for train")
-    if method not in ("auto", "components", "queries"):
-        raise InputError(f"unknown split method {method!r}; choose auto, components or queries")
+    if method not in METHODS:
+        raise InputError(f"unknown split method {method!r}; choose {', '.join(METHODS)}")
     queries = _groups(judgments.frame["query_id"], judgments.query_keys)
     documents = _groups(judgments.frame["document_id"], judgments.document_keys)
     if queries.max(initial=-1) < 1:
@@ -115,24 +166,25 @@ def split_judgments(
     components = _components(queries, documents)
     sizes = np.bincount(components)
     largest = int(sizes.max())
-    chosen, reason = _choose(method, largest, len(judgments))
-    rng = np.random.default_rng(seed)
     targets = {"test": test * len(judgments), "dev": dev * len(judgments)}
+    by_query = _deal(np.bincount(queries), targets, np.random.default_rng(seed))[queries]
+    # The largest number that judges a document has it: test is 2, dev 1, train 0.
+    owner = np.zeros(documents.max() + 1, dtype=np.int64)
+    np.maximum.at(owner, documents, by_query)
+    owned = owner[documents] == by_query
+    chosen, reason = _choose(method, largest, int((~owned).sum()), len(judgments))
     if chosen == "components":
-        sides = _deal(sizes, targets, rng)[components]
+        sides = _deal(sizes, targets, np.random.default_rng(seed))[components]
     else:
-        wanted = _deal(np.bincount(queries), targets, rng)[queries]
-        # The largest number that judges a document has it: test is 2, dev 1, train 0.
-        owner = np.zeros(documents.max() + 1, dtype=np.int64)
-        np.maximum.at(owner, documents, wanted)
-        sides = np.where(owner[documents] == wanted, wanted, -1)
+        sides = np.where(owned | (chosen == "queries-only"), by_query, -1)
     tables = {name: judgments.take(np.flatnonzero(sides == number)) for number, name in enumerate(SIDES)}
     empty = [name for name, table in tables.items() if not len(table) and not (name == "dev" and dev == 0)]
     if empty:
+        laxer = {"components": "queries", "queries": "queries-only"}
         raise InputError(
             f"{judgments.source}: cannot be split by {chosen}: nothing is left for {empty[0]} "
             f"({len(sizes)} components, the largest with {largest} of {len(judgments)} records); "
-            f"{'try --method queries, or ' if chosen == 'components' else ''}give more data or other shares"
+            f"{f'try --method {laxer[chosen]}, or ' if chosen in laxer else ''}give more data or other shares"
         )
     return Split(
         tables["train"],
@@ -149,13 +201,17 @@ def split_judgments(
     )
 
 
-def _choose(method: str, largest: int, records: int) -> tuple[str, str]:
+def _choose(method: str, largest: int, dropped: int, records: int) -> tuple[str, str]:
     share = f"the largest component holds {largest:,} of {records:,} records ({largest / records:.1%})"
     if method != "auto":
         return method, f"as asked; {share}"
     if largest <= LARGEST_COMPONENT * records:
         return "components", f"{share}, few enough to deal whole components"
-    return "queries", f"{share}, too many to put on one side"
+    share += ", too many to put on one side"
+    if dropped <= MOST_DROPPED * records:
+        return "queries", share
+    apart = f"keeping documents apart too would drop {dropped:,} records ({dropped / records:.1%})"
+    return "queries-only", f"{share}; {apart}"
 
 
 def _groups(ids: pl.Series, keys: pl.Series) -> np.ndarray:

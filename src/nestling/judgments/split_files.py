@@ -26,14 +26,21 @@ def write_split(split: Split, folder: Path) -> None:
 
 
 def summarise(split: Split) -> dict[str, Any]:
-    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from."""
+    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from.
+
+    `seen` counts the documents of dev and of test that are in train too.
+    """
     judgments = split.train
     return {
         "source": judgments.source,
         "encoding": judgments.encoding,
         "scale": list(judgments.scale),
         "cleaning": asdict(judgments.cleaning),
+        "notes": list(judgments.notes),
         "method": split.method,
+        "promise": split.promise,
+        "warning": split.warning,
+        "seen": split.seen,
         "reason": split.reason,
         "seed": split.seed,
         "asked": dict(zip(SIDES, split.asked, strict=True)),
@@ -65,8 +72,9 @@ def read_split(folder: Path) -> Split:
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in SIDES}
         cleaning = Cleaning(**summary["cleaning"])
         scale = (float(summary["scale"][0]), float(summary["scale"][1]))
+        notes = tuple(summary.get("notes", ()))
         sides = {
-            name: Judgments(frame, scale, summary["source"], cleaning, summary["encoding"])
+            name: Judgments(frame, scale, summary["source"], cleaning, summary["encoding"], notes)
             for name, frame in frames.items()
         }
         changed = [name for name in SIDES if sides[name].fingerprint != summary["sides"][name]["fingerprint"]]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import polars as pl
 
 from nestling.errors import InputError
-from nestling.judgments.identity import normalise
+from nestling.judgments.identity import VISIBLE, normalise
 
 COLUMNS = ("query_id", "query", "document_id", "document", "score")
+LARGEST = 1e30
+"""Scores that are larger, either side of 0, overflow in means and in float32."""
 
 
 def normalised(texts: pl.Series) -> pl.Series:
@@ -62,6 +64,7 @@ class Judgments:
         source: where the table came from, as a person would name it.
         cleaning: what was dropped and merged on the way in.
         encoding: the text encoding found, for sources that have one.
+        notes: a line for each thing about the reading that a person should know.
     """
 
     frame: pl.DataFrame
@@ -69,6 +72,7 @@ class Judgments:
     source: str = "memory"
     cleaning: Cleaning = field(default_factory=Cleaning)
     encoding: str | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_frame(
@@ -79,6 +83,7 @@ class Judgments:
         source: str = "memory",
         encoding: str | None = None,
         score_name: str = "score",
+        notes: tuple[str, ...] = (),
     ) -> Judgments:
         """Clean a table with at least the columns `query`, `document` and `score`.
 
@@ -87,11 +92,14 @@ class Judgments:
 
         Args:
             frame: the raw table, one record a row; `score` may be text that reads as numbers.
-            scale: lowest and highest possible score; by default the lowest and highest seen.
+            scale: lowest and highest possible score; by default the lowest and highest seen, or 0 and the score where
+                all scores are the same: data of positives alone.
             score_name: the name of the score column in the source, for messages.
+            notes: what is to be known of how the table was read.
 
         Raises:
-            InputError: a column is missing, a score is not a finite number, or no record is left.
+            InputError: a column is missing, a score is not a finite number or too large, the scale is none, or no
+                record is left.
         """
         missing = [name for name in ("query", "document", "score") if name not in frame.columns]
         if missing:
@@ -102,12 +110,16 @@ class Judgments:
         frame = frame.with_columns(_numbers(frame["score"], source, score_name))
         frame = frame.with_columns(pl.col("query", "document").cast(pl.String).fill_null(""))
 
-        frame = frame.filter(pl.col("query").str.contains(r"\S") & pl.col("document").str.contains(r"\S"))
+        frame = frame.filter(pl.all_horizontal(pl.col("query", "document").str.contains(VISIBLE)))
         empty = read - frame.height
         if frame.is_empty():
             raise InputError(f"{source}: every one of its {read} records has an empty query or document")
 
         low, high = scale or (float(frame["score"].min()), float(frame["score"].max()))  # type: ignore[arg-type]
+        if low == high and scale is None:
+            low = 0.0 if high > 0 else high - 1
+        if not -LARGEST <= low < high <= LARGEST:
+            raise InputError(f"{source}: {low:g} to {high:g} is no scale; give the lowest score and then the highest")
         before = frame.height
         frame = frame.filter(pl.col("score").is_between(low, high))
         out_of_scale = before - frame.height
@@ -120,7 +132,7 @@ class Judgments:
         frame, retitled = _one_text_a_document(frame)
         frame, duplicates, conflicts = _one_record_a_pair(frame)
         cleaning = Cleaning(read, empty, out_of_scale, retitled, duplicates, conflicts)
-        return cls(frame, (low, high), source, cleaning, encoding)
+        return cls(frame, (low, high), source, cleaning, encoding, notes)
 
     def __len__(self) -> int:
         return self.frame.height
@@ -129,6 +141,11 @@ class Judgments:
     def fields(self) -> tuple[str, ...]:
         """Names of the document fields: brand, size and whatever else the source has."""
         return tuple(name for name in self.frame.columns if name not in COLUMNS)
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether every record has the same score, as data of positives alone has."""
+        return self.frame["score"].n_unique() == 1
 
     @cached_property
     def query_keys(self) -> pl.Series:
@@ -152,7 +169,7 @@ class Judgments:
     def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
         """Return the records with these row numbers, in the table's own order."""
         chosen = np.sort(np.asarray(rows, dtype=np.int64))
-        return Judgments(self.frame[chosen], self.scale, self.source, self.cleaning, self.encoding)
+        return replace(self, frame=self.frame[chosen])
 
     def sample(self, n: int, *, seed: int) -> Judgments:
         """Return `n` records drawn at random without replacement; the same ones whatever the order of the input.
@@ -173,11 +190,13 @@ class Judgments:
 
 def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
     numbers = scores.cast(pl.Float64, strict=False)
-    bad = np.flatnonzero(~np.isfinite(numbers.fill_null(math.nan).to_numpy()))
+    values = numbers.fill_null(math.nan).to_numpy()
+    bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if bad.size:
         row = int(bad[0])
         value = scores[row]
-        what = "is empty" if value is None or str(value).strip() == "" else f"is {str(value)[:40]!r}, not a number"
+        why = f"beyond {LARGEST:g}" if np.isfinite(values[row]) else "not a number"
+        what = "is empty" if value is None or str(value).strip() == "" else f"is {str(value)[:40]!r}, {why}"
         more = f" ({bad.size} such rows)" if bad.size > 1 else ""
         raise InputError(
             f"{source}, row {row + 1} after the header, column {name!r}: the score {what}{more}; "

@@ -20,6 +20,8 @@ def counts_table(inspection: Inspection) -> Table:
     table.add_row(
         "records read", f"{judgments.cleaning.read:,}", f"encoding {judgments.encoding}" if judgments.encoding else ""
     )
+    for note in judgments.notes:
+        table.add_row("note", "", escape(note))
     for what, count, rule in judgments.cleaning.rules():
         table.add_row(f"  {what}", f"{count:,}", rule if count else "")
     table.add_row("records kept", f"{judgments.cleaning.kept:,}", "")

@@ -135,11 +135,10 @@ def _data(data: PageData) -> list[str]:
     cleaning = cleaning_of(data)
     if cleaning:
         text += f" Cleaning met {', '.join(cleaning)}."
-    leak = "Leak check: counted in the tables, train, dev and test share no query and no document."
-    if data.leaks is None:
-        leak = "Leak check: not made, since the split is not in the run folder."
-    elif data.leaks:
-        leak = f"**Leak, so the figures are too good: {escaped('; '.join(data.leaks))}.**"
+    text = " ".join([text, *(f"{note}." for note in found.get("notes", ()))])
+    leak = f"**{escaped(data.leak_check)}**" if data.leaks else escaped(data.leak_check)
+    if data.study["split"].get("warning"):
+        leak += f"\n\n**{escaped(data.study['split']['warning'])}.**"
     split, lengths = page_tables.split_table(data), page_tables.lengths_table(data)
     return ["## Data", escaped(text), table(split), leak, table(lengths)]
 

@@ -160,7 +160,9 @@ def _opening(data: PageData, chosen: dict[str, Any], base: Base, before: Rival |
     if worse:
         parts.append(f"**REGRESSION: on dev this model ended below {worse}. Do not use it in place of its base.**")
     if data.leaks:
-        parts.append(f"**Leak, so the figures are too good: {escaped('; '.join(data.leaks))}.**")
+        parts.append(f"**{escaped(data.leak_check)}**")
+    if data.study["split"].get("warning"):
+        parts.append(f"**{escaped(data.study['split']['warning'])}.**")
     if before is None:
         return [*parts, f"{what}. The run did not measure its base model, so what training did is not known."]
     changes = [_studied(data, variant, before.name, before.changes[measure, full]) for measure in data.measures]

@@ -103,6 +103,16 @@ class PageData:
         return found
 
     @property
+    def leak_check(self) -> str:
+        """What counting in the tables said of what sides share; begins with "Leak," where it is too much."""
+        if self.leaks is None:
+            return "Leak check: not made, since the split is not in the run folder."
+        if self.leaks:
+            return f"Leak, so the figures are too good: {'; '.join(self.leaks)}."
+        promise = self.study["split"].get("promise", "sides share no query and no document")
+        return f"Leak check: counted in the tables, {promise}."
+
+    @property
     def lexical(self) -> str | None:
         """The strongest plain BM25 that was measured: stemmed, else unstemmed, else None."""
         return next((name for name in ("bm25-stemmed", "bm25") if name in self.dims), None)

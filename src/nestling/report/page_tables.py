@@ -95,7 +95,8 @@ def split_table(data: PageData) -> PageTable:
     dropped = split["dropped"]
     caption = (
         f"Split by {split['method']}, seed {split['seed']}: {split['reason']}. "
-        f"{dropped:,} {'record was' if dropped == 1 else 'records were'} dropped to keep the sides apart."
+        f"{dropped:,} {'record was' if dropped == 1 else 'records were'} dropped to keep the sides apart"
+        f"{'; ' + split['promise'] if 'promise' in split else ''}."
     )
     columns = ["side", "records", "queries", "documents", "share"]
     return PageTable(caption, columns, [False, True, True, True, True], [("", body)], sortable=False)

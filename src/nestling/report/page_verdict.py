@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
 from nestling.evaluation.significance import compare_all
+from nestling.evaluation.slices import SEEN
 from nestling.report.page_change import ALPHA, Change, Outcome, outcome_of, sentence
 from nestling.report.page_data import PageData
 from nestling.report.page_small import Small, how_small
@@ -29,7 +31,7 @@ class Answer:
 
 
 def verdict(data: PageData) -> list[Answer]:
-    """Return the answers in the order of the page: fine-tuning, Matryoshka, BM25, size, and what to ship.
+    """Return the answers in the order of the page: fine-tuning, Matryoshka, BM25, size, what to ship, and a caveat.
 
     Variants are chosen by their figures on dev; every figure that is told is of test. Fine-tuning's p are those of the
     run's comparisons, corrected for their number by Holm; the others are corrected within their own question.
@@ -40,13 +42,35 @@ def verdict(data: PageData) -> list[Answer]:
     chosen = data.pick if outcome == "gain" or data.reference is None else data.reference
     lexical = _lexical_changes(data, chosen)
     small = how_small(data, chosen)
+    caveat = new_documents(data, chosen)
     return [
         tuning,
         matryoshka(data),
         bm25(data, chosen, lexical),
         _size_answer(data, chosen, small),
         ship(data, chosen, outcome if changes else None, lexical, small),
+        *([caveat] if caveat else []),
     ]
+
+
+def new_documents(data: PageData, chosen: str) -> Answer | None:
+    """Answer whether the figures hold for documents that training did not know; None where sides share none."""
+    warning = data.study["split"].get("warning")
+    if not warning:
+        return None
+    figures = []
+    if data.slices is not None:
+        rows = data.slices.filter(
+            pl.col("slice") == SEEN, pl.col("variant") == chosen, pl.col("measure") == data.measures[0]
+        )
+        figures = [
+            f"{label(data.measures[0])} {value:.4f} on {queries:,} queries ({name})"
+            for name, queries, value in rows.select("label", "queries", "value").iter_rows()
+        ]
+    told = (
+        f" By how many of their relevant documents training knew, {chosen} has {'; '.join(figures)}." if figures else ""
+    )
+    return Answer("Does it hold for new documents?", "Not shown", f"{warning}.{told}", "bad")
 
 
 def fine_tuning(data: PageData) -> Answer:

@@ -15,7 +15,7 @@ def split_table(summary: dict[str, Any]) -> Table:
         summary: what `summarise` says of a split.
     """
     dropped = f"{summary['dropped']:,} records dropped to keep the sides apart"
-    caption = f"by {summary['method']}: {summary['reason']}; {dropped}; sides share no query and no document"
+    caption = f"by {summary['method']}: {summary['reason']}; {dropped}; {summary['promise']}"
     table = Table(title=escape(summary["source"]), title_justify="left", caption=caption, caption_justify="left")
     table.add_column("side")
     for name in ("records", "share", "asked", "queries", "documents"):

@@ -115,6 +115,7 @@ class Recipe:
             stand above them, an experiment's for all variants below.
         evaluator: (qrels of dev, job) -> what measures the model there; None for recall and MRR of its embeddings.
         teachable: whether its data can hold candidates that a cross-encoder has read.
+        check: raises InputError where the judgments are none that it can learn from; called before anything is made.
     """
 
     prepare: Callable[[Judgments, Job, SentenceTransformer], Material]
@@ -123,6 +124,7 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     evaluator: Callable[[Qrels, Job], RerankEvaluator] | None = None
     teachable: bool = False
+    check: Callable[[Judgments], None] = lambda _: None
 
     def is_taught(self, job: Job) -> bool:
         """Return whether a job of this recipe has a cross-encoder for a teacher."""
@@ -199,10 +201,12 @@ RECIPES: dict[str, Recipe] = {
     "cosine": Recipe(
         scored.cosine,
         "squared error between cosine and score, all pairs, scores scaled to 0..1",
+        check=scored.check_scores_differ,
     ),
     "cosent": Recipe(
         scored.cosent,
         "CoSENT: cosines in the order of the scores, all pairs, scores scaled to 0..1",
+        check=scored.check_scores_differ,
     ),
 }
 

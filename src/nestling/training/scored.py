@@ -28,6 +28,16 @@ def cosent(judgments: Judgments, job: Job, model: SentenceTransformer) -> Materi
     return Material(scored_pairs(judgments), with_matryoshka(model, CoSENTLoss(model), job))
 
 
+def check_scores_differ(judgments: Judgments) -> None:
+    """Raise InputError if all scores are equal, so that there is nothing to learn from them."""
+    if judgments.all_alike:
+        score = judgments.frame["score"][0]
+        raise InputError(
+            f"{judgments.source}: cosine and cosent learn from scores that differ, and here every pair has {score:g}; "
+            "take mnrl, graded, distilled, static or adapter"
+        )
+
+
 def scored_pairs(judgments: Judgments) -> Dataset:
     """Return every pair, columns `anchor`, `document` and `score`, the score scaled to 0..1.
 
@@ -36,12 +46,9 @@ def scored_pairs(judgments: Judgments) -> Dataset:
     """
     from datasets import Dataset
 
+    check_scores_differ(judgments)
     frame = judgments.frame
     low, high = judgments.scale
-    if frame["score"].n_unique() < 2 or high <= low:
-        raise InputError(
-            f"{judgments.source}: all training pairs have the same score; use a recipe that needs no scores"
-        )
     return Dataset.from_dict(
         {
             "anchor": frame["query"].to_list(),

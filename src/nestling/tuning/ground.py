@@ -16,7 +16,7 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
 from nestling.run_folder import RunFolder
-from nestling.training.recipes import PRETRAINED
+from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     settings = experiment.training_of(chosen)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
     threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    RECIPES[chosen.recipe].check(judgments)
     _job(experiment, chosen, settings, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = stages.split_print(judgments, experiment.split)
@@ -117,6 +118,6 @@ def _split(
             observer.stage("split")
             made = stages.split(judgments, out=folder.split, settings=experiment.split)
             folder.mark("split", made_from)
-        sizes = ", ".join(f"{name} {len(side):,}" for name, side in made.sides.items())
-        observer.note(f"by {made.method}: {made.reason}; {sizes} records")
+        for line in made.told():
+            observer.note(line)
         return made

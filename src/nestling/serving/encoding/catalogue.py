@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from nestling.environment import versions
 from nestling.errors import InputError
 from nestling.extras import needed
+from nestling.judgments.files import MAX_UNPACKED
 from nestling.observer import Observer
 from nestling.serving.encoding.files import (
     MANIFEST,
@@ -80,15 +81,12 @@ class Encoded:
         encoded: partitions that were encoded.
         kept: partitions that were there before.
         workers: encoders that worked at once.
-        empty, retitled: rows without a text, and ids with several; 0 of a folder, where they are not counted.
     """
 
     folder: EncodedFolder
     encoded: int
     kept: int
     workers: int
-    empty: int
-    retitled: int
 
 
 def encode_catalogue(
@@ -102,6 +100,7 @@ def encode_catalogue(
     workers: int | None = None,
     document: Sequence[str] = (),
     document_id: str | None = None,
+    max_unpacked: int = MAX_UNPACKED,
     observer: Observer | None = None,
 ) -> Encoded:
     """Encode a catalogue's documents, or what has changed of them since the last call.
@@ -120,6 +119,7 @@ def encode_catalogue(
         address: of the cluster.
         workers: of the cluster; by default as many as there is room for.
         document, document_id: columns, by default those with usual names.
+        max_unpacked: MiB that a packed catalogue may unpack to.
 
     Raises:
         InputError: the source or the model cannot be read; `out` is something else, was encoded with another model or
@@ -145,7 +145,16 @@ def encode_catalogue(
         if earlier is not None:
             _check_same(out, earlier, model, recipe)
         workers = _workers(recipe, cluster, workers, observer)
-        opened = open_source(source, work, partition=settings.partition, document=document, document_id=document_id)
+        opened = open_source(
+            source,
+            work,
+            partition=settings.partition,
+            document=document,
+            document_id=document_id,
+            max_unpacked=max_unpacked,
+        )
+        for note in opened.notes:
+            observer.note(note)
         return _encode(model, opened, out, recipe, encoder, cluster, workers, observer)
 
 
@@ -195,7 +204,7 @@ def _encode(
     listed = {part.file for part in folder.parts}
     _remove(path for path in out.glob("part-*.parquet") if path.name not in listed)
     logger.info("encoded %s: %d partitions, %d kept", out, len(missing), kept)
-    return Encoded(folder, len(missing), kept, workers, source.empty, source.retitled)
+    return Encoded(folder, len(missing), kept, workers)
 
 
 def _local(worker: Worker, slices: Sequence[Slice], total: int, observer: Observer) -> Iterator[Part]:

@@ -13,7 +13,8 @@ from nestling import atomic
 from nestling.errors import InputError, unread
 from nestling.judgments import files
 from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
-from nestling.judgments.sources import as_text, joined, nearest
+from nestling.judgments.identity import VISIBLE
+from nestling.judgments.sources import Raw, joined, nearest
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,14 @@ class Source:
     Attributes:
         document: columns of the text, joined by newlines.
         document_id: column of the id; None derives ids from the texts.
-        empty, retitled: as of a `Catalogue`; 0 of a folder, where they are not counted.
+        notes: as `Catalogue.told` has them; none of a folder, where nothing is counted.
     """
 
     name: str
     document: tuple[str, ...]
     document_id: str | None
     slices: tuple[Slice, ...]
-    empty: int = 0
-    retitled: int = 0
+    notes: tuple[str, ...] = ()
 
     def read(self, part: Slice) -> tuple[list[str], list[str]]:
         """Return ids and texts of a partition; rows without a text are left out.
@@ -56,10 +56,11 @@ class Source:
         except (OSError, pl.exceptions.PolarsError) as error:
             what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
             raise unread(Path(part.path), error, what) from None
-        texts = joined([as_text(found[name]) for name in self.document]).fill_null("").alias("document")
+        raw = Raw(found, part.path)
+        texts = joined([raw.text(name) for name in self.document]).fill_null("").alias("document")
         empty = pl.Series("document_id", [""] * len(texts), dtype=pl.String)
-        ids = as_text(found[self.document_id]).str.strip_chars() if self.document_id else empty
-        kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(r"\S"))
+        ids = raw.text(self.document_id).str.strip_chars() if self.document_id else empty
+        kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
         return with_ids(kept)["document_id"].to_list(), kept["document"].to_list()
 
 
@@ -75,6 +76,7 @@ def open_source(
     partition: int,
     document: Sequence[str] = (),
     document_id: str | None = None,
+    max_unpacked: int = files.MAX_UNPACKED,
 ) -> Source:
     """Cut a catalogue into partitions.
 
@@ -86,19 +88,21 @@ def open_source(
         partition: most rows of one.
         document: columns of the text; by default one with a usual name.
         document_id: column of the id; by default one with a usual name, else ids are derived from the texts.
+        max_unpacked: MiB that a packed file may unpack to.
 
     Raises:
         InputError: a source that cannot be read, or lacks a column.
     """
     if is_parquet_folder(source):
         return _of_folder(Path(source).expanduser(), str(source), partition, tuple(document), document_id)
-    found = load_catalogue(source, document=list(document) or None, document_id=document_id, fields=())
+    found = load_catalogue(
+        source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
+    )
     path = (work / "catalogue.parquet").resolve()
     with atomic.new_file(path) as temporary:
         found.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
-    return Source(
-        found.source, ("document",), "document_id", _cut([(path, len(found))], partition), found.empty, found.retitled
-    )
+    slices = _cut([(path, len(found))], partition)
+    return Source(found.source, ("document",), "document_id", slices, tuple(found.told()))
 
 
 def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:

@@ -51,8 +51,10 @@ def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
     except ModuleNotFoundError as error:
         raise InputError(f"--split needs {error.name}: pip install 'nestling[study]'") from None
     test = read_split(split).test
-    if threshold is None and tuple(test.scale) != (1.0, 3.0):
-        low, high = test.scale
+    low, high = test.scale
+    if threshold is None and test.all_alike and (low, high) != (1.0, 3.0):
+        threshold = (low + high) / 2
+    if threshold is None and (low, high) != (1.0, 3.0):
         raise InputError(f"{split}: on a scale of {low:g} to {high:g} give --threshold, above which is relevant")
     positive = test.frame.filter(pl.col("score") > (2.5 if threshold is None else threshold))
     texts: dict[str, str] = {}
