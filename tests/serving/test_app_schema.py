@@ -17,9 +17,10 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 schemathesis = pytest.importorskip("schemathesis")
 
+MODEL = "/v1/models/{model}"
 OPERATIONS = [
     *(("POST", path) for path in ("/search", "/embed", "/v1/embeddings", "/compare", "/sizes")),
-    *(("GET", path) for path in ("/indexes", "/queries", "/health", "/metrics")),
+    *(("GET", path) for path in ("/indexes", "/queries", "/health", "/metrics", "/v1/models", MODEL)),
 ]
 # That an index is there, or has a field, is nothing that the document can say.
 EXCLUDED = [schemathesis.checks.positive_data_acceptance]
