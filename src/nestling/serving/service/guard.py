@@ -143,7 +143,9 @@ class Guard:
                     if total > most:
                         raise large
                     if self._bytes + len(part) > BODIES:
-                        raise busy()
+                        full = busy()
+                        full.headers["Connection"] = "close"
+                        raise full
                     parts.append(part)
                     self._bytes += len(part)
                     if not message.get("more_body", False):
