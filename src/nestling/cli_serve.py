@@ -65,7 +65,7 @@ def serve(
     sources = [Source(name, named[name], chosen) for name, chosen in zip(named, models(model, len(named)), strict=True)]
     for source in sources:
         read_manifest(source.path)
-    key = os.environ.get(KEY) or None
+    key = _key()
     if key is None and not listening.is_loopback(host):
         raise InputError(
             f"--host {host} lets other machines in; set {KEY} to a secret that clients then send, or leave --host out"
@@ -83,6 +83,19 @@ def serve(
     _log_to_stderr()
     print(f"serving     {listening.url_of(host, sock)}", flush=True)
     listening.serve(service, app, sock)
+
+
+def _key() -> str | None:
+    """Read the key that clients must send; white space around it, as a file's last line end, is left out.
+
+    Raises:
+        InputError: it is blank, or holds what a header cannot.
+    """
+    given = os.environ.get(KEY, "")
+    key = given.strip()
+    if given and not (key and all("!" <= character <= "~" for character in key)):
+        raise InputError(f"{KEY} must be of printable ASCII characters without spaces, since a header carries it")
+    return key or None
 
 
 def named_indexes(texts: Sequence[str]) -> dict[str, Path]:

@@ -152,6 +152,17 @@ def test_a_late_answer_is_a_504_and_a_full_queue_a_429(slow):
     assert 'nestling_requests_total{route="/embed",status="504"} 1.0' in counters
 
 
+@pytest.mark.parametrize("slow", [0.5], indirect=True)
+def test_a_call_of_many_texts_may_take_longer_by_as_many_times_64(slow):
+    client, encoder = slow
+    one = client.post("/search", json={"query": "a"})
+    assert (one.status_code, one.json()["error"]["message"]) == (504, "no answer within 0.5 s; try again")
+    many = client.post("/v1/embeddings", json={"input": ["a"] * 129})
+    assert (many.status_code, many.json()["error"]["message"]) == (504, "no answer within 1.5 s; try again")
+    encoder.go.set()
+    assert client.post("/search", json={"query": "a"}).status_code == 200
+
+
 @pytest.mark.parametrize("slow", [60.0], indirect=True)
 def test_a_text_that_breaks_the_encoder_fails_its_own_request_and_tells_nothing(slow):
     client, encoder = slow

@@ -10,6 +10,7 @@ import pytest
 from fixtures.served import Shop, make_service, make_shop
 from nestling.serving.service.app import create_app
 from nestling.serving.service.limits import CHARACTERS
+from nestling.serving.service.page import load_page
 from nestling.serving.service.served import Source
 from nestling.serving.service.service import Service
 
@@ -40,6 +41,16 @@ BAD = [
     ("/search", {}, 422, "give either query or queries"),
     ("/search", {"query": "a", "queries": ["b"]}, 422, "give either query or queries"),
     ("/search", {"query": ""}, 422, "query: String should have at least 1 character"),
+    ("/search", {"query": " \t"}, 422, "query: is blank; give a text"),
+    ("/search", {"queries": ["a", "\n"]}, 422, "queries.1: is blank; give a text"),
+    ("/search", {"query": "x", "filters": {"brand": 12}}, 422, 'the field brand is compared as text; give "12"'),
+    (
+        "/search",
+        {"query": "x", "filters": {"brand": ["a", 1.5]}},
+        422,
+        'the field brand is compared as text; give "1.5"',
+    ),
+    ("/search", {"query": "x", "filters": {"brand": True}}, 422, 'the field brand is compared as text; give "true"'),
     ("/search", {"query": "x" * (CHARACTERS + 1)}, 422, "query: String should have at most 8192 characters"),
     ("/search", {"queries": ["x"] * 65}, 422, "queries: List should have at most 64 items"),
     ("/search", {"query": "x", "k": 0}, 422, "k: Input should be greater than or equal to 1"),
@@ -54,6 +65,12 @@ BAD = [
     ("/embed", {"input": [[1, 2]], "model": "shop"}, 422, "input: lists of tokens are not taken"),
     ("/embed", {"input": [1, 2], "model": "shop"}, 422, "input: lists of tokens are not taken"),
     ("/embed", {"input": [], "model": "shop"}, 422, "at least 1 item"),
+    ("/embed", {"input": ["a", "b", "  "]}, 422, "input.2: is blank; give a text"),
+    ("/embed", {"input": ["a", None]}, 422, "input.1: Input should be a valid string"),
+    ("/embed", {"input": ["x"] * 2_049}, 422, "input: List should have at most 2048 items"),
+    ("/v1/embeddings", {"input": " "}, 422, "input: is blank; give a text"),
+    ("/compare", {"query": " ", "columns": [{}]}, 422, "query: is blank"),
+    ("/sizes", {"query": " "}, 422, "query: is blank"),
     ("/embed", {"input": "x", "model": "gpt"}, 404, "no such model is served; there is model"),
     ("/embed", {"input": "x", "dimensions": 33}, 422, "dimensions: model has 32, so give 1 to 32"),
     ("/compare", {"query": "x", "columns": []}, 422, "at least 1 item"),
@@ -69,7 +86,7 @@ def test_what_is_odd_or_too_much_is_refused_in_one_line(client: TestClient, shop
     assert answer.status_code == status
     error = answer.json()["error"]
     assert message in error["message"]
-    assert error.keys() == {"message", "type"}
+    assert error.keys() == {"message", "type", "param", "code"}
     assert "\n" not in error["message"]
     assert str(shop.folder.parent) not in answer.text
 
@@ -87,12 +104,15 @@ def test_what_is_odd_or_too_much_is_refused_in_one_line(client: TestClient, shop
         (b'{"query": "a", "filters": {"\\ud800": "b"}}', "application/json", 422),
         (b"\xff\xfe", "application/json", 422),
         # A page of another site can send this kind without asking the browser's leave.
-        (b'{"query": "a"}', "text/plain", 422),
+        (b'{"query": "a"}', "text/plain", 415),
+        (b'{"query": "a"}', "application/x-www-form-urlencoded", 415),
+        (b'{"query": "a"}', "", 415),
     ],
 )
 def test_malformed_bodies_are_refused_and_never_a_server_error(client: TestClient, content, kind, status):
-    answer = client.post("/search", content=content, headers={"Content-Type": kind})
+    answer = client.post("/search", content=content, headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == status
+    assert (status == 415) == ("send JSON with the header Content-Type: application/json" in answer.text)
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -115,17 +135,28 @@ def test_a_large_body_is_refused_by_its_length_and_by_what_comes_in_chunks(servi
         assert fits.status_code == 200
 
 
-def test_with_a_key_every_route_but_health_wants_it(service: Service):
+def test_embeddings_may_have_a_larger_body(client: TestClient):
+    for size, status in ((15_000_000, 200), (16_000_001, 413)):
+        content = b'{"input": "a"}' + b" " * (size - 14)
+        answer = client.post("/v1/embeddings", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status
+
+
+def test_with_a_key_every_route_but_health_and_the_page_wants_it(service: Service):
     with TestClient(create_app(service, key="s3cret-ü")) as client:
         assert client.get("/health").status_code == 200
-        routes = [("GET", path) for path in ("/", "/indexes", "/queries", "/metrics", "/openapi.json", "/nowhere")]
+        assert client.get("/").content == load_page(login=True).html
+        routes = [
+            ("GET", path) for path in ("/v1/models", "/indexes", "/queries", "/metrics", "/openapi.json", "/nowhere")
+        ]
         for method, path in [*routes, *(("POST", path) for path in ("/search", "/embed", "/compare", "/sizes"))]:
             for header in (None, "Bearer", "Bearer s3cret", "Bearer s3cret-ü2", "Basic s3cret-ü", "s3cret-ü"):
                 headers = {"Authorization": header.encode()} if header else {}
                 answer = client.request(method, path, headers=headers)
                 assert answer.status_code == 401, (path, header)
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
-                assert answer.json()["error"]["type"] == "authentication_error"
+                error = answer.json()["error"]
+                assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert client.get("/indexes", headers={"Authorization": "Bearer s3cret-ü".encode()}).status_code == 200
 
 

@@ -104,6 +104,52 @@ def test_a_request_is_taken_just_when_all_its_texts_have_room(sizes, queue):
             assert future.result(WAIT).tolist() == expected(texts)
 
 
+def test_a_search_waits_for_one_batch_of_a_large_request_whatever_its_length():
+    held, search = Held(), Recorder()
+    with started(max_batch=4, queue=4) as batcher:
+        many = batcher.submit(held, [str(n) for n in range(2_048)])
+        assert held.entered.acquire(timeout=WAIT)
+        # A large request takes no place of the queue, and theirs is not a search's.
+        few = [batcher.submit(search, [str(n)]) for n in range(4)]
+        with pytest.raises(QueueFullError):
+            batcher.submit(search, ["9"])
+        held.go.set()
+        for n, future in enumerate(few):
+            assert future.result(WAIT).tolist() == expected([str(n)])
+        assert many.result(WAIT).tolist() == expected([str(n) for n in range(2_048)])
+    assert search.calls == [["0", "1"], ["2", "3"]]
+    # The searches' batches took two texts of the large request each, which goes on too.
+    assert [len(call) for call in held.calls[:4]] == [4, 2, 2, 4]
+
+
+def test_large_requests_are_bounded_and_one_that_is_given_up_makes_room_at_once():
+    held = Held()
+    with started(max_batch=64, queue=64) as batcher:
+        gone = batcher.submit(held, ["1"] * 2_048)
+        assert held.entered.acquire(timeout=WAIT)
+        others = [batcher.submit(held, ["2"] * 2_048) for _ in range(7)]
+        with pytest.raises(QueueFullError):
+            batcher.submit(held, ["3"] * 2_048)
+        assert gone.cancel()
+        for other in others[1:]:
+            assert other.cancel()
+        held.go.set()
+        assert others[0].result(WAIT).tolist() == expected(["2"] * 2_048)
+    assert held.calls == [["1"] * 64, *[["2"] * 64] * 32]
+
+
+def test_a_batch_of_long_texts_is_shorter_so_that_it_takes_no_longer():
+    held = Held()
+    long = "1".rjust(20_000, "0")
+    with started(max_batch=64, queue=100) as batcher:
+        batcher.submit(held, ["0"])
+        assert held.entered.acquire(timeout=WAIT)
+        future = batcher.submit(held, [long] * 5)
+        held.go.set()
+        assert future.result(WAIT).tolist() == expected(["1"] * 5)
+    assert [len(call) for call in held.calls] == [1, 2, 2, 1]
+
+
 def test_what_waits_is_encoded_in_one_call_up_to_the_bound():
     held, sizes = Held(), []
     with started(max_batch=4, queue=100, on_batch=sizes.append) as batcher:

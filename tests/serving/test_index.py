@@ -119,6 +119,9 @@ def test_filters_leave_only_what_fits_and_as_many_as_fit(folder: Path, mode):
         assert sorted(rows) == fits
     assert all(hit.fields == {"brand": BRANDS[hit.row], "size": SIZES[hit.row]} for hit in hits)
     assert index.search(["drill"], 3, mode=mode, filters={"brand": "nobody"}) == [[]]
+    for number, text in ((2, "2"), ([2.5], "2.5"), (True, "true")):
+        with pytest.raises(InputError, match=f'the field size is compared as text; give "{text}"'):
+            index.search(["drill"], 3, mode=mode, filters={"size": number})
 
 
 def test_a_filter_over_an_inverted_file_is_kept_whether_few_or_many_fit(tmp_path: Path, monkeypatch):

@@ -426,6 +426,9 @@ def test_filters_take_one_value_several_or_none(store: Store):
     assert brands("Bosch", shortlist=0) == {"Bosch"}
     assert store.search(encoder, ["drill"], filters={"brand": "Acme", "size": "1"})[0] == []
     assert len(store.search(encoder, ["drill"], 30, filters={})[0]) == 30
+    for number, text in ((1, "1"), (1.5, "1.5"), ([True], "true")):
+        with pytest.raises(InputError, match=f'the field size is compared as text; give "{text}"'):
+            store.search(encoder, ["drill"], filters={"size": number})
 
 
 def test_a_filter_that_many_documents_pass_goes_through_the_index(store: Store, monkeypatch: Any):

@@ -177,6 +177,31 @@ def test_it_fits_the_screen_and_every_control_is_reached_by_key(browser, server,
         assert {"query", "BUTTON", "SELECT", "dim"} <= reached
 
 
+def test_where_a_key_is_set_the_page_asks_for_it_and_keeps_it_to_itself(browser: Browser, shop: Shop):
+    # With the line end of a file that it was read from.
+    with running(str(shop.folder), environment={"NESTLING_API_KEY": "s3cret\n"}) as locked:
+        while httpx.get(f"{locked.url}health").status_code != 200:
+            pass
+        assert httpx.get(f"{locked.url}indexes").status_code == 401
+        page = browser.new_page()
+        page.goto(locked.url)
+        field = page.get_by_label("Key of this server")
+        field.fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status.bad")).to_have_text("The key is wrong.")
+        assert page.locator(".side").count() == 0
+        field.fill(" s3cret")
+        page.keyboard.press("Enter")
+        expect(field).to_be_hidden()
+        ask(page, "hammer")
+        assert len(column(page, 0)) == 10
+        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+        assert "s3cret" not in page.content()
+        page.reload()
+        expect(field).to_be_visible()
+        page.close()
+
+
 def test_the_policy_lets_nothing_but_the_pages_own_script_and_style_run(server: Running):
     answer = httpx.get(server.url)
     policy = answer.headers["Content-Security-Policy"]

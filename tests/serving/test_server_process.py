@@ -170,6 +170,25 @@ def test_who_sends_headers_or_a_body_too_slowly_is_cut_off(server: Running):
     assert talk(server, whole, whole[:10], pause=0.2).startswith(b"HTTP/1.1 200 ")
 
 
+def test_many_large_bodies_at_once_are_refused_rather_than_held(shop: Shop):
+    small = "from nestling.serving.service import guard\nguard.BODIES = 100_000\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nContent-Type: application/json\r\n\r\n"
+    with running(str(shop.folder), prelude=small) as server:
+        ready(server)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=15) as first:
+            first.sendall(head % 90_000 + b" " * 60_000)
+            text = b'{"input": "saw"}'
+            fits = head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % len(text) + text
+            assert talk(server, fits).startswith(b"HTTP/1.1 200 ")
+            answer = talk(server, head % 90_000, b" " * 60_000)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+        until = time.monotonic() + 15
+        while not talk(
+            server, head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % 90_000, b" " * 90_000
+        ).startswith(b"HTTP/1.1 422 "):
+            assert time.monotonic() < until
+
+
 def test_a_body_without_end_is_refused_before_it_is_read_whole(server: Running):
     head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = talk(server, head, *[b"ffff\r\n" + b" " * 65_535 + b"\r\n"] * 24)
@@ -203,20 +222,6 @@ def test_idle_connections_are_bounded_and_dropped(server: Running):
     finally:
         for one in idle:
             one.close()
-
-
-def test_the_openai_client_reads_the_embeddings(server: Running, shop: Shop):
-    openai = pytest.importorskip("openai")
-    client = openai.OpenAI(base_url=f"{server.url}v1", api_key="unused")
-    vector = Index.open(shop.folder).encoder.encode(["claw hammer"])[0]
-    for options in ({}, {"encoding_format": "float"}):
-        found = client.embeddings.create(model="shop", input=["claw hammer", "saw"], **options)
-        assert found.data[0].embedding == pytest.approx(vector.tolist(), abs=1e-6)
-        assert [one.index for one in found.data] == [0, 1]
-        assert found.usage.prompt_tokens == 3
-    assert len(client.embeddings.create(model="shop", input="saw", dimensions=8).data[0].embedding) == 8
-    with pytest.raises(openai.NotFoundError, match="no such model is served"):
-        client.embeddings.create(model="other", input="saw")
 
 
 def test_an_index_that_cannot_be_opened_ends_the_server_with_a_line(shop: Shop):

@@ -90,6 +90,7 @@ class Documents:
         """
         if not filters:
             return None
+        check_filters(filters)
         fits = np.ones(len(self), dtype=bool)
         for name, wanted in filters.items():
             if name not in self.filters:
@@ -99,6 +100,21 @@ class Documents:
             codes = [code for code, value in enumerate(self.filters[name]) if normalise(value) in keys]
             fits &= np.isin(self._columns[name], codes)
         return fits
+
+
+def check_filters(filters: Any) -> None:
+    """See that the values of filters are texts, as fields are, whatever they were in the catalogue's file.
+
+    Raises:
+        InputError: one is a number, true or false.
+    """
+    for name, wanted in filters.items() if isinstance(filters, Mapping) else ():
+        for value in wanted if isinstance(wanted, Sequence) else [wanted]:
+            if isinstance(value, bool | int | float):
+                raise InputError(
+                    f'the field {str(name)[:40]} is compared as text; give "{json.dumps(value)[:40]}", or however the '
+                    "catalogue writes it"
+                )
 
 
 def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[str]:

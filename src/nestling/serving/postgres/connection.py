@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nestling.errors import InputError
 from nestling.observer import Observer
-from nestling.serving.postgres.server import EXTRA
 
 if TYPE_CHECKING:
     import psycopg
@@ -105,7 +104,7 @@ def psycopg_() -> Any:
         import pgvector.psycopg  # noqa: F401
         import psycopg
     except ImportError:
-        raise InputError(f"PostgreSQL needs packages that are missing: {EXTRA}") from None
+        raise InputError("PostgreSQL needs packages that are missing: pip install 'nestling[postgres]'") from None
     return psycopg
 
 

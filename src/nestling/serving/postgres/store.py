@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.observer import Observer
-from nestling.serving.indexes.documents import Filters
+from nestling.serving.indexes.documents import Filters, check_filters
 from nestling.serving.indexes.index import Hit, refuse_blank
 from nestling.serving.postgres import load as postgres_load
 from nestling.serving.postgres import schema as postgres_schema
@@ -181,6 +181,7 @@ class Store:
             raise ValueError(f"k must be 1 or more, got {k}")
         if shortlist is not None and shortlist < 0:
             raise ValueError(f"shortlist must be 0 or more, got {shortlist}")
+        check_filters(filters)
         meta = self.about()
         if meta is None:
             raise InputError(f"there is no table {self.names} of Nestling's; load a catalogue with nestling postgres")

@@ -20,10 +20,18 @@ class RefusedError(Exception):
     """A request that is not answered as asked; `reason` names the counter of refusals it goes into, if any."""
 
     def __init__(
-        self, status: int, message: str, *, reason: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        reason: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.reason, self.headers = status, message, reason, dict(headers or {})
+        self.param, self.code = param, code
 
 
 def encoded(value: Any) -> bytes:
@@ -31,10 +39,11 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def error_body(status: int, message: str) -> bytes:
-    """Return a refusal's body, its message brought to one short line."""
+def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    """Return a refusal's body in OpenAI's shape, its message brought to one short line."""
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    return encoded({"error": {"message": line[:LONGEST], "type": TYPES.get(status, "invalid_request_error")}})
+    kind = TYPES.get(status, "invalid_request_error")
+    return encoded({"error": {"message": line[:LONGEST], "type": kind, "param": param, "code": code}})
 
 
 def busy() -> RefusedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ from nestling.errors import InputError
 from nestling.serving.service import shapes
 from nestling.serving.service.answers import RefusedError, encoded, error_body
 from nestling.serving.service.guard import Guard
-from nestling.serving.service.page import load_page
+from nestling.serving.service.limits import TEXTS
+from nestling.serving.service.page import Page, load_page
 from nestling.serving.service.service import Service
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ REFUSALS = {
     404: "No such index or model.",
     408: "The body came too slowly.",
     413: "The body is too large.",
+    415: "The header Content-Type does not say application/json.",
     422: "A value is missing, odd or beyond its limit.",
     429: "Too many requests are waiting; Retry-After says when to try again.",
     500: "The encoder failed on a text of this request.",
@@ -39,12 +42,13 @@ def create_app(service: Service, *, hosts: Collection[str] | None = None, key: s
 
     Args:
         hosts: names that the Host header may hold; None for any.
-        key: what clients must send as `Authorization: Bearer KEY`, but for /health; None for an open server.
+        key: what clients must send as `Authorization: Bearer KEY`, but for /health and the page; None for an
+            open server.
 
     Raises:
         InputError: fastapi is missing.
     """
-    app = _routes(service)
+    app = _routes(service, load_page(login=key is not None))
     schema = app.openapi()
     if key is not None:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -61,7 +65,7 @@ def create_app(service: Service, *, hosts: Collection[str] | None = None, key: s
     )
 
 
-def _routes(service: Service) -> FastAPI:
+def _routes(service: Service, page: Page) -> FastAPI:
     try:
         from fastapi import FastAPI, Response
         from fastapi.exceptions import RequestValidationError
@@ -73,25 +77,32 @@ def _routes(service: Service) -> FastAPI:
     app = FastAPI(
         title="Nestling", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None, debug=False
     )
-    page = load_page()
 
     def json(content: bytes, status: int = 200) -> Response:
         return Response(content, status_code=status, media_type="application/json")
 
-    def refusal(status: int, message: str, headers: Any = None) -> Response:
-        return Response(error_body(status, message), status, dict(headers or {}), media_type="application/json")
+    def refusal(status: int, message: str, headers: Any = None, **more: str | None) -> Response:
+        body = error_body(status, message, **more)
+        return Response(body, status, dict(headers or {}), media_type="application/json")
 
     def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {n: {"model": shapes.ErrorAnswer, "description": REFUSALS[n]} for n in (400, 401, *statuses, 503, 504)}
 
     def post(path: str, model: Any, summary: str) -> Callable[[Any], Any]:
-        return app.post(path, response_model=model, summary=summary, responses=refusals(404, 408, 413, 422, 429, 500))
+        return app.post(
+            path, response_model=model, summary=summary, responses=refusals(404, 408, 413, 415, 422, 429, 500)
+        )
 
     def get(path: str, model: Any, summary: str) -> Callable[[Any], Any]:
         return app.get(path, response_model=model, summary=summary, responses=refusals(413, 422))
 
-    async def answered(answer: Awaitable[bytes]) -> Response:
-        return json(await answer)
+    async def answered(answer: Awaitable[bytes], *, texts: int = 1) -> Response:
+        seconds = service.limits.timeout * -(-texts // TEXTS)
+        try:
+            async with asyncio.timeout(seconds):
+                return json(await answer)
+        except TimeoutError:
+            raise RefusedError(504, f"no answer within {seconds:g} s; try again", reason="timeout") from None
 
     # FastAPI reads annotations when the module's names are all it knows, so routes return Any.
     @post("/search", shapes.SearchAnswer, "Search one index")
@@ -100,11 +111,11 @@ def _routes(service: Service) -> FastAPI:
 
     @post("/v1/embeddings", shapes.EmbedAnswer, "Encode texts, as OpenAI's embeddings API")
     async def embeddings(asked: shapes.EmbedRequest) -> Any:
-        return await answered(service.embed(asked))
+        return await answered(service.embed(asked), texts=len(asked.texts))
 
     @post("/embed", shapes.EmbedAnswer, "Encode texts; the same as /v1/embeddings")
     async def embed(asked: shapes.EmbedRequest) -> Any:
-        return await answered(service.embed(asked))
+        return await answered(service.embed(asked), texts=len(asked.texts))
 
     @post("/compare", shapes.CompareAnswer, "Search one query in two ways")
     async def compare(asked: shapes.CompareRequest) -> Any:
@@ -113,6 +124,19 @@ def _routes(service: Service) -> FastAPI:
     @post("/sizes", shapes.SizesAnswer, "Search one query at every size of an index")
     async def sizes(asked: shapes.SizesRequest) -> Any:
         return await answered(service.sizes(asked))
+
+    @get("/v1/models", shapes.ModelsAnswer, "Names that /v1/embeddings takes as a model, as OpenAI lists them")
+    async def models() -> Any:
+        return json(service.models())
+
+    @app.get(
+        "/v1/models/{model:path}",
+        response_model=shapes.ModelAnswer,
+        summary="One of them",
+        responses=refusals(404, 413),
+    )
+    async def model(model: str) -> Any:
+        return json(service.model(model))
 
     @get("/indexes", shapes.IndexesAnswer, "What is served")
     async def indexes() -> Any:
@@ -154,11 +178,19 @@ def _routes(service: Service) -> FastAPI:
     async def refused(_: Any, error: RefusedError) -> Response:
         if error.reason:
             service.metrics.rejected(error.reason)
-        return refusal(error.status, error.message, error.headers)
+        return refusal(error.status, error.message, error.headers, param=error.param, code=error.code)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Any, error: RequestValidationError) -> Response:
-        return refusal(422, _told(error.errors()))
+    async def invalid(asked: Any, error: RequestValidationError) -> Response:
+        kind = asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # A page of another site can send other kinds without asking the browser's leave, so they are not read.
+        if asked.method == "POST" and not (kind == "application/json" or kind.endswith("+json")):
+            return refusal(
+                415,
+                "send JSON with the header Content-Type: application/json (curl: -H 'content-type: application/json')",
+            )
+        where, what = _told(error.errors())
+        return refusal(422, f"{where}: {what}" if where else what, param=where or None)
 
     @app.exception_handler(HTTPException)
     async def other(_: Any, error: HTTPException) -> Response:
@@ -171,11 +203,10 @@ def _routes(service: Service) -> FastAPI:
     return app
 
 
-def _told(errors: Any) -> str:
-    """Say what is wrong with a request, and where; nothing of what was sent but names is repeated."""
+def _told(errors: Any) -> tuple[str, str]:
+    """Say where a request is wrong, and what is; nothing of what was sent but names is repeated."""
     # Where a text or a list may stand, a faulty list is also said to be no text.
-    first = next((error for error in errors if error["type"] != "string_type"), errors[0])
+    first = min(errors, key=lambda error: (error["type"] == "string_type", -len(error["loc"])))
     parts = [str(part)[:40] for part in first["loc"][1:]]
-    where = ".".join(part for part in parts if not part.startswith(("constrained-", "list[")))
-    what = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    where = ".".join(part for part in parts if not part.startswith(("constrained-", "function-after[", "list[")))
+    return where, str(first["msg"]).removeprefix("Value error, ")

@@ -9,11 +9,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.serving.service.limits import MANY, TEXTS
+
 logger = logging.getLogger(__name__)
+
+CHARACTERS = 32_768
+"""Of a batch, so that a search never waits long behind long texts."""
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
@@ -34,24 +40,19 @@ class _Request:
     texts: Sequence[str]
     future: Future[Vectors] = field(default_factory=Future)
     rows: dict[int, Vectors] = field(default_factory=dict)
-    started: bool | None = None
-
-    def wanted(self) -> bool:
-        """Whether someone still waits for it; from the first time on it can no longer be cancelled."""
-        if self.started is None:
-            self.started = self.future.set_running_or_notify_cancel()
-        return not self.future.done()
 
     def give(self, place: int, row: Vectors) -> None:
-        if self.future.done():
-            return
         self.rows[place] = row
-        if len(self.rows) == len(self.texts):
+        if len(self.rows) == len(self.texts) and self._ends():
             self.future.set_result(np.stack([self.rows[n] for n in range(len(self.texts))]))
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
+        if self._ends():
             self.future.set_exception(error)
+
+    def _ends(self) -> bool:
+        """Whether someone still waits; from here on it can no longer be cancelled."""
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 _Piece = tuple[_Request, int]
@@ -60,9 +61,10 @@ _Piece = tuple[_Request, int]
 class Batcher:
     """Encodes in a thread of its own what requests bring, as many texts at a time as wait, up to a bound.
 
-    Texts are taken in the order in which they came. Where a call of the encoder fails, each request of the batch is
-    encoded apart, so that only the one whose text it was fails; a vector with NaN or infinite values fails its
-    request too.
+    Texts of requests of up to 64 are taken in the order in which they came, and turn by turn with those of larger
+    requests, so that neither keeps the other waiting for more than a batch. Where a call of the encoder fails, each
+    request of the batch is encoded apart, so that only the one whose text it was fails; a vector with NaN or infinite
+    values fails its request too.
     """
 
     def __init__(
@@ -76,16 +78,18 @@ class Batcher:
         """Start the thread.
 
         Args:
-            max_batch: texts of one call.
+            max_batch: texts of one call, which takes fewer where they have more than 32,768 characters together.
             max_wait: seconds that the first text waits for more, unless a whole batch is there.
-            queue: texts that may wait.
+            queue: texts that may wait in requests of up to 64; of larger requests 16,384 may.
             on_batch: told the number of texts of each call.
         """
         if max_batch < 1 or queue < 1 or max_wait < 0:
             raise ValueError(f"max_batch, queue and max_wait must be positive: {max_batch}, {queue}, {max_wait}")
         self._max_batch, self._max_wait, self._queue = max_batch, max_wait, queue
         self._on_batch = on_batch or (lambda size: None)
-        self._pieces: deque[_Piece] = deque()
+        self._few: deque[_Piece] = deque()
+        self._many: deque[_Piece] = deque()
+        self._turns = cycle((self._few, self._many))
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="nestling-encoder", daemon=True)
@@ -94,7 +98,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """How many texts wait."""
-        return len(self._pieces)
+        return len(self._few) + len(self._many)
 
     @property
     def closed(self) -> bool:
@@ -104,7 +108,7 @@ class Batcher:
     def submit(self, encode: Encode, texts: Sequence[str]) -> Future[Vectors]:
         """Queue a request's texts; the future gives (len(texts), dim) float32, in their order, or what went wrong.
 
-        Cancelling the future takes texts back that no call has begun.
+        Cancelling the future takes texts back that no call has begun, also of a request whose others are encoded.
 
         Raises:
             QueueFullError: the queue has no room for all of them.
@@ -117,9 +121,11 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise ClosedError
-            if len(self._pieces) + len(request.texts) > self._queue:
+            few = len(request.texts) <= TEXTS
+            pieces, most = (self._few, self._queue) if few else (self._many, MANY)
+            if len(pieces) + len(request.texts) > most:
                 raise QueueFullError
-            self._pieces.extend((request, place) for place in range(len(request.texts)))
+            pieces.extend((request, place) for place in range(len(request.texts)))
             self._changed.notify()
         return request.future
 
@@ -132,26 +138,32 @@ class Batcher:
 
     def _run(self) -> None:
         while pieces := self._collect():
-            wanted = {request for request in dict.fromkeys(request for request, _ in pieces) if request.wanted()}
             by_encoder: dict[int, list[_Piece]] = {}
             for piece in pieces:
-                if piece[0] in wanted:
+                if not piece[0].future.done():
                     by_encoder.setdefault(id(piece[0].encode), []).append(piece)
-            for some in by_encoder.values():
+            for some in sorted(by_encoder.values(), key=len):
                 self._encode(some)
 
     def _collect(self) -> list[_Piece]:
         """Wait for a batch; nothing once closed and done."""
         with self._changed:
-            while not self._pieces and not self._closed:
+            while not self.waiting and not self._closed:
                 self._changed.wait()
             until = time.monotonic() + self._max_wait
-            while len(self._pieces) < self._max_batch and not self._closed:
+            while self.waiting < self._max_batch and not self._closed:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            return [self._pieces.popleft() for _ in range(min(self._max_batch, len(self._pieces)))]
+            pieces: list[_Piece] = []
+            characters = 0
+            while self.waiting and len(pieces) < self._max_batch and characters < CHARACTERS:
+                if turn := next(self._turns):
+                    request, place = turn.popleft()
+                    pieces.append((request, place))
+                    characters += len(request.texts[place])
+            return pieces
 
     def _encode(self, pieces: list[_Piece]) -> None:
         requests = list(dict.fromkeys(request for request, _ in pieces))

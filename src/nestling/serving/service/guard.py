@@ -1,4 +1,4 @@
-"""What every request passes before its route: host, key, readiness, size and speed of the body, time to answer."""
+"""What every request passes before its route: host, key, readiness, size and speed of the body."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
-from nestling.serving.service.answers import RefusedError, error_body
-from nestling.serving.service.limits import Limits
+from nestling.serving.service.answers import RefusedError, busy, error_body
+from nestling.serving.service.limits import BODIES, EMBED_BODY, Limits
 from nestling.serving.service.metrics import Metrics
 
 Message = MutableMapping[str, Any]
@@ -17,7 +17,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-HEALTH = "/health"
+HEALTH, PAGE = "/health", "/"
+EMBEDDINGS = frozenset({"/embed", "/v1/embeddings"})
 OPEN_WHILE_NOT_READY = frozenset({HEALTH, "/metrics", "/openapi.json"})
 LINGER = 1.0
 HEADERS = (
@@ -53,38 +54,33 @@ class Guard:
             routes: paths that are counted under their own names.
             hosts: names that a Host header may hold, without port; None for any. What stops a page of another site
                 whose name was rebound to this machine's address.
-            key: what `Authorization: Bearer KEY` must hold, for all but /health; None asks for none.
+            key: what `Authorization: Bearer KEY` must hold, for all but /health and the page, which holds no
+                data; None asks for none.
         """
         self.app, self.limits, self.metrics, self.state = app, limits, metrics, state
         self.routes, self.hosts = frozenset(routes), None if hosts is None else frozenset(hosts)
         self._key = None if key is None else key.encode("utf-8")
-        self.under_way = 0
+        self.under_way = self._bytes = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status, started = time.perf_counter(), 0, False
+        began, status = time.perf_counter(), 0
 
         async def counted(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, started = int(message["status"]), True
+                status = int(message["status"])
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         self.under_way += 1
         try:
-            async with asyncio.timeout(self.limits.reading + self.limits.timeout):
-                await self._guarded(scope, receive, counted)
+            await self._guarded(scope, receive, counted)
         except RefusedError as refused:
-            await self._refuse(refused, receive, counted, linger=refused.status == 413)
-        except TimeoutError:
-            if started:
-                raise
-            late = RefusedError(504, f"no answer within {self.limits.timeout:g} s; try again", reason="timeout")
-            await self._refuse(late, receive, counted)
+            await self._refuse(refused, receive, counted, linger=refused.status in (413, 429))
         except _GoneError:
             pass
         finally:
@@ -97,18 +93,26 @@ class Guard:
         path = scope["path"]
         if self.hosts is not None and _host(headers) not in self.hosts:
             raise RefusedError(400, "this host name is not served here", reason="host")
-        if self._key is not None and path != HEALTH and not _has_key(headers, self._key):
+        if self._key is not None and path not in (HEALTH, PAGE) and not _has_key(headers, self._key):
             raise RefusedError(
                 401,
                 "this server wants its key, as in Authorization: Bearer KEY",
                 reason="key",
+                code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         state = self.state()
         if state != "ready" and path not in OPEN_WHILE_NOT_READY:
             what = "is loading" if state == "loading" else "is shutting down"
             raise RefusedError(503, f"the server {what}; try again", reason=state, headers={"Retry-After": "2"})
-        body = await self._body(headers, receive)
+        parts: list[bytes] = []
+        try:
+            await self._read(headers, receive, parts, EMBED_BODY if path in EMBEDDINGS else self.limits.body)
+            await self._answer(scope, b"".join(parts), receive, send)
+        finally:
+            self._bytes -= sum(map(len, parts))
+
+    async def _answer(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, send: Send) -> None:
         given = False
 
         async def replay() -> Message:
@@ -118,18 +122,15 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async with asyncio.timeout(self.limits.timeout):
-            await self.app(scope, replay, send)
+        await self.app(scope, replay, send)
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-        most = self.limits.body
+    async def _read(self, headers: Mapping[bytes, bytes], receive: Receive, parts: list[bytes], most: int) -> None:
         large = RefusedError(
             413, f"a request's body may have {most:,} bytes", reason="body", headers={"Connection": "close"}
         )
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 15 or int(length) > most:
             raise large
-        parts: list[bytes] = []
         total = 0
         try:
             async with asyncio.timeout(self.limits.reading):
@@ -141,9 +142,14 @@ class Guard:
                     total += len(part)
                     if total > most:
                         raise large
+                    if self._bytes + len(part) > BODIES:
+                        full = busy()
+                        full.headers["Connection"] = "close"
+                        raise full
                     parts.append(part)
+                    self._bytes += len(part)
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return
         except TimeoutError:
             raise RefusedError(
                 408,
@@ -155,7 +161,7 @@ class Guard:
     async def _refuse(self, refused: RefusedError, receive: Receive, send: Send, *, linger: bool = False) -> None:
         if refused.reason:
             self.metrics.rejected(refused.reason)
-        body = error_body(refused.status, refused.message)
+        body = error_body(refused.status, refused.message, param=refused.param, code=refused.code)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode("ascii")),

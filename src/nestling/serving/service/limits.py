@@ -13,7 +13,16 @@ HITS = 10_000
 """Queries times k: what one answer holds at most."""
 FIELDS, VALUES = 16, 64
 """Of a filter: fields, and values of a field."""
+EMBED_TEXTS = 2_048
+"""Of one call for embeddings, as OpenAI takes them."""
+EMBED_CHARACTERS = 65_536
+"""Of a text to embed; what comes after them is not read. Models truncate before, but for tables."""
+MANY = 8 * EMBED_TEXTS
+"""Texts that wait in requests of more than 64."""
 BODY = 1_000_000
+EMBED_BODY = 16_000_000
+BODIES = 256_000_000
+"""Bytes of all bodies that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class Limits:
         max_batch: texts of one call of the encoder.
         max_wait: seconds that a text waits for others to be encoded with.
         queue: texts that wait for the encoder, and searches that wait for a thread; beyond it is 429.
-        timeout: seconds until an answer is there; beyond it is 504.
-        body: bytes of a request's body; beyond it is 413.
+        timeout: seconds until an answer is there, for every 64 texts; beyond it is 504.
+        body: bytes of a request's body, but of one that asks for embeddings; beyond it is 413.
         reading: seconds for a client to send headers, then again for the body, and to read what it was sent.
         connections: open at a time; beyond it is 503, and from twice as many on they are closed unheard.
     """

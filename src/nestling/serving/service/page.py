@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
-STYLE, SCRIPT = "/*style*/", "/*script*/"
+STYLE, SCRIPT, LOGIN = "/*style*/", "/*script*/", " data-login"
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,14 @@ class Page:
     policy: str
 
 
-def load_page() -> Page:
-    """Put the page together. It holds no data: its script asks the server for all that it shows."""
+def load_page(*, login: bool = False) -> Page:
+    """Put the page together. It holds no data: its script asks the server for all that it shows.
+
+    Args:
+        login: it asks for the server's key first.
+    """
     style, script = _template("search.css"), _template("search.js")
-    html = _template("search.html")
+    html = _template("search.html").replace(LOGIN, "" if login else " hidden")
     if html.count(STYLE) != 1 or html.count(SCRIPT) != 1 or "</script" in script.lower() or "</style" in style.lower():
         raise ValueError("search.html needs one place for the style and one for the script, and neither may end itself")
     whole = html.replace(STYLE, style).replace(SCRIPT, script)

@@ -19,7 +19,7 @@ from nestling.serving.indexes.index import Index, Mode
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded
 from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError
-from nestling.serving.service.limits import Limits
+from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served, bytes_of, described
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 COMPARISONS = 16
 TOP = 10
+UNNAMED = "text-embedding-ada-002"
+"""What LangChain and LlamaIndex send when no model was named."""
 Vectors = NDArray[np.float32]
 
 
@@ -84,27 +86,27 @@ class Service:
 
     async def embed(self, asked: EmbedRequest) -> bytes:
         """Answer as OpenAI's embeddings API does."""
-        served = self.indexes.find(asked.model)
-        if served is None:
-            known = ", ".join(dict.fromkeys(one.model for one in self.indexes.all()))
-            raise RefusedError(404, f"no such model is served; there is {known}")
-        encoding, texts = served.encoding, asked.texts
+        served = self._model(asked.model)
+        encoding, texts = served.encoding, [text[:EMBED_CHARACTERS] for text in asked.texts]
         full = encoding.encoder.dim
         dim = asked.dimensions or full
         if dim > full:
-            raise RefusedError(422, f"dimensions: {served.model} has {full}, so give 1 to {full}")
+            message = f"dimensions: {served.model} has {full}, so give 1 to {full}"
+            raise RefusedError(422, message, param="dimensions")
         vectors = await self._encode(encoding.query if asked.input_type == "query" else encoding.document, texts)
 
         def job() -> bytes:
             cut = truncate(vectors, dim)
             as_text = asked.encoding_format == "base64"
-            data = [
-                {"object": "embedding", "index": n, "embedding": _base64(row) if as_text else row.tolist()}
+            # Row by row, and text by text: whatever takes long at a stretch keeps all other threads waiting.
+            rows = [
+                encoded({"object": "embedding", "index": n, "embedding": _base64(row) if as_text else row.tolist()})
                 for n, row in enumerate(cut)
             ]
-            tokens = encoding.count(texts)
+            tokens = sum(encoding.count([text]) for text in texts)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-            return encoded({"object": "list", "data": data, "model": served.model, "usage": usage})
+            rest = encoded({"object": "list", "model": served.model, "usage": usage})
+            return b'{"data":[' + b",".join(rows) + b"]," + rest[1:]
 
         return await self._work(self._searching, job)
 
@@ -160,6 +162,16 @@ class Service:
 
         return await self._work(self._comparing, job)
 
+    def models(self) -> bytes:
+        """Return the names under which embeddings are had, as OpenAI lists models."""
+        names = dict.fromkeys([*self.indexes.names, *(one.model for one in self.indexes.all())])
+        return encoded({"object": "list", "data": [_as_model(name) for name in names]})
+
+    def model(self, name: str) -> bytes:
+        """Return one of them."""
+        self._model(name)
+        return encoded(_as_model(name))
+
     def described(self) -> bytes:
         """Return what is served."""
         every = self.indexes.all()
@@ -169,6 +181,14 @@ class Service:
         """Return judged queries of the first index that has some."""
         texts = next((one.judged.texts for one in self.indexes.all() if one.judged.texts), ())
         return encoded({"queries": texts[:limit]})
+
+    def _model(self, name: str | None) -> Served:
+        served = self.indexes.find(None if name == UNNAMED else name)
+        if served is None:
+            known = ", ".join(dict.fromkeys(one.model for one in self.indexes.all()))
+            message = f"no such model is served; there is {known}"
+            raise RefusedError(404, message, param="model", code="model_not_found")
+        return served
 
     def _served(self, name: str | None) -> Served:
         served = self.indexes.get(name)
@@ -251,6 +271,10 @@ def _mode(served: Served, asked: Mode | None) -> Mode:
     if asked is not None and asked not in modes:
         raise RefusedError(422, f"mode: index {served.source.name} can be searched by {', '.join(modes)}")
     return asked or modes[0]
+
+
+def _as_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "nestling"}
 
 
 def _base64(row: NDArray[np.float32]) -> str:

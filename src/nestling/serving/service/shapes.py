@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from nestling.serving.service.limits import CHARACTERS, FIELDS, HITS, TEXTS, VALUES, K
+from nestling.errors import InputError
+from nestling.serving.indexes.documents import check_filters
+from nestling.serving.service.limits import (
+    CHARACTERS,
+    EMBED_CHARACTERS,
+    EMBED_TEXTS,
+    FIELDS,
+    HITS,
+    TEXTS,
+    VALUES,
+    K,
+)
 
-Text = Annotated[str, Field(min_length=1, max_length=CHARACTERS)]
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank; give a text")
+    return text
+
+
+def _texts_alone(filters: Any) -> Any:
+    try:
+        check_filters(filters)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return filters
+
+
+Text = Annotated[str, Field(min_length=1, max_length=CHARACTERS), AfterValidator(_not_blank)]
+LongText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 Name = Annotated[str, Field(max_length=200)]
 Value = Annotated[str, Field(max_length=1_000)]
 Filters = Annotated[
     dict[Name, Value | Annotated[list[Value], Field(max_length=VALUES)]],
     Field(max_length=FIELDS, description="Field to a value or several of which one is enough; all fields must fit."),
+    BeforeValidator(_texts_alone),
 ]
 Mode = Literal["fused", "dense", "lexical"]
 Precision = Literal["float32", "float16", "int8", "int4", "binary"]
@@ -88,8 +116,11 @@ class EmbedRequest(BaseModel):
     """As OpenAI's embeddings API takes it; names that it has beside these are passed over."""
 
     input: Annotated[
-        Text | Annotated[list[Text], Field(min_length=1, max_length=TEXTS)],
-        Field(description="A text or several; lists of tokens are not taken."),
+        LongText | Annotated[list[LongText], Field(min_length=1, max_length=EMBED_TEXTS)],
+        Field(
+            description="A text or several; lists of tokens are not taken. "
+            f"Of a text the first {EMBED_CHARACTERS:,} characters are read, as far as the model does."
+        ),
     ]
     model: Annotated[Name | None, Field(description="A served index or its model; by default the first.")] = None
     encoding_format: Literal["float", "base64"] = "float"
@@ -102,8 +133,11 @@ class EmbedRequest(BaseModel):
     @classmethod
     def _no_tokens(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items[:TEXTS]):
-            raise ValueError("lists of tokens are not taken, since they belong to another tokenizer; send the text")
+        if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items[:EMBED_TEXTS]):
+            raise ValueError(
+                "lists of tokens are not taken, since they belong to another tokenizer; send texts (LangChain: "
+                "OpenAIEmbeddings(..., check_embedding_ctx_length=False))"
+            )
         return value
 
     @property
@@ -134,6 +168,22 @@ class EmbedAnswer(BaseModel):
     data: list[Embedding]
     model: str
     usage: Usage
+
+
+class ModelAnswer(BaseModel):
+    """A name that is taken as a model, as OpenAI describes one."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsAnswer(BaseModel):
+    """Indexes by name, the default first, then models."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
 
 
 class Column(Strict):
@@ -242,10 +292,12 @@ class HealthAnswer(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """One line, and its kind."""
+    """One line, its kind, and the parameter that it is about, in OpenAI's shape."""
 
     message: str
     type: str
+    param: str | None
+    code: str | None
 
 
 class ErrorAnswer(BaseModel):

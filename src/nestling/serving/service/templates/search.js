@@ -13,6 +13,7 @@
   let indexes = [];
   let run = 0;
   let columns = [null, null];
+  let key = "";
 
   const say = (text, bad) => {
     $("status").textContent = text;
@@ -21,10 +22,11 @@
 
   /* A cell that is made for the first time can take longer than an answer may: then it is asked for again. */
   const ask = async (path, body, tries = TRIES) => {
-    const options = body && {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    };
-    const answer = await fetch(path, options || {}).catch(() => null);
+    const headers = {};
+    if (key) headers.Authorization = `Bearer ${key}`;
+    if (body) headers["Content-Type"] = "application/json";
+    const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) };
+    const answer = await fetch(path, options).catch(() => null);
     if (!answer) throw new Error("The server does not answer.");
     const content = await answer.json().catch(() => null);
     if (!content) throw new Error(`The server's answer (${answer.status}) cannot be read.`);
@@ -34,6 +36,11 @@
       say(answer.status === 504 ? "Codes of this size are being made." : content.error.message);
       await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
       return ask(path, body, tries - 1);
+    }
+    if (answer.status === 401) {
+      $("login").hidden = false;
+      $("key").focus();
+      throw new Error("The key is wrong.");
     }
     throw new Error(content.error.message);
   };
@@ -230,6 +237,8 @@
   const start = async () => {
     try {
       indexes = (await ask("/indexes")).indexes;
+      $("login").hidden = true;
+      say("");
       const left = addSide("Left");
       const right = addSide("Right");
       settle(left, { mode: indexes[0].modes[0], dim: SERVED });
@@ -252,5 +261,15 @@
       say(error.message, true);
     }
   };
-  start();
+  $("login").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key = $("key").value.trim();
+    $("key").value = "";
+    if (sides.length) {
+      $("login").hidden = true;
+      search();
+    } else start();
+  });
+  if ($("login").hidden) start();
+  else $("key").focus();
 })();
