@@ -248,7 +248,7 @@ class _Study:
         return result
 
     def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
-        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold)
+        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold, observer=self.observer)
         evaluation = RunEvaluation(self.experiment, self.folder, contest, prints, self.observer, self._timed)
         return contest.test, evaluation.all()
 

@@ -125,7 +125,10 @@ def shrink(
         data = read_split(Path(data))
     threshold = settle_threshold(data.test, threshold)
     source = find_model(model)
-    sides = {side: contest_of(data, settings, threshold, side=side) for side in ("dev", "test")}
+    sides = {
+        side: contest_of(data, settings, threshold, side=side, observer=observer if side == "test" else None)
+        for side in ("dev", "test")
+    }
     try:
         observer.stage(f"encode {model}")
         encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
