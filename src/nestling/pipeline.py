@@ -104,7 +104,7 @@ def _check_models(experiment: Experiment) -> None:
         full = int(load_model(find_model(name)).get_embedding_dimension() or 0)
         for dims in [experiment.evaluation.dims, *(v.matryoshka.dims for v in experiment.variants if v.matryoshka)]:
             try:
-                sizes_of(full, dims or ())
+                sizes_of(full, dims)
             except InputError as error:
                 raise InputError(f"model {name!r}: {error}") from None
 

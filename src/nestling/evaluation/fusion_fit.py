@@ -13,9 +13,7 @@ from nestling.evaluation.qrels import Qrels
 NDCG = Measure("ndcg", 10)
 WEIGHTS = (0.0, *(float(f"{weight:.3g}") for weight in np.geomspace(0.002, 5.0, 36)))
 TRUST = 50
-"""Judged queries that count as much as the scores' spread does. With 15 queries of dev, drawn again and again from two
-judged sets, nDCG@10 on the other queries was 0.2 points below that of their own best weight, with 250 queries 0.15;
-without the spread 1.1 and 0.2, by the spread alone 0.3 and 1.2 (docs/experiments.md, 2026-11-28)."""
+"""Judged queries that count as much as the scores' spread does; measured in docs/experiments.md, 2026-11-28."""
 
 
 def fit_fusion(

@@ -131,7 +131,7 @@ def write_run(
 def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int = DEPTH) -> RunRanking:
     """Put a run into the rows and columns of qrels, so that it is measured as a ranking of ours.
 
-    Documents of equal text are one document in qrels: the first of them in the run counts, and the others take no place.
+    Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place.
 
     Where the corpus has fewer documents than a measure's k, the measure looks no deeper than the corpus is large, so
     documents outside the corpus can there push others out that trec_eval still counts.
