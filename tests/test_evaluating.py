@@ -14,7 +14,9 @@ from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.trec import write_run
 from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
+from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
+from nestling.observer import Observer
 
 SMALL = EvaluationSettings(dims=(32, 8), measures=("recall@10", "mrr@10"))
 
@@ -38,6 +40,22 @@ def test_models_bm25_and_fusions_stand_in_one_table(split: Split, tiny_model_pat
     assert names == ["tiny", "tiny+bm25", "bm25", "bm25-stemmed"]
     assert value(found, "tiny+bm25", dim=32) >= value(found, "tiny", dim=32)
     assert set(found.comparisons["a"]) == {"tiny"}
+
+
+def test_how_many_documents_have_the_text_of_another_is_said_in_a_note(split: Split, tiny_model_path: Path):
+    copies = split.test.frame.head(3).with_columns(pl.col("document_id") + "-copy")
+    doubled = Judgments.from_frame(pl.concat([split.test.frame, copies]), scale=split.test.scale)
+    notes: list[str] = []
+    observer = Observer()
+    observer.note = notes.append  # type: ignore[method-assign]
+    models = {"tiny": str(tiny_model_path)}
+
+    found = nestling.evaluate(doubled, models, settings=SMALL, threshold=2.5, observer=observer)
+
+    n = copies["document_id"].n_unique()
+    assert f"{n} documents have the text of another one and count as one with it" in notes
+    once = nestling.evaluate(split.test, models, settings=SMALL, threshold=2.5)
+    assert found.results.equals(once.results)
 
 
 def test_a_table_without_a_dev_side_gets_no_fusion(split: Split, tiny_model_path: Path):

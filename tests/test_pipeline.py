@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from fixtures.tiny import build_tiny_model
 from nestling import pipeline
 from nestling.errors import InputError
 from nestling.experiment import DataSettings, EvaluationSettings, Experiment
@@ -17,6 +18,7 @@ from nestling.experiment_files import load_experiment, make_experiment
 from nestling.judgments.split_files import read_split
 from nestling.judgments.toolshed import generate
 from nestling.observer import Observer
+from nestling.report import tables
 from nestling.run_folder import RunFolder
 from nestling.stages import load
 from nestling.training.callbacks import TrainingProgress
@@ -63,6 +65,23 @@ def copied(finished: pipeline.Run, tmp_path: Path) -> Path:
     """A finished run in a place of its own; returns the folder of runs."""
     shutil.copytree(finished.folder, tmp_path / "tiny")
     return tmp_path
+
+
+def test_models_of_different_sizes_are_measured_each_at_its_own_by_default(tiny_model_path: Path, tmp_path: Path):
+    small = build_tiny_model(tmp_path, hidden=20)
+    variants = ["pretrained", {"name": "small", "recipe": "pretrained", "base": str(small)}]
+    variants += [{"name": "small-trained", "recipe": "mnrl", "base": str(small), "matryoshka": {}}]
+    done = pipeline.run(experiment(tiny_model_path, variants=variants, evaluation={}), runs=tmp_path / "runs")
+
+    sizes = done.results.filter(pl.col("dim") > 0).group_by("variant").agg(pl.col("dim").unique().sort(descending=True))
+    own = {"pretrained": [32, 16, 8, 4], "small": [20, 10, 5, 2], "small-trained": [20, 10, 5, 2]}
+    assert dict(sizes.iter_rows()) == own | {f"{name}+bm25": dims for name, dims in own.items()}
+    assert {row.dim for row in tables.full_size(done.results, reference=done.reference)} == {32, 20, 0}
+    card = (done.folder / "models" / "small-trained" / "README.md").read_text(encoding="utf-8")
+    assert "Matryoshka loss at 20, 10, 5, 2 dims" in card
+    page = done.report.read_text(encoding="utf-8")
+    assert "small, 20 dims" in page
+    assert "small, 2 dims" in page
 
 
 def test_every_file_that_the_plan_names_is_there(finished: pipeline.Run):

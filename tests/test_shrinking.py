@@ -60,9 +60,24 @@ def test_the_stricter_choice_is_never_smaller(split: Split, tiny: str):
     loose = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS).alone
     strict = nestling.shrink(tiny, split, keep=0.9, strict=True, settings=SETTINGS).alone
     assert loose is not None
+    assert loose is not None
     assert strict is not None
     assert strict.cell.bytes >= loose.cell.bytes
     assert strict.dev["kept_low"] >= 0.9
+
+
+def test_the_choice_among_more_than_fifty_cells_is_strict_unless_asked_otherwise(split: Split, tiny: str):
+    many = SETTINGS.model_copy(update={"oversampling": (2, 4, 8)})
+    few, strict, loose = (
+        nestling.shrink(tiny, split, keep=0.9, strict=asked, settings=grid)
+        for asked, grid in ((None, SETTINGS), (None, many), (False, many))
+    )
+    assert len(few.kept) <= 50 < len(strict.kept)
+    assert (few.strict, strict.strict, loose.strict) == (False, True, False)
+    assert strict.alone is not None
+    assert strict.alone.dev["kept_low"] >= 0.9
+    enough = strict.kept.filter(pl.col("kept_low") >= 0.9, pl.col("oversampling") == 0)
+    assert strict.alone.cell.bytes == enough["bytes"].min()
 
 
 def test_the_rotation_is_trained_once_for_all_sizes_of_the_grid(
@@ -156,9 +171,11 @@ def test_what_cannot_be_is_refused_in_one_line(split: Split, tiny: str, tmp_path
         nestling.load_shrunk(tiny)
 
 
+@pytest.mark.parametrize(("strict", "advice"), [(False, "--strict chooses"), (True, "a higher --keep leaves")])
 @pytest.mark.parametrize(("kept", "lines"), [(0.985, 0), (0.98, 0), (0.971, 1)])
-def test_a_choice_that_test_does_not_bear_out_is_doubted(kept: float, lines: int):
+def test_a_choice_that_test_does_not_bear_out_is_doubted(kept: float, lines: int, strict: bool, advice: str):
     choice = shrinking.Choice(Cell(48, "int8"), dev={"kept": 0.99}, test={"kept": kept})
-    said = _doubt(choice, 0.98)
+    found = shrinking.Shrunk(384, "recall@10", 0.98, strict, pl.DataFrame(), choice, None, None)
+    said = _doubt(choice, found)
     assert len(said) == lines
-    assert all("--strict" in line for line in said)
+    assert all(advice in line for line in said)

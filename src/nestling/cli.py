@@ -28,7 +28,7 @@ from nestling import (
     cli_serve,
     cli_tuning,
 )
-from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers
+from nestling.cli_options import Columns, Dims, Json, Overrides, as_changes, numbers
 from nestling.environment import grow_gpu_memory
 from nestling.errors import InputError
 from nestling.extras import missing
@@ -171,7 +171,7 @@ def train(
     recipe: Annotated[str, Parameter(help="graded, distilled, mnrl, static, adapter, cosine or cosent.")] = "graded",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
     matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
-    dims: Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")] = "384,192,96,48",
+    dims: Dims = None,
     weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,
     threshold: Annotated[float | None, Parameter(help="Positives score above this (2.5 on a scale of 1 to 3).")] = None,
     change: Overrides = (),
@@ -187,7 +187,9 @@ def train(
 
     prefixes = None
     if matryoshka or weights:
-        prefixes = make_settings(Matryoshka, dims=numbers(dims, int), weights=weights and numbers(weights, float))
+        prefixes = make_settings(
+            Matryoshka, dims=dims and numbers(dims, int), weights=weights and numbers(weights, float)
+        )
     result = stages.train(
         split,
         out=out,

@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json, named_models, numbers
+from nestling.cli_options import Dims, Json, named_models, numbers
 from nestling.errors import InputError
 from nestling.terminal import observer
 
 if TYPE_CHECKING:
     from nestling.shrinking import Choice, Shrunk
 
-Dims = Annotated[str, Parameter(help="Falling sizes, as in 384,192,96,48.")]
 Threshold = Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")]
 EngineName = Annotated[
     str, Parameter(help="What encodes: torch-fp32, torch-bf16, openvino-bf16, ..., or auto for the machine's fastest.")
 ]
 Cache = Annotated[Path | None, Parameter(help="A folder that keeps embeddings for the next call.")]
-DIMS = "384,192,96,48"
 EVERY = "float32,float16,int8,int4,binary"
 
 
 def evaluate(
     split: Annotated[Path, Parameter(help="A folder that nestling split wrote; its test side is measured.")],
     *models: Annotated[str, Parameter(help="Folders, bundled names or hub ids; NAME=MODEL names one.")],
-    dims: Dims = DIMS,
+    dims: Dims = None,
     precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = "float32",
     rotate: Annotated[bool, Parameter(help="Measure each cell rotated too.", negative="")] = False,
     oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long, as in 2,4,8.")] = "",
@@ -60,7 +58,7 @@ def evaluate(
     named = named_models(models)
     settings = make_settings(
         EvaluationSettings,
-        dims=numbers(dims, int),
+        dims=dims and numbers(dims, int),
         protocol=protocol,
         measures=tuple(measures.split(",")),
         precisions=tuple(precisions.split(",")),
@@ -112,9 +110,11 @@ def shrink(
     *,
     split: Annotated[Path | None, Parameter(help="A split's folder; the run's own by default.")] = None,
     keep: Annotated[float, Parameter(help="Share of the full embedding's recall@10 to keep.")] = 0.98,
-    strict: Annotated[bool, Parameter(help="The interval's lower end must reach it.", negative="")] = False,
+    strict: Annotated[
+        bool | None, Parameter(help="The interval's lower end must reach it; by default where there are over 50 cells.")
+    ] = None,
     documents: Annotated[float, Parameter(help="How many documents you have, as in 10e6.")] = 1e6,
-    dims: Dims = DIMS,
+    dims: Dims = None,
     precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = EVERY,
     oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long.")] = "2,4,8",
     measure: Annotated[str, Parameter(help="What quality is.")] = "recall@10",
@@ -134,7 +134,7 @@ def shrink(
 
     settings = make_settings(
         EvaluationSettings,
-        dims=numbers(dims, int),
+        dims=dims and numbers(dims, int),
         precisions=tuple(precisions.split(",")),
         rotations=("none", "trained"),
         oversampling=numbers(oversampling, int) if oversampling else (),
@@ -201,17 +201,20 @@ def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
             lines = grid_view.advice_lines(
                 choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents
             )
-            for line in [*lines, *_doubt(choice, found.keep)]:
+            for line in [*lines, *_doubt(choice, found)]:
                 out.print(line, highlight=False, markup=False)
     if found.alone is None:
-        out.print(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev", highlight=False)
+        lower = " at the lower end of its interval (--no-strict asks for the share itself)" if found.strict else ""
+        text = f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev{lower}"
+        out.print(text, highlight=False, soft_wrap=True)
 
 
-def _doubt(choice: Choice, keep: float) -> list[str]:
+def _doubt(choice: Choice, found: Shrunk) -> list[str]:
     """Say that test does not bear the choice out: the smallest of many cells is partly the luckiest."""
-    if choice.test["kept"] >= keep:
+    if choice.test["kept"] >= found.keep:
         return []
-    return [f"on test that is less than the {keep:.1%} asked for: --strict chooses with a margin"]
+    advice = "a higher --keep leaves a margin" if found.strict else "--strict chooses with a margin"
+    return [f"on test that is less than the {found.keep:.1%} asked for: {advice}"]
 
 
 def _as_json(found: Shrunk) -> dict[str, Any]:
@@ -220,6 +223,7 @@ def _as_json(found: Shrunk) -> dict[str, Any]:
         "full": found.full,
         "measure": found.measure,
         "keep": found.keep,
+        "strict": found.strict,
         **{
             name: choice and {"cell": asdict(choice.cell), "dev": choice.dev, "test": choice.test}
             for name, choice in choices.items()

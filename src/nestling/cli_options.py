@@ -20,6 +20,10 @@ MaxUnpacked = Annotated[int, Parameter(help="MiB that a packed catalogue may unp
 Overrides = Annotated[
     tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.", negative="")
 ]
+Dims = Annotated[
+    str | None,
+    Parameter(help="Falling sizes, as in 384,192,96,48; by default a model's own, its half, quarter and eighth."),
+]
 
 
 @Parameter(name="*")

@@ -71,11 +71,11 @@ def evaluate(
     if isinstance(data, Path | str):
         data = read_split(Path(data))
     judgments = data.test if isinstance(data, Split) else data
-    contest = contest_of(data, settings, settle_threshold(judgments, threshold))
-    sources = {name: find_model(model) for name, model in models.items()}
     observer = observer or Observer()
     if isinstance(data, Split) and data.warning:
         observer.note(data.warning)
+    contest = contest_of(data, settings, settle_threshold(judgments, threshold), observer=observer)
+    sources = {name: find_model(model) for name, model in models.items()}
     found: dict[str, pl.DataFrame] = {}
     for name, path in (runs or {}).items():
         observer.stage(f"read {name}")

@@ -17,6 +17,7 @@ from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 
 STUDY_DIMS = (384, 192, 96, 48)
+"""The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
 
 LEXICAL: tuple[Literal["bm25", "bm25-stemmed"], ...] = ("bm25", "bm25-stemmed")
 FUSED = "+bm25"
@@ -115,8 +116,8 @@ def _plain(name: str) -> str:
 class EvaluationSettings(Settings):
     """What is measured."""
 
-    dims: tuple[int, ...] = STUDY_DIMS
-    """Falling sizes; a model's own full size is added where it is missing."""
+    dims: tuple[int, ...] | None = None
+    """Falling sizes; a model's own full size is added where it is missing. By default its half, quarter and eighth."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
     precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
@@ -138,8 +139,8 @@ class EvaluationSettings(Settings):
 
     @field_validator("dims")
     @classmethod
-    def _falling(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return check_dims(value)
+    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else check_dims(value)
 
     @field_validator("language")
     @classmethod
@@ -188,6 +189,16 @@ class Experiment(Settings):
         default=("pretrained", "mnrl", "mnrl+matryoshka", "graded"), validate_default=True
     )
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _study(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        training, evaluation = (value.get(key) or {} for key in ("training", "evaluation"))
+        if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("preset") == "study":
+            return {**value, "evaluation": {"dims": STUDY_DIMS, **evaluation}}
+        return value
 
     @model_validator(mode="after")
     def _distinct(self) -> Experiment:

@@ -43,12 +43,18 @@ class Encoder:
 
 
 def contest_of(
-    data: Split | Judgments, settings: EvaluationSettings, threshold: float, *, side: str = "test"
+    data: Split | Judgments,
+    settings: EvaluationSettings,
+    threshold: float,
+    *,
+    side: str = "test",
+    observer: Observer | None = None,
 ) -> Contest:
     """Return the contest on one side of a split, or on a table as it is.
 
     Args:
         side: `test`, or `dev`, which then is not learnt from.
+        observer: told how many documents of that side have the text of another.
 
     Raises:
         InputError: nothing on that side is relevant.
@@ -61,8 +67,11 @@ def contest_of(
         return Qrels.from_judgments(judgments, threshold=threshold, protocol=settings.protocol)
 
     measures = tuple(Measure.parse(text) for text in settings.measures)
+    measured = qrels(data if isinstance(data, Judgments) else data.sides[side])
+    if measured.n_merged and observer is not None:
+        observer.note(f"{measured.n_merged:,} documents have the text of another one and count as one with it")
     if isinstance(data, Judgments):
-        return Contest(qrels(data), None, None, measures, settings.language)
+        return Contest(measured, None, None, measures, settings.language)
     dev = None
     if side == "test":
         try:
@@ -70,7 +79,7 @@ def contest_of(
         except InputError:
             # Nothing relevant to choose a weight by: the study goes on without fusions.
             dev = None
-    return Contest(qrels(data.sides[side]), dev, data.train, measures, settings.language)
+    return Contest(measured, dev, data.train, measures, settings.language)
 
 
 def embedder_of(

@@ -113,7 +113,7 @@ def _check_models(experiment: Experiment) -> None:
         full = int(model.get_embedding_dimension() or 0)
         for dims in [experiment.evaluation.dims, *(v.matryoshka.dims for v in experiment.variants if v.matryoshka)]:
             try:
-                sizes_of(full, dims or ())
+                sizes_of(full, dims)
             except InputError as error:
                 raise InputError(f"model {name!r}: {error}") from None
 
@@ -262,7 +262,7 @@ class _Study:
         return result
 
     def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
-        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold)
+        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold, observer=self.observer)
         evaluation = RunEvaluation(self.experiment, self.folder, contest, prints, self.observer, self._timed)
         return contest.test, evaluation.all()
 

@@ -60,6 +60,7 @@ class Shrunk:
     Attributes:
         full: the model's own size.
         measure: by which quality is counted.
+        strict: whether the lower end of a share's interval had to reach `keep`.
         kept: every cell on dev, columns as `advice.KEPT`.
         alone: the smallest cell that keeps enough by itself; None where none does.
         rescored: the one of fewest bytes in memory whose shortlist is rescored; None where none has fewer.
@@ -69,6 +70,7 @@ class Shrunk:
     full: int
     measure: str
     keep: float
+    strict: bool
     kept: pl.DataFrame
     alone: Choice | None
     rescored: Choice | None
@@ -80,7 +82,7 @@ def shrink(
     data: Split | Path | str,
     *,
     keep: float = 0.98,
-    strict: bool = False,
+    strict: bool | None = None,
     measure: str = MEASURE,
     settings: EvaluationSettings | None = None,
     threshold: float | None = None,
@@ -98,9 +100,11 @@ def shrink(
         model: a folder, a bundled model or a hub id.
         data: a split or the folder of one.
         keep: share of the full float32 embedding's `measure` to keep, above 0 to 1.
-        strict: the lower end of the share's interval of 95 % on dev must reach `keep`.
+        strict: the lower end of the share's interval of 95 % on dev must reach `keep`, not the share itself; by
+            default where the grid has more than `advice.MANY` cells, of which some keep enough by luck.
         measure: what quality is.
-        settings: the grid; by default all precisions, with and without rotation and rescoring, at the study's sizes.
+        settings: the grid; by default all precisions, with and without rotation and rescoring, at the model's own
+            size, its half, quarter and eighth.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
         rescoring: write the cell that needs rescoring, where it is smaller.
         fuse: count quality with stemmed BM25 added, at a weight that is chosen for each cell on dev.
@@ -111,7 +115,7 @@ def shrink(
         InputError: the model or the data cannot be had, `keep` is out of range, `out` exists, or no cell keeps enough
             and `out` was asked for.
     """
-    from nestling.evaluation.advice import kept_by, smallest
+    from nestling.evaluation.advice import MANY, kept_by, smallest
     from nestling.evaluation.cell_search import Fitted
     from nestling.evaluation.cells import Cell, sizes_in
     from nestling.evaluation.grid import measure_cells
@@ -126,12 +130,16 @@ def shrink(
         data = read_split(Path(data))
     threshold = settle_threshold(data.test, threshold)
     source = find_model(model)
-    sides = {side: contest_of(data, settings, threshold, side=side) for side in ("dev", "test")}
+    sides = {
+        side: contest_of(data, settings, threshold, side=side, observer=observer if side == "test" else None)
+        for side in ("dev", "test")
+    }
     try:
         observer.stage(f"encode {model}")
         encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
         full = Cell(encoder.full)
         cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
+        strict = len(cells) > MANY if strict is None else strict
         fitted = Fitted(lambda: sides["dev"].training(encoder.embed), sizes_in(cells))
 
         fusions = sides["dev"].fusions(encoder.embed, cells, fitted) if fuse else {}
@@ -159,13 +167,15 @@ def shrink(
     if out is not None:
         if chosen is None:
             raise InputError(
-                f"no cell of the grid keeps {keep:.1%} of {measure}; lower --keep, or add sizes to the grid"
+                f"no cell of the grid keeps {keep:.1%} of {measure}{' at its lower end' if strict else ''}; lower "
+                f"--keep, or add sizes to the grid{', or give --no-strict' if strict else ''}"
             )
         write_shrunk(source, chosen, fitted, out, about=_about(choices[chosen], model, measure, keep, data, fuse))
     return Shrunk(
         full=full.dim,
         measure=measure,
         keep=keep,
+        strict=strict,
         kept=kept,
         alone=choices[alone] if alone else None,
         rescored=choices[rescored] if rescored else None,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nestling.errors import InputError
 from nestling.experiment import (
-    STUDY_DIMS,
     DataSettings,
     SplitSettings,
 )
@@ -155,13 +154,13 @@ def job_of(
     matryoshka: Matryoshka | None,
     settings: TrainingSettings,
     threshold: float,
-    dims: Sequence[int],
+    dims: Sequence[int] | None,
     cache: Path | None = None,
 ) -> Job:
     """Settle what a variant is trained from: the base's files, and the prefixes with its full size first.
 
     Args:
-        dims: the prefixes where `matryoshka` names none.
+        dims: the prefixes where `matryoshka` names none; by default as `sizes_of` has them.
         cache: a folder for tokens.
 
     Raises:
@@ -174,8 +173,7 @@ def job_of(
     if matryoshka is None:
         return Job(source, recipe, settings, threshold, cache=cache)
     full = int(load_model(source).get_embedding_dimension() or 0)
-    asked = matryoshka.dims or tuple(dims)
-    prefixes = sizes_of(full, asked)
+    prefixes = sizes_of(full, matryoshka.dims or dims)
     weights = matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
@@ -193,7 +191,7 @@ def train(
     matryoshka: Matryoshka | None = None,
     settings: TrainingSettings | None = None,
     threshold: float | None = None,
-    dims: Sequence[int] = STUDY_DIMS,
+    dims: Sequence[int] | None = None,
     observer: Observer | None = None,
 ) -> TrainingResult:
     """Train one variant and save it as a SentenceTransformer folder.
@@ -203,7 +201,8 @@ def train(
         out: the model's folder. Checkpoints lie beside it, in `OUT.training`, so that the same call goes on after an
             interruption.
         settings: what is not given is as the recipe has it by default.
-        dims: the sizes that Matryoshka trains where it names none.
+        dims: the sizes that Matryoshka trains where it names none; by default a model's own, its half, quarter and
+            eighth.
 
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.

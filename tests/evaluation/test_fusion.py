@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from nestling.errors import InputError
 from nestling.evaluation import fusion
-from nestling.evaluation.fusion import Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
-from nestling.evaluation.fusion_fit import fit_fusion
-from nestling.evaluation.measures import Measure
+from nestling.evaluation.fusion import Candidates, Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
+from nestling.evaluation.fusion_fit import WEIGHTS, fit_fusion
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 
@@ -230,7 +229,7 @@ def test_k_below_one_is_refused(k: int) -> None:
 
 def qrels_of(relevant: list[list[int]], n_documents: int) -> Qrels:
     rows = [
-        (f"q{row}", f"query {row}", f"d{column}", f"document {column}", float(column in columns))
+        (f"q{row:04}", f"query {row:04}", f"d{column:02}", f"document {column:02}", float(column in columns))
         for row, columns in enumerate(relevant)
         for column in range(n_documents)
     ]
@@ -238,11 +237,18 @@ def qrels_of(relevant: list[list[int]], n_documents: int) -> Qrels:
     return Qrels.from_judgments(Judgments.from_frame(frame, scale=(0.0, 1.0)), threshold=0.5)
 
 
+def candidates_of(dense: np.ndarray, lexical: np.ndarray) -> Candidates:
+    return Candidates.of(
+        dense_top(dense, 3), lexical_top(lexical, 3), dense_scores=pairs_of(dense), lexical_scores=pairs_of(lexical)
+    )
+
+
 def fit(qrels: Qrels, dense: list[list[float]], lexical: list[list[float]], **options: Any) -> Fusion:
     first, second = np.array(dense, np.float32), np.array(lexical, np.float32)
+    depth = qrels.n_documents
     return fit_fusion(
-        dense_top(first, 3),
-        lexical_top(second, 3),
+        dense_top(first, depth),
+        lexical_top(second, depth),
         qrels,
         dense_scores=pairs_of(first),
         lexical_scores=pairs_of(second),
@@ -250,47 +256,82 @@ def fit(qrels: Qrels, dense: list[list[float]], lexical: list[list[float]], **op
     )
 
 
-def test_the_weight_is_the_one_that_retrieves_most() -> None:
-    # The first query needs a weight above 0.1, the second one below 0.4.
-    qrels = qrels_of([[1], [0]], 3)
-    dense, lexical = [[0.5, 0.4, 0.0], [0.5, 0.1, 0.0]], [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
-    options: dict[str, Any] = {"measure": Measure("recall", 1), "weights": [0.2, 0.05, 1.0]}
-    assert fit(qrels, dense, lexical, **options) == Fusion(0.2, "none", 3)
+def test_many_queries_choose_the_middle_of_the_weights_that_rank_best() -> None:
+    # Half of the queries need a weight above 0.1, the others one below 0.4.
+    qrels = qrels_of([[1], [0]] * 1000, 3)
+    dense, lexical = [[0.5, 0.4, 0.0], [0.5, 0.1, 0.0]] * 1000, [[0.0, 1.0, 0.0]] * 2000
+    good = [weight for weight in WEIGHTS if 0.1 < weight < 0.4]
+    assert fit(qrels, dense, lexical).weight == pytest.approx((good[0] * good[-1]) ** 0.5, rel=0.03)
 
 
-def test_of_weights_that_retrieve_as_much_the_better_order_wins() -> None:
-    qrels = qrels_of([[1]], 3)
-    dense, lexical = [[0.5, 0.4, 0.0]], [[0.0, 1.0, 0.0]]
-    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 0.5, 1.0]).weight == 0.5
+def test_one_query_of_58_that_words_alone_find_does_not_cost_the_others_their_first_place() -> None:
+    # Above 1.2 the last query's document comes among the first ten; above 1 all others fall to the second place.
+    qrels = qrels_of([[0]] * 57 + [[11]], 12)
+    dense = [[0.5, 0.4, *[0.0] * 10]] * 57 + [[*np.linspace(0.5, 0.4, 11), -1.0]]
+    lexical = [[0.9, 1.0, *[0.0] * 10]] * 57 + [[0.0] * 11 + [1.2]]
+    assert fit(qrels, dense, lexical).weight < 1.0
 
 
-def test_a_measure_that_is_better_by_noise_alone_does_not_outweigh_the_order() -> None:
-    # Recall@2 over 1,000 queries: weight 0 finds one more, weight 1 ranks 999 better.
-    qrels = qrels_of([[1]] * 1000, 3)
-    dense = [[0.5, 0.4, 0.0]] * 999 + [[0.0, 0.4, 0.5]]
-    lexical = [[0.0, 1.0, 0.0]] * 999 + [[2.0, 0.0, 2.0]]
-    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 1.0]).weight == 1.0
+def test_a_grade_counts_where_relevance_is_the_same() -> None:
+    rows = [(f"q{row}", "d0", 2.0) for row in range(500)] + [(f"q{row}", "d1", 3.0) for row in range(500)]
+    frame = pl.DataFrame(
+        [(q, f"query {q}", d, f"text {d}", score) for q, d, score in rows],
+        schema=["query_id", "query", "document_id", "document", "score"],
+        orient="row",
+    )
+    qrels = Qrels.from_judgments(Judgments.from_frame(frame, scale=(0.0, 3.0)), threshold=1.0)
+    assert fit(qrels, [[0.5, 0.4]] * 500, [[0.0, 1.0]] * 500).weight > 0.1
 
 
-def test_a_measure_that_is_clearly_better_outweighs_the_order() -> None:
-    qrels = qrels_of([[1]] * 100, 3)
-    dense = [[0.5, 0.4, 0.0]] * 99 + [[0.0, 0.4, 0.5]]
-    lexical = [[0.0, 1.0, 0.0]] * 99 + [[2.0, 0.0, 2.0]]
-    assert fit(qrels, dense, lexical, measure=Measure("recall", 2), weights=[0.0, 1.0]).weight == 0.0
+def test_a_single_query_moves_the_weight_little_from_where_both_sides_spread_alike() -> None:
+    alike = float(np.std([0.5, 0.4, 0.0]) / np.std([0.0, 1.0, 0.0]))
+    for relevant in ([[0]], [[1]]):
+        assert fit(qrels_of(relevant, 3), [[0.5, 0.4, 0.0]], [[0.0, 1.0, 0.0]]).weight == pytest.approx(alike, rel=0.1)
 
 
-def test_where_nothing_helps_the_dense_ranking_stays_alone() -> None:
-    assert fit(qrels_of([[0]], 3), [[0.5, 0.4, 0.0]], [[2.0, 1.0, 0.0]]).weight == 0.0
+@given(seed=seeds, dense_scale=st.floats(0.2, 5), lexical_scale=st.floats(0.2, 5))
+@settings(max_examples=50)
+def test_the_weight_without_judgments_follows_the_scale_of_either_score(
+    seed: int, dense_scale: float, lexical_scale: float
+) -> None:
+    dense, lexical = random_scores(seed, 4, 9)
+    lexical[0, 0] = 1.0
+    scaled = candidates_of(
+        (dense * dense_scale).astype(np.float32), (lexical * lexical_scale).astype(np.float32)
+    ).balance("none")
+    assert scaled == pytest.approx(
+        candidates_of(dense, lexical).balance("none") * dense_scale / lexical_scale, rel=1e-4
+    )
+
+
+@given(seed=seeds, normalisation=normalisations)
+@settings(max_examples=50)
+def test_at_the_balance_both_scores_spread_alike_over_the_candidates(seed: int, normalisation: Normalisation) -> None:
+    dense, lexical = random_scores(seed, 6, 9)
+    lexical[0, 0] = 1.0
+    found = candidates_of(dense, lexical)
+    spreads: dict[str, list[float]] = {"dense": [], "lexical": []}
+    for row, columns in enumerate(found.columns):
+        there = columns[columns >= 0]
+        highest = lexical[row].max() if normalisation == "max" else 1.0
+        spreads["dense"].append(np.std(dense[row, there]))
+        spreads["lexical"].append(np.std(lexical[row, there] / highest) if highest else 0.0)
+    weight = found.balance(normalisation)
+    assert weight is not None
+    assert weight * np.mean(spreads["lexical"]) == pytest.approx(np.mean(spreads["dense"]), abs=1e-6)
+
+
+def test_where_words_only_do_harm_many_queries_leave_the_dense_ranking_alone() -> None:
+    assert fit(qrels_of([[0]] * 3000, 2), [[0.5, 0.4999]] * 3000, [[0.0, 1.0]] * 3000).weight == 0.0
+
+
+def test_where_no_query_shares_a_word_with_a_document_the_dense_ranking_stays_alone() -> None:
+    assert fit(qrels_of([[0]], 3), [[0.5, 0.4, 0.0]], [[0.0, 0.0, 0.0]]).weight == 0.0
 
 
 def test_the_fitted_depth_and_normalisation_are_those_of_the_candidates() -> None:
-    fitted = fit(qrels_of([[1]], 3), [[0.5, 0.4, 0.0]], [[0.0, 8.0, 0.0]], weights=[0.2], normalisation="max")
-    assert fitted == Fusion(0.2, "max", 3)
-
-
-def test_no_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match="a weight to try"):
-        fit(qrels_of([[1]], 3), [[0.5, 0.4, 0.0]], [[0.0, 1.0, 0.0]], weights=[])
+    fitted = fit(qrels_of([[1]], 3), [[0.5, 0.4, 0.0]], [[0.0, 8.0, 0.0]], normalisation="max")
+    assert (fitted.normalisation, fitted.depth) == ("max", 3)
 
 
 def test_a_fusion_survives_json() -> None:

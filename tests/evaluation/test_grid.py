@@ -227,6 +227,13 @@ def test_a_measure_equal_for_all_queries_has_an_interval_of_no_width() -> None:
     assert summarise("x", table).select("value", "low", "high", "queries").rows() == [(1.0, 1.0, 1.0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("full", "sizes"), [(384, (384, 192, 96, 48)), (100, (100, 50, 25, 12)), (9, (9, 4, 2, 1)), (3, (3, 1)), (1, (1,))]
+)
+def test_sizes_are_by_default_the_models_own_its_half_quarter_and_eighth(full: int, sizes: tuple[int, ...]) -> None:
+    assert sizes_of(full, None) == sizes
+
+
 def test_sizes_are_the_models_own_then_those_below_it() -> None:
     assert sizes_of(384, (384, 192, 96)) == (384, 192, 96)
     assert sizes_of(300, (192, 96)) == (300, 192, 96)

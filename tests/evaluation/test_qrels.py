@@ -3,9 +3,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.qrels import Qrels
+from nestling.evaluation.measures import Measure
+from nestling.evaluation.qrels import PROTOCOLS, Protocol, Qrels
+from nestling.evaluation.retrieve import top_k
 from nestling.judgments.table import Judgments
 
 
@@ -106,3 +110,63 @@ def test_index_arrays_are_int64_and_gains_float64(judgments: Judgments) -> None:
     qrels = Qrels.from_judgments(judgments, threshold=2.5)
     arrays = (qrels.relevant_indptr, qrels.relevant_columns, qrels.judged_indptr, qrels.judged_columns, qrels.gains)
     assert [array.dtype for array in arrays] == [np.int64] * 4 + [np.float64]
+
+
+def twins(*scores: tuple[str, str, str, float]) -> Qrels:
+    frame = pl.DataFrame(scores, schema=["query", "document_id", "document", "score"], orient="row")
+    return Qrels.from_judgments(Judgments.from_frame(frame, scale=(1.0, 3.0)), threshold=2.5)
+
+
+def test_documents_of_equal_text_are_one_column_with_the_first_id() -> None:
+    qrels = twins(("saw", "b", "A Saw ", 3.0), ("saw", "a", "a\u00a0saw", 1.0), ("saw", "c", "a drill", 1.0))
+    assert (qrels.document_ids, qrels.documents) == (["a", "c"], ["a\u00a0saw", "a drill"])
+    assert qrels.column_of == {"a": 0, "b": 0, "c": 1}
+    assert qrels.n_merged == 1
+
+
+def test_of_the_scores_of_equal_texts_the_highest_stands_for_each_query() -> None:
+    judged = [("saw", "a", "a saw", 1.0), ("saw", "b", "a saw", 3.0), ("tool", "a", "a saw", 2.67)]
+    qrels = twins(*judged, ("tool", "b", "a saw", 1.0), ("tool", "c", "a drill", 2.0))
+    assert (qrels.queries, qrels.n_relevant.tolist()) == (["saw", "tool"], [1, 1])
+    assert qrels.gains == pytest.approx([2.0, 1.67, 1.0])
+
+
+def test_per_pair_asks_once_for_a_text_under_several_ids() -> None:
+    frame = pl.DataFrame({"query": ["saw"] * 2, "document_id": ["b", "a"], "document": ["a saw"] * 2, "score": [1, 1]})
+    qrels = Qrels.from_judgments(Judgments.from_frame(frame, scale=(0, 1)), threshold=0.5, protocol="per-pair")
+    assert (qrels.n_queries, qrels.relevant_columns.tolist(), qrels.document_ids) == (1, [0], ["a"])
+
+
+def test_a_perfect_model_finds_the_relevant_document_first_whatever_the_ids_of_its_copies() -> None:
+    qrels = twins(
+        ("saw", "z", "a saw", 3.0), *(("nail", f"a{n}", "a saw", 1.0) for n in range(4)), ("nail", "n", "n", 3.0)
+    )
+    ranking, _ = top_k(np.eye(2, dtype=np.float32)[::-1], np.eye(2, dtype=np.float32), 2)
+    assert qrels.documents == ["a saw", "n"]
+    assert Measure.parse("mrr@10").per_query(ranking, qrels).tolist() == [1.0, 1.0]
+
+
+@given(seed=st.integers(0, 2**32 - 1), protocol=st.sampled_from(PROTOCOLS))
+def test_figures_depend_neither_on_ids_nor_on_how_often_a_document_is_there(seed: int, protocol: Protocol) -> None:
+    rng = np.random.default_rng(seed)
+    judged = [(q, d, float(rng.integers(0, 4))) for q in range(5) for d in range(12) if rng.random() < 0.5]
+    judged += [(q, int(rng.integers(12, 15)), 3.0) for q in range(5)]
+    vectors = rng.normal(size=(15, 4)).astype(np.float32), rng.normal(size=(5, 4)).astype(np.float32)
+
+    def figures(copies: np.ndarray) -> list[float]:
+        names = iter(rng.permutation(int(copies.sum()) + 1).tolist())
+        ids = [[f"id{next(names)}" for _ in range(n)] for n in copies]
+        rows = [
+            (f"query {q}", name, f"{'text' if n % 2 else ' TEXT '} {d}", score if n == 0 else score * rng.random())
+            for q, d, score in judged
+            for n, name in enumerate(ids[d])
+            if n == 0 or rng.random() < 0.7
+        ]
+        frame = pl.DataFrame(rows, schema=["query", "document_id", "document", "score"], orient="row")
+        qrels = Qrels.from_judgments(Judgments.from_frame(frame, scale=(0, 3)), threshold=1.5, protocol=protocol)
+        documents = vectors[0][[int(text.split()[1]) for text in qrels.documents]]
+        ranking, _ = top_k(vectors[1][[int(text.split()[1]) for text in qrels.queries]], documents, 10)
+        measures = map(Measure.parse, ("recall@3", "mrr@10", "ndcg@5", "map@4", "precision@2", "hit@1"))
+        return [float(np.mean(measure.per_query(ranking, qrels))) for measure in measures]
+
+    assert figures(rng.integers(1, 4, size=15)) == pytest.approx(figures(np.ones(15, dtype=np.int64)), abs=1e-12)

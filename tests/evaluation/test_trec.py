@@ -108,6 +108,39 @@ def test_our_ranking_comes_back_from_its_file_and_trec_eval_sees_the_same_order(
         assert values == pytest.approx(expected(qrels_path, run_path, "recip_rank", qrels), abs=1e-9)
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_run_that_returns_copies_of_a_document_measures_as_trec_eval_measures_it_merged(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    text_of = {f"d{n:02}": f"text {n % 9}" for n in rng.permutation(20).tolist()}
+    rows = [(f"q{q}", f"query {q}", d, text_of[d], float(rng.integers(0, 4))) for q in range(4) for d in text_of]
+    rows = [row for row in rows if rng.random() < 0.5] + [
+        (f"q{q}", f"query {q}", "d00", "text 0", 3.0) for q in range(4)
+    ]
+    frame = pl.DataFrame(rows, schema=["query_id", "query", "document_id", "document", "score"], orient="row")
+    qrels = Qrels.from_judgments(Judgments.from_frame(frame, scale=(0.0, 3.0)), threshold=THRESHOLD)
+    there = sorted(qrels.column_of)
+    scores = {f"q{q}": dict(zip(there, rng.permutation(len(there)).tolist(), strict=True)) for q in range(4)}
+    merged: dict[str, dict[str, float]] = {}
+    for query, found in scores.items():
+        best = merged.setdefault(query, {})
+        for document, score in found.items():
+            first = min(name for name in there if text_of[name] == text_of[document])
+            best[first] = max(float(score), best.get(first, -1.0))
+    with tempfile.TemporaryDirectory() as folder:
+        raw, ours, judged = (Path(folder) / name for name in ("raw.run", "merged.run", "a.qrels"))
+        raw.write_text("".join(f"{q} Q0 {d} 0 {s} raw\n" for q, found in scores.items() for d, s in found.items()))
+        ours.write_text("".join(f"{q} Q0 {d} 0 {s} m\n" for q, found in merged.items() for d, s in found.items()))
+        write_qrels(qrels, judged)
+        ranking = run_to_ranking(read_run(raw), qrels, depth=25).ranking
+        for name, theirs in MEASURES:
+            values = Measure.parse(name).per_query(ranking, qrels)
+            assert values == pytest.approx(expected(judged, ours, theirs, qrels), abs=1e-9)
+        level = write_qrels(qrels, judged, graded=True)
+        values = Measure.parse("ndcg@10").per_query(ranking, qrels)
+        assert values == pytest.approx(expected(judged, ours, "ndcg_cut.10", qrels, level=level), abs=1e-9)
+
+
 QRELS = qrels_of([("q1", "d1", 3), ("q1", "d2", 0), ("q2", "d2", 2), ("q2", "d3", 1), ("q3", "d1", 3)])
 
 

@@ -11,6 +11,9 @@ from nestling.evaluation.cells import Cell
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import compare_all
 
+MANY = 50
+"""Of more cells than this the smallest that keeps enough is likely one that was lucky, so it is chosen strictly."""
+
 KEPT = {
     **CELL,
     "value": pl.Float64,

@@ -123,11 +123,29 @@ class Candidates:
 
     def best(self, weight: float, normalisation: Normalisation, k: int) -> Top:
         """Return the `k` of each row with the highest sums; see `Fusion.fuse`."""
-        scale = np.full(len(self.highest), weight)
-        if normalisation == "max":
-            scale = np.divide(weight, self.highest, out=np.zeros_like(scale), where=self.highest > 0)
-        sums = self.dense + scale[:, None] * self.lexical
+        sums = self.dense + weight * self._scale(normalisation)[:, None] * self.lexical
         return _best(self.columns, sums, k)
+
+    def balance(self, normalisation: Normalisation) -> float | None:
+        """Return the weight at which both scores spread alike over a query's candidates; None if no lexical one does.
+
+        The spread is the standard deviation over the candidates, mean over the queries.
+        """
+        lexical = self._scale(normalisation)[:, None] * self.lexical
+        dense, words = (
+            float(
+                np.mean([row[there].std() for row, there in zip(side, self.columns >= 0, strict=True) if there.any()])
+            )
+            for side in (self.dense.astype(np.float64), lexical)
+        )
+        return dense / words if words > 0 else None
+
+    def _scale(self, normalisation: Normalisation) -> NDArray[np.float64]:
+        """Return what each query's lexical scores are multiplied by."""
+        scale = np.ones(len(self.highest))
+        if normalisation == "none":
+            return scale
+        return np.divide(1.0, self.highest, out=np.zeros_like(scale), where=self.highest > 0)
 
 
 def fuse_ranks(rankings: Sequence[Ranking], k: int, *, constant: float = 60.0) -> Top:

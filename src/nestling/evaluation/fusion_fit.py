@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import NDArray
 
 from nestling.evaluation.baselines import PairScores
 from nestling.evaluation.fusion import Candidates, Fusion, Normalisation, Top
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 
-RECALL, MRR = Measure("recall", 10), Measure("mrr", 10)
+NDCG = Measure("ndcg", 10)
 WEIGHTS = (0.0, *(float(f"{weight:.3g}") for weight in np.geomspace(0.002, 5.0, 36)))
-NEAR = 0.003
-"""Differences of a mean below this are noise on the few hundred queries that a dev split has."""
+TRUST = 50
+"""Judged queries that count as much as the scores' spread does; measured in docs/experiments.md, 2026-11-28."""
 
 
 def fit_fusion(
@@ -24,38 +23,46 @@ def fit_fusion(
     *,
     dense_scores: PairScores,
     lexical_scores: PairScores,
-    measure: Measure = RECALL,
-    tie_break: Measure = MRR,
-    weights: Sequence[float] = WEIGHTS,
     normalisation: Normalisation = "none",
 ) -> Fusion:
-    """Return the fusion whose weight does best on judged queries (those of dev, never those that it is tested on).
+    r"""Return the fusion whose weight suits judged queries (those of dev, never those that it is tested on).
 
-    Of the weights within `NEAR` of the highest mean of `measure`, that with the highest mean of `tie_break`, and of
-    equal ones the lowest. Fit one for each size and precision: what a cosine is worth falls with the size.
+    The weight that n queries speak for, :math:`w`, is the middle of the plateau around the highest mean of nDCG@10:
+    of all neighbouring weights whose mean is within one paired standard error of it. Few queries say little, so it is
+    drawn towards the weight :math:`p` at which both sides' scores spread alike (`Candidates.balance`), for which no
+    judgment is needed, by :math:`\log w_n = (n \log w + T \log p) / (n + T)` with T of `TRUST`. Weight 0 stands on this
+    scale one step below the lowest other one. Fit one for each size and precision: what a cosine is worth falls with
+    the size.
 
     Args:
         dense, lexical: the best documents of each side, as `Fusion.fuse` takes them; the deeper of the two is the
             fusion's depth.
         qrels: what is relevant; its rows are the queries.
         dense_scores, lexical_scores: as `Fusion.fuse` takes them.
-        measure: what is to be highest.
-        tie_break: what decides where `measure` does not.
-        weights: those to try.
         normalisation: of the lexical scores.
 
     Raises:
-        ValueError: there is no weight, or the lists do not fit the qrels.
+        ValueError: the lists do not fit the qrels.
     """
-    if not weights:
-        raise ValueError("fit_fusion needs a weight to try")
     depth = max(dense[0].shape[1], lexical[0].shape[1])
     candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
-    deepest = max(measure.k, tie_break.k)
-    figures = []
-    for weight in sorted(weights):
-        ranking, _ = candidates.best(weight, normalisation, deepest)
-        figures.append([float(each.per_query(ranking, qrels).mean()) for each in (measure, tie_break)])
-    first, second = np.array(figures).T
-    chosen = int(np.where(first >= first.max() - NEAR, second, -np.inf).argmax())
-    return Fusion(float(sorted(weights)[chosen]), normalisation, depth)
+    balance = candidates.balance(normalisation)
+    if balance is None:
+        return Fusion(0.0, normalisation, depth)
+    values = [NDCG.per_query(candidates.best(weight, normalisation, NDCG.k)[0], qrels) for weight in WEIGHTS]
+    first, last = _plateau(np.array(values))
+    scale = np.log(np.array(WEIGHTS[1:]))
+    scale = np.concatenate([[2 * scale[0] - scale[1]], scale])
+    prior = float(np.clip(np.log(max(balance, WEIGHTS[1])), scale[1], scale[-1]))
+    n = qrels.n_queries
+    weight = float(np.exp((n * (scale[first] + scale[last]) / 2 + TRUST * prior) / (n + TRUST)))
+    return Fusion(float(f"{weight:.3g}") if weight >= WEIGHTS[1] else 0.0, normalisation, depth)
+
+
+def _plateau(values: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the first and the last of the neighbours of the best row that may be as good, (n_weights, n_queries)."""
+    best = int(values.mean(axis=1).argmax())
+    behind = values[best] - values
+    error = behind.std(axis=1) / np.sqrt(max(1, values.shape[1] - 1))
+    worse = np.flatnonzero(behind.mean(axis=1) > error + 1e-12)
+    return int(worse[worse < best].max(initial=-1)) + 1, int(worse[worse > best].min(initial=len(values))) - 1

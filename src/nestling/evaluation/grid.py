@@ -45,12 +45,17 @@ Seen = Callable[[Cell | None, Top], None]
 NOT_MEASURES = ("variant", *CELL, "query_id", "query")
 
 
-def sizes_of(full: int, dims: Sequence[int]) -> tuple[int, ...]:
-    """Return the sizes to measure a model of `full` dims at: its own, then those of `dims` below it.
+def sizes_of(full: int, dims: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the sizes of a model of `full` dims: its own, then those of `dims` below it.
+
+    Args:
+        dims: by default a half, a quarter and an eighth of the model's own, rounded down, of 1 or more.
 
     Raises:
         InputError: one of `dims` is larger than the model's embedding.
     """
+    if dims is None:
+        dims = [full // part for part in (2, 4, 8) if full >= part]
     larger = [dim for dim in dims if dim > full]
     if larger:
         raise InputError(f"size {larger[0]} is larger than the model's {full} dims; give sizes of {full} or less")

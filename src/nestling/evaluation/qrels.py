@@ -24,13 +24,17 @@ class Qrels:
     Row i's relevant documents are `relevant_columns[relevant_indptr[i]:relevant_indptr[i + 1]]`, in ascending order,
     and so for the judged ones. Columns order as document ids do, so a tie that breaks by column breaks by id.
 
+    Documents of equal text (as `normalise` has it, by which splits keep sides apart and queries are one, too) are one
+    column: a model gives them one score, so which of them comes first would be chance. It has the first of their ids,
+    and for each query the highest of their scores, since who is shown it is shown all of them.
+
     Attributes:
         protocol: "per-query": records with the same normalised query are one query with all its relevant documents.
             "per-pair": each positive record is a query of its own with one relevant document.
         threshold: a document is relevant when its score is greater.
         query_ids: unique, one a row. In "per-pair" the query's id, a slash and the document's id.
         queries: the text of each row as given: that of the query's first record.
-        document_ids: sorted, unique, one a column: every document of the table, relevant or not.
+        document_ids: sorted, unique, one a column: every text of the table, relevant or not.
         documents: the text of each column as given.
         relevant_indptr: (n_queries + 1,) int64.
         relevant_columns: (n relevant pairs,) int64.
@@ -38,6 +42,7 @@ class Qrels:
         judged_columns: (n judged pairs,) int64: in "per-query" every judged document of the row, in "per-pair" the
             relevant one alone.
         gains: (n judged pairs,) float64: score minus the lowest score of the scale, so never negative.
+        column_of: the column of each document id of the table, those of merged documents too.
     """
 
     protocol: Protocol
@@ -51,6 +56,7 @@ class Qrels:
     judged_indptr: NDArray[np.int64]
     judged_columns: NDArray[np.int64]
     gains: NDArray[np.float64]
+    column_of: dict[str, int]
 
     @classmethod
     def from_judgments(cls, judgments: Judgments, *, threshold: float, protocol: Protocol = "per-query") -> Qrels:
@@ -69,18 +75,27 @@ class Qrels:
         """
         if protocol not in PROTOCOLS:
             raise InputError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-        corpus = (
-            judgments.frame.select("document_id", "document")
+        documents = (
+            judgments.frame.select("document_id", "document", judgments.document_keys.alias("text"))
             .unique("document_id", keep="first", maintain_order=True)
             .sort("document_id")
-            .with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("column"))
+        )
+        corpus = documents.unique("text", keep="first", maintain_order=True).with_row_index("column")
+        corpus = corpus.with_columns(pl.col("column").cast(pl.Int64))
+        columns = documents.select("document_id", "text").join(
+            corpus.select("text", "column", first="document_id"), on="text", maintain_order="left"
         )
         records = (
             judgments.frame.select("query_id", "query", "document_id", "score")
-            .with_columns(judgments.query_keys.alias("key"), pl.col("score") - judgments.scale[0])
-            .rename({"score": "gain"})
-            .with_columns((judgments.frame["score"] > threshold).alias("relevant"))
-            .join(corpus.select("document_id", "column"), on="document_id", how="left", maintain_order="left")
+            .with_columns(judgments.query_keys.alias("key"))
+            .join(columns.drop("text"), on="document_id", maintain_order="left")
+            .with_columns(pl.col("score").max().over("key", "column"))
+            .unique(["key", "column"], keep="first", maintain_order=True)
+            .with_columns(
+                pl.col("first").alias("document_id"),
+                (pl.col("score") - judgments.scale[0]).alias("gain"),
+                (pl.col("score") > threshold).alias("relevant"),
+            )
         )
         if not records["relevant"].any():
             low, high = judgments.scale
@@ -116,6 +131,7 @@ class Qrels:
             judged_indptr=_indptr(kept["row"], n_queries),
             judged_columns=kept["column"].to_numpy(),
             gains=kept["gain"].to_numpy(),
+            column_of=dict(columns.select("document_id", "column").iter_rows()),
         )
 
     @property
@@ -127,6 +143,11 @@ class Qrels:
     def n_documents(self) -> int:
         """Number of columns."""
         return len(self.documents)
+
+    @property
+    def n_merged(self) -> int:
+        """Number of document ids without a column of their own, as their text is that of another."""
+        return len(self.column_of) - self.n_documents
 
     @property
     def n_relevant(self) -> NDArray[np.int64]:

@@ -131,6 +131,8 @@ def write_run(
 def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int = DEPTH) -> RunRanking:
     """Put a run into the rows and columns of qrels, so that it is measured as a ranking of ours.
 
+    Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place.
+
     Where the corpus has fewer documents than a measure's k, the measure looks no deeper than the corpus is large, so
     documents outside the corpus can there push others out that trec_eval still counts.
 
@@ -146,7 +148,10 @@ def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int = DEPTH) -> Ru
     if depth < 1:
         raise ValueError(f"depth must be 1 or more, got {depth}")
     rows = pl.DataFrame({"query_id": qrels.query_ids, "row": np.arange(qrels.n_queries)})
-    columns = pl.DataFrame({"document_id": qrels.document_ids, "column": np.arange(qrels.n_documents)})
+    columns = pl.DataFrame(
+        {"document_id": list(qrels.column_of), "column": list(qrels.column_of.values())},
+        schema={"document_id": pl.String, "column": pl.Int64},
+    )
     known = run.join(rows, on="query_id").join(columns, on="document_id", how="left")
     if known.is_empty():
         asked = f"it has {run['query_id'][0]!r}" if run.height else "it is empty"
@@ -154,6 +159,9 @@ def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int = DEPTH) -> Ru
             f"none of the run's queries is in the qrels: {asked}, they have {qrels.query_ids[0]!r}; "
             "make the run for the query ids of these qrels"
         )
+    again = pl.col("column").is_not_null() & pl.struct("row", "column").is_first_distinct().not_()
+    known = known.sort("row", "rank").filter(~again)
+    known = known.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("row").alias("rank"))
     ranking = np.full((qrels.n_queries, depth), -1, dtype=np.int64)
     top = known.filter(pl.col("rank") <= depth)
     ranking[top["row"].to_numpy(), top["rank"].to_numpy() - 1] = top["column"].fill_null(-1).to_numpy()

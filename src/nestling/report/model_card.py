@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.evaluation.grid import sizes_of
 from nestling.experiment import Experiment
 from nestling.report.card_base import CARD, Base, base_of
 from nestling.report.card_results import Rival, figures_of, results_table, rival_of
@@ -217,7 +218,8 @@ def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings
     recipe = chosen["recipe"]
     told = [f"Recipe {recipe}: {RECIPES[recipe].summary}."]
     if chosen["matryoshka"] is not None:
-        asked = chosen["matryoshka"]["dims"] or data.study["experiment"]["evaluation"]["dims"]
+        given = chosen["matryoshka"]["dims"] or data.study["experiment"]["evaluation"]["dims"]
+        asked = sizes_of(data.dims[chosen["name"]][0], given)
         told.append(f"Trained with the Matryoshka loss at {', '.join(map(str, asked))} dims.")
     told.append(
         f"{found['examples']:,} examples, {found['steps']:,} steps, {found['seconds']:,.1f} s in steps "

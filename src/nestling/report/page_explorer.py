@@ -137,7 +137,6 @@ def _payload(
     """Return the JSON, and how many texts were cut."""
     assert data.rankings is not None
     row_of = {qrels.query_ids[row]: n for n, row in enumerate(rows)}
-    column_of = {name: n for n, name in enumerate(qrels.document_ids)}
     ranked = data.rankings.filter(pl.col("query_id").is_in(list(row_of)), pl.col("rank") <= TOP)
     ids = np.argsort(np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable"))[rows]
     tables, values = [], []
@@ -146,7 +145,7 @@ def _payload(
         columns = np.full((len(rows), TOP), -1, dtype=np.int64)
         scores = np.full((len(rows), TOP), np.nan)
         for query, rank, document, score in table.select("query_id", "rank", "document_id", "score").iter_rows():
-            columns[row_of[query], rank - 1] = column_of[document]
+            columns[row_of[query], rank - 1] = qrels.column_of[document]
             scores[row_of[query], rank - 1] = score
         tables.append((columns, scores))
         values.append(data.values(system.variant, system.dim, data.measures)[:, ids])

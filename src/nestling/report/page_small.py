@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestling.errors import InputError
-from nestling.evaluation.advice import kept_by, smallest
+from nestling.evaluation.advice import MANY, kept_by, smallest
 from nestling.report.grid_view import share, stored_as
 from nestling.report.page_change import sentence
 from nestling.report.page_data import PageData
@@ -38,7 +38,10 @@ class Small:
 
 
 def how_small(data: PageData, variant: str) -> Small:
-    """Find the smallest cell of a variant that keeps `KEEP` of its full quality in the first measure, on test."""
+    """Find the smallest cell of a variant that keeps `KEEP` of its full quality in the first measure, on test.
+
+    Of many cells it is one whose interval's lower end keeps as much, since the smallest is likely the luckiest, too.
+    """
     measure = data.measures[0]
     try:
         kept = kept_by(data.cells(variant), measure)
@@ -49,13 +52,15 @@ def how_small(data: PageData, variant: str) -> Small:
     smaller = kept.filter(kept["bytes"] < whole["bytes"], kept["oversampling"] == 0)
     if smaller.is_empty():
         return Small(None, f"Only the full size of {variant}, {whole['dim']:,} dims, was measured.")
-    cell = smallest(smaller, KEEP)
+    strict = smaller.height > MANY
+    cell = smallest(smaller, KEEP, strict=strict)
     if cell is None:
         best = smaller.sort("value", "bytes", descending=[True, False]).row(0, named=True)
         stored = stored_as(best["precision"], best["rotation"], best["oversampling"])
         return Small(
             None,
-            f"No smaller embedding of {variant} keeps {KEEP:.0%} of {label(measure)}; the best, {best['dim']:,} dims "
+            f"No smaller embedding of {variant} keeps {KEEP:.0%} of {label(measure)}"
+            f"{' at the lower end of its interval' if strict else ''}; the best, {best['dim']:,} dims "
             f"in {stored}, keeps {_kept(best)}.",
         )
     found = smaller.filter(

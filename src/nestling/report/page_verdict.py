@@ -17,6 +17,7 @@ from nestling.report.page_small import Small, how_small
 from nestling.report.tables import label
 
 Tone = Literal["good", "bad", "open"]
+PICKED = "picked on test, so what it keeps is optimistic: confirm it with nestling shrink, which picks on dev"
 TONES: dict[Outcome, Tone] = {"gain": "good", "loss": "bad", "mixed": "open", "open": "open"}
 
 
@@ -33,7 +34,8 @@ class Answer:
 def verdict(data: PageData) -> list[Answer]:
     """Return the answers in the order of the page: fine-tuning, Matryoshka, BM25, size, what to ship, and a caveat.
 
-    Variants are chosen by their figures on dev; every figure that is told is of test. Fine-tuning's p are those of the
+    Variants are chosen by their figures on dev; every figure that is told is of test. The size alone is picked on test,
+    and wherever it stands that is said. Fine-tuning's p are those of the
     run's comparisons, corrected for their number by Holm; the others are corrected within their own question.
     """
     tuning = fine_tuning(data)
@@ -207,7 +209,8 @@ def ship(data: PageData, chosen: str, tuned: Outcome | None, lexical: dict[str, 
     }[tuned]
     size = f"at {small.cell}" if small.row is not None else "at its full size"
     alone = ", quality counted without BM25" if fused and small.row is not None else ""
-    return Answer(question, word, f"{why}. Store it {size}{alone}.", "good" if tuned == "gain" else "open")
+    picked = f" That size was {PICKED}." if small.row is not None else ""
+    return Answer(question, word, f"{why}. Store it {size}{alone}.{picked}", "good" if tuned == "gain" else "open")
 
 
 def _size_answer(data: PageData, chosen: str, small: Small) -> Answer:
@@ -222,7 +225,7 @@ def _size_answer(data: PageData, chosen: str, small: Small) -> Answer:
     if best is not small:
         texts.insert(0, best.text)
     if best.row is not None:
-        texts.append("Picked on test, so confirm it with nestling shrink, which picks on dev.")
+        texts.append(f"{PICKED.capitalize()}.")
     word = f"{best.row['bytes']:,} bytes a vector" if best.row is not None else "Not below full size"
     return Answer(question, word, " ".join(texts), "good" if best.row is not None else "open")
 

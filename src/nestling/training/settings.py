@@ -135,7 +135,8 @@ class Matryoshka(Settings):
     """Sizes of the prefixes that are trained too, and the weight of each."""
 
     dims: tuple[int, ...] | None = None
-    """Falling; the evaluation's sizes by default. The model's full size is added where it is missing."""
+    """Falling; the evaluation's sizes by default, else a half, a quarter and an eighth of the model's. Its full size is
+    added where it is missing."""
     weights: tuple[float, ...] | None = None
 
     @field_validator("dims")
