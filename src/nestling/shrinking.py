@@ -15,7 +15,7 @@ from nestling.errors import InputError
 from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
-from nestling.measuring import cells_for, contest_of, embedder_of
+from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
 from nestling.models import ModelSource, find_model, load_model, no_bars
 from nestling.observer import Observer
 from nestling.stages import settle_threshold
@@ -128,7 +128,8 @@ def shrink(
     sides = {side: contest_of(data, settings, threshold, side=side) for side in ("dev", "test")}
     try:
         observer.stage(f"encode {model}")
-        encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
+        sample = sample_of(sides["test"])
+        encoder = embedder_of(model, source, settings, sample=sample, cache=cache, observer=observer)
         full = Cell(encoder.full)
         cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
         fitted = Fitted(lambda: sides["dev"].training(encoder.embed), sizes_in(cells))

@@ -63,6 +63,10 @@ class Documents:
         document: dict[str, Any] = json.loads(self._rows[start:stop].tobytes())
         return document
 
+    def some(self, n: int) -> list[str]:
+        """Return the texts of at most `n` documents, evenly spaced."""
+        return [self.get(row)["text"] for row in range(0, len(self), max(1, -(-len(self) // n)))]
+
     def allowed(self, filters: Filters | None) -> NDArray[np.bool_] | None:
         """Return which documents fit, (n,) bool; None where nothing is filtered.
 
