@@ -76,7 +76,7 @@ def postgres(
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:
         encoder = open_encoder(model, engine=engine)
-        prepare(encoder, read.frame["document"].to_list(), texts=len(read))
+        prepare(encoder, lambda: read.frame["document"].to_list(), texts=len(read))
         loaded = store.upsert(
             encoder,
             read,

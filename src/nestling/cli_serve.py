@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from nestling.serving.service.served import Source
 
 KEY = "NESTLING_API_KEY"
-SAMPLE = 2_000
-"""Documents of an index by which to settle what encodes."""
 
 
 def serve(
@@ -57,7 +55,6 @@ def serve(
     from nestling.serving.service.metrics import Metrics
     from nestling.serving.service.served import Indexes, Source
     from nestling.serving.service.service import Service
-    from nestling.serving.text_encoders import prepare
 
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be 1 or more, not {threads}")
@@ -73,9 +70,7 @@ def serve(
         )
 
     def opened(source: Source) -> Index:
-        index = Index.open(source.path, model=source.model, engine=engine, threads=threads)
-        prepare(index.encoder, index.documents.some(SAMPLE), texts=None)
-        return index
+        return Index.open(source.path, model=source.model, engine=engine, threads=threads)
 
     metrics = Metrics()
     judged = read_judged(split, threshold=threshold) if split else None

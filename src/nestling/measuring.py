@@ -166,9 +166,7 @@ def measure_model(
     """
     observer = observer or Observer()
     try:
-        encoder = embedder_of(
-            name, source, settings, sample=sample_of(contest), cache=cache, observer=observer
-        )
+        encoder = embedder_of(name, source, settings, sample=sample_of(contest), cache=cache, observer=observer)
         if settings.engine == "auto":
             observer.note(f"engine {encoder.engine}: {encoder.reason}")
         measured = contest.model(encoder.embed, cells_for(encoder.full, settings), fuse=settings.fusion)

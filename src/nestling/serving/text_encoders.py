@@ -79,9 +79,7 @@ def is_exported(model: str | Path) -> bool:
     return (Path(model).expanduser() / RUNTIME).is_file()
 
 
-def prepare(
-    encoder: TextEncoder, documents: Sequence[str], *, queries: Sequence[str] = (), texts: int | None
-) -> None:
+def prepare(encoder: TextEncoder, documents: Sequence[str], *, queries: Sequence[str] = (), texts: int | None) -> None:
     """Settle what encodes, by some of the texts and about how many there will be; None for no end.
 
     Only for engines that depend on it, of a model that was not exported.
@@ -89,7 +87,7 @@ def prepare(
     if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
         from nestling.evaluation.engines import Sample
 
-        encoder.prepare(Sample(queries, documents, texts))
+        encoder.prepare(Sample(queries, documents(), texts))
 
 
 def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> TextEncoder:
