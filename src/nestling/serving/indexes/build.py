@@ -178,7 +178,7 @@ class _Builder:
         known = self._known(old)
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         missing = [text for text in place if text not in known]
-        prepare(self.encoder, lambda: missing, queries=self.queries or (), texts=len(missing))
+        prepare(self.encoder, lambda: list(place), queries=self.queries or (), texts=len(missing))
         fresh = encode_chunks(self.encoder, missing, self.work, self.observer)
         with atomic.new_folder(self.out / generation) as folder:
             before = None if old is None else self.out / old.generation / files.VECTORS
