@@ -8,6 +8,9 @@ off), whole steps with the making of their batches, both after a warm-up; and, a
 products of our batches. On a GPU also that of a script that asks the stock trainer for bf16. Same training: fed with
 the same batches in the same order, dropout off on both sides, how far the losses are apart step by step.
 
+Ours has its threads wait as the command line sets them (OMP_WAIT_POLICY, GOMP_SPINCOUNT), unless these are set. Beside
+each ratio stands how many cores other processes kept busy meanwhile; --busy N adds N that do nothing else.
+
 The last line is `training: RATIO`, the smaller of the two speed-ups. With --quick there is neither floor nor comparison
 of losses.
 """
@@ -22,17 +25,20 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import argparse
 import json
 import logging
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nestling.environment import grow_gpu_memory, hardware, versions
+from nestling.environment import grow_gpu_memory, hardware, share_cores, versions
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
@@ -86,8 +92,6 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     Args:
         steps, warm: all of them, and those before the clock starts.
     """
-    import time
-
     import torch
     from sentence_transformers import SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -174,8 +178,6 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
     Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on a CPU. On a GPU
     they are launched one by one from Python, which recorded passes are not.
     """
-    import time
-
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -242,10 +244,46 @@ def ask(side: str, texts: str, *, batch_size: int, steps: int, same: bool = Fals
     if side == "ours":
         # As the command line has it.
         grow_gpu_memory(environment)
+        share_cores(environment)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return Record(**json.loads(done.stdout.splitlines()[-1]))
+
+
+class Others:
+    """Counts how many cores other processes keep busy; where the system tells as Linux does, else the load alone."""
+
+    def __init__(self) -> None:
+        self.before = self._now()
+
+    def __str__(self) -> str:
+        (start, busy, own), (end, busy_now, own_now) = self.before, self._now()
+        cores = ((busy_now - busy) - (own_now - own)) / (end - start)
+        load = f"load {os.getloadavg()[0]:.1f}"
+        return f"{load}, other processes on {max(0.0, cores):.1f} cores" if busy_now else load
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        try:
+            ticks = list(map(int, Path("/proc/stat").read_text(encoding="ascii").split()[1:9]))
+        except (OSError, ValueError):
+            ticks = [0] * 8
+        # All but idle (3), waiting for a disk (4), and what other guests of the host took (7).
+        busy = sum(ticks[:3] + ticks[5:7]) / os.sysconf("SC_CLK_TCK")
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return time.perf_counter(), busy, sum(each.ru_utime + each.ru_stime for each in used)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keep so many cores busy meanwhile."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.kill()
 
 
 def compare(
@@ -290,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", choices=["titles", "descriptions"], help=argparse.SUPPRESS)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each, meanwhile")
     parser.add_argument("--same", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.steps and options.steps <= warm_up(options.steps):
@@ -311,19 +350,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = {"titles": (options.batch_size, most), "descriptions": (32, most)}
     ratios = []
     on = ", ".join(gpus) or f"{machine['cores']} cores"
-    print(f"{machine['processor']}, {on}, torch {versions()['torch']}")
+    print(f"{machine['processor']}, {on}, torch {versions()['torch']}; {choose_precision('auto').reason}")
     for texts, (batch_size, steps) in sizes.items():
-        ratio, lines = compare(
-            texts,
-            sides,
-            batch_size=batch_size,
-            steps=options.steps or steps,
-            rounds=1 if options.quick or gpus else 2,
-            same_steps=0 if options.quick else 100 if gpus else 12,
-        )
+        others = Others()
+        with busy(options.busy):
+            ratio, lines = compare(
+                texts,
+                sides,
+                batch_size=batch_size,
+                steps=options.steps or steps,
+                rounds=1 if options.quick or gpus else 2,
+                same_steps=0 if options.quick else 100 if gpus else 12,
+            )
+            meanwhile = str(others)
         ratios.append(ratio)
         print("\n".join(lines))
-        print(f"{texts:<13} ratio {ratio:.1f}")
+        print(f"{texts:<13} ratio {ratio:.1f}   {meanwhile}")
     print(f"training: {min(ratios):.1f}")
 
 

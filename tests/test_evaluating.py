@@ -16,6 +16,7 @@ from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
+from nestling.measuring import contest_of, sample_of
 from nestling.observer import Observer
 
 SMALL = EvaluationSettings(dims=(32, 8), measures=("recall@10", "mrr@10"))
@@ -62,6 +63,19 @@ def test_a_table_without_a_dev_side_gets_no_fusion(split: Split, tiny_model_path
     found = nestling.evaluate(split.test, {"tiny": str(tiny_model_path)}, settings=SMALL)
 
     assert found.results["variant"].unique(maintain_order=True).to_list() == ["tiny", "bm25", "bm25-stemmed"]
+
+
+def test_int8_engines_are_calibrated_on_the_training_side_and_tried_on_dev(split: Split):
+    contest = contest_of(split, SMALL, 2.5)
+    sample = sample_of(contest)
+    assert contest.dev is not None
+    assert sample.documents == split.train.frame["document"].to_list()
+    assert sample.judged is contest.dev
+    counts = [side.n_queries + side.n_documents for side in (contest.test, contest.dev)]
+    assert sample.texts == sum(counts)
+
+    alone = sample_of(contest_of(split.test, SMALL, 2.5))
+    assert (alone.documents, alone.judged, alone.texts) == (contest.test.documents, None, counts[0])
 
 
 def test_the_grid_has_a_row_for_each_cell(split: Split, tiny_model_path: Path):

@@ -29,7 +29,7 @@ from nestling import (
     cli_tuning,
 )
 from nestling.cli_options import Columns, Dims, Json, Overrides, as_changes, numbers
-from nestling.environment import grow_gpu_memory
+from nestling.environment import grow_gpu_memory, share_cores
 from nestling.errors import InputError
 from nestling.extras import missing
 from nestling.terminal import clean
@@ -234,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 when all went well, 2 on bad input, 130 on Ctrl-C."""
     _quiet_libraries()
     grow_gpu_memory(os.environ)
+    share_cores(os.environ)
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except UnknownOptionError as error:

@@ -59,7 +59,7 @@ def postgres(
     from nestling.serving.postgres import server as postgres_server
     from nestling.serving.postgres.connection import psycopg_
     from nestling.serving.postgres.store import Store
-    from nestling.serving.text_encoders import open_encoder
+    from nestling.serving.text_encoders import open_encoder, prepare
 
     if dsn is not None and data is not None:
         raise InputError("--data is the folder of a server that is started here, and --dsn names another; give one")
@@ -80,6 +80,7 @@ def postgres(
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:
         encoder = open_encoder(model, engine=engine)
+        prepare(encoder, lambda: read.frame["document"].to_list(), texts=len(read))
         loaded = store.upsert(
             encoder,
             read,

@@ -11,6 +11,9 @@ from typing import Any
 
 PACKAGES = ("nestling", "sentence-transformers", "transformers", "torch", "accelerate", "tokenizers", "numpy", "polars")
 
+SPINS = "1000"
+"""Of a thread before it sleeps: some tens of microseconds, in which the next piece of work mostly comes."""
+
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that figures depend on."""
@@ -50,6 +53,20 @@ def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
     """
     if platform.system() == "Linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environment):
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def share_cores(environment: MutableMapping[str, str]) -> None:
+    """Have OpenMP's threads sleep soon when they wait for each other, unless told otherwise.
+
+    By default those of torch's wheels (libgomp) spin for milliseconds: on a machine that is shared, for a thread whose
+    core something else has.
+
+    Args:
+        environment: of a process that has not imported torch yet.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(environment):
+        environment["OMP_WAIT_POLICY"] = "passive"
+        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 def _processor() -> str:

@@ -134,7 +134,7 @@ class EvaluationSettings(Settings):
     language: str = "english"
     """Of the stemmer."""
     engine: str = "torch-fp32"
-    """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, or auto."""
+    """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, openvino-int8, or auto."""
     batch_size: int = Field(default=64, ge=1)
 
     @field_validator("dims")

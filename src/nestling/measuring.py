@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nestling.evaluation.cells import Cell
     from nestling.evaluation.contest import Contest, Embed, Kind, Measured
-    from nestling.evaluation.engines import Engine
+    from nestling.evaluation.engines import Engine, Sample
     from nestling.evaluation.qrels import Qrels
 
 
@@ -87,6 +87,7 @@ def embedder_of(
     source: ModelSource,
     settings: EvaluationSettings,
     *,
+    sample: Sample | None = None,
     cache: Path | None = None,
     observer: Observer | None = None,
 ) -> Encoder:
@@ -94,6 +95,7 @@ def embedder_of(
 
     Args:
         name: the variant's, for the observer.
+        sample: of the texts to encode, for `engine_for`.
         cache: a folder for embeddings; None keeps them in memory, as long as what is returned lives.
 
     Raises:
@@ -112,7 +114,7 @@ def embedder_of(
 
     def engine() -> Engine:
         if not made:
-            made["engine"] = engine_for(settings.engine, model)
+            made["engine"] = engine_for(settings.engine, model, sample=sample)
         return made["engine"]
 
     known: dict[tuple[str, ...], NDArray[np.float32]] = {}
@@ -130,6 +132,18 @@ def embedder_of(
         return known[key]
 
     return Encoder(encode, full, engine().name, engine().reason)
+
+
+def sample_of(contest: Contest) -> Sample:
+    """Return what an int8 engine is calibrated on, the training side, and tried on, the dev side."""
+    from nestling.evaluation.engines import Sample
+
+    sides = [side for side in (contest.test, contest.dev) if side is not None]
+    texts = sum(side.n_queries + side.n_documents for side in sides)
+    if contest.train is None:
+        return Sample(contest.test.queries, contest.test.documents, texts, contest.dev)
+    frame = contest.train.frame
+    return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, contest.dev)
 
 
 def cells_for(full: int, settings: EvaluationSettings) -> list[Cell]:
@@ -161,7 +175,7 @@ def measure_model(
     """
     observer = observer or Observer()
     try:
-        encoder = embedder_of(name, source, settings, cache=cache, observer=observer)
+        encoder = embedder_of(name, source, settings, sample=sample_of(contest), cache=cache, observer=observer)
         if settings.engine == "auto":
             observer.note(f"engine {encoder.engine}: {encoder.reason}")
         measured = contest.model(encoder.embed, cells_for(encoder.full, settings), fuse=settings.fusion)

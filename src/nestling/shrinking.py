@@ -15,7 +15,7 @@ from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.manifests import read_json, shaped
-from nestling.measuring import cells_for, contest_of, embedder_of
+from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
 from nestling.models import ModelSource, find_model, load_model, no_bars
 from nestling.observer import Observer
 from nestling.stages import settle_threshold
@@ -136,7 +136,8 @@ def shrink(
     }
     try:
         observer.stage(f"encode {model}")
-        encoder = embedder_of(model, source, settings, cache=cache, observer=observer)
+        sample = sample_of(sides["test"])
+        encoder = embedder_of(model, source, settings, sample=sample, cache=cache, observer=observer)
         full = Cell(encoder.full)
         cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
         strict = len(cells) > MANY if strict is None else strict

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 
 from nestling.errors import InputError
-from nestling.evaluation import engine_torch
+from nestling.evaluation import engine_openvino, engine_torch, engines
+from nestling.evaluation.cache import entry_key
 from nestling.evaluation.embed import embed
-from nestling.evaluation.engines import Engine, engine_for
+from nestling.evaluation.engines import Engine, Sample, engine_for
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
@@ -215,6 +217,115 @@ def test_a_static_model_is_run_as_it_is(tiny_model_path: Path, monkeypatch: pyte
     assert made.name == "torch-fp32"
     assert made.model is static
     assert "StaticEmbedding" in made.reason
+
+
+MANY = Sample(QUERIES[:20], DOCUMENTS[:40], texts=None)
+JUDGED = replace(MANY, judged=Qrels.from_judgments(generate(60, seed=1), threshold=2.5))
+
+
+def pretend_vnni(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    pretend(monkeypatch, "fp32")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": there})
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_model: SentenceTransformer) -> Engine:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    with pytest.MonkeyPatch.context() as patch:
+        pretend_vnni(patch, True)
+        # Random weights in 8 bits agree less than trained ones, most of all on CPUs without VNNI.
+        patch.setattr(engines, "LEAST_SHARE_JUDGED", 0.5)
+        patch.setattr(engines, "LARGEST_LOSS", 0.5)
+        return engine_for("auto", tiny_model, sample=JUDGED)
+
+
+def test_auto_takes_int8_on_a_cpu_with_vnni_and_no_bf16(tiny_model: SentenceTransformer, int8: Engine) -> None:
+    assert (int8.name, int8.reason) == ("openvino-int8", "pretended, but avx512_vnni")
+    found, exact = (embed(tiny_model, TEXTS, kind="query", engine=each) for each in (int8, None))
+    assert cosines(found, exact).min() > 0.9
+    assert np.abs(found - exact).max() > 1e-4
+
+
+def test_embeddings_of_another_calibration_are_another_entry_of_the_cache(
+    tiny_model: SentenceTransformer, int8: Engine
+) -> None:
+    others = [None, replace(int8, name="openvino-fp32", calibration=""), replace(int8, calibration="0")]
+    keys = {entry_key(tiny_model, "f", TEXTS, kind="query", engine=each) for each in (int8, *others)}
+    assert len(keys) == 4
+
+
+def test_an_engine_of_openvino_encodes_in_several_threads(tiny_model: SentenceTransformer, int8: Engine) -> None:
+    expected = embed(tiny_model, TEXTS, kind="query", engine=int8)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: embed(tiny_model, TEXTS, kind="query", engine=int8), range(8)))
+    for each in found:
+        np.testing.assert_allclose(each, expected, atol=1e-5)
+
+
+@pytest.fixture
+def not_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    pretend_vnni(monkeypatch, True)
+    # Left in float32: whether anything is lost is for the bound alone to say.
+    monkeypatch.setattr(engine_openvino, "quantize", lambda graph, *_: graph)
+
+
+@pytest.mark.usefixtures("not_quantized")
+def test_auto_leaves_int8_where_it_finds_too_few_of_the_documents_that_float32_finds(
+    tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "LEAST_SHARE", 1.01)
+    made = engine_for("auto", tiny_model, sample=MANY)
+    assert made.name == "openvino-fp32"
+    said = "of the 10 nearest documents in float32 it finds 100.0%, less than 101%"
+    assert [f"engine openvino-int8 cannot run this model ({said}); openvino-fp32 it is"] == caplog.messages
+
+
+@pytest.mark.usefixtures("not_quantized")
+def test_int8_that_was_asked_for_and_loses_recall_is_refused(
+    tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "LARGEST_LOSS", -1.01)
+    with pytest.raises(InputError, match=r"recall@10 on a sample of dev falls from .*; choose torch-fp32"):
+        engine_for("openvino-int8", tiny_model, sample=JUDGED)
+
+
+def test_auto_converts_nothing_for_few_texts(tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_vnni(monkeypatch, True)
+    made = engine_for("auto", tiny_model, sample=replace(MANY, texts=engines.WORTH - 1))
+    assert (made.name, made.model) == ("torch-fp32", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("missing", "vnni", "expected"),
+    [
+        ("openvino", True, [("torch-fp32", "pretended; pip install 'nestling[openvino]'")]),
+        ("nncf", True, [("openvino-fp32", "pretended; pip install nncf"), ("torch-fp32", "pretended")]),
+        ("nncf", False, [("openvino-fp32", "pretended"), ("torch-fp32", "pretended")]),
+    ],
+)
+def test_auto_says_which_package_would_help(
+    tiny_model: SentenceTransformer,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    vnni: bool,
+    expected: list[tuple[str, str]],
+) -> None:
+    pretend_vnni(monkeypatch, vnni)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name == missing else object())
+    found = engines._choices(tiny_model, MANY)
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert all(reason.startswith(start) for (_, reason), (_, start) in zip(found, expected, strict=True))
+
+
+def test_without_nncf_int8_says_what_to_install(
+    tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(InputError, match="openvino-int8 needs the package nncf: pip install nncf"):
+        engine_for("openvino-int8", tiny_model, sample=MANY)
 
 
 class Wrong(engine_torch.Float32Output):

@@ -17,17 +17,22 @@ from hypothesis import strategies as st
 
 from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
+from nestling.evaluation import engines
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
 from nestling.serving.indexes import build as indexing
 from nestling.serving.indexes import index as reading
 from nestling.serving.indexes import vectors as stored
-from nestling.serving.indexes.build import WORK
+from nestling.serving.indexes.build import WORK, index
 from nestling.serving.indexes.calibrate import calibrate, exact_top
 from nestling.serving.indexes.files import CODEC, TABLE, VECTORS, read_manifest
+from nestling.serving.indexes.index import Index
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.shortlist import Exact
 from nestling.serving.indexes.study import fusion_for, study_fusion
+from nestling.serving.service.served import Indexes, Source
+from nestling.serving.text_encoders import TorchEncoder, open_encoder
+from nestling.training import precision
 
 TITLES = products(60)
 ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
@@ -339,3 +344,29 @@ def test_the_studys_weight_is_that_of_the_full_size_in_float32(tmp_path: Path):
     told.write_text("{")
     with pytest.raises(InputError, match=r"graded\.json cannot be read"):
         study_fusion(model)
+
+
+def test_auto_converts_a_model_for_many_new_texts_and_for_a_service_alone(
+    tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engines, "WORTH", 40)
+    monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    model, folder = str(tiny_model_path), tmp_path / "i"
+
+    def engine_of(n: int) -> str:
+        encoder = open_encoder(model, engine="auto")
+        index(encoder, catalogue(TITLES[:n]), folder, model=model)
+        assert isinstance(encoder, TorchEncoder)
+        return encoder.engine.name
+
+    assert [engine_of(n) for n in (39, 45, 60)] == ["torch-fp32"] * 3
+    assert engine_of(60) == "torch-fp32"
+    served = Indexes([Source("i", folder)], opener=lambda one: Index.open(one.path, engine="auto"))
+    served.open()
+    encoder = served.all()[0].index.encoder
+    assert isinstance(encoder, TorchEncoder)
+    assert encoder.engine.name == "openvino-fp32"
+    shutil.rmtree(folder)
+    assert engine_of(60) == "openvino-fp32"

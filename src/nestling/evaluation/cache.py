@@ -60,7 +60,7 @@ def cached_embed(
         texts: order counts: the same texts in another order are another entry.
         kind: picks the prompt; prompts and the length at which texts are cut are part of the key.
         folder: of the cache; made if missing.
-        engine: made of the model by `engine_for`; its name is part of the key.
+        engine: made of the model by `engine_for`; its `key` is part of the entry's.
         batch_size, progress: as for `embed`; not part of the key. Progress is not told of what is read.
 
     Returns:
@@ -105,7 +105,7 @@ def entry_key(
         "layout": LAYOUT,
         "model": source_fingerprint,
         "kind": kind,
-        "engine": "torch-fp32" if engine is None else engine.name,
+        "engine": "torch-fp32" if engine is None else engine.key,
         "prompts": model.prompts,
         "default_prompt": model.default_prompt_name,
         "max_seq_length": model.max_seq_length,

@@ -1,15 +1,19 @@
-"""Engine of OpenVINO: a transformer converted from torch in memory, for the CPU, shapes left open."""
+"""Engine of OpenVINO: a transformer converted from torch in memory, for the CPU, shapes left open; int8 by NNCF."""
 
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nestling.errors import InputError
@@ -18,36 +22,55 @@ from nestling.extras import needed
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer
 
+Inputs = Mapping[str, NDArray[np.int64]]
+"""Token ids and their mask by name, (n, length) each."""
+OUTPUT = "last_hidden_state"
+
 
 class OpenVinoTransformer(nn.Module):
-    """Stands in for a transformer: token ids and their mask in, hidden states out."""
+    """Stands in for a transformer: token ids and their mask in, hidden states out; also from several threads.
 
-    def __init__(self, request: Any, config: Any, output: str) -> None:
+    Attributes:
+        seen: where it is a list, the inputs of each call are added to it.
+    """
+
+    def __init__(self, compiled: Any, config: Any) -> None:
         super().__init__()
-        self.request, self.config, self.output = request, config, output
+        self.compiled, self.config = compiled, copy.deepcopy(config)
+        self.config.output_hidden_states = False
+        self.seen: list[Inputs] | None = None
+        # A request holds its own buffers and serves one call at a time.
+        self._free: deque[Any] = deque()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> dict[str, Tensor]:
         """(n, length) int64, twice -> (n, length, hidden) float32."""
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        found = self.request.infer(inputs, share_inputs=True)
-        return {self.output: torch.from_numpy(found[0])}
+        if self.seen is not None:
+            self.seen.append(inputs)
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        found = torch.from_numpy(request.infer(inputs, share_inputs=True)[0])
+        self._free.append(request)
+        return {OUTPUT: found}
 
 
 class _Traced(nn.Module):
-    def __init__(self, transformer: nn.Module, output: str) -> None:
+    def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        self.transformer, self.output = transformer, output
+        self.transformer = transformer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden: Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[self.output]
+        hidden: Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[OUTPUT]
         return hidden
 
 
-def convert(module: Transformer, precision: str, *, vocabulary: int) -> OpenVinoTransformer:
-    """Convert the transformer of a module and compile it with as many threads as torch has.
+def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
+    """Convert the transformer of a module to a graph for `compile_graph`.
 
     Args:
-        precision: `bf16` or `fp32`.
+        precision: the engine's, `bf16`, `fp32` or `int8`, for messages; the graph is float32.
         vocabulary: ids of the example that is traced are below it.
 
     Raises:
@@ -56,52 +79,94 @@ def convert(module: Transformer, precision: str, *, vocabulary: int) -> OpenVino
     """
     openvino = needed(f"engine openvino-{precision}", "openvino")
     way = module.modality_config.get("text", {})
-    output = "last_hidden_state"
-    if way.get("method") != "forward" or way.get("method_output_name") not in (output, (output,), [output]):
+    if way.get("method") != "forward" or way.get("method_output_name") not in (OUTPUT, (OUTPUT,), [OUTPUT]):
         raise InputError(f"engine openvino-{precision} cannot run this model (no last hidden state); choose torch-fp32")
-    core = openvino.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError("engine openvino-bf16 needs a CPU with bf16, and this one has none; choose openvino-fp32")
-
     ids = (torch.arange(16).reshape(2, 8) % vocabulary).to(torch.int64)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     try:
-        with _quiet(), torch.inference_mode():
-            converted = openvino.convert_model(
-                _Traced(copy.deepcopy(module.model).eval(), output),
+        with quiet(), torch.inference_mode():
+            return openvino.convert_model(
+                _Traced(copy.deepcopy(module.model).eval()),
                 example_input=example,
                 input=[(name, openvino.PartialShape([-1, -1]), openvino.Type.i64) for name in example],
             )
-            compiled = core.compile_model(
-                converted,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": {"bf16": "bf16", "fp32": "f32"}[precision],
-                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                    "PERFORMANCE_HINT": "LATENCY",
-                },
-            )
     except Exception as error:  # openvino raises its own kinds, and torch's tracer any
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"engine openvino-{precision} cannot convert this model ({first}); choose torch-fp32"
+            f"engine openvino-{precision} cannot convert this model ({first_line(error)}); choose torch-fp32"
         ) from None
-    config = copy.deepcopy(module.model.config)
-    config.output_hidden_states = False
-    return OpenVinoTransformer(compiled.create_infer_request(), config, output)
+
+
+def compile_graph(graph: Any, module: Transformer, precision: str) -> OpenVinoTransformer:
+    """Compile a graph that `convert` or `quantize` made, with as many threads as torch has.
+
+    Args:
+        module: that it was converted from.
+        precision: `bf16`; else it computes in float32 where the graph is not int8.
+
+    Raises:
+        InputError: openvino cannot compile it.
+    """
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        compiled = needed(f"engine openvino-{precision}", "openvino").Core().compile_model(graph, "CPU", settings)
+    except RuntimeError as error:
+        raise InputError(
+            f"engine openvino-{precision} cannot compile this model ({first_line(error)}); choose torch-fp32"
+        ) from None
+    return OpenVinoTransformer(compiled, module.model.config)
+
+
+def quantize(graph: Any, items: Sequence[Inputs], what: str, *, keep: tuple[str, ...] = ()) -> Any:
+    """Return a graph (OpenVINO's or ONNX's) whose matrix products NNCF made int8, calibrated on texts.
+
+    SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves outliers of the activations into the weights, and biases
+    are corrected for what rounding shifts.
+
+    Args:
+        items: the inputs of forward passes.
+        what: wants it, for messages.
+        keep: types of operations that stay in float32.
+
+    Raises:
+        InputError: nncf is missing or cannot quantize the graph.
+    """
+    nncf = needed(what, "nncf")
+    try:
+        with quiet():
+            return nncf.quantize(
+                graph,
+                nncf.Dataset(list(items)),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(items),
+                ignored_scope=nncf.IgnoredScope(types=list(keep), validate=False) if keep else None,
+            )
+    except Exception as error:  # nncf raises kinds of its own
+        raise InputError(f"nncf cannot quantize this model ({first_line(error)}); choose fp32") from None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what the tracer says of every shape that it meets; what it gets wrong the caller's comparison finds."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+def quiet() -> Iterator[None]:
+    """Drop what tracers and quantizers say of every shape that they meet; what they get wrong a comparison finds."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "torch.onnx", "nncf", "")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        # Quantizers draw progress on stdout, where --json prints.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

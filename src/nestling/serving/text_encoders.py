@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from nestling.errors import InputError
 from nestling.evaluation.compress import Codec
 
+if TYPE_CHECKING:
+    from nestling.evaluation.engines import Engine, Sample
+
 Kind = Literal["query", "document"]
 RUNTIME = "nestling_runtime.json"
+SAMPLED = ("auto", "openvino-int8")
+"""Engines that depend on the texts to encode."""
 
 
 class TextEncoder(Protocol):
@@ -40,10 +45,25 @@ class TextEncoder(Protocol):
 class TorchEncoder:
     """A SentenceTransformer that encodes with an engine of torch or OpenVINO."""
 
-    def __init__(self, model: Any, fingerprint: str, codec: Codec | None, engine: Any) -> None:
-        self.model, self.fingerprint, self.codec, self.engine = model, fingerprint, codec, engine
+    def __init__(self, model: Any, fingerprint: str, codec: Codec | None, engine: str) -> None:
+        self.model, self.fingerprint, self.codec, self.wanted = model, fingerprint, codec, engine
         with model.truncate_embeddings(None):
             self.dim = int(model.get_embedding_dimension() or 0)
+        self._engine: Engine | None = None
+        if engine not in SAMPLED:
+            self.prepare(None)
+
+    @property
+    def engine(self) -> Engine:
+        """What encodes; settled by `prepare`, or when it is first asked for."""
+        return self._engine or self.prepare(None)
+
+    def prepare(self, sample: Sample | None) -> Engine:
+        """Settle the engine by a sample of the texts to encode; see `engine_for`."""
+        from nestling.evaluation.engines import engine_for
+
+        self._engine = engine_for(self.wanted, self.model, sample=sample)
+        return self._engine
 
     def encode(
         self, texts: Sequence[str], *, kind: Kind = "document", progress: Callable[[int, int], None] | None = None
@@ -57,6 +77,17 @@ class TorchEncoder:
 def is_exported(model: str | Path) -> bool:
     """Whether this is a folder that `nestling export` wrote."""
     return (Path(model).expanduser() / RUNTIME).is_file()
+
+
+def prepare(encoder: TextEncoder, documents: Sequence[str], *, queries: Sequence[str] = (), texts: int | None) -> None:
+    """Settle what encodes, by some of the texts and about how many there will be; None for no end.
+
+    Only for engines that depend on it, of a model that was not exported.
+    """
+    if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
+        from nestling.evaluation.engines import Sample
+
+        encoder.prepare(Sample(queries, documents(), texts))
 
 
 def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> TextEncoder:
@@ -82,7 +113,6 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
             f"{model} is no folder that nestling export wrote, and other models need torch: "
             "pip install 'nestling[study]', or export it where that is installed"
         ) from None
-    from nestling.evaluation.engines import engine_for
     from nestling.models import find_model, load_model
     from nestling.shrinking import SHRUNK, load_shrunk
 
@@ -92,4 +122,4 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
         loaded, codec, _ = load_shrunk(source.folder)
     else:
         loaded = load_model(source)
-    return TorchEncoder(loaded, source.fingerprint, codec, engine_for(engine, loaded))
+    return TorchEncoder(loaded, source.fingerprint, codec, engine)

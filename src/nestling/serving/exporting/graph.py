@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
@@ -80,25 +75,3 @@ def example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
         mask[1, 5:] = 0
     ids[mask == 0] = model.tokenizer.pad_token_id or 0
     return ids, mask
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop what tracers and quantizers say of every shape that they meet; what they get wrong the check finds."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "torch.onnx", "nncf", "")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        # Quantizers draw progress on stdout, where --json prints.
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

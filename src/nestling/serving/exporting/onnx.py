@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling.errors import InputError
+from nestling.evaluation.engine_openvino import first_line, quantize, quiet
 from nestling.extras import needed
 from nestling.serving.encoder import INPUTS, ONNX
-from nestling.serving.exporting.graph import example, first_line, quiet, whole
+from nestling.serving.exporting.graph import example, whole
 from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def write_onnx(
     """
     import torch
 
-    from nestling.serving.exporting.openvino import quantize
+    from nestling.serving.exporting.openvino import INT8, calibration_items
 
     onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX
@@ -65,7 +66,7 @@ def write_onnx(
         with quiet():
             quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
         # NNCF's way with tables has onnxruntime decode a whole one at each call.
-        graph = quantize(onnx.load(path), tokens, calibration, keep=("Gather",))
+        graph = quantize(onnx.load(path), calibration_items(tokens, calibration), INT8, keep=("Gather",))
         shrink_tables(graph)
         onnx.save(graph, path)
 

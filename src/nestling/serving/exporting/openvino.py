@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nestling.errors import InputError
+from nestling.evaluation.engine_openvino import Inputs, first_line, quantize, quiet
 from nestling.extras import needed
 from nestling.serving.encoder import INPUTS, OPENVINO
-from nestling.serving.exporting.graph import example, first_line, quiet, whole
+from nestling.serving.exporting.graph import example, whole
 from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+INT8 = "--precision int8 of a transformer"
 
 
 def write_openvino(
@@ -46,32 +49,10 @@ def write_openvino(
     except Exception as error:  # openvino raises its own kinds, and torch's tracer any
         raise InputError(f"openvino cannot convert this model ({first_line(error)}); try --format onnx") from None
     if precision == "int8":
-        converted = quantize(converted, tokens, calibration)
+        converted = quantize(converted, calibration_items(tokens, calibration), INT8)
     openvino.save_model(converted, folder / OPENVINO, compress_to_fp16=precision == "bf16")
 
 
-def quantize(graph: Any, tokens: Tokens, calibration: Sequence[str], *, keep: tuple[str, ...] = ()) -> Any:
-    """Return a graph (OpenVINO's or ONNX's) whose matrix products NNCF made int8, calibrated on texts.
-
-    SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves outliers of the activations into the weights, and biases
-    are corrected for what rounding shifts.
-
-    Args:
-        keep: types of operations that stay in float32.
-
-    Raises:
-        InputError: nncf is missing or cannot quantize the graph.
-    """
-    nncf = needed("--precision int8 of a transformer", "nncf")
-    items = [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(calibration) if ids]
-    try:
-        with quiet():
-            return nncf.quantize(
-                graph,
-                nncf.Dataset(items),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(items),
-                ignored_scope=nncf.IgnoredScope(types=list(keep), validate=False) if keep else None,
-            )
-    except Exception as error:  # nncf raises kinds of its own
-        raise InputError(f"nncf cannot quantize this model ({first_line(error)}); choose fp32") from None
+def calibration_items(tokens: Tokens, calibration: Sequence[str]) -> list[Inputs]:
+    """Return the inputs of a forward pass for each text."""
+    return [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(calibration) if ids]

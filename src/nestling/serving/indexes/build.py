@@ -28,7 +28,7 @@ from nestling.serving.indexes.files import Manifest
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.study import study_fusion, study_queries
 from nestling.serving.indexes.vectors import encode_chunks, write_vectors
-from nestling.serving.text_encoders import TextEncoder, open_encoder
+from nestling.serving.text_encoders import TextEncoder, open_encoder, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,7 @@ class _Builder:
         known = self._known(old)
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         missing = [text for text in place if text not in known]
+        prepare(self.encoder, lambda: list(place), queries=self.queries or (), texts=len(missing))
         fresh = encode_chunks(self.encoder, missing, self.work, self.observer)
         with atomic.new_folder(self.out / generation) as folder:
             earlier = None if old is None else self.out / old.generation / files.VECTORS

@@ -82,6 +82,10 @@ class Documents:
             raise InputError(f"{where} is damaged; {AGAIN}") from None
         return vars(shaped(document, _Row, where, AGAIN))
 
+    def some(self, n: int) -> list[str]:
+        """Return the texts of at most `n` documents, evenly spaced."""
+        return [self.get(row)["text"] for row in range(0, len(self), max(1, -(-len(self) // n)))]
+
     def allowed(self, filters: Filters | None) -> NDArray[np.bool_] | None:
         """Return which documents fit, (n,) bool; None where nothing is filtered.
 

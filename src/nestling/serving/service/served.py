@@ -17,10 +17,12 @@ from nestling.serving.indexes.index import Index
 from nestling.serving.service.batcher import Encode
 from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
 from nestling.serving.service.judged import Judged
-from nestling.serving.text_encoders import TextEncoder
+from nestling.serving.text_encoders import TextEncoder, prepare
 
 logger = logging.getLogger(__name__)
 
+SAMPLE = 2_000
+"""Documents of an index by which to settle what encodes."""
 AGAIN_AFTER = 60.0
 """Seconds until a generation that could not be opened is tried again, unless another comes first."""
 
@@ -178,6 +180,7 @@ class Indexes:
         name = source.model or (str(inside) if inside.is_dir() else index.manifest.model)
         key = name, index.encoder.fingerprint
         if key not in self._encodings:
+            prepare(index.encoder, lambda: index.documents.some(SAMPLE), texts=None)
             self._encodings[key] = Encoding.of(index.encoder)
         encoding = self._encodings[key]
         index = replace(index, encoder=encoding.encoder)
