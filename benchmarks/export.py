@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     machine, threads = hardware(), torch.get_num_threads()
     print(f"processor {machine['processor']}, threads {threads}, torch {versions()['torch']}, {options.model}")
-    model, codec, _ = read_model(find_model(options.model).folder)
+    model, codec, _ = read_model(find_model(options.model))
     _, qrels = judged(options.split, None)
 
     def encode_torch(texts: Sequence[str], kind: Literal["query", "document"]) -> export_check.Matrix:

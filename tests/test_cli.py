@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nestling.cli import main
+from nestling.models import find_model
 
 NESTLING = [sys.executable, "-m", "nestling"]
 
@@ -153,9 +154,12 @@ def test_split_train_and_evaluate_follow_one_another(capsys, shop: Path, tiny_mo
     assert code == 0
     assert "components" in out
     fast = ["--set", "epochs=1", "--set", "batch_size=8"]
-    code, out, _ = call(capsys, "train", split, model, "--base", tiny_model_path, "--matryoshka", *fast)
+    code, out, _ = call(
+        capsys, "train", split, model, "--base", tiny_model_path, "--matryoshka", *fast, "--query-prompt", "find: "
+    )
     assert code == 0
     assert "dev_recall@10" in out
+    assert find_model(str(model)).prompts == {"query": "find: ", "document": ""}
     code, out, _ = call(capsys, "evaluate", split, f"base={tiny_model_path}", model, "--json")
     assert code == 0
     results = json.loads(out)["results"]

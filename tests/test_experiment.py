@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -136,3 +137,28 @@ def test_what_a_recipe_needs_stands_between_the_experiments_settings_and_the_var
     rates = [experiment.training_of(variant).learning_rate for variant in experiment.variants]
     assert rates == [1e-5, RECIPES["static"].defaults["learning_rate"], 0.1]
     assert {experiment.training_of(variant).seed for variant in experiment.variants} == {7}
+
+
+def test_prompts_are_those_of_the_experiment_s_model_and_a_variant_s_own(tiny_model_path: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_path, other)
+    experiment = make_experiment(
+        {
+            "model": str(tiny_model_path),
+            "prompts": {"query": "query: ", "document": "passage: "},
+            "variants": [
+                "pretrained",
+                {"name": "a", "recipe": "mnrl", "base": str(other)},
+                {"name": "b", "recipe": "mnrl", "base": str(other), "prompts": {"query": "find: "}},
+                {"name": "c", "recipe": "mnrl", "prompts": {}},
+            ],
+        }
+    )
+    found = [experiment.source_of(variant).prompts for variant in experiment.variants]
+    assert [(each["query"], each["document"]) for each in found] == [
+        ("query: ", "passage: "),
+        ("", ""),
+        ("find: ", ""),
+        ("", ""),
+    ]
+    assert experiment.source_of().prompts == found[0]

@@ -13,7 +13,7 @@ from nestling.errors import InputError
 from nestling.experiment import DataSettings, EvaluationSettings
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import load_model
+from nestling.models import find_model, load_model
 from nestling.stages import load, settle_threshold
 from nestling.training.settings import Matryoshka, TrainingSettings
 
@@ -116,7 +116,7 @@ def test_prefixes_weigh_by_a_power_of_how_much_smaller_they_are(tiny_model_path:
     def weights(**settings: float) -> tuple[float, ...] | None:
         return stages.job_of(
             "mnrl",
-            base=str(tiny_model_path),
+            base=find_model(str(tiny_model_path)),
             matryoshka=Matryoshka(dims=(32, 8)),
             settings=TrainingSettings(**settings),
             threshold=2.5,

@@ -28,7 +28,7 @@ from nestling import (
     cli_serve,
     cli_tuning,
 )
-from nestling.cli_options import Columns, Dims, Json, Overrides, as_changes, numbers
+from nestling.cli_options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
 from nestling.environment import grow_gpu_memory, share_cores
 from nestling.errors import InputError
 from nestling.extras import missing
@@ -174,6 +174,7 @@ def train(
     dims: Dims = None,
     weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,
     threshold: Annotated[float | None, Parameter(help="Positives score above this (2.5 on a scale of 1 to 3).")] = None,
+    prompts: PromptOptions = PromptOptions(),
     change: Overrides = (),
     as_json: Json = False,
 ) -> None:
@@ -198,6 +199,7 @@ def train(
         matryoshka=prefixes,
         settings=make_settings(TrainingSettings, **as_changes(change)),
         threshold=threshold,
+        prompts=prompts.given(),
         observer=_observer(),
     )
     if not _speaks():

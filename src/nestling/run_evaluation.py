@@ -63,10 +63,10 @@ class RunEvaluation:
 
     def _model(self, variant: Variant) -> None:
         trained = variant.recipe != PRETRAINED
-        source = str(self.folder.model(variant.name)) if trained else self.experiment.base_of(variant)
+        trained_model = str(self.folder.model(variant.name))
         measured = measuring.measure_model(
             variant.name,
-            find_model(source),
+            find_model(trained_model) if trained else self.experiment.source_of(variant),
             self.contest,
             self.experiment.evaluation,
             cache=self.folder.embeddings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.manifests import read_json, shaped
 from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
-from nestling.models import ModelSource, find_model, load_model, no_bars
+from nestling.models import ModelSource, find_model, load_model, save_model
 from nestling.observer import Observer
 from nestling.stages import settle_threshold
 
@@ -86,6 +86,7 @@ def shrink(
     measure: str = MEASURE,
     settings: EvaluationSettings | None = None,
     threshold: float | None = None,
+    prompts: Mapping[str, str] | None = None,
     rescoring: bool = False,
     fuse: bool = False,
     out: Path | None = None,
@@ -106,6 +107,7 @@ def shrink(
         settings: the grid; by default all precisions, with and without rotation and rescoring, at the model's own
             size, its half, quarter and eighth.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
+        prompts: what to put before a query and a document, for models that store none; see `find_model`.
         rescoring: write the cell that needs rescoring, where it is smaller.
         fuse: count quality with stemmed BM25 added, at a weight that is chosen for each cell on dev.
         out: a folder to write; it must not exist.
@@ -129,7 +131,7 @@ def shrink(
     if isinstance(data, Path | str):
         data = read_split(Path(data))
     threshold = settle_threshold(data.test, threshold)
-    source = find_model(model)
+    source = find_model(model, prompts=prompts)
     sides = {
         side: contest_of(data, settings, threshold, side=side, observer=observer if side == "test" else None)
         for side in ("dev", "test")
@@ -205,8 +207,7 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
     if cell.dim < full and not cell.oversampling:
         append_linear(model, np.eye(full, cell.dim, dtype=np.float32))
     with atomic.new_folder(out) as temporary:
-        with no_bars():
-            model.save_pretrained(str(temporary), create_model_card=False)
+        save_model(model, temporary)
         fitted.codec(cell).save(temporary / CODEC)
         atomic.write_json(temporary / SHRUNK, about)
 

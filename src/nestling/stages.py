@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
-from nestling.models import DEFAULT, find_model, load_model, token_counter
+from nestling.models import DEFAULT, ModelSource, find_model, load_model, token_counter
 from nestling.observer import Observer
 from nestling.run_folder import fingerprint
 from nestling.training.settings import Matryoshka, TrainingSettings
@@ -94,13 +94,17 @@ def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
 
 
 def inspect(
-    data: Judgments | DataSettings | str, *, model: str = DEFAULT, threshold: float | None = None, seed: int = 0
+    data: Judgments | DataSettings | str,
+    *,
+    model: str | ModelSource = DEFAULT,
+    threshold: float | None = None,
+    seed: int = 0,
 ) -> Inspection:
     """Say what a table of judgments holds.
 
     Args:
         data: the table, its settings, or just its source.
-        model: whose tokenizer counts text lengths.
+        model: whose tokenizer counts text lengths, prompts included.
         threshold: by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
 
     Raises:
@@ -112,7 +116,7 @@ def inspect(
         lowest = dip(judgments.frame["score"].to_numpy(), judgments.scale)
         middle = (low + high) / 2 if lowest is None else lowest
         threshold = STUDY_THRESHOLD if judgments.scale == STUDY_SCALE else middle
-    count, limit = token_counter(find_model(model))
+    count, limit = token_counter(find_model(model) if isinstance(model, str) else model)
     return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)
 
 
@@ -150,36 +154,35 @@ def split(
 def job_of(
     recipe: str,
     *,
-    base: str,
+    base: ModelSource,
     matryoshka: Matryoshka | None,
     settings: TrainingSettings,
     threshold: float,
     dims: Sequence[int] | None,
     cache: Path | None = None,
 ) -> Job:
-    """Settle what a variant is trained from: the base's files, and the prefixes with its full size first.
+    """Settle what a variant is trained from: its base, and the prefixes with the full size first.
 
     Args:
         dims: the prefixes where `matryoshka` names none; by default as `sizes_of` has them.
         cache: a folder for tokens.
 
     Raises:
-        InputError: the base cannot be had, or a size is larger than its embedding.
+        InputError: the base cannot be loaded, or a size is larger than its embedding.
     """
     from nestling.evaluation.grid import sizes_of
     from nestling.training.job import Job
 
-    source = find_model(base)
     if matryoshka is None:
-        return Job(source, recipe, settings, threshold, cache=cache)
-    full = int(load_model(source).get_embedding_dimension() or 0)
+        return Job(base, recipe, settings, threshold, cache=cache)
+    full = int(load_model(base).get_embedding_dimension() or 0)
     prefixes = sizes_of(full, matryoshka.dims or dims)
     weights = matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
     if weights is None and settings.prefix_weight:
         weights = tuple((full / dim) ** settings.prefix_weight for dim in prefixes)
-    return Job(source, recipe, settings, threshold, prefixes, weights, cache)
+    return Job(base, recipe, settings, threshold, prefixes, weights, cache)
 
 
 def train(
@@ -192,6 +195,7 @@ def train(
     settings: TrainingSettings | None = None,
     threshold: float | None = None,
     dims: Sequence[int] | None = None,
+    prompts: Mapping[str, str] | None = None,
     observer: Observer | None = None,
 ) -> TrainingResult:
     """Train one variant and save it as a SentenceTransformer folder.
@@ -203,6 +207,7 @@ def train(
         settings: what is not given is as the recipe has it by default.
         dims: the sizes that Matryoshka trains where it names none; by default a model's own, its half, quarter and
             eighth.
+        prompts: what to put before a query and a document, for bases that store none; kept in the model.
 
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
@@ -218,7 +223,7 @@ def train(
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
     job = job_of(
         recipe,
-        base=base,
+        base=find_model(base, prompts=prompts),
         matryoshka=matryoshka,
         settings=TrainingSettings.model_validate({**find_recipe(recipe).defaults, **given}),
         threshold=settle_threshold(made.train, threshold),

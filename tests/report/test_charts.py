@@ -153,7 +153,10 @@ def test_values_are_spread_with_the_same_mean():
 def test_the_histogram_marks_threshold_and_dip(tmp_path: Path):
     judgments = generate(500, seed=0)
     inspection = inspect_judgments(
-        judgments, threshold=2.5, count_tokens=lambda texts: pl.Series(texts).str.len_chars().to_numpy(), max_tokens=99
+        judgments,
+        threshold=2.5,
+        count_tokens=lambda texts, _: pl.Series(texts).str.len_chars().to_numpy(),
+        max_tokens=99,
     )
     _, svg = save(score_histogram(inspection), tmp_path / "scores")
     texts = {element.text for element in ElementTree.parse(svg).iter() if element.tag.endswith("text")}

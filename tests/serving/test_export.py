@@ -92,6 +92,19 @@ def test_a_linear_layer_before_the_normalisation_is_exported_too(tiny_model_path
     same(done, model)
 
 
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_given_prompts_are_exported_as_the_library_encodes_with_them(
+    format: Any, tiny_model_path: Path, tmp_path: Path
+):
+    prompts = {"query": "drill: ", "document": "saw: "}
+    done = export(str(tiny_model_path), tmp_path / "out", format=format, prompts=prompts)
+    library = SentenceTransformer(str(tiny_model_path), device="cpu", prompts=prompts)
+    encoder = Encoder.open(done.folder)
+    assert encoder.fingerprint == find_model(str(tiny_model_path), prompts=prompts).fingerprint
+    for kind, encode in (("query", library.encode_query), ("document", library.encode_document)):
+        np.testing.assert_allclose(encoder.encode(TEXTS, kind=kind), encode(TEXTS), atol=1e-5)
+
+
 def test_prompts_go_along_with_the_kind_of_text(tiny_model_path: Path, tmp_path: Path, save: Save):
     model = fresh(tiny_model_path)
     model.prompts = {"query": "drill: ", "document": "saw: "}

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.training.batching import LengthBatches, PairCollator, Pairs
-from nestling.training.tokens import PAD_TO, BagStore, TokenStore, store_for
+from nestling.training.tokens import PAD_TO, BagStore, TokenStore, tokenised
 
 ROWS = [
     ("saw", "hand saw", "1", 3.0),
@@ -168,8 +168,8 @@ def static_model(tiny_model: SentenceTransformer) -> SentenceTransformer:
 
 
 def test_a_store_is_of_the_kind_that_the_model_takes(static_model, tiny_model):
-    assert store_for(static_model) is BagStore
-    assert store_for(tiny_model) is TokenStore
+    assert type(tokenised(static_model, ["saw"], kind="query")) is BagStore
+    assert type(tokenised(tiny_model, ["saw"], kind="query")) is TokenStore
 
 
 @given(

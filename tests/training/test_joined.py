@@ -11,12 +11,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer
 
 from nestling.errors import InputError
+from nestling.evaluation.embed import embed
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.rotate import add_rotation
 from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models import find_model, load_model, save_model
 from nestling.training.job import Job
 from nestling.training.joined import mix
 from nestling.training.lexical import SHARE, join
@@ -38,6 +39,22 @@ def table(tiny_model_path: Path) -> SentenceTransformer:
 @pytest.fixture(scope="module")
 def joined(tiny_model_path: Path, table: SentenceTransformer) -> SentenceTransformer:
     return join(load_model(str(tiny_model_path)), table, QUERIES, DOCUMENTS)
+
+
+def test_prompts_are_kept_and_add_nothing_to_the_words(
+    tiny_model_path: Path, table: SentenceTransformer, tmp_path: Path
+):
+    prompts = {"query": "drill: ", "document": "saw: "}
+    source = find_model(str(tiny_model_path), prompts=prompts)
+    joined = join(load_model(source), table, QUERIES, DOCUMENTS)
+    words = part(joined, WordEmbeddings).emb_layer.weight
+    pieces = joined.tokenizer("drill: saw:")["input_ids"]
+    assert float(words[pieces].abs().max()) == 0.0 < float(words.abs().max())
+    save_model(joined, tmp_path / "model")
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert loaded.prompts == prompts
+    for kind, encode in (("query", loaded.encode_query), ("document", loaded.encode_document)):
+        np.testing.assert_allclose(encode(DOCUMENTS[:5]), embed(joined, DOCUMENTS[:5], kind=kind), atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models import ModelSource, find_model, load_model, prompts_of
 from nestling.training.contrastive import positive_pairs, positives_above
-from nestling.training.job import Job
+from nestling.training.encoding import EncodingLoss
+from nestling.training.job import Job, Material
+from nestling.training.library import arguments_for, trainer_for
+from nestling.training.packed import can_pack
 from nestling.training.recipes import RECIPES, find_recipe
 from nestling.training.scored import scored_pairs
 from nestling.training.settings import TrainingSettings
+from nestling.training.tokens import tokenised
+
+PROMPTS = {"query": "drill: ", "document": "a saw: "}
 
 ROWS = [("saw", "hand saw", 3.0), ("saw", "saw blade", 2.0), ("drill", "drill bit", 1.0), ("nail", "nail gun", 2.2)]
 
@@ -54,6 +64,110 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
     known = "pretrained, graded, distilled, mnrl, static, adapter, cosine, cosent"
     with pytest.raises(InputError, match=f"unknown recipe 'mse'; choose {known}"):
         find_recipe("mse")
+
+
+def batch_of(material: Material, model: SentenceTransformer, job: Job, folder: Path) -> dict[str, Any]:
+    """Return what the trainer makes of all examples."""
+    from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+
+    arguments = arguments_for(job.settings, "fp32", len(material.examples), folder)
+    trainer = trainer_for(model, arguments, material, SentenceEvaluator(), [])
+    return trainer.data_collator([material.examples[row] for row in range(len(material.examples))])
+
+
+def texts_of(batch: dict[str, Any], column: str) -> set[tuple[int, ...]]:
+    """Return the token ids of a column's texts, without what they are padded with."""
+    ids = batch[f"{column}_input_ids"]
+    if f"{column}_offsets" in batch:
+        return {tuple(part.tolist()) for part in ids.tensor_split(batch[f"{column}_offsets"][1:])}
+    return {tuple(row[mask.bool()].tolist()) for row, mask in zip(ids, batch[f"{column}_attention_mask"], strict=True)}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "adapter"])
+def test_every_recipe_reads_texts_after_the_prompts_as_the_library_does(
+    judgments: Judgments, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
+):
+    settings = TrainingSettings(fast=fast, positives_above=0.5, symmetric=False)
+    job = Job(find_model(str(tiny_model_path), prompts=PROMPTS), recipe, settings, 2.5, cache=tmp_path / "tokens")
+    model = find_recipe(recipe).build(judgments, job)
+    # A table of word pieces has none: they would say nothing of one text or another.
+    assert prompts_of(model) == ({"query": "", "document": ""} if recipe == "static" else PROMPTS)
+    batch = batch_of(find_recipe(recipe).prepare(judgments, job, model), model, job, tmp_path)
+    answers = "positive" if "positive_input_ids" in batch else "document"
+    for column, texts, prompt in (
+        ("anchor", judgments.frame["query"], prompts_of(model)["query"]),
+        (answers, judgments.frame["document"], prompts_of(model)["document"]),
+    ):
+        own = [model.preprocess([text], prompt=prompt)["input_ids"].flatten().tolist() for text in texts]
+        assert texts_of(batch, column) == set(map(tuple, own))
+
+
+def test_an_adapter_is_trained_on_what_the_library_encodes_with_prompts(
+    judgments: Judgments, tiny_model_path: Path, tmp_path: Path
+):
+    base = find_model(str(tiny_model_path), prompts=PROMPTS)
+    job = Job(base, "adapter", TrainingSettings(), 0.5, cache=tmp_path)
+    plain = Job(find_model(str(tiny_model_path)), "adapter", TrainingSettings(), 0.5, cache=tmp_path)
+    # What is kept of the one is not taken for the other's.
+    loss, _ = (
+        find_recipe("adapter").prepare(judgments, j, find_recipe("adapter").build(judgments, j)).loss
+        for j in (job, plain)
+    )
+    library = SentenceTransformer(str(tiny_model_path), device="cpu", prompts=PROMPTS)
+    frame = judgments.frame
+    queries = frame["query"].unique(maintain_order=True).to_list()
+    np.testing.assert_allclose(
+        np.sort(loss.queries.numpy(), axis=0), np.sort(library.encode_query(queries), axis=0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.sort(loss.documents.numpy(), axis=0),
+        np.sort(library.encode_document(frame["document"].to_list()), axis=0),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pooling_that_leaves_the_prompt_out_does_so_in_training(tiny_model_path: Path, packed: bool):
+    texts = ["steel drill", "", "white door" * 40, "saw"]
+    model = load_model(find_model(str(tiny_model_path), prompts=PROMPTS), attention_dropout=0.0).eval()
+    included = model.encode_query(texts)
+    model.set_pooling_include_prompt(False)
+    assert not can_pack(model)
+    loss = EncodingLoss(model)
+    loss.compute_dtype = torch.float32 if packed else None
+    with torch.inference_mode():
+        columns = [tokenised(model, texts, kind=kind).batch([3, 0, 1, 2]) for kind in PROMPTS]
+        queries, documents = (found.numpy() for found in loss.embedded(columns))
+    np.testing.assert_allclose(queries[[1, 2, 3, 0]], model.encode_query(texts), atol=1e-6)
+    np.testing.assert_allclose(documents[[1, 2, 3, 0]], model.encode_document(texts), atol=1e-6)
+    assert np.abs(included - model.encode_query(texts)).max() > 1e-3
+
+
+def test_prompts_make_another_job_also_where_the_base_stores_them(tiny_model_path: Path, tmp_path: Path):
+    def job(source: ModelSource) -> str:
+        return Job(source, "mnrl", TrainingSettings(), 2.5).fingerprint()
+
+    given = find_model(str(tiny_model_path), prompts=PROMPTS)
+    assert job(given) != job(find_model(str(tiny_model_path)))
+    model = load_model(given)
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    stored = find_model(str(tmp_path / "model"))
+    without = hashlib.blake2b(
+        json.dumps(
+            [
+                stored.fingerprint,
+                "mnrl",
+                2.5,
+                (),
+                None,
+                TrainingSettings().model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"}),
+            ]
+        ).encode(),
+        digest_size=8,
+    ).hexdigest()
+    # Models were trained without them once.
+    assert job(stored) != without
 
 
 @pytest.mark.parametrize("matryoshka", [(), (32, 8)])

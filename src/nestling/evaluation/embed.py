@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.models import prompts_of
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -68,7 +70,7 @@ def embed(
             return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
         embeddings: NDArray[np.float32] | None = None
         done = 0
-        for rows, at_once in _batches(model, distinct, batch_size, tokens):
+        for rows, at_once in _batches(model, distinct, batch_size, tokens, prompts_of(model)[kind]):
             batch = encode([distinct[row] for row in rows], batch_size=at_once, show_progress_bar=False)
             if embeddings is None:
                 embeddings = np.empty((len(distinct), batch.shape[1]), dtype=np.float32)
@@ -116,12 +118,13 @@ def _normalise(rows: NDArray[np.float32]) -> None:
 
 
 def _batches(
-    model: SentenceTransformer, texts: list[str], batch_size: int, tokens: int | None
+    model: SentenceTransformer, texts: list[str], batch_size: int, tokens: int | None, prompt: str
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
     """Yield the texts of each call and how many of them go at once, longest first so that memory runs out at once.
 
     Args:
         tokens: of a forward pass, padding included, in place of `batch_size` texts.
+        prompt: read before each text.
     """
     from transformers import PreTrainedTokenizerBase
 
@@ -136,7 +139,7 @@ def _batches(
     lengths: list[int] = []
     for start in range(0, len(texts), TOKENIZE_AT_ONCE):
         ids = tokenizer(
-            texts[start : start + TOKENIZE_AT_ONCE],
+            [prompt + text for text in texts[start : start + TOKENIZE_AT_ONCE]],
             truncation=limit is not None,
             max_length=limit,
             return_attention_mask=False,

@@ -10,8 +10,9 @@ import numpy as np
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import Bar, Candidate, candidates, dip, histogram
+from nestling.models import Kind
 
-CountTokens = Callable[[Sequence[str]], np.ndarray]
+CountTokens = Callable[[Sequence[str], Kind], np.ndarray]
 """(n_texts) strings -> (n_texts,) int64, the tokens of each."""
 
 
@@ -83,7 +84,7 @@ def inspect_judgments(
 
     Args:
         threshold: pairs with a higher score count as relevant.
-        count_tokens: the tokenizer of the model that is to be trained.
+        count_tokens: the tokens that texts of a kind are for the model that is to be trained.
         max_tokens: where that model cuts a text.
     """
     keys = judgments.query_keys
@@ -94,8 +95,8 @@ def inspect_judgments(
         queries=keys.n_unique(),
         documents=judgments.frame["document_id"].n_unique(),
         per_query=tuple(float(q) for q in np.quantile(per_query, [0, 0.25, 0.5, 0.75, 1])),
-        query_lengths=_lengths(count_tokens(judgments.frame["query"].unique().to_list()), max_tokens),
-        document_lengths=_lengths(count_tokens(judgments.frame["document"].unique().to_list()), max_tokens),
+        query_lengths=_lengths(count_tokens(judgments.frame["query"].unique().to_list(), "query"), max_tokens),
+        document_lengths=_lengths(count_tokens(judgments.frame["document"].unique().to_list(), "document"), max_tokens),
         bars=histogram(scores),
         dip=dip(scores, judgments.scale),
         candidates=candidates(scores),

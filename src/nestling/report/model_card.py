@@ -14,6 +14,7 @@ from nestling import atomic
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
 from nestling.experiment import Experiment
+from nestling.models import needs_newest
 from nestling.report.card_base import CARD, Base, base_of
 from nestling.report.card_results import Rival, figures_of, results_table, rival_of
 from nestling.report.charts import short_source
@@ -63,7 +64,7 @@ def write_cards(folder: RunFolder, data: PageData) -> list[Path]:
     for variant in data.trained:
         model = folder.model(variant)
         if model.is_dir() and variant in data.study["training"]:
-            atomic.write_text(model / CARD, model_card(data, variant))
+            atomic.write_text(model / CARD, model_card(data, variant, newest=needs_newest(model)))
             paths.append(model / CARD)
     return paths
 
@@ -73,11 +74,14 @@ def addressed(card: str, repo_id: str) -> str:
     return _SNIPPET.sub(lambda found: f'{found[1]}"{repo_id}"', card)
 
 
-def model_card(data: PageData, variant: str) -> str:
+def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
     """Return the card of a trained variant: YAML front matter and Markdown, texts escaped for either.
 
     Figures are of test. Differences are tested anew at each size: a paired randomisation test, p corrected by Holm over
     the sizes (`significance.compare_all`). The p of the opening is the one of the study's report.
+
+    Args:
+        newest: sentence-transformers before 6 cannot load the model (`models.needs_newest`).
 
     Raises:
         InputError: an earlier version wrote the run's settings.
@@ -121,7 +125,7 @@ def model_card(data: PageData, variant: str) -> str:
         f"# {escaped(data.name)}: {escaped(variant)}",
         *_opening(data, chosen, base, rivals[0] if before else None),
         "## Usage",
-        _usage(data.dims[variant], prefixes=nested or settings.rotate),
+        _usage(data.dims[variant], prefixes=nested or settings.rotate, newest=newest),
         "## Results",
         table(results_table(data, figures, rivals)),
         f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries.",
@@ -185,7 +189,7 @@ def _studied(data: PageData, variant: str, before: str, change: Change) -> Chang
     return change
 
 
-def _usage(dims: Sequence[int], *, prefixes: bool) -> str:
+def _usage(dims: Sequence[int], *, prefixes: bool, newest: bool) -> str:
     lines = [
         "from sentence_transformers import SentenceTransformer",
         "",
@@ -195,6 +199,8 @@ def _usage(dims: Sequence[int], *, prefixes: bool) -> str:
         "print(model.similarity(queries, documents))",
     ]
     told = "It loads the model from the folder of this card; elsewhere give that folder's path, or the model's hub id."
+    if newest:
+        told += " It needs sentence-transformers 6 or later: earlier ones lack a module of it."
     parts = ["```python", *lines, "```", "", told]
     if prefixes and len(dims) > 1:
         small = dims[len(dims) // 2]

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.models import save_model
 from nestling.training.precision import give_back_freed_memory, resident_memory
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or value <= self.figures.get(self.metric, -math.inf):
             return
         with atomic.new_folder(self.folder) as temporary:
-            model.save_pretrained(str(temporary / "model"), create_model_card=False)
+            save_model(model, temporary / "model")
             figures = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if k.startswith("eval_dev_")}
             atomic.write_json(temporary / "best.json", {"epoch": state.epoch, "step": state.global_step, **figures})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from nestling.training.job import Job, Material, Refresh
 from nestling.training.matryoshka import with_matryoshka
 from nestling.training.mining import MinedNegatives
 from nestling.training.pseudo_queries import QueriesOfEpoch
-from nestling.training.tokens import store_for
+from nestling.training.tokens import tokenised
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,17 +107,17 @@ def _material(
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
     if not len(pairs):
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
-    # A static model gives infinity.
-    limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
-    make = partial(store_for(model).build, tokenizer=model.tokenizer, max_length=limit)
+    make = partial(tokenised, model)
     if job.candidates is not None:
         from nestling.training.distillation import distilled
 
         return distilled(judgments, job, model, pairs, threshold=threshold, graded=graded, tokens=make)
-    stored = make(pairs.queries, cache=job.cache)
-    documents = make(pairs.documents, cache=job.cache)
+    stored = make(pairs.queries, kind="query", cache=job.cache)
+    documents = make(pairs.documents, kind="document", cache=job.cache)
     queries: Tokens = stored
-    of_epoch = QueriesOfEpoch(pairs, make, crops=settings.crops, typos=settings.typos, seed=settings.seed)
+    of_epoch = QueriesOfEpoch(
+        pairs, partial(make, kind="query"), crops=settings.crops, typos=settings.typos, seed=settings.seed
+    )
     query, document = of_epoch.with_crops()
     refreshed: list[Refresh] = []
     if settings.crops or settings.typos:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def distilled(
     Args:
         job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
         threshold, graded: as in the contrastive recipe that this training follows.
-        tokens: (texts, cache=folder) -> the store that batches are taken from.
+        tokens: (texts, kind=..., cache=folder) -> the store that batches are taken from.
     """
     from datasets import Dataset
 
@@ -112,12 +113,14 @@ def distilled(
     candidates = Candidates.load(job.candidate_file("train"))
     # The raters' queries keep their numbers.
     every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
-    documents = tokens(every.documents, cache=job.cache)
-    stored = tokens(every.queries, cache=job.cache)
+    documents = tokens(every.documents, kind="document", cache=job.cache)
+    stored = tokens(every.queries, kind="query", cache=job.cache)
     queries: Tokens = stored
     refreshed: list[Refresh] = []
     if settings.typos:
-        misspelt = QueriesOfEpoch(every, tokens, crops=0, typos=settings.typos, seed=settings.seed)
+        misspelt = QueriesOfEpoch(
+            every, partial(tokens, kind="query"), crops=0, typos=settings.typos, seed=settings.seed
+        )
         queries = misspelt
         refreshed.append(misspelt.refresh)
     query, document = candidates.unjudged(every)

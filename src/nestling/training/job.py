@@ -66,7 +66,17 @@ class Job:
     def fingerprint(self) -> str:
         """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
         settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
-        parts: list[Any] = [self.base.fingerprint, self.recipe, self.threshold, self.matryoshka, self.weights, settings]
+        # Those that the files store are in the base's fingerprint, and yet made no difference once.
+        prompts = [self.base.prompts] if any(self.base.prompts.values()) else []
+        parts: list[Any] = [
+            self.base.fingerprint,
+            *prompts,
+            self.recipe,
+            self.threshold,
+            self.matryoshka,
+            self.weights,
+            settings,
+        ]
         if self.candidates is not None:
             for path in sorted(self.candidates.iterdir()):
                 with path.open("rb") as file:

@@ -15,7 +15,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation
 from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource, load_model, no_bars
+from nestling.models import ModelSource, load_model, save_model
 from nestling.training.job import Job
 from nestling.training.lexical import join, sample
 from nestling.training.recipes import find_recipe, texts
@@ -62,8 +62,7 @@ def mix(folder: Path, base: ModelSource, share: float) -> None:
             for name, value in trained.items()
         }
     )
-    with no_bars():
-        model.save_pretrained(str(folder), create_model_card=False)
+    save_model(model, folder)
 
 
 def rotate(folder: Path, train: Judgments, dims: Sequence[int] = ()) -> None:
@@ -79,8 +78,7 @@ def rotate(folder: Path, train: Judgments, dims: Sequence[int] = ()) -> None:
             device=model.device,
         ),
     )
-    with no_bars():
-        model.save_pretrained(str(folder), create_model_card=False)
+    save_model(model, folder)
 
 
 def check_transformer(base: ModelSource) -> None:
@@ -170,8 +168,8 @@ def fit_parts(
         results += more
     with processes.main_process_first(local=False):
         if processes.process_index == 0:
-            with atomic.new_folder(output) as temporary, no_bars():
-                whole(chosen, dims).save_pretrained(str(temporary), create_model_card=False)
+            with atomic.new_folder(output) as temporary:
+                save_model(whole(chosen, dims), temporary)
                 if settings.rotate and not settings.lexical:
                     rotate(temporary, train, job.matryoshka)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,))

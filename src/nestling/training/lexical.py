@@ -24,6 +24,7 @@ from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.rotate import append_linear
 from nestling.evaluation.turning import sampled, train_search_rotation
+from nestling.models import prompts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -71,7 +72,9 @@ def join(
         raise InputError(
             "table and transformer differ in size or vocabulary; make the table from the transformer's base"
         )
-    rows[model.tokenizer.all_special_ids] = 0.0
+    # What every text holds says nothing of one: special tokens, and the pieces of the prompts.
+    prompts = [prompt for prompt in prompts_of(model).values() if prompt]
+    rows[[*model.tokenizer.all_special_ids, *(id for text in prompts for id in model.tokenizer(text)["input_ids"])]] = 0
     words = WordEmbeddings(model.tokenizer, rows, update_embeddings=False)
     joined = SentenceTransformer(
         modules=[
@@ -82,6 +85,8 @@ def join(
             Normalize(SEMANTIC, "cls_token_embeddings"),
             Pooling(full, ("cls", "mean_sqrt_len_tokens")),
         ],
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
         device=str(model.device),
     )
     joined.max_seq_length = model.max_seq_length

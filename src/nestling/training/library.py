@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nestling.models import Kind, prompts_of
 from nestling.training.job import Material
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+COLUMNS: dict[str, Kind] = {"anchor": "query", "positive": "document", "document": "document"}
+"""Columns of texts in the examples of recipes, and what they hold."""
 
 
 def arguments_for(
@@ -61,7 +65,10 @@ def trainer_for(
     evaluator: Any,
     callbacks: list[Any],
 ) -> SentenceTransformerTrainer:
-    """Return a trainer that takes the recipe's batches, and writes no model card and no lines of its own."""
+    """Return a trainer that takes the recipe's batches, and writes no model card and no lines of its own.
+
+    Where the library tokenises, it puts the model's prompts before queries and documents.
+    """
     from sentence_transformers import SentenceTransformerTrainer
     from transformers.trainer_callback import PrinterCallback
 
@@ -75,6 +82,8 @@ def trainer_for(
                 return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
             return material.sampler(batch_size, arguments.seed, arguments.world_size)
 
+    prompts = prompts_of(model)
+    arguments.prompts = {column: prompts[kind] for column, kind in COLUMNS.items() if prompts[kind]} or None
     trainer = Trainer(
         model=model,
         args=arguments,

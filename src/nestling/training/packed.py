@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling.training.tokens import pools_prompts
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -52,7 +54,10 @@ class Block:
 
 
 def can_pack(model: SentenceTransformer) -> bool:
-    """Return whether `embed_packed` computes what the model does: a plain BERT encoder without attention dropout."""
+    """Return whether `embed_packed` computes what the model does.
+
+    It does for a plain BERT encoder without attention dropout whose pooling takes in all tokens.
+    """
     transformer: Any = getattr(model[0], "model", None)
     if type(transformer).__name__ != "BertModel":
         return False
@@ -63,6 +68,7 @@ def can_pack(model: SentenceTransformer) -> bool:
         and config.hidden_act == "gelu"
         and config.attention_probs_dropout_prob == 0
         and all(type(module).__name__ in AFTER for module in list(model)[1:])
+        and pools_prompts(model)
     )
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestling.training.casting import embed_cast
+from nestling.training.tokens import pools_prompts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,7 +38,11 @@ def can_replay(model: SentenceTransformer) -> bool:
     every = list(model.named_parameters(remove_duplicate=False))
     # One tensor under two names would be given to one module only.
     tied = len(every) > len(list(model.parameters()))
-    return not tied and getattr(model[0].model.config, "_attn_implementation", "") in ("sdpa", "eager")
+    return (
+        not tied
+        and pools_prompts(model)
+        and getattr(model[0].model.config, "_attn_implementation", "") in ("sdpa", "eager")
+    )
 
 
 class Recording(Protocol):

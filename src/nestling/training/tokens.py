@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nestling import atomic
+from nestling.models import Kind, prompts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,11 +35,13 @@ class TokenStore:
         ids: (n_tokens,) int32, text after text.
         offsets: (n_texts + 1,) int64; text i is `ids[offsets[i]:offsets[i + 1]]`.
         padding: the id that fills the end of shorter texts.
+        prompt_length: tokens at the start of each text that the model's pooling leaves out.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     padding: int
+    prompt_length: int = 0
 
     @classmethod
     def build(
@@ -78,7 +82,10 @@ class TokenStore:
         return np.diff(self.offsets)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each."""
+        """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each.
+
+        With them `prompt_length`, (1,) int64, where the model's pooling looks at it.
+        """
         import torch
 
         rows = np.asarray(rows, dtype=np.int64)
@@ -88,7 +95,8 @@ class TokenStore:
         mask = places < lengths[:, None]
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
         ids[mask] = self.ids[(starts[:, None] + places)[mask]]
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        return batch | ({"prompt_length": torch.tensor([self.prompt_length])} if self.prompt_length else {})
 
 
 class BagStore(TokenStore):
@@ -105,11 +113,27 @@ class BagStore(TokenStore):
         return {"input_ids": torch.from_numpy(self.ids[places].astype(np.int64)), "offsets": torch.from_numpy(begins)}
 
 
-def store_for(model: SentenceTransformer) -> type[TokenStore]:
-    """Return the kind of store that a model's first module takes its batches from."""
+def tokenised(model: SentenceTransformer, texts: Sequence[str], *, kind: Kind, cache: Path | None = None) -> TokenStore:
+    """Return the tokens that a model reads of texts: after its prompt for their kind, cut at its limit.
+
+    Args:
+        cache: as for `TokenStore.build`.
+    """
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-    return BagStore if isinstance(model[0], StaticEmbedding) else TokenStore
+    prompt = prompts_of(model)[kind]
+    # A static model gives infinity.
+    limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
+    store = BagStore if isinstance(model[0], StaticEmbedding) else TokenStore
+    made = store.build([prompt + text for text in texts], model.tokenizer, limit, cache=cache)
+    if not prompt or pools_prompts(model):
+        return made
+    return replace(made, prompt_length=int(model.preprocess([""], prompt=prompt).get("prompt_length") or 0))
+
+
+def pools_prompts(model: SentenceTransformer) -> bool:
+    """Return whether a model's pooling takes in the tokens of the prompt, as nearly all do."""
+    return all(getattr(module, "include_prompt", True) for module in model)
 
 
 def _encoded(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:

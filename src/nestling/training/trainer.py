@@ -14,7 +14,7 @@ from nestling import atomic
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import load_model, no_bars
+from nestling.models import load_model, no_bars, save_model
 from nestling.training.job import Job
 from nestling.training.joined import finish, fit_parts
 from nestling.training.memory import forget_peak, peak_memory
@@ -136,8 +136,7 @@ def fit(
             if keep_best:
                 shutil.copytree(work / "best" / "model", temporary, dirs_exist_ok=True)
             else:
-                with no_bars():
-                    model.save_pretrained(str(temporary), create_model_card=False)
+                save_model(model, temporary)
             if recipe.trains_transformer:
                 finish(temporary, train, job)
     trainer.accelerator.wait_for_everyone()

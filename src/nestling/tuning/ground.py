@@ -91,7 +91,7 @@ def find_variant(experiment: Experiment, name: str | None) -> Variant:
 def _job(experiment: Experiment, variant: Variant, settings: TrainingSettings, threshold: float) -> Job:
     return stages.job_of(
         variant.recipe,
-        base=experiment.base_of(variant),
+        base=experiment.source_of(variant),
         matryoshka=variant.matryoshka,
         settings=settings,
         threshold=threshold,

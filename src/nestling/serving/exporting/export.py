@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,9 +14,9 @@ from nestling import atomic
 from nestling.environment import versions
 from nestling.errors import InputError
 from nestling.extras import needed
-from nestling.models import find_model, load_model
+from nestling.models import Kind, ModelSource, find_model, load_model, prompts_of
 from nestling.observer import Observer
-from nestling.serving.encoder import CODEC, KINDS, MANIFEST, TOKENIZER, VERSION, Encoder
+from nestling.serving.encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
 from nestling.serving.exporting.graph import refuse_unknown
 from nestling.serving.tokens import Tokens
 
@@ -67,6 +67,7 @@ def export(
     precision: Precision = "fp32",
     split: Path | None = None,
     threshold: float | None = None,
+    prompts: Mapping[str, str] | None = None,
     force: bool = False,
     observer: Observer | None = None,
 ) -> Exported:
@@ -82,6 +83,7 @@ def export(
         split: a folder that `nestling split` wrote; the export is checked on its dev side. For a model of a run's
             folder it is the run's own. Without one the check is on the generated catalogue.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
+        prompts: what to put before a query and a document, for models that store none; see `find_model`.
         force: write the folder also where it loses more than 0.5 % of recall@10.
 
     Raises:
@@ -101,8 +103,8 @@ def export(
         raise InputError(f"{out} exists; give another folder, or remove it first")
     if split is None:
         split = own_split(model)
-    source = find_model(model)
-    loaded, codec, about = read_model(source.folder)
+    source = find_model(model, prompts=prompts)
+    loaded, codec, about = read_model(source)
     refuse_unknown(loaded)
     static = is_static(loaded)
     if not static:
@@ -114,8 +116,8 @@ def export(
         observer.stage(f"export {model}", f"{'table' if static else format}, {precision}")
         with atomic.new_folder(out) as folder:
             tokens = write_tokens(loaded, folder)
-            prompts = prompts_of(loaded)
-            write_model(loaded, tokens, folder, format, precision, calibration_texts(train, prompts))
+            used = prompts_of(loaded)
+            write_model(loaded, tokens, folder, format, precision, calibration_texts(train, used))
             if codec is not None:
                 codec.save(folder / CODEC)
             manifest = {
@@ -124,7 +126,7 @@ def export(
                 "precision": precision,
                 "dim": int(loaded.get_embedding_dimension() or 0),
                 "max_seq_length": None if static else loaded.max_seq_length,
-                "prompts": prompts,
+                "prompts": used,
                 "tokenizer": {"special": tokens.special, "pad_id": tokens.pad_id, "pad_side": tokens.pad_side},
                 "source": {"model": Path(model).name or model, "fingerprint": source.fingerprint},
                 "shrunk": about,
@@ -147,16 +149,17 @@ def export(
     return Exported(out, encoder.format, precision, encoder.dim, size, check)
 
 
-def read_model(folder: Path) -> tuple[SentenceTransformer, Codec | None, dict[str, Any] | None]:
+def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, dict[str, Any] | None]:
     """Return a model on the CPU, and its codec and what was chosen where `shrink` wrote it.
 
     One that is searched by rescoring keeps its full size, which the second step needs.
     """
     from nestling.shrinking import SHRUNK, load_shrunk
 
-    if not (folder / SHRUNK).is_file():
-        return load_model(str(folder), device="cpu").eval(), None, None
-    model, codec, about = load_shrunk(folder)
+    if not (source.folder / SHRUNK).is_file():
+        return load_model(source, device="cpu").eval(), None, None
+    model, codec, about = load_shrunk(source.folder)
+    model.prompts.update(source.given)
     model.truncate_dim = None
     return model.to("cpu").eval(), codec, about
 
@@ -222,16 +225,6 @@ def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
     return tokens
 
 
-def prompts_of(model: SentenceTransformer) -> dict[str, str]:
-    """Return what `encode_query` and `encode_document` put before a text."""
-    names = {"query": ("query",), "document": ("document", "passage", "corpus")}
-    default = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
-    return {
-        kind: next((model.prompts[name] or "" for name in names[kind] if name in model.prompts), default or "")
-        for kind in KINDS
-    }
-
-
 def own_split(model: str) -> Path | None:
     """Return the split of the run that a model's folder belongs to, if it does: RUNS/NAME/models/VARIANT."""
     folder = Path(model)
@@ -254,10 +247,10 @@ def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrel
     return made.train, Qrels.from_judgments(made.dev, threshold=settle_threshold(made.train, threshold))
 
 
-def calibration_texts(train: Judgments, prompts: dict[str, str]) -> list[str]:
+def calibration_texts(train: Judgments, prompts: Mapping[Kind, str]) -> list[str]:
     """Return some training queries and documents, always the same ones, with the prompts that they get."""
     texts = []
-    for kind in KINDS:
+    for kind in prompts:
         distinct = list(dict.fromkeys(train.frame[kind].to_list()))
         chosen = np.random.default_rng(0).permutation(len(distinct))[:CALIBRATION]
         texts += [prompts[kind] + distinct[place] for place in np.sort(chosen)]
