@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
 
+    from nestling.evaluation.engine_openvino import Inputs
     from nestling.evaluation.qrels import Qrels
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,8 @@ def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransform
     documents = _some(sample.documents, CALIBRATION)
     queries = _some(sample.queries, CALIBRATION) or [_first_words(text) for text in documents]
     # What the transformer is given when the model encodes, prompts and truncation included, one text at a time.
-    plain.seen = items = []
+    items: list[Inputs] = []
+    plain.seen = items
     embed(exact, queries, kind="query", batch_size=1)
     embed(exact, documents, kind="document", batch_size=1)
     plain.seen = None

@@ -79,10 +79,14 @@ def is_exported(model: str | Path) -> bool:
     return (Path(model).expanduser() / RUNTIME).is_file()
 
 
-def prepare(encoder: TextEncoder, documents: Sequence[str], *, queries: Sequence[str] = (), texts: int | None) -> None:
-    """Settle what encodes, by some of the texts and about how many there will be; None for no end.
+def prepare(
+    encoder: TextEncoder, documents: Callable[[], Sequence[str]], *, queries: Sequence[str] = (), texts: int | None
+) -> None:
+    """Settle what encodes, where it depends on that, by some of the texts and about how many there will be.
 
-    Only for engines that depend on it, of a model that was not exported.
+    Args:
+        documents: called only for engines that are chosen, or calibrated, by texts.
+        texts: None for no end.
     """
     if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
         from nestling.evaluation.engines import Sample
