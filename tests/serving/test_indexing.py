@@ -21,7 +21,9 @@ from nestling.errors import InputError
 from nestling.evaluation import engines
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
+from nestling.observer import Observer
 from nestling.serving.indexes import build as indexing
+from nestling.serving.indexes import calibrate as calibration
 from nestling.serving.indexes import index as reading
 from nestling.serving.indexes import vectors as stored
 from nestling.serving.indexes.build import WORK, index
@@ -309,6 +311,57 @@ def test_the_chosen_length_is_the_shortest_that_finds_the_share_asked_for():
         assert chosen.agreement >= target
         shorter = [length for length in (50, 100, 200, 400, 800, 1600) if length < chosen.shortlist]
         assert not shorter or share(shorter[-1]) < target
+
+
+class Scattered(WordEncoder):
+    """Vectors of which a few components say nothing of the rest, and queries that are near to none."""
+
+    def encode(self, texts, *, kind="document"):
+        rng = np.random.default_rng(0 if kind == "query" else 1)
+        vectors = rng.standard_normal((len(texts), self.dim))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(calibration, "LENGTHS", (50,))
+    notes: list[str] = []
+
+    class Told(Observer):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    for name, exact_up_to in (("scanned", 5000), ("inverted", 100)):
+        done = index(
+            Scattered(),
+            catalogue([f"{n}" for n in range(1000)]),
+            tmp_path / name,
+            model="words",
+            settings=IndexSettings("2:int8", exact_up_to=exact_up_to, bm25=False),
+            observer=Told(),
+        )
+        manifest = read_manifest(tmp_path / name)
+        assert (manifest.lists, manifest.agreement) == (0, 1.0)
+        assert manifest.warning == done.manifest.warning
+        assert "so a search scans whole vectors" in manifest.warning
+        assert ("an inverted file found" in manifest.warning) is (name == "inverted")
+        assert notes.pop() == f"warning: {manifest.warning}"
+        assert done.bytes_in_memory == 64
+        assert not list((tmp_path / name).rglob("inverted.faiss"))
+        found = opened(tmp_path / name, Scattered())
+        asked = Scattered().encode(["a", "b"], kind="query")
+        best = np.sort(asked @ found.vectors.astype(np.float32).T, axis=1)[:, ::-1][:, :10]
+        np.testing.assert_allclose(found.top_k(asked, 10)[1], best, atol=1e-5)
+
+
+def test_where_an_inverted_file_misses_the_target_all_codes_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(indexing.shortlist.Inverted, "candidates", lambda *_: np.full((60, 50), -1))
+    done = indexed(tmp_path / "i", catalogue(TITLES), exact_up_to=10, shortlist="32:int8")
+    assert done.manifest.lists == 0
+    assert done.manifest.agreement is not None
+    assert done.manifest.agreement >= 0.995
+    assert done.manifest.warning.startswith("an inverted file found 0.0% of the exact top 10 where the target is 99.5%")
+    assert "so a search scans all codes" in done.manifest.warning
+    assert done.bytes_in_memory == 34
 
 
 @pytest.mark.parametrize(

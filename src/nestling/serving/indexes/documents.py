@@ -80,7 +80,8 @@ class Documents:
             document = json.loads(self._rows[start:stop].tobytes())
         except (ValueError, RecursionError):
             raise InputError(f"{where} is damaged; {AGAIN}") from None
-        return vars(shaped(document, _Row, where, AGAIN))
+        row_of: _Row = shaped(document, _Row, where, AGAIN)
+        return vars(row_of)
 
     def some(self, n: int) -> list[str]:
         """Return the texts of at most `n` documents, evenly spaced."""

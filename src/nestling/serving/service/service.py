@@ -221,6 +221,10 @@ class Service:
             return await workers.run(job)
         except QueueFullError:
             raise busy() from None
+        except InputError as error:
+            # What was asked has been checked, so it is the index; the line names a file, which is for the log.
+            logger.error("a request could not be answered: %s", error)
+            raise RefusedError(500, "a file of this index is damaged; the server's log names it") from None
 
 
 def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
