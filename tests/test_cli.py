@@ -100,14 +100,15 @@ def test_a_bad_score_is_named_with_file_row_and_column(capsys, shop: Path):
     assert f"{shop}, row 1 after the header, column 'stars': the score is 'good', not a number" in err
 
 
-def test_a_file_that_unpacks_to_more_than_max_unpacked_is_refused_in_one_line(capsys, tmp_path: Path):
+def test_a_file_that_unpacks_to_more_than_max_unpacked_is_refused_in_one_line(
+    capsys, tmp_path: Path, tiny_model_path: Path
+):
     path = tmp_path / "bomb.csv.gz"
     path.write_bytes(gzip.compress(b"query,title,score\n" + b"a,b,1\n" * 400_000))
-    for verb in (["inspect", path], ["run", path], ["index", "m", path, tmp_path / "out"]):
+    for verb in (["inspect", path], ["run", path], ["index", tiny_model_path, path, tmp_path / "out"]):
         code, _, err = call(capsys, *verb, "--max-unpacked", "1")
         assert code == 2
-        if verb[0] != "index":
-            assert f"{path}: unpacks to more than 1 MiB" in err
+        assert f"{path}: unpacks to more than 1 MiB" in err
         assert err.count("\n") == 1
 
 

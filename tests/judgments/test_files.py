@@ -240,6 +240,7 @@ BOMB = b"a,b\n" + b"1,2\n" * 600_000
         ("a.csv.gz.gz", gzip.compress(gzip.compress(BOMB))),
         ("a.zip.gz", gzip.compress(zipped({"p.csv.gz": gzip.compress(BOMB)}))),
     ],
+    ids=["gz", "zip", "gz in gz", "gz in zip in gz"],
 )
 def test_what_unpacks_to_more_than_the_bound_is_refused_with_the_option_that_raises_it(name: str, data: bytes) -> None:
     with pytest.raises(InputError, match=r"unpacks to more than 2 MiB.*--max-unpacked MIB \(data\.max_unpacked\)"):
