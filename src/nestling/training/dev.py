@@ -17,10 +17,9 @@ from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
 from nestling.models import ModelSource, load_model
 from nestling.training.guard import Figures
-from nestling.training.result import MEAN
+from nestling.training.result import MEAN, selection
 
-SELECTION = Measure.parse("recall@10")
-MEASURES = (SELECTION, Measure.parse("mrr@10"))
+MEASURES = (Measure.parse("recall@10"), Measure.parse("mrr@10"))
 K = max(measure.k for measure in MEASURES)
 
 Vectors = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -45,7 +44,7 @@ class DevEvaluator(SentenceEvaluator):  # type: ignore[misc]
         encoder: Callable[..., np.ndarray] | None = None,
     ) -> None:
         super().__init__()
-        self.primary_metric = f"dev_{SELECTION}{MEAN if len(dims) > 1 else ''}"
+        self.primary_metric = selection(dims)
         self.qrels = qrels
         self.dims = dims
         self.batch_size = batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ RECALL = "dev_recall@10"
 """The figure of a model on dev, at full size."""
 MEAN = "_mean"
 """After a figure's name: its mean over the full size and the prefixes of a Matryoshka variant."""
+
+
+def selection(dims: Sequence[int]) -> str:
+    """Return the name of the dev figure that epochs are chosen by, where these sizes are trained."""
+    return RECALL + MEAN if len(dims) > 1 else RECALL
 
 
 @dataclass(frozen=True)
