@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, WordEmbeddings
 from tokenizers import Tokenizer
 
+from fixtures.training import join
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.rotate import add_rotation
@@ -19,7 +20,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.job import Job
 from nestling.training.joined import mixed
-from nestling.training.lexical import SHARE, join
+from nestling.training.lexical import SHARES
 from nestling.training.recipes import texts
 from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
@@ -90,7 +91,7 @@ def test_the_lexical_half_is_as_long_as_its_share(joined: SentenceTransformer):
     halves = SentenceTransformer(modules=modules, device="cpu").encode(DOCUMENTS, normalize_embeddings=False)
     size = halves.shape[1] // 2
     np.testing.assert_allclose(np.linalg.norm(halves[:, :size], axis=1), 1, atol=1e-5)
-    assert np.linalg.norm(halves[:, size:], axis=1).mean() == pytest.approx(SHARE**0.5, abs=0.05)
+    assert np.linalg.norm(halves[:, size:], axis=1).mean() == pytest.approx(SHARES[0] ** 0.5, abs=0.05)
 
 
 def test_a_batch_of_texts_gives_what_each_gives_alone(joined: SentenceTransformer):

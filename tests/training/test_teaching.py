@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.training import join
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
@@ -16,7 +17,6 @@ from nestling.models import find_model, load_model
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import RerankEvaluator, logits
 from nestling.training.job import Job
-from nestling.training.lexical import join
 from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings

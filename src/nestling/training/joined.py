@@ -41,16 +41,14 @@ SHARES_OF_START = (0.5, 0.8)
 """Of the weights that a training began from, tried where dev is lower after it than before."""
 
 
-def finish(
-    folder: Path, start: Path, train: Judgments, job: Job, evaluator: DevEvaluator, guard: Guard | None = None
-) -> None:
+def finish(folder: Path, start: Path, train: Judgments, job: Job, evaluator: DevEvaluator, guard: Guard) -> None:
     """Do to a saved model, in place, what the job's settings want after its training and dev is not lower for.
 
     Args:
         start: the model before its first step.
         evaluator: on dev, at the sizes that the variant is judged by.
     """
-    guard, transformer = guard or Guard(), find_recipe(job.recipe).trains_transformer
+    transformer = find_recipe(job.recipe).trains_transformer
     merge(folder, start, job, evaluator, guard, share=job.settings.base_share if transformer else 0.0)
     if job.settings.rotate and transformer:
         model, _ = assemble(load_model(str(folder)), None, train, job, evaluator, guard)
@@ -136,11 +134,11 @@ def assemble(
     full = int(model.get_embedding_dimension() or 0)
     dims = dims or job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
     rotates = job.settings.rotate and len(dims) > 1
-    both = side_by_side(model, table) if table else model
+    both = model if table is None else side_by_side(model, table)
     dev = evaluator.vectors(both)
     alone = _truncated(dev, full)
     figures, axes = evaluator.of_vectors(alone, dims), None
-    if not (table or rotates):
+    if table is None and not rotates:
         return model, figures
     queries, documents = texts(train)
     fitted = embed(both, sample(queries), kind="query"), embed(both, sample(documents), kind="document")
@@ -151,7 +149,7 @@ def assemble(
         turned[0] = figures[0]
         if guard.keep("the rotation", [turned], figures) is not None:
             axes, figures = turn, turned
-    if table:
+    if table is not None:
         scales = [scale_for(fitted[1], share) for share in SHARES]
         options = []
         for scale in scales:
