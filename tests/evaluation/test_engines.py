@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fixtures.training import join
 from nestling.errors import InputError
 from nestling.evaluation import engine_torch
 from nestling.evaluation.embed import embed
@@ -22,7 +23,6 @@ from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training import precision
-from nestling.training.lexical import join
 from nestling.training.recipes import texts
 from nestling.training.static import build_static
 

@@ -77,8 +77,10 @@ class Guard:
         """Return what `choose` does; a step that is not kept is named in a line with its figures."""
         place = choose(options, without)
         if place is None:
-            with_it = options[_best(options, range(len(options)))]
-            self.say_left_out(f"{step}: dev recall@10 {shown(with_it)} with it, {shown(without)} without")
+            passing = [place for place, option in enumerate(options) if not _is_lower(option, without)]
+            with_it = options[_best(options, passing or range(len(options)))]
+            held = ", and lower with it on queries held out" if passing else ""
+            self.say_left_out(f"{step}: dev recall@10 {shown(with_it)} with it, {shown(without)} without{held}")
         return place
 
     def say_left_out(self, line: str) -> None:
