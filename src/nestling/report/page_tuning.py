@@ -70,8 +70,8 @@ def _search(path: Path) -> str:
     pruned = len(trials) - len(done)
     ended = f", {pruned:,} of them ended early" if pruned else ""
     return (
-        f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has {worded(metric)} {best[metric]:.4f} with "
-        f"{settings}."
+        f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has {worded(metric).removeprefix('dev ')} "
+        f"{best[metric]:.4f} on dev with {settings}."
     )
 
 
