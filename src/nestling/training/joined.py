@@ -132,12 +132,12 @@ def assemble(
         the model and its figures on dev at these sizes.
     """
     full = int(model.get_embedding_dimension() or 0)
-    dims = dims or job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
+    dims = dims or _sizes(full, job)
     rotates = job.settings.rotate and len(dims) > 1
     both = model if table is None else side_by_side(model, table)
     dev = evaluator.vectors(both)
     alone = _truncated(dev, full)
-    figures, axes = evaluator.of_vectors(alone, dims), None
+    plain = figures = evaluator.of_vectors(alone, dims)
     if table is None and not rotates:
         return model, figures
     queries, documents = texts(train)
@@ -146,9 +146,9 @@ def assemble(
         turn = train_search_rotation(*_truncated(fitted, full), dims=dims, device=model.device)
         turned = evaluator.of_vectors(_rotated(alone, turn), dims)
         # A rotation keeps the cosines at full size, but for rounding.
-        turned[0] = figures[0]
-        if guard.keep("the rotation", [turned], figures) is not None:
-            axes, figures = turn, turned
+        turned[0] = plain[0]
+        if choose([turned], plain) is not None:
+            figures = turned
     if table is not None:
         scales = [scale_for(fitted[1], share) for share in SHARES]
         options = []
@@ -162,9 +162,13 @@ def assemble(
             joined = evaluator.of_vectors(_rotated(_scaled(dev, scales[place]), reduction), dims)
             if guard.keep(TABLE_STEP, [joined], figures) is not None:
                 return reduced(both, scales[place], reduction), joined
-    if axes is not None:
-        add_rotation(model, axes)
+    if rotates and guard.keep("the rotation", [turned], plain) is not None:
+        add_rotation(model, turn)
     return model, figures
+
+
+def _sizes(full: int, job: Job) -> tuple[int, ...]:
+    return job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
 
 
 def _truncated(vectors: Vectors, dim: int) -> Vectors:
@@ -254,7 +258,7 @@ def fit_parts(
     if settings.lexical:
         # Made of the trained transformer the table is better by itself, and adds less to what the transformer knows.
         of_table = TrainingSettings(**{**find_recipe("static").defaults, "seed": settings.seed})
-        dims = job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
+        dims = _sizes(full, job)
         part(TABLE, Job(job.base, "static", of_table, job.threshold, dims, job.weights, job.cache))
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka)
     guard = Guard(say)
