@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import RerankEvaluator, logits
+from nestling.training.guard import Figures, Guard
 from nestling.training.job import Job
 from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
@@ -99,17 +99,17 @@ def test_a_teacher_that_knows_no_more_is_left_out(
 def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lexical: bool
 ):
-    wrong = Candidates.load
+    keep, taught = Guard.keep, "what the cross-encoder taught"
 
-    def inverted(path: Path) -> Candidates:
-        found = wrong(path)
-        return found if found.logits is None else replace(found, logits=-100 * found.logits)
+    def refusing(self: Guard, step: str, options: list[Figures], without: Figures) -> int | None:
+        return keep(self, step, [without - 1] if step == taught else options, without)
 
     monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
-    monkeypatch.setattr(Candidates, "load", inverted)
-    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=4.0, lexical=lexical)
-    assert any(line.startswith(("what the cross-encoder taught", "the student: 100%")) for line in result.left_out)
-    assert [note for note in notes if note.startswith("left out: ")]
+    monkeypatch.setattr(Guard, "keep", refusing)
+    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
+    lines = [line for line in result.left_out if line.startswith(f"{taught}: dev recall@10")]
+    assert len(lines) == 1
+    assert f"left out: {lines[0]}" in notes
     monkeypatch.undo()
     trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
     some = split.dev.frame["query"].to_list()[:20]
