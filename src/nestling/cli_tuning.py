@@ -57,7 +57,7 @@ def tune(
         observer=observer(),
     )
     if as_json:
-        best = {"trial": found.best.number, "dev_recall@10": found.best.value, "params": found.best.params}
+        best = {"trial": found.best.number, found.metric: found.best.value, "params": found.best.params}
         trials_ = [asdict(trial) for trial in found.trials]
         print(json.dumps({"best": best, "before": found.before, "importance": found.importance, "trials": trials_}))
         return

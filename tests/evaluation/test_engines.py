@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fixtures.training import join
 from nestling.errors import InputError
 from nestling.evaluation import engine_openvino, engine_torch, engines
 from nestling.evaluation.cache import entry_key
@@ -24,7 +25,6 @@ from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training import precision
-from nestling.training.lexical import join
 from nestling.training.recipes import texts
 from nestling.training.static import build_static
 

@@ -20,6 +20,7 @@ from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.model_card import addressed, model_card, write_cards
 from nestling.report.page_data import PageData, load_page_data
+from nestling.report.page_tables import training_table
 from nestling.run_folder import RunFolder
 
 N = 40
@@ -163,6 +164,14 @@ def test_a_regression_and_a_loss_are_said_first_and_plainly(tmp_path: Path):
     body = text.split("---\n", 2)[2].strip().splitlines()
     assert body[2] == "**REGRESSION: on dev this model ended below its base. Do not use it in place of its base.**"
     assert "On the test side it is WORSE than its base: recall@10 0.5000 → 0.2000" in body[4]
+
+
+def test_steps_that_were_left_out_are_named_in_the_card_and_in_the_reports_table(tmp_path: Path):
+    data = data_of(tmp_path)
+    line = "the rotation: dev recall@10 0.7000 0.4000 with it, 0.7000 0.5000 without"
+    data.study["training"]["mnrl"]["left_out"] = [line]
+    assert f"Left out, as dev was lower for it: {line}." in model_card(data, "mnrl")
+    assert training_table(data).groups[0][1][0][0].below == line
 
 
 def test_a_difference_that_may_be_chance_is_no_gain(tmp_path: Path):

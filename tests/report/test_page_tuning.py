@@ -54,6 +54,12 @@ def test_the_best_complete_trial_and_the_curves_verdict_are_told_with_their_pict
     assert "alert(1)" not in html
 
 
+def test_the_mean_over_sizes_is_called_so(folder: RunFolder):
+    path = folder.tuning / "trials.parquet"
+    pl.read_parquet(path).rename({"dev_recall@10": "dev_recall@10_mean"}).write_parquet(path)
+    assert "has recall@10 (mean of sizes) 0.6250 on dev with" in findings(folder)[0].text
+
+
 def test_a_run_without_them_has_no_such_section(tmp_path: Path):
     made = make_study(tmp_path / "run", {"pretrained": {Cell(8): [1.0, 0.0]}}, variants=["pretrained"], pages=False)
     assert 'id="tuning"' not in write_page(made).read_text()

@@ -97,7 +97,9 @@ def test_the_table_of_trials_fits_80_columns_with_the_default_space():
     space = make_space(DEFAULT_SPACE)
     params = {d.name: (d.choices[-1] if d.choices else d.high) for d in space} | {"schedule": "constant_with_warmup"}
     trials = tuple(TrialRecord(n, "complete", n / 30, params, {}, 1.0, "") for n in range(20))
-    lines = lines_of(trials_table(Search(Experiment(), "mnrl", trials, trials[-1], 0.5, {}, Path(), ())))
+    lines = lines_of(
+        trials_table(Search(Experiment(), "mnrl", "dev_recall@10", trials, trials[-1], 0.5, {}, Path(), ()))
+    )
     assert max(map(len, lines)) <= 80
     assert "0.6333" in "".join(lines)
     assert "10 more in trials.parquet" in "".join(lines)

@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, StaticEmbedding
 
+from fixtures.training import join
 from nestling import cli_export, shrinking
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import Fitted
@@ -30,7 +31,6 @@ from nestling.serving.exporting import check as export_check
 from nestling.serving.exporting import export as exporting
 from nestling.serving.exporting.check import Check, Speed, agreement
 from nestling.serving.exporting.export import Exported, export
-from nestling.training.lexical import join
 
 TEXTS = ["drill", "a hand saw, 12 inch", "white steel door " * 40, "Écru DOOR <b>", "cordless drill with two batteries"]
 Save = Callable[[SentenceTransformer], str]

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.training import join
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import RerankEvaluator, logits
+from nestling.training.guard import Figures, Guard
 from nestling.training.job import Job
-from nestling.training.lexical import join
 from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
@@ -45,6 +46,8 @@ def trained(
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take teacher and student whatever they are worth: a random transformer teaches nothing."""
     monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
+    for module in ("guard", "joined"):
+        monkeypatch.setattr(f"nestling.training.{module}.choose", lambda options, without: 0)
 
 
 def weights(folder: Path) -> np.ndarray:
@@ -84,9 +87,9 @@ def test_a_teacher_that_knows_no_more_is_left_out(
     perfect = {"dev_recall@10": 1.1, "dev_mrr@10": 1.1}
     monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: perfect)
     result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0)
-    assert any("ranked no better than without; it is left out" in note for note in notes)
+    assert any("ranked no better than without" in note for note in notes)
     assert "the student:" not in notes
-    assert not any("taught" in note for note in notes)
+    assert any("ranked no better than without" in line for line in result.left_out)
     alone, _ = trained(split, tiny_model_path, tmp_path / "b")
     np.testing.assert_array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
     assert result.after == pytest.approx(alone.after)
@@ -96,16 +99,17 @@ def test_a_teacher_that_knows_no_more_is_left_out(
 def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lexical: bool
 ):
-    decided: list[bool] = []
+    keep, taught = Guard.keep, "what the cross-encoder taught"
 
-    def once(after: dict[str, float], before: dict[str, float]) -> bool:
-        decided.append(not decided)
-        return decided[-1]
+    def refusing(self: Guard, step: str, options: list[Figures], without: Figures) -> int | None:
+        return keep(self, step, [without - 1] if step == taught else options, without)
 
-    monkeypatch.setattr("nestling.training.teaching._better", once)
-    _, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
-    assert decided == [True, False]
-    assert any("no better; left as it was" in note for note in notes)
+    monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
+    monkeypatch.setattr(Guard, "keep", refusing)
+    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
+    lines = [line for line in result.left_out if line.startswith(f"{taught}: dev recall@10")]
+    assert len(lines) == 1
+    assert f"left out: {lines[0]}" in notes
     monkeypatch.undo()
     trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
     some = split.dev.frame["query"].to_list()[:20]
@@ -138,7 +142,7 @@ def test_an_interrupted_training_goes_on_where_it_was(
     stand_ins = {
         "nestling.training.teaching._find": interrupted,
         "nestling.training.cross_encoder.logits": stopping,
-        "nestling.training.teaching._on_dev": interrupted,
+        "nestling.training.teaching.Guard": interrupted,
     }
     for step, (name, stand_in) in enumerate(stand_ins.items()):
         torch.manual_seed(step)

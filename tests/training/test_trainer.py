@@ -148,16 +148,28 @@ def test_ctrl_c_saves_a_checkpoint_first(split: Split, job: Job, tmp_path: Path)
     assert trained(split, slow, tmp_path).resumed_at == 5
 
 
-def test_matryoshka_is_measured_as_a_mean_over_its_sizes(split: Split, job: Job, tmp_path: Path):
+def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_has_a_name_of_its_own(
+    split: Split, job: Job, tmp_path: Path
+):
+    from nestling.evaluation.embed import embed, truncate
+    from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
-    from nestling.training.dev import DevEvaluator
+    from nestling.evaluation.retrieve import top_k
 
     matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 8), weights=(1.0, 2.0))
     result = trained(split, matryoshka, tmp_path)
     model = load_model(str(tmp_path / "model"))
     qrels = Qrels.from_judgments(split.dev, threshold=2.5)
-    each = [DevEvaluator(qrels, (dim,))(model)["dev_recall@10"] for dim in (32, 8)]
-    assert result.after["dev_recall@10"] == pytest.approx(np.mean(each))
+    sides = embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document")
+    recall = {
+        dim: Measure.parse("recall@10").per_query(top_k(*(truncate(side, dim) for side in sides), 10)[0], qrels).mean()
+        for dim in (32, 8)
+    }
+    assert recall[32] != recall[8]
+    assert result.after["dev_recall@10"] == pytest.approx(recall[32])
+    assert result.after["dev_recall@10_mean"] == pytest.approx(np.mean([*recall.values()]))
+    by_epoch = [entry["eval_dev_recall@10_mean"] for entry in result.history if "eval_dev_recall@10_mean" in entry]
+    assert result.kept_step == (1 + int(np.argmax(by_epoch))) * result.steps // 2
 
 
 def test_a_loss_that_is_no_number_stops_with_a_clear_line(split: Split, job: Job, tmp_path: Path):

@@ -87,6 +87,15 @@ def test_the_table_holds_every_trial_and_setting(tiny_model_path, tmp_path, fit:
     assert table["learning_rate"].to_list() == [job.settings.learning_rate for job in fit.jobs]
 
 
+def test_a_matryoshka_variant_is_searched_by_the_mean_over_its_sizes(tiny_model_path, tmp_path, fit: FakeFit):
+    found = search(tiny_model_path, tmp_path, 4, variant="mnrl+matryoshka")
+    table = pl.read_parquet(found.folder / "trials.parquet")
+    assert "dev_recall@10" not in table.columns
+    assert table["dev_recall@10_mean"].to_list() == [trial.value for trial in found.trials]
+    assert found.best.params["learning_rate"] == max(job.settings.learning_rate for job in fit.jobs)
+    assert found.before == 0.02
+
+
 def test_the_first_trial_has_the_experiments_own_settings(tiny_model_path, tmp_path, fit: FakeFit):
     found = search(tiny_model_path, tmp_path, 1)
     assert found.trials[0].params == {"learning_rate": 1e-4, "epochs": 1}

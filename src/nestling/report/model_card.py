@@ -234,6 +234,7 @@ def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings
     )
     before, after = (found[when]["dev_recall@10"] for when in ("before", "after"))
     told.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
+    told += [f"Left out, as dev was lower for it: {line}." for line in found.get("left_out", ())]
     differ = [
         [Cell(name), Cell(str(value)), Cell(str(getattr(defaults, name)))]
         for name, value in settings

@@ -12,6 +12,8 @@ import polars as pl
 
 from nestling.report.page_svg import inline
 from nestling.run_folder import RunFolder
+from nestling.training.result import MEAN, RECALL
+from nestling.tuning.outcome import worded
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +64,14 @@ def findings(folder: RunFolder) -> list[Finding]:
 def _search(path: Path) -> str:
     trials = pl.read_parquet(path / "trials.parquet")
     done = trials.filter(pl.col("state") == "complete")
-    best = done.sort("dev_recall@10", "trial", descending=[True, False]).row(0, named=True)
+    metric = RECALL + MEAN if RECALL + MEAN in trials.columns else RECALL
+    best = done.sort(metric, "trial", descending=[True, False]).row(0, named=True)
     settings = ", ".join(f"{name} {_shown(best[name])}" for name in trials.columns[SETTINGS_FROM:])
     pruned = len(trials) - len(done)
     ended = f", {pruned:,} of them ended early" if pruned else ""
     return (
-        f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has recall@10 {best['dev_recall@10']:.4f} on "
-        f"dev with {settings}."
+        f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has {worded(metric).removeprefix('dev ')} "
+        f"{best[metric]:.4f} on dev with {settings}."
     )
 
 

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from nestling.tuning.outcome import TrialRecord
     from nestling.tuning.space import Dimension, Space
 
+RECALL = "dev recall@10"
 AXIS = "#9aa1ad"
 BEST = "#D55E00"
 SHADES = ["#d5e3ef", "#56a0d3", "#08306b"]
 """From the poorest trial to the best: lightness alone carries it, so that print without colour does too."""
 
 
-def parallel_coordinates(records: Sequence[TrialRecord], space: Space, *, best: int, subtitle: str) -> alt.LayerChart:
-    """Return the chart of a search: a line a trial across an upright axis a setting, ending at its dev recall@10.
+def parallel_coordinates(
+    records: Sequence[TrialRecord], space: Space, *, best: int, subtitle: str, measure: str = RECALL
+) -> alt.LayerChart:
+    """Return the chart of a search: a line a trial across an upright axis a setting, ending at its `measure`.
 
     The best trial is drawn thick, pruned ones dashed; those that were below every complete trial end at the foot of
     the last axis, and trials without any figure before it.
@@ -35,7 +38,7 @@ def parallel_coordinates(records: Sequence[TrialRecord], space: Space, *, best: 
     values = [record.value for record in records if record.value is not None and record.state == "complete"]
     low, high = min(values), max(values)
     below = any(record.value is not None and record.value < low for record in records)
-    last = "dev recall@10"
+    last = measure
     names = [*(dimension.name for dimension in space), last]
     points: list[dict[str, Any]] = []
     for record in records:
@@ -109,13 +112,13 @@ def parallel_coordinates(records: Sequence[TrialRecord], space: Space, *, best: 
     return _styled(layers, "Settings that were tried", legend, width=max(660, 115 * len(names)), height=340)
 
 
-def importances(importance: Mapping[str, float], *, subtitle: str) -> alt.LayerChart:
-    """Return bars of each setting's share in how dev recall@10 varies, largest first."""
+def importances(importance: Mapping[str, float], *, subtitle: str, measure: str = RECALL) -> alt.LayerChart:
+    """Return bars of each setting's share in how `measure` varies, largest first."""
     rows = [{"setting": name, "share": share, "text": f"{share:.0%}"} for name, share in importance.items()]
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X(
             "share:Q",
-            title="share in how dev recall@10 varies (PED-ANOVA)",
+            title=f"share in how {measure} varies (PED-ANOVA)",
             axis=alt.Axis(format="%", tickCount=5),
             scale=alt.Scale(domain=[0, max(importance.values()) * 1.12 or 1], nice=False),
         ),

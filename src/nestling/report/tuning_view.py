@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from nestling.tuning.outcome import worded
 from nestling.tuning.space import shown
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def trials_table(found: Search) -> Table:
     """Return the best trials of a search, and how many are left out."""
     ranked = sorted(found.trials, key=lambda t: (t.state != "complete", -(t.value or 0.0), t.number))
     left_out = f"; {len(ranked) - ROWS} more in trials.parquet" if len(ranked) > ROWS else ""
-    gain = f"dev recall@10 {found.before:.4f} before training, {found.best.value:.4f} at best"
+    gain = f"{worded(found.metric)} {found.before:.4f} before training, {found.best.value:.4f} at best"
     table = Table(
         title=f"Best trials of {escape(found.variant)}",
         caption=gain + left_out,

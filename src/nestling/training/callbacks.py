@@ -35,7 +35,7 @@ class TrainingProgress:
         loss: mean over the last logged steps; None before the first log.
         pairs_per_second: since this process began to train.
         seconds_left: at that speed, evaluations apart.
-        dev: recall@10 on dev at the last evaluation.
+        dev: the figure on dev that epochs are chosen by (`result.selection`), at the last evaluation.
     """
 
     step: int

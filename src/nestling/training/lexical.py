@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed
+from nestling.evaluation.embed import truncate
 from nestling.evaluation.rotate import append_linear
-from nestling.evaluation.turning import sampled, train_search_rotation
+from nestling.evaluation.turning import sampled
 from nestling.models import prompts_of
 
 if TYPE_CHECKING:
@@ -31,36 +32,25 @@ if TYPE_CHECKING:
 
 SEMANTIC = "transformer_embedding"
 """Where the features of a batch keep the transformer's vector while the lexical one is made."""
-SHARE = 0.7
-"""Weight of the table's cosine against the transformer's. On dev of 25,000 Home Depot titles 0.3 to 1 are level."""
+SHARES = (0.7, 0.3)
+"""Weights of the table's cosine against the transformer's, the preferred first. On dev of 25,000 Home Depot titles 0.3
+to 1 are level."""
 
 
-def join(
-    model: SentenceTransformer,
-    table: SentenceTransformer,
-    queries: Sequence[str],
-    documents: Sequence[str],
-    *,
-    dims: Sequence[int] = (),
-) -> SentenceTransformer:
-    """Return a model of the same size whose cosines are about the weighted mean of the two models' cosines.
+def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> SentenceTransformer:
+    """Return a model of twice the size: a text's vector by the transformer, at length 1, then that by the table.
 
-    The lexical vector is the sum of the pieces' vectors over the root of their number, so that it is about as long for
-    a short text as for a long one; the mean over sampled documents is the root of `SHARE` where the transformer's is 1.
-    The linear layer is the rotation that `train_search_rotation` finds, cut to the model's size: what it cuts off cost
-    0.3 points of MRR@10 or less.
+    The latter is the sum of the pieces' vectors over the root of their number, so that it is about as long for a short
+    text as for a long one.
 
     Args:
         model: a transformer with its pooling; its modules are taken over, not copied.
         table: a static model with the same pieces; one distilled from the untrained base adds more than one from
             `model` (dev recall@10 and MRR@10 .864/.657 against .858/.660, where the transformer has .852/.643).
-        queries, documents: training texts; the scale and the rotation are fitted on some of them.
-        dims: the prefixes that the rotation is for, as in `train_search_rotation`.
 
     Raises:
         InputError: the two do not have the same pieces and size.
     """
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
 
@@ -75,12 +65,11 @@ def join(
     # What every text holds says nothing of one: special tokens, and the pieces of the prompts.
     prompts = [prompt for prompt in prompts_of(model).values() if prompt]
     rows[[*model.tokenizer.all_special_ids, *(id for text in prompts for id in model.tokenizer(text)["input_ids"])]] = 0
-    words = WordEmbeddings(model.tokenizer, rows, update_embeddings=False)
-    joined = SentenceTransformer(
+    both = SentenceTransformer(
         modules=[
             *model,
             Normalize(module_output_name=SEMANTIC),
-            words,
+            WordEmbeddings(model.tokenizer, rows, update_embeddings=False),
             # Pooling puts what it finds as the text's own vector before what it makes of the tokens.
             Normalize(SEMANTIC, "cls_token_embeddings"),
             Pooling(full, ("cls", "mean_sqrt_len_tokens")),
@@ -89,21 +78,47 @@ def join(
         default_prompt_name=model.default_prompt_name,
         device=str(model.device),
     )
-    joined.max_seq_length = model.max_seq_length
-    found = [
-        embed(joined, sample(queries), kind="query"),
-        embed(joined, sample(documents), kind="document"),
-    ]
-    lengths = [np.linalg.norm(side[:, :full], axis=1) for side in found]
-    scale = SHARE**0.5 / max(float(np.mean(np.linalg.norm(found[1][:, full:], axis=1) / lengths[1])), 1e-6)
+    both.max_seq_length = model.max_seq_length
+    return both
+
+
+def scale_for(documents: NDArray[np.float32], share: float) -> float:
+    """Return the factor that makes the second halves' mean length the root of `share` where the first halves' is 1.
+
+    Args:
+        documents: (n_documents, 2 * full) of `side_by_side`, at any length.
+    """
+    full = documents.shape[1] // 2
+    lengths = np.linalg.norm(documents[:, full:], axis=1) / np.linalg.norm(documents[:, :full], axis=1)
+    return float(share**0.5 / max(float(lengths.mean()), 1e-6))
+
+
+def scaled(vectors: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Return the vectors with their second halves multiplied by `scale`, at length 1, the same shape."""
+    full = vectors.shape[1] // 2
+    both = np.hstack([vectors[:, :full], vectors[:, full:] * np.float32(scale)])
+    return truncate(both, both.shape[1])
+
+
+def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) -> SentenceTransformer:
+    """Return what `side_by_side` made, with the second half multiplied by `scale` and brought to `axes`, in place.
+
+    Its cosines are about the weighted mean of the two models' cosines.
+
+    Args:
+        scale: of `scale_for`.
+        axes: (2 * full, full) with orthonormal columns; by `train_search_rotation`, cut to the model's own size. What
+            that cuts off cost 0.3 points of MRR@10 or less.
+    """
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Normalize, WordEmbeddings
+
+    words = next(module for module in reversed(list(both)) if isinstance(module, WordEmbeddings))
     with torch.no_grad():
         words.emb_layer.weight.mul_(scale)
-    for side in found:
-        side[:, full:] *= scale
-        side /= np.linalg.norm(side, axis=1, keepdims=True)
-    append_linear(joined, train_search_rotation(*found, size=full, dims=dims, device=joined.device))
-    joined.append(Normalize())
-    return joined
+    append_linear(both, axes)
+    both.append(Normalize())
+    return both
 
 
 def sample(texts: Sequence[str]) -> list[str]:

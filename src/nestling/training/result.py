@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-BEFORE = "before.json"
+BEFORE, START = "before.json", "start"
+"""Figures of the model before its first step, and its folder while the training lasts."""
 RECALL = "dev_recall@10"
+"""The figure of a model on dev, at full size."""
+MEAN = "_mean"
+"""After a figure's name: its mean over the full size and the prefixes of a Matryoshka variant."""
+
+
+def selection(dims: Sequence[int]) -> str:
+    """Return the name of the dev figure that epochs are chosen by, where these sizes are trained."""
+    return RECALL + MEAN if len(dims) > 1 else RECALL
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,15 @@ class TrainingResult:
         seconds: spent in steps by this process, evaluations and checkpoints apart.
         pairs_per_second: at which it saw examples.
         resumed_at: the step that this process went on from; None if it began anew.
-        base: dev figures of the base model as it is loaded by itself, in float32; `dev_recall@10`, `dev_mrr@10`.
+        base: dev figures of the base model as it is loaded by itself, in float32; `dev_recall@10`, `dev_mrr@10`, and
+            for a Matryoshka variant `dev_recall@10_mean`, `dev_mrr@10_mean`, by which its epochs are chosen.
         before: those of what the recipe made of it, before the first step; the same where it made nothing.
         after: those of the weights that were kept.
         kept_step: the step of those weights.
         history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
         peak_memory: bytes of the process at most, the base model included; where a GPU was used, bytes reserved of its
             memory.
+        left_out: the steps that were not kept, as dev was lower for them, a line each.
     """
 
     examples: int
@@ -51,6 +63,7 @@ class TrainingResult:
     precision_reason: str
     peak_memory: int
     history: list[dict[str, float]]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def regression(self) -> bool:

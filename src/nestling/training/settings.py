@@ -94,7 +94,7 @@ class TrainingSettings(Settings):
     lexical: bool = False
     """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
     base_share: float = Field(default=0.0, ge=0, lt=1)
-    """Mix this share of the base model's weights into the trained transformer's: what it knew generalises better."""
+    """Mix this share of the base model's weights into the trained transformer's; left out where dev is lower for it."""
     rotate: bool = False
     """Rotate the trained transformer so that its prefixes rank more like the whole; full-size cosines stay."""
     rotate_first: bool | None = None
@@ -112,7 +112,7 @@ class TrainingSettings(Settings):
     patience: int | None = Field(default=None, ge=1)
     """Epochs without a better dev figure after which the training ends; null trains all of them."""
     keep: Literal["best", "last"] = "best"
-    """Which weights become the model: those best on dev at the end of an epoch, or the last."""
+    """Which weights become the model: those best on dev (also against the base), or the last."""
     checkpoint_seconds: float = Field(default=60, ge=0)
     """Save the state of the training at least this often."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()

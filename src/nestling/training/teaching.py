@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +24,18 @@ from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.contrastive import positives_above
+from nestling.training.guard import Figures, Guard
 from nestling.training.job import INVENTED, Job
 from nestling.training.pseudo_queries import invented
-from nestling.training.result import RECALL, TrainingResult
+from nestling.training.result import TrainingResult
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
-TEACHER, STUDENT = "cross-encoder", "student"
-"""Folders of what is trained here, within the work folder."""
+TRANSFORMER, TEACHER, STUDENT = "transformer", "cross-encoder", "student"
+"""Folders of the first training and of those here, within the work folder."""
 FOUND, READ_OVER = "candidates", "candidates-read"
 """Folders of candidates, before and after the cross-encoder has read them."""
 VERDICT = "teaching.json"
@@ -56,72 +57,57 @@ STUDENT_RATE = 0.7
 """The student's learning rate against that of the first training."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Names, within the work folder, of what a model is made of.
-
-    Attributes:
-        table: to be joined with the transformer; None for the transformer alone.
-    """
-
-    transformer: str
-    table: str | None
-
-
 def teach(
     part: Callable[[str, Job], TrainingResult],
-    whole: Callable[[Parts], SentenceTransformer],
-    first: Parts,
+    whole: Callable[[str], tuple[SentenceTransformer, Figures]],
     train: Judgments,
     dev: Judgments,
     job: Job,
+    guard: Guard,
     *,
     work: Path,
     processes: SentenceTransformerTrainingArguments,
-    say: Callable[[str], None],
-) -> tuple[Parts, list[TrainingResult]]:
+) -> str:
     """Train a cross-encoder from a trained transformer, then the transformer once more, taught by it.
 
-    What does not help is not taken: on dev, a cross-encoder with which candidates are ranked no better than without,
-    or a taught model that retrieves no better than the first.
+    A cross-encoder with which dev's candidates are ranked no better than without teaches nobody.
 
     Args:
         part: trains a job under a name in the work folder, or returns what an earlier call made of it.
-        whole: makes a model of its parts, at full size.
-        first: the parts that were trained already.
+        whole: makes a model, at full size, of a transformer's name, and returns its figures on dev too.
+        guard: decides whether the taught transformer is kept.
         processes: the arguments of a training, for those of a distributed one.
-        say: told what was decided, in a line each.
 
     Returns:
-        the parts to take, and what came of each training here.
+        the name of the transformer to take.
     """
     pairs = Pairs.from_judgments(train, threshold=positives_above(train, job, generous=True))
     qrels = Qrels.from_judgments(dev, threshold=job.threshold)
     found, read = work / FOUND, work / READ_OVER
     with processes.main_process_first(local=False):
         if not found.is_dir():
-            _find(whole(first), pairs, qrels, found, seed=job.settings.seed)
-    base = find_model(str(work / first.transformer))
+            _find(whole(TRANSFORMER)[0], pairs, qrels, found, seed=job.settings.seed)
+    base = find_model(str(work / TRANSFORMER))
     teacher = part(
         TEACHER, Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
     )
     if not _better(teacher.after, teacher.base):
-        say("with the cross-encoder dev's candidates are ranked no better than without; it is left out")
-        return first, [teacher]
+        guard.say_left_out("the cross-encoder: with it dev's candidates are ranked no better than without")
+        return TRANSFORMER
     with processes.main_process_first(local=False):
         if not read.is_dir():
-            _read(work / TEACHER, pairs, found, read, job, say)
-    student = part(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
-    taught = replace(first, transformer=STUDENT)
+            _read(work / TEACHER, pairs, found, read, job, guard.say)
+    part(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
     with processes.main_process_first(local=False):
         if not (work / VERDICT).is_file():
-            before, after = (_on_dev(whole(parts), qrels) for parts in (first, taught))
-            atomic.write_json(work / VERDICT, {"before": before, "after": after})
-    verdict = json.loads((work / VERDICT).read_text(encoding="utf-8"))
-    better = _better(verdict["after"], verdict["before"])
-    figures = f"dev recall@10 {verdict['before'][RECALL]:.4f} -> {verdict['after'][RECALL]:.4f}"
-    say(f"taught by the cross-encoder: {figures}" + ("" if better else ", no better; left as it was"))
-    return taught if better else first, [teacher, student]
+            verdict = Guard()
+            before, after = (whole(name)[1] for name in (TRANSFORMER, STUDENT))
+            verdict.keep("what the cross-encoder taught", [after], before)
+            atomic.write_json(work / VERDICT, verdict.left_out)
+    left_out = json.loads((work / VERDICT).read_text(encoding="utf-8"))
+    for line in left_out:
+        guard.say_left_out(line)
+    return TRANSFORMER if left_out else STUDENT
 
 
 def _better(after: dict[str, float], before: dict[str, float]) -> bool:
@@ -145,12 +131,6 @@ def _of_student(settings: TrainingSettings) -> TrainingSettings:
         hidden_dropout=0.0,
         rotate_first=False,
     )
-
-
-def _on_dev(model: SentenceTransformer, qrels: Qrels) -> dict[str, float]:
-    from nestling.training.dev import DevEvaluator
-
-    return DevEvaluator(qrels, (int(model.get_embedding_dimension() or 0),))(model)
 
 
 def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, *, seed: int) -> None:

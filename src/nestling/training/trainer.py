@@ -15,12 +15,22 @@ from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import load_model, no_bars, save_model
+from nestling.training.guard import Guard
 from nestling.training.job import Job
 from nestling.training.joined import finish, fit_parts
 from nestling.training.memory import forget_peak, peak_memory
 from nestling.training.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
-from nestling.training.result import BEFORE, RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare
+from nestling.training.result import (
+    BEFORE,
+    RECALL,
+    START,
+    SUMMARY,
+    TrainingResult,
+    last_checkpoint,
+    prepare,
+    read_result,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -82,10 +92,9 @@ def fit(
     material = recipe.prepare(train, job, model)
     if material.vocabulary is not None:
         train_active_rows(model, material.vocabulary)
-    full = int(model.get_embedding_dimension() or 0)
-    qrels, dims = Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka or (full,)
-    whole = recipe.evaluator(qrels, job) if recipe.evaluator else DevEvaluator(qrels, dims)
-    evaluator = whole if recipe.evaluator else DevEvaluator(qrels, dims, encoder=material.encoder)
+    qrels = Qrels.from_judgments(dev, threshold=job.threshold)
+    whole = recipe.evaluator(qrels, job) if recipe.evaluator else DevEvaluator(qrels, job.matryoshka)
+    evaluator = whole if recipe.evaluator else DevEvaluator(qrels, job.matryoshka, encoder=material.encoder)
 
     precision = choose_precision(job.settings.precision)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -98,6 +107,9 @@ def fit(
             base = before if recipe.starts_as_base(job) else whole.of_base(job.base)
             atomic.write_json(work / BEFORE, {"base": base, "before": before})
         known = json.loads((work / BEFORE).read_text(encoding="utf-8"))
+        if recipe.evaluator is None and not (work / START).is_dir():
+            with atomic.new_folder(work / START) as temporary:
+                save_model(model, temporary)
     checkpoint = last_checkpoint(work)
     resumed_at = int(checkpoint.name.split("-")[1]) if checkpoint else None
     if arguments.device.type == "cpu":
@@ -137,21 +149,21 @@ def fit(
                 shutil.copytree(work / "best" / "model", temporary, dirs_exist_ok=True)
             else:
                 save_model(model, temporary)
-            if recipe.trains_transformer:
-                finish(temporary, train, job)
-    trainer.accelerator.wait_for_everyone()
-    # Measured again, as the base was: in float32, where the trainer's own figures may be those of its autocast.
-    after = whole(load_model(str(output)))
-    result = _result(trainer, kept_step, known, after, progress, precision, resumed_at)
-    if result.regression and recipe.evaluator is None:
-        logger.warning("%s: %s", output.name, result.told())
-    if trainer.is_world_process_zero():
+            guard = Guard(say)
+            if isinstance(whole, DevEvaluator):
+                finish(temporary, work / START, train, job, whole, guard)
+        # Measured again, as the base was: in float32, where the trainer's own figures may be those of its autocast.
+        after = whole(load_model(str(output)))
+        result = _result(trainer, kept_step, known, after, progress, precision, resumed_at, guard.left_out)
+        if result.regression and recipe.evaluator is None:
+            logger.warning("%s: %s", output.name, result.told())
         atomic.write_json(work / SUMMARY, result.as_dict())
-        for path in [*work.glob("checkpoint-*"), work / "best", work / "eval"]:
+        for path in [*work.glob("checkpoint-*"), work / "best", work / "eval", work / START]:
             shutil.rmtree(path, ignore_errors=True)
         for path in work.glob("mined-*.npz"):
             path.unlink()
-    return result
+    trainer.accelerator.wait_for_everyone()
+    return read_result(work)
 
 
 def check_matryoshka(model: SentenceTransformer, job: Job) -> None:
@@ -169,6 +181,7 @@ def _result(
     progress: ProgressCallback,
     precision: Precision,
     resumed_at: int | None,
+    left_out: list[str],
 ) -> TrainingResult:
     history = [entry for entry in trainer.state.log_history if "loss" in entry or f"eval_{RECALL}" in entry]
     return TrainingResult(
@@ -184,4 +197,5 @@ def _result(
         precision_reason=precision.reason,
         peak_memory=peak_memory(),
         history=history,
+        left_out=left_out,
     )

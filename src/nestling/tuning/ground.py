@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from nestling.judgments.table import Judgments
 from nestling.observer import Observer
 from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.result import selection
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ class Ground:
     def job(self, settings: TrainingSettings) -> Job:
         """Return the training of the variant with these settings."""
         return _job(self.experiment, self.variant, settings, self.threshold)
+
+    @cached_property
+    def metric(self) -> str:
+        """Name of the dev figure that a training of the variant is worth."""
+        return selection(self.job(self.settings).matryoshka)
 
 
 def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Ground:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from nestling.experiment import Experiment, Variant
+from nestling.training.result import MEAN
 
 if TYPE_CHECKING:
     import optuna
@@ -27,9 +28,10 @@ class TrialRecord:
 
     Attributes:
         state: `complete` or `pruned`.
-        value: dev recall@10 of a complete trial, the best seen of a pruned one; None where there was none.
+        value: what a complete trial is worth (`Search.metric`), the best seen of a pruned one; None where there was
+            none.
         params: the setting's names and what was tried.
-        by_epoch: dev recall@10 after each epoch.
+        by_epoch: the same figure after each epoch.
         seconds: of the process that finished it.
         reason: why it was pruned; empty for a complete trial.
     """
@@ -50,15 +52,17 @@ class Search:
     Attributes:
         experiment: the given one with the best settings in place, called `NAME-tuned`.
         variant: whose settings were searched.
+        metric: name of the dev figure that a trial is worth: `dev_recall@10`, for Matryoshka `dev_recall@10_mean`.
         trials: the finished ones by number.
-        best: the complete trial with the highest dev recall@10.
-        before: dev recall@10 of the base model, untrained.
-        importance: share of each setting in how dev recall@10 varies; empty where there were too few trials.
+        best: the complete trial that is worth most.
+        before: the same figure of the model before its training.
+        importance: share of each setting in how that figure varies; empty where there were too few trials.
         files: best.yaml, trials.parquet and the PNG pictures.
     """
 
     experiment: Experiment
     variant: str
+    metric: str
     trials: tuple[TrialRecord, ...]
     best: TrialRecord
     before: float
@@ -93,12 +97,18 @@ def tuned(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -
     return Experiment.model_validate({**experiment.model_dump(exclude_unset=True), "name": name, "variants": variants})
 
 
-def trials_frame(records: Sequence[TrialRecord], space: Space) -> pl.DataFrame:
-    """Return a row a trial: trial, state, dev_recall@10, seconds, reason, by_epoch, and a column a setting."""
+def worded(metric: str) -> str:
+    """Return what a dev figure is called before people."""
+    name = metric.removeprefix("dev_")
+    return f"dev {name.removesuffix(MEAN)}" + (" (mean of sizes)" if name.endswith(MEAN) else "")
+
+
+def trials_frame(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:
+    """Return a row a trial: trial, state, the `metric`, seconds, reason, by_epoch, and a column a setting."""
     columns: dict[str, pl.Series] = {
         "trial": pl.Series([record.number for record in records], dtype=pl.Int64),
         "state": pl.Series([record.state for record in records], dtype=pl.String),
-        "dev_recall@10": pl.Series([record.value for record in records], dtype=pl.Float64),
+        metric: pl.Series([record.value for record in records], dtype=pl.Float64),
         "seconds": pl.Series([record.seconds for record in records], dtype=pl.Float64),
         "reason": pl.Series([record.reason for record in records], dtype=pl.String),
         "by_epoch": pl.Series([list(record.by_epoch.values()) for record in records], dtype=pl.List(pl.Float64)),
@@ -113,7 +123,7 @@ def trials_frame(records: Sequence[TrialRecord], space: Space) -> pl.DataFrame:
 
 
 def importance_of(study: optuna.Study) -> tuple[dict[str, float], str]:
-    """Return each setting's share in how dev recall@10 varies, largest first; or nothing, and why.
+    """Return each setting's share in how a trial's worth varies, largest first; or nothing, and why.
 
     PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the settings of the better trials differ, one setting
     at a time, from those of all.

@@ -17,7 +17,7 @@ from nestling.observer import Observer
 from nestling.run_folder import fingerprint
 from nestling.run_log import logged_to
 from nestling.tuning.ground import Ground, prepare
-from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned
+from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned, worded
 from nestling.tuning.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METRIC = "dev_recall@10"
 ALL_UNFIT = 3
 """A search gives up when so many trials have ended and none of them could be trained."""
 
@@ -128,7 +127,7 @@ def _try(trial: optuna.Trial, crew: Crew, ground: Ground, folder: Path, observer
     """Train with the settings of one trial, record what came of it, and remove what it wrote."""
     import optuna
 
-    name = f"trial {trial.number}"
+    name, metric = f"trial {trial.number}", ground.metric
     observer.stage(name, described(trial.params))
     start = time.perf_counter()
     try:
@@ -148,15 +147,15 @@ def _try(trial: optuna.Trial, crew: Crew, ground: Ground, folder: Path, observer
         crew.again(trial, died=not isinstance(error, KeyboardInterrupt))
         raise
     else:
-        value = result.after[METRIC]
+        value = result.after[metric]
         trial.set_user_attr("seconds", time.perf_counter() - start)
-        trial.set_user_attr("before", result.before[METRIC])
+        trial.set_user_attr("before", result.before[metric])
         # The value is that of the weights kept, which the last epoch's need not be.
-        by_epoch = [entry[f"eval_{METRIC}"] for entry in result.history if f"eval_{METRIC}" in entry]
+        by_epoch = [entry[f"eval_{metric}"] for entry in result.history if f"eval_{metric}" in entry]
         trial.report(by_epoch[-1] if by_epoch else value, step=math.ceil(settings.epochs))
         crew.complete(trial, value)
-        observer.note(f"dev recall@10 {result.before[METRIC]:.4f} -> {value:.4f}")
-        logger.info("%s: dev recall@10 %.4f with %s", name, value, described(trial.params))
+        observer.note(f"{worded(metric)} {result.before[metric]:.4f} -> {value:.4f}")
+        logger.info("%s: %s %.4f with %s", name, worded(metric), value, described(trial.params))
     finally:
         observer.done()
     shutil.rmtree(folder, ignore_errors=True)
@@ -179,7 +178,7 @@ def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, obser
         reported = epoch
         trial.report(progress.dev, step=epoch)
         if trial.should_prune():
-            raise optuna.TrialPruned(f"pruned after epoch {epoch} at dev recall@10 {progress.dev:.4f}")
+            raise optuna.TrialPruned(f"pruned after epoch {epoch} at {worded(ground.metric)} {progress.dev:.4f}")
 
     return fit(
         ground.split.train,
@@ -205,16 +204,20 @@ def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Sea
     experiment = tuned(ground.experiment, ground.variant, best.params)
     files = [folder / "best.yaml", folder / "trials.parquet"]
     atomic.write_text(files[0], experiment.to_yaml())
-    frame = trials_frame(records, crew.space)
+    frame = trials_frame(records, crew.space, metric=ground.metric)
     with atomic.new_file(files[1]) as temporary:
         frame.write_parquet(temporary)
     subtitle = f"{short_source(ground.source)}: {ground.variant.name}, {len(records)} trials"
-    picture = charts.parallel_coordinates(records, crew.space, best=best.number, subtitle=subtitle)
+    measure = worded(ground.metric)
+    picture = charts.parallel_coordinates(records, crew.space, best=best.number, measure=measure, subtitle=subtitle)
     files.append(save(picture, folder / "trials")[0])
     importance, why_not = importance_of(crew.study)
     if importance:
-        files.append(save(charts.importances(importance, subtitle=subtitle), folder / "importance")[0])
+        picture = charts.importances(importance, measure=measure, subtitle=subtitle)
+        files.append(save(picture, folder / "importance")[0])
     else:
         observer.note(why_not)
     before = next(float(trial.user_attrs["before"]) for trial in frozen if "before" in trial.user_attrs)
-    return Search(experiment, ground.variant.name, records, best, before, importance, folder, tuple(files))
+    return Search(
+        experiment, ground.variant.name, ground.metric, records, best, before, importance, folder, tuple(files)
+    )

@@ -1,0 +1,181 @@
+"""Steps after a training that make dev lower: left out, with a line, and none below where it began."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+from fixtures.training import weights
+from nestling.evaluation.rotate import fit_search_rotation
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.toolshed import generate
+from nestling.models import find_model, load_model
+from nestling.training.guard import Figures, Guard, choose
+from nestling.training.job import Job
+from nestling.training.result import TrainingResult, read_result
+from nestling.training.settings import TrainingSettings
+from nestling.training.trainer import fit
+
+RECALL = "dev_recall@10"
+
+
+def figures(*recall: list[float], mrr: float = 0.5) -> Figures:
+    """Figures of a row a size, one recall a query; MRR the same everywhere."""
+    return np.array([[row, [mrr] * len(row)] for row in recall])
+
+
+def test_a_step_with_which_dev_is_lower_is_not_kept():
+    assert choose([figures([0.5, 0.4])], figures([0.5, 0.5])) is None
+    assert choose([figures([0.4, 0.7])], figures([0.5, 0.5])) == 0
+
+
+def test_where_recall_is_equal_mrr_decides_and_where_both_are_the_step_is_kept():
+    assert choose([figures([0.0, 1.0], mrr=0.4)], figures([1.0, 0.0])) is None
+    assert choose([figures([0.0, 1.0])], figures([1.0, 0.0])) == 0
+
+
+def test_the_best_option_is_taken_and_of_equal_ones_the_first():
+    assert choose([figures([0.6] * 4), figures([0.7] * 4), figures([0.7] * 4)], figures([0.5] * 4)) == 1
+
+
+def test_the_full_size_must_not_be_lower_though_the_mean_over_sizes_is_higher():
+    assert choose([figures([0.4, 0.5], [0.9, 0.9])], figures([0.5, 0.5], [0.5, 0.5])) is None
+
+
+def test_a_prefix_may_be_lower_by_noise_and_no_more():
+    without = figures([0.5] * 100, [0.5] * 100)
+    noise = [0.4, 0.59] * 50  # 0.005 lower, where the standard error is 0.0095
+    assert choose([figures([0.6] * 100, noise)], without) == 0
+    assert choose([figures([0.6] * 100, [0.45] * 100)], without) is None
+
+
+def test_with_few_queries_the_luckiest_of_many_options_is_no_reason_to_keep_a_step():
+    without = figures([0.5] * 4)
+    # Each option gains by a query of its own, and loses by all others less than it gains.
+    lucky = [figures([1.0 if n == query else 0.4 for n in range(4)]) for query in range(4)]
+    assert choose(lucky[:1], without) == 0
+    assert choose(lucky, without) is None
+
+
+def test_what_is_left_out_is_said_and_recorded_with_its_figures():
+    said: list[str] = []
+    guard = Guard(said.append)
+    assert guard.keep("the table", [figures([0.25, 0.25])], figures([0.5, 0.5])) is None
+    assert guard.left_out == ["the table: dev recall@10 0.2500 with it, 0.5000 without"]
+    assert said == ["left out: the table: dev recall@10 0.2500 with it, 0.5000 without"]
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
+
+
+def trained(
+    split: Split, base: Path, folder: Path, recipe: str = "mnrl", matryoshka: tuple[int, ...] = (), **settings: object
+) -> tuple[TrainingResult, list[str]]:
+    options = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_seconds": 0}
+    job = Job(find_model(str(base)), recipe, TrainingSettings.model_validate({**options, **settings}), 2.5, matryoshka)
+    notes: list[str] = []
+    result = fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append)
+    return result, notes
+
+
+@pytest.fixture(scope="module")
+def good(split: Split, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer that knows the toolshed."""
+    folder = tmp_path_factory.mktemp("good")
+    result, _ = trained(split, tiny_model_path, folder, epochs=6)
+    assert result.after[RECALL] > result.base[RECALL]
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def inverted(split: Split) -> Split:
+    """The split with scores of 1 where raters gave 3, and the other way round, in its training side."""
+    train = replace(split.train, frame=split.train.frame.with_columns((4.0 - pl.col("score")).alias("score")))
+    return replace(split, train=train)
+
+
+def test_a_table_that_hurts_is_left_out_with_a_line(split: Split, good: Path, tmp_path: Path):
+    trained(split, good, tmp_path, lexical=True)
+    transformer, work = load_model(str(tmp_path / "work" / "transformer")), tmp_path / "work"
+    # Rows of very unequal length: a text's vector is that of whichever of its pieces has the longest.
+    generator = np.random.default_rng(0)
+    table = load_model(str(work / "table"))[0]
+    rows = generator.normal(size=table.embedding.weight.shape) * np.exp(
+        4 * generator.normal(size=(len(table.embedding.weight), 1))
+    )
+    noise = StaticEmbedding(table.tokenizer, embedding_weights=rows.astype(np.float32))
+    SentenceTransformer(modules=[noise, Normalize()], device="cpu").save_pretrained(str(work / "table"))
+    result, notes = trained(split, good, tmp_path, lexical=True)
+    lines = [line for line in result.left_out if line.startswith("the table of word pieces: dev recall@10")]
+    assert len(lines) == 1
+    assert f"left out: {lines[0]}" in notes
+    assert read_result(work).left_out == result.left_out
+    some = split.dev.frame["query"].to_list()[:20]
+    np.testing.assert_allclose(load_model(str(tmp_path / "model")).encode(some), transformer.encode(some), atol=1e-6)
+    assert not any(note.startswith("joined:") for note in notes)
+
+
+def test_a_rotation_that_hurts_is_left_out_with_a_line(
+    split: Split, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def worst_first(queries: np.ndarray, documents: np.ndarray, **_: object) -> np.ndarray:
+        return np.ascontiguousarray(fit_search_rotation(queries, documents)[:, ::-1])
+
+    plain, _ = trained(split, good, tmp_path / "a")
+    monkeypatch.setattr("nestling.training.joined.train_search_rotation", worst_first)
+    result, notes = trained(split, good, tmp_path / "b", rotate=True)
+    assert [line.split(":")[0] for line in result.left_out] == [
+        *(line.split(":")[0] for line in plain.left_out),
+        "the rotation",
+    ]
+    assert f"left out: {result.left_out[-1]}" in notes
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("recipe", "matryoshka"), [("mnrl", ()), ("mnrl", (32, 8)), ("cosine", ()), ("graded", ())])
+def test_a_training_on_wrong_judgments_gives_back_its_base(
+    inverted: Split, good: Path, tmp_path: Path, recipe: str, matryoshka: tuple[int, ...]
+):
+    result, notes = trained(inverted, good, tmp_path, recipe, matryoshka, learning_rate=5e-3)
+    assert not result.regression
+    assert result.after[RECALL] >= result.base[RECALL]
+    assert any("of what the training changed: dev recall@10" in line for line in result.left_out)
+    assert any("of what the training changed: dev recall@10" in note for note in notes)
+
+
+def test_what_the_librarys_trainer_made_of_wrong_judgments_stays_and_is_a_regression(
+    inverted: Split, good: Path, tmp_path: Path
+):
+    result, _ = trained(inverted, good, tmp_path, fast=False, no_duplicates=False, learning_rate=5e-3)
+    assert result.regression
+    assert result.left_out == []
+
+
+def test_what_was_left_out_is_the_same_after_an_interruption(
+    inverted: Split, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, _ = trained(inverted, good, tmp_path / "a", learning_rate=5e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr("nestling.training.joined.mixed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            trained(inverted, good, tmp_path / "b", learning_rate=5e-3)
+    assert not (tmp_path / "b" / "model").exists()
+    again, _ = trained(inverted, good, tmp_path / "b", learning_rate=5e-3)
+    assert again.resumed_at == whole.steps
+    assert (again.left_out, again.after) == (whole.left_out, whole.after)
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert (
+        json.loads((tmp_path / "b" / "work" / "summary.json").read_text(encoding="utf-8"))["left_out"] == whole.left_out
+    )
