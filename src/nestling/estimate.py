@@ -55,9 +55,7 @@ def measure(
     from nestling.training.precision import bound_kernel_cache, choose_precision, settle
 
     bound_kernel_cache()
-    model = load_model(
-        base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout
-    )
+    model = load_model(base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
     if settings.max_seq_length:
         model.max_seq_length = settings.max_seq_length
     rows = np.linspace(0, len(judgments) - 1, min(settings.batch_size, len(judgments)), dtype=np.int64)

@@ -214,9 +214,7 @@ class _Study:
         for variant in self.experiment.variants:
             job = jobs[variant.name]
             if job is not None:
-                stages[f"train {variant.name}"] = seconds(
-                    f"model {variant.name}", variant, trainings(job, train, dev)
-                )
+                stages[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, trainings(job, train, dev))
         for variant in self.experiment.variants:
             # A table encodes in next to no time.
             encoded = 0.0 if variant.recipe == "static" else test.all + dev.all

@@ -46,7 +46,11 @@ class TerminalObserver(Observer):
         self.done()
         if self._timeline and self._timeline.begin(name):
             detail = f"{detail}; {self._timeline.where()}" if detail else self._timeline.where()
-        self.console.print(f"[bold]{escape(clean(name))}[/]  [dim]{escape(clean(detail))}[/]".rstrip(), highlight=False)
+        self.console.print(
+            f"[bold]{escape(clean(name))}[/]  [dim]{escape(clean(detail))}[/]".rstrip(),
+            highlight=False,
+            soft_wrap=not self.console.is_terminal,
+        )
 
     def note(self, text: str) -> None:
         self.console.print(f"  {escape(clean(text))}", highlight=False, soft_wrap=not self.console.is_terminal)
@@ -72,7 +76,7 @@ class TerminalObserver(Observer):
         if not self.console.is_terminal:
             if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
                 self._said = time.monotonic()
-                self.console.print(f"  {what}  {text}", highlight=False)
+                self.console.print(f"  {what}  {text}", highlight=False, soft_wrap=True)
             return
         if self._bar is None or self._task is None:
             self._bar = Progress(
