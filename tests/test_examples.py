@@ -16,8 +16,10 @@ import yaml
 
 from fixtures.tiny import build_tiny_model
 from nestling import cli
+from nestling.experiment import Experiment
 from nestling.experiment_files import make_experiment
 from nestling.judgments.toolshed import generate
+from nestling.tuning.space import make_space
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/guide.md")
@@ -108,12 +110,8 @@ class Shelf:
             exec(compile(f"import nestling\n{example.text}", example.place, "exec"), self.names)
         elif example.language == "yaml":
             values = yaml.safe_load(example.text)
-            try:
-                make_experiment(values)
-            except Exception:
-                from nestling.tuning.space import make_space
-
-                make_space(values)
+            make = make_experiment if set(values) <= set(Experiment.model_fields) else make_space
+            make(values)
 
     def call(self, command: str) -> None:
         for part, instead, _ in STAND_INS:
@@ -126,10 +124,12 @@ class Shelf:
         if any(command.startswith(start) for start, _ in PARSED_ONLY):
             cli.app.parse_args(words[1:], exit_on_error=False, print_error=False)
             return
+        code: object = 0
         try:
             cli.main(words[1:])
         except SystemExit as left:
-            assert not left.code, f"{command}: exit code {left.code}"
+            code = left.code
+        assert not code, f"{command}: exit code {code}"
 
 
 def commands(text: str) -> list[str]:
