@@ -38,7 +38,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 # A stamp is newer than what it was installed from, or the installation runs again. Modules are compiled when they are
-# first imported: a fifth of them are, and pip would compile all, one after the other.
+# first imported: a third of them are, and pip would compile all, one after the other.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit("nestling needs Python 3.11 or later; set PYTHON=python3.11 (this is %s)" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
