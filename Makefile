@@ -37,15 +37,16 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A stamp is newer than what it was installed from, or the installation runs again.
+# A stamp is newer than what it was installed from, or the installation runs again. Modules are compiled when they are
+# first imported: a third of them are, and pip would compile all, one after the other.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit("nestling needs Python 3.11 or later; set PYTHON=python3.11 (this is %s)" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[bundled]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bundled,test]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[bundled,test]'
 	touch $@
 
 clean:

@@ -41,7 +41,7 @@ def test_an_experiment_survives_yaml():
 
 def test_the_example_in_the_repository_is_valid():
     example = Path(__file__).parents[1] / "experiment.yaml"
-    assert load_experiment(example).name == "home-depot"
+    assert load_experiment(example).data.source == "toolshed"
 
 
 def test_the_short_form_of_a_variant_names_recipe_matryoshka_and_base():

@@ -293,11 +293,10 @@ def _errors() -> Console:
     return Console(stderr=True)
 
 
-def _observer() -> Observer:
-    from nestling.observer import Observer
+def _observer() -> Observer | None:
     from nestling.terminal import TerminalObserver
 
-    return TerminalObserver(_errors()) if _speaks() else Observer()
+    return TerminalObserver(_errors()) if _speaks() else None
 
 
 def _speaks() -> bool:

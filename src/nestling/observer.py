@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 class Observer:
     """Override what you want to hear; every method does nothing here."""
+
+    def plan(self, stages: Mapping[str, Sequence[float]]) -> None:
+        """Hear, before they begin, of all stages in order, with about how many seconds each training of one takes."""
 
     def stage(self, name: str, detail: str = "") -> None:
         """Hear that a stage begins, or, with a detail that says so, is skipped."""

@@ -14,6 +14,7 @@ import polars as pl
 
 from nestling import atomic, measuring, stages
 from nestling.errors import InputError
+from nestling.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
 from nestling.experiment import DEMO, Experiment, Variant
 from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
@@ -80,7 +81,8 @@ def run(
         experiment: what to do; the demo by default.
         runs: the folder that holds runs.
         overwrite: make again what an earlier call made with other data or settings, instead of refusing.
-        observer: told what happens.
+        observer: told what happens, and before it begins about how long it will take, for which a few batches are
+            timed; without one nothing is timed.
 
     Raises:
         InputError: something is wrong with the input or the settings, or the folder holds another study.
@@ -88,7 +90,6 @@ def run(
     """
     needed("nestling run", *PICTURES)
     experiment = experiment or Experiment.model_validate(DEMO)
-    observer = observer or Observer()
     folder = RunFolder(runs / experiment.name)
     _check_models(experiment)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
@@ -128,14 +129,15 @@ class _Study:
         judgments: Judgments,
         threshold: float,
         overwrite: bool,
-        observer: Observer,
+        observer: Observer | None,
     ) -> None:
         self.experiment = experiment
         self.folder = folder
         self.judgments = judgments
         self.threshold = threshold
         self.overwrite = overwrite
-        self.observer = observer
+        self.observer = observer or Observer()
+        self.watched = observer is not None
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Run:
@@ -143,6 +145,8 @@ class _Study:
         prints = self._fingerprints(jobs)
         self._refuse_others(prints)
         atomic.write_text(self.folder.experiment, self.experiment.to_yaml())
+        if self.watched:
+            self.observer.plan(self._plan(jobs, prints))
         inspection = self._inspect(prints["split"])
         split = self._split(prints["split"])
         trainings = {}
@@ -197,6 +201,34 @@ class _Study:
             yield
         finally:
             self.seconds[name] = time.perf_counter() - start
+
+    def _plan(self, jobs: dict[str, Job | None], prints: dict[str, str]) -> dict[str, list[float]]:
+        """Return the stages in order, and about how many seconds each takes here; none for what is done."""
+        state, sides = self.folder.state, self.experiment.split
+        train, dev, test = (
+            Texts(self.judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test)
+        )
+        rates: dict[str, Rates] = {}
+
+        def seconds(what: str, variant: Variant, work: list[Work]) -> list[float]:
+            if state.get(what) == prints[what]:
+                return []
+            base = self.experiment.base_of(variant)
+            if base not in rates:
+                rates[base] = measure(find_model(base), self.judgments, self.experiment.training)
+            return [each.at(rates[base]) for each in work]
+
+        stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
+        for variant in self.experiment.variants:
+            job = jobs[variant.name]
+            if job is not None:
+                stages[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, trainings(job, train, dev))
+        for variant in self.experiment.variants:
+            # A table encodes in next to no time.
+            encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
+            work = [Work(encoded=encoded, seconds=EVALUATION)]
+            stages[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
+        return stages | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
 
     def _inspect(self, made_from: str) -> Inspection:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
@@ -287,6 +319,7 @@ class _Study:
             reference or names[0][0],
             self.seconds,
         )
+        self.observer.stage("report")
         results, comparisons, pictures = study.write(self.folder)
         report = pages.write_pages(self.folder)
         logger.info("run %s is finished", self.experiment.name)

@@ -218,7 +218,6 @@ def train(
     given = settings.model_dump(exclude_unset=True) if settings else {}
     made = data if isinstance(data, Split) else read_split(Path(data))
     out = Path(out)
-    observer = observer or Observer()
     if out.exists():
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
     job = job_of(
@@ -230,7 +229,15 @@ def train(
         dims=dims,
         cache=out.with_name(f"{out.name}.training") / "tokens",
     )
-    observer.stage(f"train {out.name}")
+    stage = f"train {out.name}"
+    if observer is not None:
+        from nestling.estimate import Texts, measure, trainings
+
+        work = trainings(job, Texts(made.train), Texts(made.dev))
+        rates = measure(job.base, made.train, job.settings)
+        observer.plan({stage: [each.at(rates) for each in work]})
+    observer = observer or Observer()
+    observer.stage(stage)
     if made.warning:
         observer.note(made.warning)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,10 +13,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from nestling.observer import Observer
 
 if TYPE_CHECKING:
+    from nestling.estimate import Timeline
     from nestling.training.callbacks import TrainingProgress
 
 SECONDS_BETWEEN_LINES = 20
 """Where there is no terminal to redraw, progress is a line this often."""
+LONGEST = 3
+"""Stages that are named with their time before a run begins."""
 
 
 class TerminalObserver(Observer):
@@ -26,10 +30,27 @@ class TerminalObserver(Observer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._said = time.monotonic()
+        self._timeline: Timeline | None = None
+
+    def plan(self, stages: Mapping[str, Sequence[float]]) -> None:
+        from nestling.estimate import Timeline, spoken
+
+        self._timeline = Timeline(stages)
+        seconds = {name: sum(parts) for name, parts in stages.items()}
+        longest = sorted(seconds, key=lambda name: -seconds[name])[:LONGEST]
+        parts = [f"{name} {spoken(seconds[name])}" for name in longest if seconds[name] and len(stages) > 1]
+        text = f"{spoken(sum(seconds.values()))} on this machine" + (f": {', '.join(parts)}" if parts else "")
+        self.console.print(escape(clean(text)), highlight=False, soft_wrap=not self.console.is_terminal)
 
     def stage(self, name: str, detail: str = "") -> None:
         self.done()
-        self.console.print(f"[bold]{escape(clean(name))}[/]  [dim]{escape(clean(detail))}[/]".rstrip(), highlight=False)
+        if self._timeline and self._timeline.begin(name):
+            detail = f"{detail}; {self._timeline.where()}" if detail else self._timeline.where()
+        self.console.print(
+            f"[bold]{escape(clean(name))}[/]  [dim]{escape(clean(detail))}[/]".rstrip(),
+            highlight=False,
+            soft_wrap=not self.console.is_terminal,
+        )
 
     def note(self, text: str) -> None:
         style = "bold red" if text.startswith("WARNING") else None
@@ -40,6 +61,9 @@ class TerminalObserver(Observer):
         loss = "-" if progress.loss is None else f"{progress.loss:.3f}"
         dev = "" if progress.dev is None else f"  dev {progress.dev:.4f}"
         text = f"loss {loss}  {progress.pairs_per_second:.1f} pairs/s{dev}  {_clock(progress.seconds_left)} left"
+        if self._timeline:
+            self._timeline.progress(progress.step, progress.steps)
+            text += f"; {self._timeline.where()}"
         self._show(f"step {progress.step}/{progress.steps}", text, progress.step, progress.steps)
 
     def encoding(self, variant: str, done: int, total: int) -> None:
@@ -54,7 +78,7 @@ class TerminalObserver(Observer):
         if not self.console.is_terminal:
             if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
                 self._said = time.monotonic()
-                self.console.print(f"  {what}  {text}", highlight=False)
+                self.console.print(f"  {what}  {text}", highlight=False, soft_wrap=True)
             return
         if self._bar is None or self._task is None:
             self._bar = Progress(
