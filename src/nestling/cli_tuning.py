@@ -30,7 +30,9 @@ def tune(
     space: Annotated[
         Path | None, Parameter(help="YAML: SETTING: {low: A, high: B, log: true} or {choices: []}.")
     ] = None,
-    storage: Annotated[Path | None, Parameter(help="The journal that workers share; in the run folder else.")] = None,
+    storage: Annotated[
+        str | None, Parameter(help="What workers share: an SQLite file, or a database's URL; in the run folder else.")
+    ] = None,
     seed: Annotated[int, Parameter(help="Seed of the search.")] = 0,
     columns: Columns = Columns(),
     name: RunName = None,

@@ -215,7 +215,7 @@ class _Study:
                 return []
             base = self.experiment.base_of(variant)
             if base not in rates:
-                rates[base] = measure(find_model(base), self.judgments, self.experiment.training)
+                rates[base] = measure(self.experiment.source_of(variant), self.judgments, self.experiment.training)
             return [each.at(rates[base]) for each in work]
 
         stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}

@@ -82,7 +82,7 @@ def record_of(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         params=dict(trial.params),
         by_epoch=dict(sorted(trial.intermediate_values.items())),
         seconds=float(trial.user_attrs.get("seconds", 0.0)),
-        reason="" if complete else str(trial.user_attrs.get("reason", "its worker died again and again")),
+        reason="" if complete else str(trial.user_attrs.get("reason", "")),
     )
 
 

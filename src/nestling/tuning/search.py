@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from nestling.training.callbacks import TrainingProgress
     from nestling.training.result import TrainingResult
-    from nestling.tuning.workers import Crew
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def tune(
     variant: str | None = None,
     trials: int = 20,
     space: Space | None = None,
-    storage: Path | None = None,
+    storage: Path | str | None = None,
     runs: Path = Path("runs"),
     seed: int = 0,
     observer: Observer | None = None,
@@ -54,8 +53,8 @@ def tune(
     Args:
         variant: its name; by default the first that is trained.
         space: what to search; by default DEFAULT_SPACE, for a variant with the Matryoshka loss MATRYOSHKA_SPACE.
-        storage: the journal that workers share; by default in the run's folder. On other machines each worker has a
-            run folder of its own and the storage in common.
+        storage: an SQLite file that workers of this machine share, by default in the run's folder; or the URL of a
+            database, for workers on several machines, each with a run folder of its own.
         seed: of the sampler. One worker's search is repeatable.
 
     Raises:
@@ -78,16 +77,27 @@ def tune(
         [(dimension.name, dimension.as_dict()) for dimension in space],
         seed,
     )
+
+    def give_up() -> None:
+        ended = [record_of(each) for each in workers.trials_of(study, *workers.FINISHED)]
+        if len(ended) >= ALL_UNFIT and all(each.value is None for each in ended):
+            raise InputError(f"none of {len(ended)} trials could be trained: {ended[-1].reason}")
+
     with logged_to(ground.folder.log):
-        first = _first(ground, space)
-        crew = workers.Crew(storage or folder / "study.journal", space, made_from=made_from, seed=seed, first=first)
-        with crew.at_work():
-            done = _work(crew, ground, folder, trials, observer)
-        logger.info("tuning of %s: %d trials are finished", ground.variant.name, len(crew.trials(*workers.FINISHED)))
+        study = workers.open_study(storage or folder / "study.db", made_from=made_from, first=_first(ground, space))
+        done = workers.work(
+            study,
+            lambda trial: _try(trial, space, ground, folder, observer),
+            trials=trials,
+            seed=seed,
+            after=give_up,
+            waiting=lambda others: observer.stage("wait", f"{others} trials of other workers are running"),
+        )
+        finished = workers.trials_of(study, *workers.FINISHED)
+        logger.info("tuning of %s: %d trials are finished", ground.variant.name, len(finished))
         if not done:
             observer.note("all trials asked for had finished before")
-        with crew.turn():
-            return _finish(crew, ground, folder, observer)
+        return _finish(study, space, ground, folder, observer)
 
 
 def _workers() -> Any:
@@ -107,58 +117,38 @@ def _first(ground: Ground, space: Space) -> dict[str, Any] | None:
     return {name: value[0] for name, value in own.items() if value}
 
 
-def _work(crew: Crew, ground: Ground, folder: Path, wanted: int, observer: Observer) -> int:
-    """Do trials until `wanted` have finished; return how many this process did."""
-    done = 0
-
-    def waiting(others: int) -> None:
-        observer.stage("wait", f"{others} trials of other workers are running")
-
-    while (trial := crew.next_trial(wanted, waiting)) is not None:
-        _try(trial, crew, ground, folder / f"trial-{trial.user_attrs.get('origin', trial.number)}", observer)
-        done += 1
-        finished = [record_of(each) for each in crew.trials(*_workers().FINISHED)]
-        if len(finished) >= ALL_UNFIT and all(each.value is None for each in finished):
-            raise InputError(f"none of {len(finished)} trials could be trained: {finished[-1].reason}")
-    return done
-
-
-def _try(trial: optuna.Trial, crew: Crew, ground: Ground, folder: Path, observer: Observer) -> None:
-    """Train with the settings of one trial, record what came of it, and remove what it wrote."""
+def _try(trial: optuna.Trial, space: Space, ground: Ground, folder: Path, observer: Observer) -> float:
+    """Train with the settings of one trial, return its recall@10 on dev, and remove what it wrote."""
     import optuna
 
-    name, metric = f"trial {trial.number}", ground.metric
-    observer.stage(name, described(trial.params))
+    workers, metric = _workers(), ground.metric
+    params = {dimension.name: dimension.suggest(trial) for dimension in space}
+    name, folder = f"trial {trial.number}", folder / f"trial-{workers.first_number(trial)}"
+    observer.stage(name, described(params))
     start = time.perf_counter()
     try:
-        settings = settings_with(ground.settings, trial.params)
+        settings = settings_with(ground.settings, params)
         trial.set_user_attr("epochs", settings.epochs)
         result = _fit(trial, ground, settings, folder, observer)
-    except optuna.TrialPruned as stop:
-        trial.set_user_attr("seconds", time.perf_counter() - start)
-        crew.pruned(trial, str(stop))
-        observer.note(str(stop))
-    except InputError as error:
+    except (InputError, optuna.TrialPruned) as stop:
         # A loss that diverges, a batch that the data cannot fill: news of these settings, not of the search.
-        crew.pruned(trial, str(error))
-        observer.note(f"cannot be trained: {error}")
-    except BaseException as error:
-        # What it wrote stays: with the same settings the training goes on from its checkpoint.
-        crew.again(trial, died=not isinstance(error, KeyboardInterrupt))
-        raise
-    else:
-        value = result.after[metric]
-        trial.set_user_attr("seconds", time.perf_counter() - start)
-        trial.set_user_attr("before", result.before[metric])
-        # The value is that of the weights kept, which the last epoch's need not be.
-        by_epoch = [entry[f"eval_{metric}"] for entry in result.history if f"eval_{metric}" in entry]
-        trial.report(by_epoch[-1] if by_epoch else value, step=math.ceil(settings.epochs))
-        crew.complete(trial, value)
-        observer.note(f"{worded(metric)} {result.before[metric]:.4f} -> {value:.4f}")
-        logger.info("%s: %s %.4f with %s", name, worded(metric), value, described(trial.params))
+        trial.set_user_attr("reason", str(stop))
+        observer.note(f"cannot be trained: {stop}" if isinstance(stop, InputError) else str(stop))
+        shutil.rmtree(folder, ignore_errors=True)
+        raise optuna.TrialPruned(str(stop)) from None
     finally:
+        # After any other break its files stay: with the same settings the training goes on from its checkpoint.
+        trial.set_user_attr("seconds", time.perf_counter() - start)
         observer.done()
+    value = float(result.after[metric])
+    trial.set_user_attr("before", result.before[metric])
+    # The value is that of the weights kept, which the last epoch's need not be.
+    by_epoch = [entry[f"eval_{metric}"] for entry in result.history if f"eval_{metric}" in entry]
+    trial.report(by_epoch[-1] if by_epoch else value, step=math.ceil(settings.epochs))
+    observer.note(f"{worded(metric)} {result.before[metric]:.4f} -> {value:.4f}")
+    logger.info("%s: %s %.4f with %s", name, worded(metric), value, described(params))
     shutil.rmtree(folder, ignore_errors=True)
+    return value
 
 
 def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, observer: Observer) -> TrainingResult:
@@ -187,15 +177,15 @@ def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, obser
         output=folder / "model",
         work=folder / "work",
         report=watch,
-        note=observer.note if trial.number == 0 or "origin" in trial.user_attrs else None,
+        note=observer.note if trial.number == 0 or _workers().first_number(trial) != trial.number else None,
     )
 
 
-def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Search:
+def _finish(study: optuna.Study, space: Space, ground: Ground, folder: Path, observer: Observer) -> Search:
     from nestling.report import tuning_charts as charts
     from nestling.report.charts import save, short_source
 
-    frozen = crew.trials(*_workers().FINISHED)
+    frozen = _workers().trials_of(study, *_workers().FINISHED)
     records = tuple(record_of(trial) for trial in frozen)
     complete = [record for record in records if record.state == "complete"]
     if not complete:
@@ -204,14 +194,14 @@ def _finish(crew: Crew, ground: Ground, folder: Path, observer: Observer) -> Sea
     experiment = tuned(ground.experiment, ground.variant, best.params)
     files = [folder / "best.yaml", folder / "trials.parquet"]
     atomic.write_text(files[0], experiment.to_yaml())
-    frame = trials_frame(records, crew.space, metric=ground.metric)
+    frame = trials_frame(records, space, metric=ground.metric)
     with atomic.new_file(files[1]) as temporary:
         frame.write_parquet(temporary)
     subtitle = f"{short_source(ground.source)}: {ground.variant.name}, {len(records)} trials"
     measure = worded(ground.metric)
-    picture = charts.parallel_coordinates(records, crew.space, best=best.number, measure=measure, subtitle=subtitle)
+    picture = charts.parallel_coordinates(records, space, best=best.number, measure=measure, subtitle=subtitle)
     files.append(save(picture, folder / "trials")[0])
-    importance, why_not = importance_of(crew.study)
+    importance, why_not = importance_of(study)
     if importance:
         picture = charts.importances(importance, measure=measure, subtitle=subtitle)
         files.append(save(picture, folder / "importance")[0])

@@ -17,7 +17,7 @@ from nestling.errors import InputError
 from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    import optuna
 
 Value: TypeAlias = bool | int | float | str | None
 
@@ -76,15 +76,13 @@ class Dimension:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def distribution(self) -> BaseDistribution:
-        """Return it as Optuna knows it."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    def suggest(self, trial: optuna.Trial) -> Value:
+        """Return a trial's value of it."""
         if self.low is None or self.high is None:
-            return CategoricalDistribution(self.choices)
+            return trial.suggest_categorical(self.name, self.choices)
         if isinstance(self.low, int) and isinstance(self.high, int):
-            return IntDistribution(self.low, self.high, log=self.log)
-        return FloatDistribution(float(self.low), float(self.high), log=self.log)
+            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
+        return trial.suggest_float(self.name, float(self.low), float(self.high), log=self.log)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as it stands in a file."""
