@@ -153,8 +153,8 @@ def split(
     made = stages.split(_data(data, columns), out=out, settings=settings)
     summary = summarise(made)
     for note in (*made.train.notes, made.warning):
-        if note:
-            _observer().note(note)
+        if note and (observer := _observer()):
+            observer.note(note)
     if as_json:
         print(json.dumps(summary))
         return
