@@ -82,3 +82,10 @@ def test_the_fingerprint_follows_the_weights_not_the_place(tiny_model_path: Path
     weights = next(folder.rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     assert find_model(str(folder)).fingerprint != find_model(str(tiny_model_path)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_called_that(tmp_path: Path, tiny_model_path: Path, name: str):
+    model = Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
+    with closed(model / name), pytest.raises((InputError, PermissionError), match=rf"{name}"):
+        load_model(str(model))
