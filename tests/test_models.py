@@ -249,3 +249,10 @@ def test_the_hub_s_cache_is_preferred_where_it_holds_the_default_and_has_the_sam
 def test_a_cache_that_lacks_the_default_s_weights_is_passed_over(hub: Path):
     cache_of_the_default(hub, leave_out=("model.safetensors",))
     assert find_model("all-MiniLM-L6-v2").kind == "bundled"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_called_that(tmp_path: Path, tiny_model_path: Path, name: str):
+    model = Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
+    with closed(model / name), pytest.raises((InputError, PermissionError), match=rf"{name}"):
+        load_model(str(model))

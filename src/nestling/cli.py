@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from nestling import (
     cli_serve,
     cli_tuning,
 )
+from nestling.atomic import FULL
 from nestling.cli_options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
 from nestling.environment import grow_gpu_memory, share_cores
 from nestling.errors import InputError
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except OSError as error:
         what = (error.strerror or str(error)).lower()
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             what += "; free some, then give the same command again: it goes on where it stopped"
         _fail(f"{error.filename}: {what}" if error.filename else what)
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,8 @@ BAD = [
     ("/search", {"query": "x", "filters": {"brand": True}}, 422, 'the field brand is compared as text; give "true"'),
     ("/search", {"query": "x" * (CHARACTERS + 1)}, 422, "query: String should have at most 8192 characters"),
     ("/search", {"queries": ["x"] * 65}, 422, "queries: List should have at most 64 items"),
+    ("/search", {"query": " \t"}, 422, "blank"),
+    ("/search", {"query": " ", "mode": "lexical"}, 422, "blank"),
     ("/search", {"query": "x", "k": 0}, 422, "k: Input should be greater than or equal to 1"),
     ("/search", {"query": "x", "k": 1001}, 422, "k: Input should be less than or equal to 1000"),
     ("/search", {"queries": ["x"] * 11, "k": 1000}, 422, "11 queries of 1000 hits are more than 10000 hits"),
@@ -183,3 +186,18 @@ def test_before_it_is_ready_and_after_it_is_told_to_stop_it_says_so(shop: Shop):
         service.state = "ready"
         assert client.get("/health").json() == {"status": "ready"}
     service.close()
+
+
+def test_damaged_documents_are_told_in_the_log_and_the_client_is_told_whose_fault_it_is(shop: Shop, tmp_path, caplog):
+    copy = Path(shutil.copytree(shop.folder, tmp_path / "copy"))
+    [path] = copy.rglob("documents.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"{", b"\xff"))
+    with TestClient(create_app(made := make_service(Source("shop", copy)))) as opened:
+        answer = opened.post("/search", json={"query": "drill"})
+    made.close()
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        500,
+        "a file of this index is damaged; the server's log names it",
+    )
+    assert "documents.jsonl, line" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.evaluation.embed import truncate
-from nestling.serving.indexes.index import Index, Mode
+from nestling.serving.indexes.index import Index, Mode, refuse_blank
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded
 from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError
@@ -229,6 +229,7 @@ class Service:
 
 def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
     try:
+        refuse_blank(queries)
         allowed = index.documents.allowed(asked.filters)
     except InputError as error:
         raise RefusedError(422, str(error)) from None
