@@ -103,7 +103,7 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
 
     Args:
         name: one of `ENGINES`. `openvino-...` needs the package `openvino`, and converts the model: seconds;
-            `openvino-int8` needs `nncf` too, and takes half a minute.
+            `openvino-int8` needs `nncf` too, and takes longer.
         model: in float32, on the device that it is to run on.
         sample: of the texts to encode. Without one `auto` converts nothing, and int8 is calibrated and tried on the
             generated catalogue.
