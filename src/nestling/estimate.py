@@ -77,7 +77,8 @@ def measure(
         for side in sides:
             features = {name: value for name, value in model.preprocess(side[:pairs]).items() if torch.is_tensor(value)}
             columns.append({name: features[name].to(model.device) for name in features if name != "token_type_ids"})
-        torch.stack([found.float().sum() for found in loss.embedded(columns)]).sum().backward()
+        total = torch.stack([found.float().sum() for found in loss.embedded(columns)]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
