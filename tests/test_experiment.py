@@ -24,9 +24,9 @@ def written(folder: Path, text: str) -> Path:
 
 def test_without_a_file_it_is_the_demo_and_changes_count():
     demo = load_experiment(None, {"data.records": 500})
-    assert (demo.name, demo.data.source, demo.data.records, demo.training.epochs) == ("demo", "toolshed", 500, 2)
+    assert (demo.name, demo.data.source, demo.data.records, demo.training.epochs) == ("demo", "toolshed", 500, 1)
     assert [v.name for v in demo.variants] == ["pretrained", "mnrl", "mnrl+matryoshka", "graded"]
-    assert load_experiment(None).data.records == 6000
+    assert load_experiment(None).data.records == 2400
 
 
 def test_an_experiment_survives_yaml():
