@@ -178,7 +178,9 @@ def load_model(
         what = InputError(f"model {source.name!r} in {source.folder} cannot be loaded: {first}")
         # The libraries call files that they may not read missing or damaged.
         for path in sorted(source.folder.rglob("*")):
-            what = unread(path, what, str(what))
+            told = unread(path, what, str(what))
+            if str(told) != str(what):
+                raise told from None
         raise what from None
 
 
