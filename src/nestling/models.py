@@ -34,7 +34,8 @@ NEEDED = ("modules.json", "config.json", "model.safetensors", "tokenizer.json", 
 """Files of the default model without which the hub's cache does not hold it."""
 PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
 
-MODULES = "modules.json"
+MODULES, TOKENIZER, TOKENIZER_CONFIG = "modules.json", "tokenizer.json", "tokenizer_config.json"
+STATIC = "StaticEmbedding"
 OLDER = "sentence_transformers.models"
 """Where modules are in sentence-transformers before 6, which later ones know as another name of theirs."""
 POOLING = {
@@ -201,12 +202,23 @@ def save_model(model: SentenceTransformer, folder: Path | str) -> None:
     configs = [_older(module) for module in model]
     if None in configs:
         return
-    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    modules = _read_json(folder / MODULES, list)
     for entry, module, config in zip(modules, model, configs, strict=True):
-        entry["type"] = f"{OLDER}.{type(module).__name__}"
+        kind = type(module).__name__
+        entry["type"] = f"{OLDER}.{kind}"
+        if kind == STATIC and not entry["path"]:
+            # At the top, versions 3 and 4 take any module for a transformer.
+            entry["path"] = f"{entry['idx']}_{kind}"
+            (folder / entry["path"]).mkdir(exist_ok=True)
+            for name in ("model.safetensors", TOKENIZER):
+                (folder / name).replace(folder / entry["path"] / name)
         if config:
             atomic.write_json(folder / entry["path"] / module.config_file_name, config)
     atomic.write_json(folder / MODULES, modules)
+    tokenizer = _read_json(folder / TOKENIZER_CONFIG)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        # What transformers 5 calls it alone.
+        atomic.write_json(folder / TOKENIZER_CONFIG, {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def needs_newest(folder: Path) -> bool:
@@ -267,8 +279,9 @@ def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], 
     """
     from tokenizers import Tokenizer
 
-    path = source.folder / "tokenizer.json"
-    if not path.is_file():
+    places = [source.folder / TOKENIZER, source.folder / f"0_{STATIC}" / TOKENIZER]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
         raise InputError(f"model {source.name!r} has no tokenizer.json, so its tokens cannot be counted")
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
@@ -284,7 +297,7 @@ def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], 
         for file, key in (
             ("sentence_bert_config.json", "max_seq_length"),
             # Where sentence-transformers 6 keeps it.
-            ("tokenizer_config.json", "model_max_length"),
+            (TOKENIZER_CONFIG, "model_max_length"),
             ("config.json", "max_position_embeddings"),
         )
     )
