@@ -35,8 +35,11 @@ STAND_INS = (
     ("--engine ray --address HOST:PORT", "", "no cluster is here; tests/serving/test_encode_catalogue.py starts one"),
 )
 """(part of a command, what stands in for it here, why)."""
-PARSED_ONLY = (("nestling serve", "it would listen; tests/serving/test_server_process.py runs it"),)
-"""(start of a command, why it is only parsed)."""
+PARSED_ONLY = (
+    ("nestling serve", "it would listen; tests/serving/test_server_process.py runs it"),
+    ("from openai", "it needs a server; tests/serving/test_openai_clients.py runs it"),
+)
+"""(start of a command or of a block of Python, why it is only parsed)."""
 LOOKED_UP = ("pip", "make", "curl")
 """Commands that would change this machine or need a server: what they name must be there."""
 
@@ -107,7 +110,9 @@ class Shelf:
             for command in commands(example.text):
                 self.call(command)
         elif example.language == "python":
-            exec(compile(f"import nestling\n{example.text}", example.place, "exec"), self.names)
+            code = compile(f"import nestling\n{example.text}", example.place, "exec")
+            if not any(example.text.startswith(start) for start, _ in PARSED_ONLY):
+                exec(code, self.names)
         elif example.language == "yaml":
             values = yaml.safe_load(example.text)
             make = make_experiment if set(values) <= set(Experiment.model_fields) else make_space

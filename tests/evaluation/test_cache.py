@@ -120,7 +120,7 @@ def test_a_model_that_reads_texts_otherwise_is_encoded_anew(
         {"source_fingerprint": "n"},
         {"kind": "document"},
         {"texts": TEXTS[::-1]},
-        {"engine": SimpleNamespace(name="torch-bf16")},
+        {"engine": SimpleNamespace(key="torch-bf16")},
     ],
 )
 def test_another_model_kind_order_or_engine_is_encoded_anew(
@@ -134,7 +134,7 @@ def test_another_model_kind_order_or_engine_is_encoded_anew(
 
 
 def test_the_engine_that_leaves_a_model_as_it_is_shares_entries_with_no_engine(model: Any) -> None:
-    plain = SimpleNamespace(name="torch-fp32")
+    plain = SimpleNamespace(key="torch-fp32")
     assert entry_key(model, "m", TEXTS, kind="query") == entry_key(model, "m", TEXTS, kind="query", engine=plain)  # type: ignore[arg-type]
 
 

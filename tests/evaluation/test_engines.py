@@ -327,7 +327,7 @@ def test_without_nncf_int8_says_what_to_install(
     tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(InputError, match="openvino-int8 needs the package nncf: pip install nncf"):
+    with pytest.raises(InputError, match=r"openvino-int8 needs nncf: pip install 'nestling\[export\]'"):
         engine_for("openvino-int8", tiny_model, sample=MANY)
 
 
@@ -368,7 +368,7 @@ def test_without_openvino_its_engine_says_what_to_install(
     tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match=r"openvino-bf16 needs openvino: pip install 'nestling\[openvino\]'"):
+    with pytest.raises(InputError, match=r"openvino-bf16 needs openvino: pip install 'nestling\[export\]'"):
         engine_for("openvino-bf16", tiny_model)
 
 

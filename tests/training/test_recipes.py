@@ -56,7 +56,7 @@ def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path
 
 
 def test_equal_scores_cannot_be_ranked(judgments: Judgments):
-    with pytest.raises(InputError, match="all training pairs have the same score"):
+    with pytest.raises(InputError, match="cosine and cosent learn from scores that differ, and here every pair has"):
         scored_pairs(judgments.take([0]))
 
 
