@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 
+from nestling.config.training import TrainingSettings
 from nestling.environment import grow_gpu_memory, hardware, share_cores, versions
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
@@ -48,7 +49,6 @@ from nestling.training.job import Job
 from nestling.training.memory import forget_peak, peak_memory
 from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
-from nestling.training.settings import TrainingSettings
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"
 THRESHOLD = 2.5

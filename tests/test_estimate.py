@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 
 from nestling import pipeline, terminal
+from nestling.config.experiment import Experiment
+from nestling.config.training import TrainingSettings
+from nestling.config.yaml_files import make_experiment
 from nestling.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
-from nestling.experiment import Experiment
-from nestling.experiment_files import make_experiment
 from nestling.judgments.table import Judgments
 from nestling.models import find_model
 from nestling.terminal import TerminalObserver
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.job import Job
-from nestling.training.settings import TrainingSettings
 
 
 def clock_of(*times: float) -> Callable[[], float]:

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 import nestling
+from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.trec import write_run
-from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate

@@ -16,8 +16,8 @@ import yaml
 
 from fixtures.tiny import build_tiny_model
 from nestling import cli
-from nestling.experiment import Experiment
-from nestling.experiment_files import make_experiment
+from nestling.config.experiment import Experiment
+from nestling.config.yaml_files import make_experiment
 from nestling.judgments.toolshed import generate
 from nestling.tuning.space import make_space
 

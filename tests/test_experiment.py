@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 import yaml
 
+from nestling.config.experiment import Variant
+from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.config.yaml_files import load_experiment, make_experiment, make_settings
 from nestling.errors import InputError
-from nestling.experiment import Variant
-from nestling.experiment_files import load_experiment, make_experiment, make_settings
 from nestling.training.recipes import RECIPES
-from nestling.training.settings import Matryoshka, TrainingSettings
 
 
 def written(folder: Path, text: str) -> Path:

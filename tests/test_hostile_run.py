@@ -10,7 +10,7 @@ import pytest
 
 from fixtures.browser import opened
 from nestling import pipeline
-from nestling.experiment_files import make_experiment
+from nestling.config.yaml_files import make_experiment
 from nestling.pipeline import Run
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestling.config.manifests import shaped
+from nestling.config.run_folder import STATE, RunFolder
 from nestling.errors import InputError
-from nestling.manifests import shaped
-from nestling.run_folder import STATE, RunFolder
 from nestling.serving.encoding.files import MANIFEST, read_encoded
 from nestling.shrinking import SHRUNK, load_shrunk
 

@@ -19,12 +19,12 @@ import pytest
 
 from fixtures.study import make_study
 from nestling import cli_publishing
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.publishing import plan, push
 from nestling.report.model_card import write_cards
 from nestling.report.page_data import load_page_data
-from nestling.run_folder import RunFolder
 
 TOKEN = "hf_of_this_test"
 REPO = "shop/search-model"

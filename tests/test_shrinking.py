@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 import nestling
 from nestling import shrinking
 from nestling.cli_measuring import _doubt
+from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import Fitted
 from nestling.evaluation.cells import Cell
-from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model

@@ -9,13 +9,13 @@ import pytest
 
 import nestling
 from nestling import stages
+from nestling.config.experiment import DataSettings, EvaluationSettings
+from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.errors import InputError
-from nestling.experiment import DataSettings, EvaluationSettings
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.stages import load, settle_threshold
-from nestling.training.settings import Matryoshka, TrainingSettings
 
 
 def scored(*scores: float) -> Judgments:

@@ -14,7 +14,7 @@ _HOMES = {
     "Catalogue": "nestling.judgments.catalogue",
     "Encoder": "nestling.serving.encoder",
     "Evaluation": "nestling.evaluating",
-    "Experiment": "nestling.experiment",
+    "Experiment": "nestling.config.experiment",
     "Index": "nestling.serving.indexes.index",
     "IndexSettings": "nestling.serving.indexes.settings",
     "InputError": "nestling.errors",
@@ -25,7 +25,7 @@ _HOMES = {
     "index": "nestling.serving.indexes.build",
     "inspect": "nestling.stages",
     "load_catalogue": "nestling.judgments.catalogue",
-    "load_experiment": "nestling.experiment_files",
+    "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models",
     "load_shrunk": "nestling.shrinking",
@@ -37,11 +37,11 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from nestling.config.experiment import Experiment as Experiment
+    from nestling.config.yaml_files import load_experiment as load_experiment
     from nestling.errors import InputError as InputError
     from nestling.evaluating import Evaluation as Evaluation
     from nestling.evaluating import evaluate as evaluate
-    from nestling.experiment import Experiment as Experiment
-    from nestling.experiment_files import load_experiment as load_experiment
     from nestling.judgments.catalogue import Catalogue as Catalogue
     from nestling.judgments.catalogue import load_catalogue as load_catalogue
     from nestling.judgments.sources import load_judgments as load_judgments

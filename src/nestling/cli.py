@@ -35,7 +35,7 @@ from nestling.extras import missing
 from nestling.terminal import clean
 
 if TYPE_CHECKING:
-    from nestling.experiment import DataSettings
+    from nestling.config.experiment import DataSettings
     from nestling.observer import Observer
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -140,8 +140,8 @@ def split(
 ) -> None:
     """Split into train, dev and test that share no query, and where the data allows it no document."""
     from nestling import stages
-    from nestling.experiment import SplitSettings
-    from nestling.experiment_files import make_settings
+    from nestling.config.experiment import SplitSettings
+    from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.split_view import split_table
 
@@ -183,8 +183,8 @@ def train(
     Training settings are those of an experiment: --set epochs=3 --set batch_size=64 --set learning_rate=1e-4 ...
     """
     from nestling import stages
-    from nestling.experiment_files import make_settings
-    from nestling.training.settings import Matryoshka, TrainingSettings
+    from nestling.config.training import Matryoshka, TrainingSettings
+    from nestling.config.yaml_files import make_settings
 
     prefixes = None
     if matryoshka or weights:
@@ -265,7 +265,7 @@ def _fail(message: str) -> NoReturn:
 
 def _as_setting(error: UnknownOptionError) -> str | None:
     """Return what to give in place of an unknown option that has the name of a training setting."""
-    from nestling.training.settings import TrainingSettings
+    from nestling.config.training import TrainingSettings
 
     verb = " ".join(error.command_chain or ())
     option = (error.token.keyword or error.token.value).split("=")[0]
@@ -279,8 +279,8 @@ def _as_setting(error: UnknownOptionError) -> str | None:
 
 
 def _data(source: str, columns: Columns) -> DataSettings:
-    from nestling.experiment import DataSettings
-    from nestling.experiment_files import make_settings
+    from nestling.config.experiment import DataSettings
+    from nestling.config.yaml_files import make_settings
 
     return make_settings(DataSettings, source=source, **columns.given())
 

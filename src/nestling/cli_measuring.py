@@ -50,8 +50,8 @@ def evaluate(
     The first model is what the others are compared with.
     """
     from nestling import evaluating
-    from nestling.experiment import LEXICAL, EvaluationSettings
-    from nestling.experiment_files import make_settings
+    from nestling.config.experiment import LEXICAL, EvaluationSettings
+    from nestling.config.yaml_files import make_settings
     from nestling.report import comparison_view, slices_view, tables
 
     if not models:
@@ -132,8 +132,8 @@ def shrink(
 ) -> None:
     """Find the smallest embeddings that keep a share of a model's quality: chosen on dev, confirmed on test."""
     from nestling import shrinking
-    from nestling.experiment import EvaluationSettings
-    from nestling.experiment_files import make_settings
+    from nestling.config.experiment import EvaluationSettings
+    from nestling.config.yaml_files import make_settings
 
     settings = make_settings(
         EvaluationSettings,

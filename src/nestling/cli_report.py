@@ -15,8 +15,8 @@ from nestling.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from nestling.config.run_folder import RunFolder
     from nestling.report.runs_data import RunsData
-    from nestling.run_folder import RunFolder
 
 COMPARISON = "comparison.html"
 
@@ -34,7 +34,7 @@ def report(
     Runs can be compared that measured the same test queries in the same way: the same judgments, threshold, split,
     protocol and measures.
     """
-    from nestling.run_folder import RunFolder
+    from nestling.config.run_folder import RunFolder
 
     if not run:
         raise InputError("report needs at least one run; give the folder of a finished nestling run, or its name")

@@ -14,7 +14,7 @@ from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers, 
 from nestling.terminal import observer
 
 if TYPE_CHECKING:
-    from nestling.experiment import Experiment
+    from nestling.config.experiment import Experiment
 
 Source = Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")]
 VariantName = Annotated[str | None, Parameter(help="The variant to train; by default the first that is trained.")]
@@ -107,7 +107,7 @@ def curve(
 
 def experiment_of(given: str | None, *, columns: Columns, name: str | None, change: tuple[str, ...]) -> Experiment:
     """Return the experiment that a verb's argument and options describe, as `nestling run` reads them."""
-    from nestling.experiment_files import load_experiment
+    from nestling.config.yaml_files import load_experiment
 
     path = Path(given) if given and given.endswith((".yaml", ".yml")) else None
     changes: dict[str, Any] = {}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nestling.config.training import TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model
 from nestling.training.job import Job
-from nestling.training.settings import TrainingSettings
 
 Clock = Callable[[], float]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from nestling.experiment import FUSED, EvaluationSettings
+from nestling.config.experiment import FUSED, EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments

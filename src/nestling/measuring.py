@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
-from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.models import ModelSource, load_model

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nestling import atomic, measuring, stages
+from nestling.config.experiment import DEMO, Experiment, Variant
+from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.errors import InputError
 from nestling.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
-from nestling.experiment import DEMO, Experiment, Variant
 from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
@@ -24,7 +25,6 @@ from nestling.models import load_model
 from nestling.observer import Observer
 from nestling.report import charts, pages, tables
 from nestling.run_evaluation import RunEvaluation
-from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
 from nestling.run_results import StudyResults
 from nestling.training.recipes import PRETRAINED, RECIPES

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nestling import atomic
+from nestling.config.manifests import read_json
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError, unread
-from nestling.manifests import read_json
 from nestling.models import needs_newest
 from nestling.report.card_base import CARD
 from nestling.report.model_card import addressed, model_card
 from nestling.report.page_data import PageData, load_page_data
-from nestling.run_folder import RunFolder
 from nestling.training.result import SUMMARY
 
 MODULES = "modules.json"

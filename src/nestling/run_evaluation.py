@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nestling import atomic, measuring
-from nestling.experiment import FUSED, Experiment, Variant
+from nestling.config.experiment import FUSED, Experiment, Variant
+from nestling.config.run_folder import RunFolder
 from nestling.models import find_model
 from nestling.observer import Observer
-from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from nestling import atomic
+from nestling.config.experiment import Experiment
+from nestling.config.run_folder import RunFolder
 from nestling.environment import hardware, versions
-from nestling.experiment import Experiment
 from nestling.judgments.inspection import Inspection
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import summarise
 from nestling.judgments.table import Judgments
 from nestling.report import charts
-from nestling.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from nestling import atomic
+from nestling.config.experiment import EvaluationSettings
+from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
-from nestling.experiment import EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
-from nestling.manifests import read_json, shaped
 from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
 from nestling.models import ModelSource, find_model, load_model, save_model
 from nestling.observer import Observer

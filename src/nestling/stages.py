@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.errors import InputError
-from nestling.experiment import (
+from nestling.config.experiment import (
     DataSettings,
     SplitSettings,
 )
+from nestling.config.run_folder import fingerprint
+from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.errors import InputError
 from nestling.judgments.inspection import Inspection, inspect_judgments
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.split import Split, split_judgments
@@ -20,8 +22,6 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
 from nestling.models import DEFAULT, ModelSource, find_model, load_model, token_counter
 from nestling.observer import Observer
-from nestling.run_folder import fingerprint
-from nestling.training.settings import Matryoshka, TrainingSettings
 
 if TYPE_CHECKING:
     from nestling.training.job import Job

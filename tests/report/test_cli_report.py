@@ -10,8 +10,8 @@ import pytest
 
 from fixtures.study import make_study
 from nestling.cli import main
+from nestling.config.run_folder import RunFolder
 from nestling.evaluation.cells import Cell
-from nestling.run_folder import RunFolder
 
 N = 20
 

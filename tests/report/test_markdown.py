@@ -14,11 +14,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from fixtures.study import make_study
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.markdown import escaped, fenced, markdown, single_line, write_markdown
 from nestling.report.page_data import load_page_data
-from nestling.run_folder import RunFolder
 
 N = 40
 HOSTILE = (

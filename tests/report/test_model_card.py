@@ -16,12 +16,12 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from fixtures.study import make_study
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.model_card import addressed, model_card, write_cards
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_tables import training_table
-from nestling.run_folder import RunFolder
 
 N = 40
 

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 
 from fixtures.study import make_study
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.page import write_page
-from nestling.run_folder import RunFolder
 
 N = 40
 MARK = "document.title='RAN'"

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from fixtures.study import make_study
+from nestling.config.run_folder import RunFolder
 from nestling.evaluation.cells import Cell
 from nestling.report.page import write_page
 from nestling.report.page_tuning import findings
-from nestling.run_folder import RunFolder
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><script>alert(1)</script><path d="M0 0H9"/></svg>'
 

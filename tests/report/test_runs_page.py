@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.study import make_study
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.runs_data import RunsData, load_runs
 from nestling.report.runs_page import render, verdict, write_runs_page
 from nestling.report.runs_settings import told_apart
-from nestling.run_folder import RunFolder
 
 N = 40
 MARK = "document.title='RAN'"

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling.experiment import Experiment
+from nestling.config.experiment import Experiment
 from nestling.report.charts import save
 from nestling.report.tuning_charts import importances, learning_curve, parallel_coordinates
 from nestling.report.tuning_view import curve_table, trials_table

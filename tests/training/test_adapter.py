@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from fixtures.training import KilledError, dying_at, small_split, trained, weights
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
@@ -25,7 +26,6 @@ from nestling.training.dev import DevEvaluator
 from nestling.training.job import Job
 from nestling.training.recipes import find_recipe
 from nestling.training.result import last_checkpoint
-from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model
 from nestling.training.alike import AlikeBatches
 from nestling.training.batching import LengthBatches
 from nestling.training.job import Job
 from nestling.training.recipes import find_recipe
-from nestling.training.settings import TrainingSettings
 
 
 def points(n: int, dim: int = 8) -> np.ndarray:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
@@ -33,7 +34,6 @@ from nestling.training.cross_encoder import (
     with_head,
 )
 from nestling.training.job import Job
-from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 
 QUERIES = ["hand saw", "cordless drill 18 v", "paint"]

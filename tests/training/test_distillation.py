@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model, load_model
 from nestling.training.batching import Pairs
@@ -18,7 +19,6 @@ from nestling.training.distillation import DRAWN, teacher_of
 from nestling.training.job import INVENTED, Job, Material
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.recipes import find_recipe
-from nestling.training.settings import TrainingSettings
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
 from fixtures.training import weights
+from nestling.config.training import TrainingSettings
 from nestling.evaluation.rotate import fit_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
@@ -20,7 +21,6 @@ from nestling.models import find_model, load_model
 from nestling.training.guard import Figures, Guard, choose
 from nestling.training.job import Job
 from nestling.training.result import TrainingResult, read_result
-from nestling.training.settings import TrainingSettings
 from nestling.training.trainer import fit
 
 RECALL = "dev_recall@10"

@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, S
 from tokenizers import Tokenizer
 
 from fixtures.training import join
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed
 from nestling.evaluation.measures import Measure
@@ -24,7 +25,6 @@ from nestling.training.joined import mixed
 from nestling.training.lexical import SHARES
 from nestling.training.recipes import texts
 from nestling.training.result import TrainingResult
-from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 from nestling.training.trainer import fit
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from fixtures.training import KilledError, dying_at, script, small_split, trained, weights
 from nestling import atomic
+from nestling.config.training import TrainingSettings
 from nestling.judgments.split import Split
 from nestling.models import find_model
 from nestling.training.callbacks import evaluations_since_best
 from nestling.training.job import Job
-from nestling.training.settings import TrainingSettings
 
 # Best after the second of six epochs; the third is level with it, which is no better.
 FIGURES = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7]

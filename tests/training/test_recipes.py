@@ -13,6 +13,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
@@ -24,7 +25,6 @@ from nestling.training.library import arguments_for, trainer_for
 from nestling.training.packed import can_pack
 from nestling.training.recipes import RECIPES, find_recipe
 from nestling.training.scored import scored_pairs
-from nestling.training.settings import TrainingSettings
 from nestling.training.tokens import tokenised
 
 PROMPTS = {"query": "drill: ", "document": "a saw: "}

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fixtures.training import KilledError, dying_at, small_split, trained
-from nestling.experiment_files import make_experiment
+from nestling.config.training import TrainingSettings
+from nestling.config.yaml_files import make_experiment
 from nestling.judgments.split import Split
 from nestling.models import find_model
 from nestling.pipeline import run
 from nestling.training.dev import DevEvaluator
 from nestling.training.job import Job
 from nestling.training.result import TrainingResult
-from nestling.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, checkpoint_seconds=0, precision="fp32")
 TABLE, BASE = 0.4, 0.6

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fixtures.training import join
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
@@ -19,7 +20,6 @@ from nestling.training.guard import Figures, Guard
 from nestling.training.job import Job
 from nestling.training.recipes import RECIPES, find_recipe, texts
 from nestling.training.result import TrainingResult
-from nestling.training.settings import TrainingSettings
 from nestling.training.static import build_static
 from nestling.training.teaching import MINED, READ, RERANKED, _better
 from nestling.training.trainer import fit

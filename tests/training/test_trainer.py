@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
@@ -18,7 +19,6 @@ from nestling.training.job import Job
 from nestling.training.precision import Precision, choose_precision, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
-from nestling.training.settings import TrainingSettings
 from nestling.training.trainer import fit
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")

@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
+from nestling.config.experiment import Experiment, Variant
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.baselines import Lexical
-from nestling.experiment import Experiment, Variant
 from nestling.judgments.toolshed import generate
 from nestling.models import find_model
 from nestling.training.job import Job, Material
 from nestling.training.recipes import find_recipe
-from nestling.training.settings import TrainingSettings
 from nestling.training.word_teacher import SHARPNESS, WordTeacher, teacher_for
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]

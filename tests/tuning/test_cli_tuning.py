@@ -10,8 +10,8 @@ from cyclopts import App
 
 from fixtures.tuning import FakeFit
 from nestling import cli_tuning
+from nestling.config.yaml_files import load_experiment
 from nestling.errors import InputError
-from nestling.experiment_files import load_experiment
 
 pytest.importorskip("optuna")
 

@@ -14,8 +14,8 @@ import pytest
 
 from fixtures.tuning import SPACE, FakeFit, small_experiment
 from nestling import pipeline
+from nestling.config.yaml_files import load_experiment
 from nestling.errors import InputError
-from nestling.experiment_files import load_experiment
 from nestling.observer import Observer
 from nestling.tuning.search import tune
 from nestling.tuning.space import MATRYOSHKA_SPACE, load_space, make_space
@@ -365,7 +365,7 @@ def test_numbers_without_a_dot_are_numbers_and_whole_ends_make_whole_values(tmp_
 
 
 def test_the_default_space_is_valid_and_holds_the_default_settings(tiny_model_path):
-    from nestling.training.settings import TrainingSettings
+    from nestling.config.training import TrainingSettings
 
     for dimension in make_space(MATRYOSHKA_SPACE):
         assert dimension.match(getattr(TrainingSettings(), dimension.name)), dimension.name

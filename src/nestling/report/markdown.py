@@ -8,13 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from nestling import atomic
+from nestling.config.run_folder import RunFolder
 from nestling.report import page_tables
 from nestling.report.page import cleaning_of, facts_of, reproduction_of
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_svg import without_controls
 from nestling.report.page_tables import Cell, PageTable
 from nestling.report.page_verdict import verdict
-from nestling.run_folder import RunFolder
 
 REPORT = "report.md"
 NOTE = (

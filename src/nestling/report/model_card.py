@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from nestling import atomic
+from nestling.config.experiment import Experiment
+from nestling.config.run_folder import RunFolder
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
-from nestling.experiment import Experiment
 from nestling.models import needs_newest
 from nestling.report.card_base import CARD, Base, base_of
 from nestling.report.card_results import Rival, figures_of, results_table, rival_of
@@ -25,9 +27,7 @@ from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import PageData
 from nestling.report.page_tables import Cell, PageTable, split_table
 from nestling.report.tables import label
-from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED, RECIPES
-from nestling.training.settings import TrainingSettings
 
 UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""

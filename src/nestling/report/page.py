@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nestling import atomic
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.advice import kept_by
 from nestling.report import charts, grid_charts, page_tables
@@ -20,7 +21,6 @@ from nestling.report.page_svg import drawn, inline, without_controls
 from nestling.report.page_training import training_curves
 from nestling.report.page_verdict import verdict
 from nestling.report.tables import label
-from nestling.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jinja2 import Environment

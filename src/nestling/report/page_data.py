@@ -12,15 +12,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from nestling.config.experiment import FUSED
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.grid import CELL, SCHEMA
 from nestling.evaluation.significance import SCHEMA as COMPARED
-from nestling.experiment import FUSED
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.report.page_tuning import Finding, findings
 from nestling.report.tables import plain, reference_of
-from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED
 
 RANKED = ("variant", "dim", "query_id", "rank", "document_id", "score")

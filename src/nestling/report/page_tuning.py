@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from nestling.config.run_folder import RunFolder
 from nestling.report.page_svg import inline
-from nestling.run_folder import RunFolder
 from nestling.training.result import MEAN, RECALL
 from nestling.tuning.outcome import worded
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nestling.config.run_folder import RunFolder
 from nestling.report.markdown import write_markdown
 from nestling.report.model_card import write_cards
 from nestling.report.page import write_page
 from nestling.report.page_data import load_page_data
-from nestling.run_folder import RunFolder
 
 
 def write_pages(folder: RunFolder) -> Path:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nestling.config.experiment import FUSED
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all
-from nestling.experiment import FUSED
 from nestling.report.page_data import DEV_RECALL, PageData, load_page_data
 from nestling.report.runs_settings import Values, environment_apart, settings_apart, told, told_apart
 from nestling.report.tables import plain
-from nestling.run_folder import RunFolder
 from nestling.terminal import clean
 
 FEWEST, MOST = 2, 8

@@ -9,7 +9,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.experiment import FUSED
+from nestling.config.experiment import FUSED
 from nestling.training.recipes import PRETRAINED
 
 LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}

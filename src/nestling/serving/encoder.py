@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
 from nestling.evaluation.compress import Codec
 from nestling.evaluation.embed import truncate
 from nestling.extras import needed
-from nestling.manifests import read_json, shaped
 from nestling.serving.tokens import Tokens
 
 Padded = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]

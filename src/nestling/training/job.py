@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.models import ModelSource
-from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

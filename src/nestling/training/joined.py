@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.embed import embed, truncate
 from nestling.evaluation.qrels import Qrels
@@ -24,7 +25,6 @@ from nestling.training.job import Job
 from nestling.training.lexical import SHARES, reduced, sample, scale_for, scaled, side_by_side
 from nestling.training.recipes import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
-from nestling.training.settings import TrainingSettings
 from nestling.training.teaching import TRANSFORMER, teach
 
 if TYPE_CHECKING:

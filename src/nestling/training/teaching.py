@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling import atomic
+from nestling.config.training import TrainingSettings
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models import find_model, load_model
@@ -28,7 +29,6 @@ from nestling.training.guard import Figures, Guard
 from nestling.training.job import INVENTED, Job
 from nestling.training.pseudo_queries import invented
 from nestling.training.result import TrainingResult
-from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -16,7 +16,7 @@ from nestling.evaluation.baselines import Lexical, NoWordsError, PairScores
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.training.settings import TrainingSettings
+    from nestling.config.training import TrainingSettings
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 
 from nestling import atomic
+from nestling.config.experiment import Experiment
+from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.errors import InputError
-from nestling.experiment import Experiment
 from nestling.extras import PICTURES, needed
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
-from nestling.run_folder import RunFolder, fingerprint
 from nestling.run_log import logged_to
 from nestling.tuning.ground import Ground, prepare
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from nestling import stages
+from nestling.config.experiment import Experiment, Variant
+from nestling.config.run_folder import RunFolder
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.experiment import Experiment, Variant
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
-from nestling.run_folder import RunFolder
 from nestling.training.recipes import PRETRAINED, RECIPES
 from nestling.training.result import selection
-from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from nestling.training.job import Job

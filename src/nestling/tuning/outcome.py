@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from nestling.experiment import Experiment, Variant
+from nestling.config.experiment import Experiment, Variant
 from nestling.training.result import MEAN
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling import atomic
+from nestling.config.experiment import Experiment
+from nestling.config.run_folder import fingerprint
 from nestling.errors import InputError
-from nestling.experiment import Experiment
 from nestling.extras import PICTURES, needed
 from nestling.observer import Observer
-from nestling.run_folder import fingerprint
 from nestling.run_log import logged_to
 from nestling.tuning.ground import Ground, prepare
 from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned, worded

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 from pydantic import ValidationError
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import optuna

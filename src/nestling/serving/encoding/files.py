@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
-from nestling.manifests import read_json, shaped
 
 MANIFEST, WORK = "encoded.json", ".work"
 FORMAT = 1

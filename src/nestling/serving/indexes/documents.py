@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 from nestling.judgments.identity import normalise
-from nestling.manifests import read_json, shaped
 from nestling.serving.indexes.files import AGAIN
 
 ROWS, OFFSETS, FILTERS = "documents.jsonl", "documents.offsets.npy", "filters.json"

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nestling import atomic
+from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
 from nestling.evaluation.fusion import Fusion
-from nestling.manifests import read_json, shaped
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nestling.errors import InputError
-from nestling.experiment import (
+from nestling.config.experiment import (
     DEMO,
     DataSettings,
     EvaluationSettings,
@@ -20,7 +19,8 @@ from nestling.experiment import (
     SplitSettings,
     Variant,
 )
-from nestling.training.settings import Matryoshka, TrainingSettings
+from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from nestling.config.training import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 from nestling.evaluation.cells import ROTATIONS, Rotation
 from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.engines import ENGINES
@@ -14,7 +15,6 @@ from nestling.judgments.files import MAX_UNPACKED
 from nestling.judgments.split import Method
 from nestling.models import DEFAULT, ModelSource, find_model
 from nestling.training.recipes import PRETRAINED, RECIPES
-from nestling.training.settings import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""

@@ -12,8 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nestling import atomic
+from nestling.config.manifests import read_json
 from nestling.errors import InputError
-from nestling.manifests import read_json
 
 STATE = "state.json"
 
