@@ -32,10 +32,10 @@ import torch
 
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed
 from nestling.evaluation.measures import Measure
-from nestling.models import DEFAULT, find_model
-from nestling.serving.encoder import Encoder
+from nestling.models.exported_encoder import Encoder
+from nestling.models.load import DEFAULT, find_model
+from nestling.models.torch_encoder import embed
 from nestling.serving.exporting import check as export_check
 from nestling.serving.exporting.export import Format, Precision, export, judged, read_model
 

@@ -26,19 +26,19 @@ from million import multiplied
 from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import Catalogue
 from nestling.judgments.sources import load_judgments
+from nestling.models.encoder import open_encoder
 from nestling.observer import Observer
 from nestling.serving.indexes.build import index
 from nestling.serving.indexes.calibrate import exact_top
 from nestling.serving.indexes.index import Index
 from nestling.serving.indexes.settings import IndexSettings
-from nestling.serving.text_encoders import open_encoder
 
 QUERIES = 400
 CHANGED = 0.01
 MEMORY = """
 import re, sys
 from nestling.serving.indexes.index import Index
-from nestling.serving.text_encoders import open_encoder
+from nestling.models.encoder import open_encoder
 import nestling.evaluation.search_codes
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

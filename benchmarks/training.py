@@ -43,11 +43,11 @@ from nestling.environment import grow_gpu_memory, hardware, share_cores, version
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import DEFAULT, find_model, load_model, no_bars
+from nestling.models.load import DEFAULT, find_model, load_model, no_bars
+from nestling.models.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.active import train_active_rows
 from nestling.training.job import Job
 from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.precision import choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"

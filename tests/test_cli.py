@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nestling.cli import main
-from nestling.models import find_model
+from nestling.models.load import find_model
 
 NESTLING = [sys.executable, "-m", "nestling"]
 

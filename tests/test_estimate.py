@@ -16,7 +16,7 @@ from nestling.config.training import TrainingSettings
 from nestling.config.yaml_files import make_experiment
 from nestling.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
 from nestling.judgments.table import Judgments
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.terminal import TerminalObserver
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.job import Job

@@ -15,10 +15,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding
 
 from fixtures.serving import closed
-from nestling import models
 from nestling.errors import InputError
 from nestling.evaluation.rotate import append_linear
-from nestling.models import find_model, load_model, needs_newest, prompts_of, save_model, token_counter
+from nestling.models.load import find_model, load, load_model, needs_newest, prompts_of, save_model, token_counter
 
 PROMPTS = {"query": "drill: ", "document": "saw: "}
 TEXTS = ["steel drill", "", "white door" * 40]
@@ -246,7 +245,7 @@ def test_a_module_whose_weights_are_a_pickle_is_refused(
 def test_bundled_weights_that_are_not_the_hub_s_are_refused(
     hub: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_path: Path
 ):
-    monkeypatch.setattr(models, "_bundled_folder", lambda: tiny_model_path)
+    monkeypatch.setattr(load, "_bundled_folder", lambda: tiny_model_path)
     with pytest.raises(InputError, match=r"model\.safetensors: not the weights that the hub has .* remove the package"):
         find_model("all-MiniLM-L6-v2")
 

@@ -20,7 +20,7 @@ from nestling.evaluation.cell_search import Fitted
 from nestling.evaluation.cells import Cell
 from nestling.judgments.split import Split
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model
+from nestling.models.load import find_model
 
 SETTINGS = EvaluationSettings(
     dims=(32, 16, 8),

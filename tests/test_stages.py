@@ -14,7 +14,7 @@ from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
 from nestling.stages import load, settle_threshold
 
 

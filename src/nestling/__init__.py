@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Catalogue": "nestling.judgments.catalogue",
-    "Encoder": "nestling.serving.encoder",
+    "Encoder": "nestling.models.exported_encoder",
     "Evaluation": "nestling.evaluating",
     "Experiment": "nestling.config.experiment",
     "Index": "nestling.serving.indexes.index",
@@ -27,7 +27,7 @@ _HOMES = {
     "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
-    "load_model": "nestling.models",
+    "load_model": "nestling.models.load",
     "load_shrunk": "nestling.shrinking",
     "run": "nestling.pipeline",
     "shrink": "nestling.shrinking",
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from nestling.judgments.catalogue import load_catalogue as load_catalogue
     from nestling.judgments.sources import load_judgments as load_judgments
     from nestling.judgments.table import Judgments as Judgments
-    from nestling.models import load_model as load_model
+    from nestling.models.exported_encoder import Encoder as Encoder
+    from nestling.models.load import load_model as load_model
     from nestling.pipeline import Run as Run
     from nestling.pipeline import run as run
-    from nestling.serving.encoder import Encoder as Encoder
     from nestling.serving.exporting.export import export as export
     from nestling.serving.indexes.build import index as index
     from nestling.serving.indexes.index import Index as Index

@@ -51,10 +51,10 @@ def index(
 ) -> None:
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
     from nestling.judgments.catalogue import load_catalogue
+    from nestling.models.encoder import open_encoder
     from nestling.serving.indexes.build import index as write
     from nestling.serving.indexes.settings import IndexSettings
     from nestling.serving.indexes.study import fusion_for
-    from nestling.serving.text_encoders import open_encoder
 
     settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)
     fusion = fusion_for(model, bm25_weight) if bm25 else None

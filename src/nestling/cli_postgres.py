@@ -56,10 +56,10 @@ def postgres(
 ) -> None:
     """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
     from nestling.judgments.catalogue import load_catalogue
+    from nestling.models.encoder import open_encoder, prepare
     from nestling.serving.postgres import server as postgres_server
     from nestling.serving.postgres.connection import psycopg_
     from nestling.serving.postgres.store import Store
-    from nestling.serving.text_encoders import open_encoder, prepare
 
     if dsn is not None and data is not None:
         raise InputError("--data is the folder of a server that is started here, and --dsn names another; give one")

@@ -10,7 +10,7 @@ import numpy as np
 
 from nestling.config.training import TrainingSettings
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource, load_model
+from nestling.models.load import ModelSource, load_model
 from nestling.training.job import Job
 
 Clock = Callable[[], float]
@@ -50,9 +50,9 @@ def measure(
     """Time a few training steps and one call that encodes, of a base model on the study's own texts."""
     import torch
 
-    from nestling.evaluation.embed import embed
+    from nestling.models.precision import bound_kernel_cache, choose_precision, settle
+    from nestling.models.torch_encoder import embed
     from nestling.training.encoding import EncodingLoss
-    from nestling.training.precision import bound_kernel_cache, choose_precision, settle
 
     bound_kernel_cache()
     model = load_model(base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)

@@ -13,7 +13,7 @@ from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource, load_model
+from nestling.models.load import ModelSource, load_model
 from nestling.observer import Observer
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from nestling.evaluation.cells import Cell
     from nestling.evaluation.contest import Contest, Embed, Kind, Measured
-    from nestling.evaluation.engines import Engine, Sample
     from nestling.evaluation.qrels import Qrels
+    from nestling.models.engines.engine import Engine, Sample
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def embedder_of(
     Raises:
         InputError: the model cannot be loaded, or the engine cannot be had.
     """
-    from nestling.evaluation.cache import cached_embed
-    from nestling.evaluation.embed import embed
-    from nestling.evaluation.engines import engine_for
+    from nestling.models.cached_encoder import cached_embed
+    from nestling.models.engines.engine import engine_for
+    from nestling.models.torch_encoder import embed
 
     observer = observer or Observer()
     model = load_model(source)
@@ -136,7 +136,7 @@ def embedder_of(
 
 def sample_of(contest: Contest) -> Sample:
     """Return what an int8 engine is calibrated on, the training side, and tried on, the dev side."""
-    from nestling.evaluation.engines import Sample
+    from nestling.models.engines.engine import Sample
 
     sides = [side for side in (contest.test, contest.dev) if side is not None]
     texts = sum(side.n_queries + side.n_documents for side in sides)

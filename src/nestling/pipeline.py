@@ -21,7 +21,7 @@ from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
-from nestling.models import load_model
+from nestling.models.load import load_model
 from nestling.observer import Observer
 from nestling.report import charts, pages, tables
 from nestling.run_evaluation import RunEvaluation
@@ -104,8 +104,8 @@ def run(
 
 def _check_models(experiment: Experiment) -> None:
     """Find every base model and try the sizes and the engine on it, before hours are spent."""
-    from nestling.evaluation.engines import engine_for
     from nestling.evaluation.grid import sizes_of
+    from nestling.models.engines.engine import engine_for
 
     for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
         model = load_model(name)

@@ -13,7 +13,7 @@ from nestling import atomic
 from nestling.config.manifests import read_json
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError, unread
-from nestling.models import needs_newest
+from nestling.models.load import needs_newest
 from nestling.report.card_base import CARD
 from nestling.report.model_card import addressed, model_card
 from nestling.report.page_data import PageData, load_page_data

@@ -12,7 +12,7 @@ import polars as pl
 from nestling import atomic, measuring
 from nestling.config.experiment import FUSED, Experiment, Variant
 from nestling.config.run_folder import RunFolder
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.observer import Observer
 from nestling.training.recipes import PRETRAINED
 

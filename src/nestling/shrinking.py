@@ -16,7 +16,7 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
-from nestling.models import ModelSource, find_model, load_model, save_model
+from nestling.models.load import ModelSource, find_model, load_model, save_model
 from nestling.observer import Observer
 from nestling.stages import settle_threshold
 

@@ -20,7 +20,7 @@ from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
-from nestling.models import DEFAULT, ModelSource, find_model, load_model, token_counter
+from nestling.models.load import DEFAULT, ModelSource, find_model, load_model, token_counter
 from nestling.observer import Observer
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.evaluation import cache
-from nestling.evaluation.cache import cached_embed, entry_key, texts_fingerprint
-from nestling.evaluation.embed import embed
+from nestling.models.cached_encoder import cached_embed, entry_key, texts_fingerprint
+from nestling.models.load import cached_encoder
+from nestling.models.torch_encoder import embed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -40,9 +40,9 @@ def embed(model, texts, **settings):
         file.write("encoded\\n")
     time.sleep(0.5)
     return np.arange(3 * len(texts), dtype=np.float32).reshape(-1, 3)
-cache.embed = embed
+cached_encoder.embed = embed
 """
-ASK = 'found = cache.cached_embed(model, "m", ["a", "b"], kind="query", folder=folder)\n'
+ASK = 'found = cached_encoder.cached_embed(model, "m", ["a", "b"], kind="query", folder=folder)\n'
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         calls.append(list(texts))
         return np.array([[len(text), place, 1] for place, text in enumerate(texts)], dtype=np.float32)
 
-    monkeypatch.setattr(cache, "embed", encode)
+    monkeypatch.setattr(cached_encoder, "embed", encode)
     return calls
 
 

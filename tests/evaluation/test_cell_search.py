@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import ROTATIONS, Cell, Rotation
 from nestling.evaluation.compress import PRECISIONS, fit_codec
-from nestling.evaluation.embed import truncate
 from nestling.evaluation.rotate import fit_search_rotation, rotated
 from nestling.evaluation.turning import train_search_rotation
+from nestling.models.torch_encoder import truncate
 
 FULL = 64
 CODED = [precision for precision in PRECISIONS if precision != "float32"]

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nestling.evaluation.embed import embed, truncate
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
 from nestling.judgments.table import Judgments
+from nestling.models.torch_encoder import embed, truncate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

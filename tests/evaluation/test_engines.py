@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from nestling.models.load.engines import engine as engines
+from nestling.models.load.engines import openvino as engine_openvino
+from nestling.models.load.engines import torch_half
 from torch import nn
 
 from fixtures.training import join
 from nestling.errors import InputError
-from nestling.evaluation import engine_openvino, engine_torch, engines
-from nestling.evaluation.cache import entry_key
-from nestling.evaluation.embed import embed
-from nestling.evaluation.engines import Engine, Sample, engine_for
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
-from nestling.training import precision
+from nestling.models.cached_encoder import entry_key
+from nestling.models.engines.engine import Engine, Sample, engine_for
+from nestling.models.load import find_model, load_model, precision
+from nestling.models.torch_encoder import embed
 from nestling.training.recipes import texts
 from nestling.training.static import build_static
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 HOME_DEPOT = Path(__file__).parents[3] / "shared" / "data" / "home-depot" / "train.csv.zip"
 TEXTS = ["red drill", "a white light in a wooden door", "sink", "water heater 40 gal", "saws", "steel saw " * 40]
 QUERIES, DOCUMENTS = texts(generate(300, seed=0))
-PACKS = engine_torch._can_pack()
+PACKS = torch_half._can_pack()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_weights_are_in_half_precision_and_buffers_are_not() -> None:
     module = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     module.config = None
     module.register_buffer("angles", torch.ones(3))
-    found = engine_torch.cast_copy(module, torch.bfloat16)
+    found = torch_half.cast_copy(module, torch.bfloat16)
     assert {value.dtype for value in found.parameters()} == {torch.bfloat16}
     assert found.inner.angles.dtype == torch.float32
 
@@ -124,7 +125,7 @@ def test_a_packed_layer_gives_what_a_linear_layer_gives(bias: bool) -> None:
     linear = nn.Linear(48, 80, bias=bias).bfloat16()
     rows = torch.randn(3, 7, 48).bfloat16()
     with torch.inference_mode():
-        found, expected = engine_torch.PackedLinear(linear)(rows), linear.float()(rows.float())
+        found, expected = torch_half.PackedLinear(linear)(rows), linear.float()(rows.float())
     assert found.shape == (3, 7, 80)
     # The exact product of the same numbers, but for the rounding of the result to 8 bits.
     torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=2**-9)
@@ -133,8 +134,8 @@ def test_a_packed_layer_gives_what_a_linear_layer_gives(bias: bool) -> None:
 @pytest.mark.skipif(not PACKS, reason="oneDNN has no bf16 on this CPU")
 def test_every_linear_layer_of_a_transformer_is_packed(tiny_model: SentenceTransformer, engine: Engine) -> None:
     # Two layers of query, key, value, output and the two of the feed-forward part; and the pooler's.
-    assert sum(isinstance(module, engine_torch.PackedLinear) for module in engine.model.modules()) == 13
-    assert sum(isinstance(module, engine_torch.PackedLinear) for module in tiny_model.modules()) == 0
+    assert sum(isinstance(module, torch_half.PackedLinear) for module in engine.model.modules()) == 13
+    assert sum(isinstance(module, torch_half.PackedLinear) for module in tiny_model.modules()) == 0
 
 
 def test_prompts_are_those_of_the_model(tiny_model: SentenceTransformer, engine: Engine) -> None:
@@ -331,7 +332,7 @@ def test_without_nncf_int8_says_what_to_install(
         engine_for("openvino-int8", tiny_model, sample=MANY)
 
 
-class Wrong(engine_torch.Float32Output):
+class Wrong(torch_half.Float32Output):
     """Gives the negative of every hidden state."""
 
     def forward(self, **features: Any) -> Any:
@@ -340,7 +341,7 @@ class Wrong(engine_torch.Float32Output):
         return output
 
 
-class Failing(engine_torch.Float32Output):
+class Failing(torch_half.Float32Output):
     def forward(self, **features: Any) -> Any:
         raise RuntimeError("expected scalar type Float but found BFloat16\nand more")
 
@@ -354,7 +355,7 @@ def test_an_engine_that_computes_something_else_is_refused(
     said: str,
 ) -> None:
     pretend(monkeypatch, "bf16")
-    monkeypatch.setattr(engine_torch, "cast_copy", lambda transformer, _: fault(transformer))
+    monkeypatch.setattr(torch_half, "cast_copy", lambda transformer, _: fault(transformer))
     with pytest.raises(InputError, match=f"torch-bf16 cannot run this model .*{said}.*; choose torch-fp32") as caught:
         engine_for("torch-bf16", tiny_model)
     assert "\n" not in str(caught.value)

@@ -14,12 +14,12 @@ import pytrec_eval
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, cells_of
-from nestling.evaluation.embed import embed
 from nestling.evaluation.grid import CELL, SCHEMA, by_query, measure_cells, measures_in, sizes_of, summarise
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
+from nestling.models.torch_encoder import embed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

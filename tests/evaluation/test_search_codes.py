@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from nestling.errors import InputError
 from nestling.evaluation import search_codes
 from nestling.evaluation.compress import PRECISIONS, Codec, Codes, fit_codec
-from nestling.evaluation.embed import truncate
 from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.search_codes import rescore, top_k_codes
+from nestling.models.torch_encoder import truncate
 
 QUANTIZED = ("int8", "int4", "binary")
 

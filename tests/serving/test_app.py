@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fixtures.served import Shop, ids_of, make_service, make_shop
-from nestling.evaluation.embed import truncate
+from nestling.models.torch_encoder import truncate
 from nestling.serving.indexes.files import MANIFEST
 from nestling.serving.indexes.index import Index
 from nestling.serving.service.answers import encoded, error_body

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from fixtures.serving import products
 from nestling.errors import InputError
-from nestling.serving.encoder import Encoder
+from nestling.models.encoder import open_encoder
+from nestling.models.exported_encoder import Encoder
 from nestling.serving.encoding import catalogue as module
 from nestling.serving.encoding import ray_engine as encode_ray
 from nestling.serving.encoding import worker as encode_worker
@@ -32,7 +33,6 @@ from nestling.serving.encoding.files import MANIFEST, read_encoded, read_part, t
 from nestling.serving.encoding.partitions import open_source
 from nestling.serving.encoding.worker import Job
 from nestling.serving.exporting.export import export
-from nestling.serving.text_encoders import open_encoder
 
 TITLES = products(50)
 SMALL = EncodeSettings(partition=20, threads=1)

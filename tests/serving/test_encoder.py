@@ -16,9 +16,9 @@ from sentence_transformers import SentenceTransformer
 
 from fixtures.serving import closed
 from nestling.errors import InputError
-from nestling.serving.encoder import MANIFEST, Encoder, Table
+from nestling.models.exported_encoder import MANIFEST, Encoder, Table
+from nestling.models.tokens import Tokens
 from nestling.serving.exporting.export import export
-from nestling.serving.tokens import Tokens
 
 TEXTS = ["drill", "", "a hand saw, 12 inch", "white steel door " * 40, "Écru 漢字 <b>&amp;</b> \u200b", "drill"]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(
@@ -100,7 +100,7 @@ import sys
 for name in {blocked!r}:
     sys.modules[name] = None
 import json
-from nestling.serving.encoder import Encoder
+from nestling.models.exported_encoder import Encoder
 print(json.dumps(Encoder.open({str(folder)!r}).encode({TEXTS!r}).tolist()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -174,7 +174,7 @@ def test_a_table_gives_the_mean_of_its_rows_and_zeros_for_no_piece(monkeypatch: 
     table = Table(np.array([[1, 0], [0, 2], [4, 4]], dtype=np.float32))
     expected = [[2.5, 2.0], [0.0, 0.0], [0.5, 1.0]]
     np.testing.assert_array_equal(table.mean([[0, 2], [], [0, 1]]), expected)
-    monkeypatch.setattr("nestling.serving.encoder.LONG", 1)
+    monkeypatch.setattr("nestling.models.exported_encoder.LONG", 1)
     np.testing.assert_allclose(table.mean([[0, 2], [], [0, 1]]), expected)
 
 

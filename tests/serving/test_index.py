@@ -341,9 +341,9 @@ def test_what_is_no_index_and_another_models_index_are_refused(folder: Path, tmp
 
 
 def test_a_real_model_is_found_where_it_was_or_beside_the_index(tiny_model_path: Path, tmp_path: Path):
+    from nestling.models.encoder import open_encoder
     from nestling.serving.indexes.build import index
     from nestling.serving.indexes.settings import IndexSettings
-    from nestling.serving.text_encoders import open_encoder
 
     model = Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
     index(open_encoder(model), catalogue(TITLES[:50]), tmp_path / "i", model=str(model), settings=IndexSettings())
@@ -358,10 +358,10 @@ def test_an_exported_table_searches_an_index_without_torch_or_polars(tmp_path: P
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, pre_tokenizers
 
+    from nestling.models.encoder import open_encoder
     from nestling.serving.exporting.export import export
     from nestling.serving.indexes.build import index
     from nestling.serving.indexes.settings import IndexSettings
-    from nestling.serving.text_encoders import open_encoder
 
     words = sorted({word for title in TITLES for word in title.split()})
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, **{word: n + 1 for n, word in enumerate(words)}}, "[UNK]"))

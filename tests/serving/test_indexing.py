@@ -15,12 +15,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nestling.models.load.engines import engine
 
 from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
-from nestling.evaluation import engines
 from nestling.evaluation.compress import Codec, fit_codec
 from nestling.evaluation.fusion import Fusion
+from nestling.models.encoder import TorchEncoder, open_encoder
+from nestling.models.load import precision
 from nestling.observer import Observer
 from nestling.serving.indexes import build as indexing
 from nestling.serving.indexes import calibrate as calibration
@@ -34,8 +36,6 @@ from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.shortlist import Exact
 from nestling.serving.indexes.study import fusion_for, study_fusion
 from nestling.serving.service.served import Indexes, Source
-from nestling.serving.text_encoders import TorchEncoder, open_encoder
-from nestling.training import precision
 
 TITLES = products(60)
 ids = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
@@ -404,7 +404,7 @@ def test_auto_converts_a_model_for_many_new_texts_and_for_a_service_alone(
     tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("openvino")
-    monkeypatch.setattr(engines, "WORTH", 40)
+    monkeypatch.setattr(engine, "WORTH", 40)
     monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     model, folder = str(tiny_model_path), tmp_path / "i"

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.embed import truncate
 from nestling.judgments.catalogue import Catalogue
+from nestling.models.torch_encoder import truncate
 from nestling.serving.postgres import server as postgres_server
 from nestling.serving.postgres import sql as postgres_sql
 from nestling.serving.postgres.load import storable

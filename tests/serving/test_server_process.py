@@ -29,7 +29,7 @@ for name in ("torch", "transformers", "sentence_transformers", "polars", "pyarro
 """
 SLOW = """
 import time
-from nestling.serving.encoder import Encoder
+from nestling.models.exported_encoder import Encoder
 encode = Encoder.encode
 def slowly(self, texts, **options):
     if "slowly" in texts:

@@ -13,12 +13,12 @@ import pytest
 from fixtures.training import KilledError, dying_at, small_split, trained, weights
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.rotate import add_rotation, fit_rotation
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
+from nestling.models.torch_encoder import embed
 from nestling.training import adapter as module
 from nestling.training.adapter import AdapterEncoder, layer_of, with_adapter
 from nestling.training.batching import Pairs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.training.alike import AlikeBatches
 from nestling.training.batching import LengthBatches
 from nestling.training.job import Job

@@ -8,9 +8,9 @@ import os
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from nestling.models.precision import bound_kernel_cache, resident_memory
 from nestling.training import callbacks
 from nestling.training.callbacks import GiveBackMemory
-from nestling.training.precision import bound_kernel_cache, resident_memory
 
 MB = 2**20
 

@@ -12,7 +12,7 @@ import torch
 
 from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.distillation import DRAWN, teacher_of

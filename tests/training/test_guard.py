@@ -17,7 +17,7 @@ from nestling.config.training import TrainingSettings
 from nestling.evaluation.rotate import fit_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
 from nestling.training.guard import Figures, Guard, choose
 from nestling.training.job import Job
 from nestling.training.result import TrainingResult, read_result

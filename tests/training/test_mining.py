@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nestling.evaluation.embed import embed
 from nestling.judgments.toolshed import generate
+from nestling.models.torch_encoder import embed
 from nestling.training.batching import Pairs
 from nestling.training.mining import mine
 

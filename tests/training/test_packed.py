@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from nestling.models import load_model
+from nestling.models.load import load_model
+from nestling.models.precision import choose_precision, settle
 from nestling.training import packed
 from nestling.training.losses import ContrastiveLoss, Relevance
 from nestling.training.packed import PAD_TO, can_pack, embed_packed, split_by_length
-from nestling.training.precision import choose_precision, settle
 from nestling.training.tokens import TokenStore
 
 QUERIES = ["saw", "door hinge brass", "drill " * 15, "paint"]

@@ -13,7 +13,7 @@ from fixtures.training import KilledError, dying_at, script, small_split, traine
 from nestling import atomic
 from nestling.config.training import TrainingSettings
 from nestling.judgments.split import Split
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.training.callbacks import evaluations_since_best
 from nestling.training.job import Job
 

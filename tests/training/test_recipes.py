@@ -17,7 +17,7 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import ModelSource, find_model, load_model, prompts_of
+from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.training.contrastive import positive_pairs, positives_above
 from nestling.training.encoding import EncodingLoss
 from nestling.training.job import Job, Material

@@ -12,7 +12,7 @@ from fixtures.training import KilledError, dying_at, small_split, trained
 from nestling.config.training import TrainingSettings
 from nestling.config.yaml_files import make_experiment
 from nestling.judgments.split import Split
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.pipeline import run
 from nestling.training.dev import DevEvaluator
 from nestling.training.job import Job

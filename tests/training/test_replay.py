@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from nestling.models import load_model
+from nestling.models.load import load_model
+from nestling.models.precision import Precision, settle
 from nestling.training import replay
 from nestling.training.casting import embed_cast
 from nestling.training.losses import ContrastiveLoss, Relevance
-from nestling.training.precision import Precision, settle
 from nestling.training.replay import Embed, GraphMemory, ReplayedEncoder, aliased, can_replay, padded, rounded
 from nestling.training.tokens import TokenStore
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nestling.errors import InputError
-from nestling.models import ModelSource, find_model
+from nestling.models.load import ModelSource, find_model
 from nestling.training.static import RECOMMENDED, build_static, piece_weights
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import RerankEvaluator, logits
 from nestling.training.guard import Figures, Guard

@@ -13,10 +13,10 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
+from nestling.models.precision import Precision, choose_precision, settle
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.job import Job
-from nestling.training.precision import Precision, choose_precision, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
 from nestling.training.trainer import fit
@@ -151,10 +151,10 @@ def test_ctrl_c_saves_a_checkpoint_first(split: Split, job: Job, tmp_path: Path)
 def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_has_a_name_of_its_own(
     split: Split, job: Job, tmp_path: Path
 ):
-    from nestling.evaluation.embed import embed, truncate
     from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
     from nestling.evaluation.retrieve import top_k
+    from nestling.models.torch_encoder import embed, truncate
 
     matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 2), weights=(1.0, 2.0))
     result = trained(split, matryoshka, tmp_path)

@@ -14,7 +14,7 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.baselines import Lexical
 from nestling.judgments.toolshed import generate
-from nestling.models import find_model
+from nestling.models.load import find_model
 from nestling.training.job import Job, Material
 from nestling.training.recipes import find_recipe
 from nestling.training.word_teacher import SHARPNESS, WordTeacher, teacher_for

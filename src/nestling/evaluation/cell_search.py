@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from nestling.evaluation.baselines import PairScores
 from nestling.evaluation.cells import Cell, Rotation
 from nestling.evaluation.compress import Codec, Codes, fit_codec
-from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Top, inner_products
 from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.rotate import fit_search_rotation, rotated
 from nestling.evaluation.search_codes import rescore, top_k_codes
 from nestling.evaluation.turning import sampled, train_search_rotation
+from nestling.models.torch_encoder import truncate
 
 Matrix = NDArray[np.float32]
 

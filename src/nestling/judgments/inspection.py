@@ -10,7 +10,7 @@ import numpy as np
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import Bar, Candidate, candidates, dip, histogram
-from nestling.models import Kind
+from nestling.models.load import Kind
 
 CountTokens = Callable[[Sequence[str], Kind], np.ndarray]
 """(n_texts) strings -> (n_texts,) int64, the tokens of each."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from nestling.models import BUNDLED_NAMES, DEFAULT
+from nestling.models.load import BUNDLED_NAMES, DEFAULT
 from nestling.report.markdown import single_line
 
 CARD = "README.md"

@@ -16,7 +16,7 @@ from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
-from nestling.models import needs_newest
+from nestling.models.load import needs_newest
 from nestling.report.card_base import CARD, Base, base_of
 from nestling.report.card_results import Rival, figures_of, results_table, rival_of
 from nestling.report.charts import short_source

@@ -20,8 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.models import save_model
-from nestling.training.precision import give_back_freed_memory, resident_memory
+from nestling.models.load import save_model
+from nestling.models.precision import give_back_freed_memory, resident_memory
 
 logger = logging.getLogger(__name__)
 

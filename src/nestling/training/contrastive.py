@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed
 from nestling.judgments.table import Judgments
+from nestling.models.torch_encoder import embed
 from nestling.training.alike import sampler_for
 from nestling.training.batching import PairCollator, Pairs, Tokens
 from nestling.training.job import Job, Material, Refresh

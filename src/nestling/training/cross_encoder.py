@@ -23,7 +23,8 @@ from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import ModelSource
+from nestling.models.load import ModelSource
+from nestling.models.precision import Setting, choose_precision
 from nestling.training.alike import sampler_for
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
@@ -32,7 +33,6 @@ from nestling.training.encoding import EncodingLoss
 from nestling.training.job import Job, Material
 from nestling.training.losses import SCALE
 from nestling.training.packed import can_pack, embed_packed
-from nestling.training.precision import Setting, choose_precision
 from nestling.training.result import RECALL
 from nestling.training.tokens import PAD_TO, TokenStore
 

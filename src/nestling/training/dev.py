@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-from nestling.evaluation.embed import embed, truncate
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.retrieve import top_k
-from nestling.models import ModelSource, load_model
+from nestling.models.load import ModelSource, load_model
+from nestling.models.torch_encoder import embed, truncate
 from nestling.training.guard import Figures
 from nestling.training.result import MEAN, selection
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.models import ModelSource
+from nestling.models.load import ModelSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ class Material:
         sampler: (batch size, seed, processes) -> batches of row numbers; None for the library's own.
         refresh: each called before an epoch, in this order.
         vocabulary: (n,) integers, every token id that the examples hold; None if unknown.
-        encoder: called as `nestling.evaluation.embed.embed` is, and faster while this training lasts; None if there
+        encoder: called as `nestling.models.torch_encoder.embed` is, and faster while this training lasts; None if there
             is none.
     """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.config.training import TrainingSettings
-from nestling.models import Kind, prompts_of
+from nestling.models.load import Kind, prompts_of
 from nestling.training.job import Material
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.evaluation.rotate import principal_axes
-from nestling.models import ModelSource, load_model
+from nestling.models.load import ModelSource, load_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -21,7 +21,7 @@ from nestling import atomic
 from nestling.config.training import TrainingSettings
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import find_model, load_model
+from nestling.models.load import find_model, load_model
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.contrastive import positives_above

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling import atomic
-from nestling.models import Kind, prompts_of
+from nestling.models.load import Kind, prompts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

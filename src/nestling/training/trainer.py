@@ -14,12 +14,12 @@ from nestling import atomic
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models import load_model, no_bars, save_model
+from nestling.models.load import load_model, no_bars, save_model
+from nestling.models.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.guard import Guard
 from nestling.training.job import Job
 from nestling.training.joined import finish, fit_parts
 from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
 from nestling.training.recipes import find_recipe
 from nestling.training.result import (
     BEFORE,

@@ -17,6 +17,7 @@ from nestling.environment import versions
 from nestling.errors import InputError
 from nestling.extras import needed
 from nestling.judgments.files import MAX_UNPACKED
+from nestling.models.encoder import TextEncoder, open_encoder
 from nestling.observer import Observer
 from nestling.serving.encoding.files import (
     MANIFEST,
@@ -33,7 +34,6 @@ from nestling.serving.encoding.files import (
 from nestling.serving.encoding.partitions import Slice, Source, open_source
 from nestling.serving.encoding.ray_engine import Cluster, encode_on_ray, ray_cluster
 from nestling.serving.encoding.worker import Job, Worker, runtime_of
-from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.embed import embed, truncate
-from nestling.serving.encoder import Encoder
+from nestling.models.encoder import TextEncoder, TorchEncoder, open_encoder
+from nestling.models.exported_encoder import Encoder
+from nestling.models.torch_encoder import embed, truncate
 from nestling.serving.encoding.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
 from nestling.serving.encoding.partitions import Slice, Source
-from nestling.serving.text_encoders import TextEncoder, TorchEncoder, open_encoder
 
 Progress = Callable[[int, int], None]
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.evaluation.compress import Codec
-from nestling.evaluation.embed import embed, truncate
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.search_codes import rescore, top_k_codes
-from nestling.serving.encoder import Encoder
+from nestling.models.exported_encoder import Encoder
+from nestling.models.torch_encoder import embed, truncate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -14,11 +14,11 @@ from nestling import atomic
 from nestling.environment import versions
 from nestling.errors import InputError
 from nestling.extras import needed
-from nestling.models import Kind, ModelSource, find_model, load_model, prompts_of
+from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
+from nestling.models.load import Kind, ModelSource, find_model, load_model, prompts_of
+from nestling.models.tokens import Tokens
 from nestling.observer import Observer
-from nestling.serving.encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
 from nestling.serving.exporting.graph import refuse_unknown
-from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling.errors import InputError
-from nestling.evaluation.engine_openvino import first_line, quantize, quiet
 from nestling.extras import needed
-from nestling.serving.encoder import INPUTS, ONNX
+from nestling.models.engines.openvino import first_line, quantize, quiet
+from nestling.models.exported_encoder import INPUTS, ONNX
+from nestling.models.tokens import Tokens
 from nestling.serving.exporting.graph import example, whole
-from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling.errors import InputError
-from nestling.evaluation.engine_openvino import Inputs, first_line, quantize, quiet
 from nestling.extras import needed
-from nestling.serving.encoder import INPUTS, OPENVINO
+from nestling.models.engines.openvino import Inputs, first_line, quantize, quiet
+from nestling.models.exported_encoder import INPUTS, OPENVINO
+from nestling.models.tokens import Tokens
 from nestling.serving.exporting.graph import example, whole
-from nestling.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

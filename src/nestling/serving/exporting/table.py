@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling.errors import InputError
-from nestling.serving.encoder import TABLE
+from nestling.models.exported_encoder import TABLE
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

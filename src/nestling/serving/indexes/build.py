@@ -18,9 +18,10 @@ from nestling import __version__, atomic
 from nestling.errors import InputError
 from nestling.evaluation.baselines import Lexical
 from nestling.evaluation.compress import FIT_ROWS, Codec, Codes, fit_codec
-from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
+from nestling.models.encoder import TextEncoder, open_encoder, prepare
+from nestling.models.torch_encoder import truncate
 from nestling.observer import Observer
 from nestling.serving.indexes import documents, files, shortlist
 from nestling.serving.indexes.calibrate import Calibrated, calibrate
@@ -28,7 +29,6 @@ from nestling.serving.indexes.files import Manifest
 from nestling.serving.indexes.settings import IndexSettings
 from nestling.serving.indexes.study import study_fusion, study_queries
 from nestling.serving.indexes.vectors import encode_chunks, write_vectors
-from nestling.serving.text_encoders import TextEncoder, open_encoder, prepare
 
 logger = logging.getLogger(__name__)
 

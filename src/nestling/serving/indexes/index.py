@@ -16,11 +16,11 @@ from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.compress import Codec, Codes
 from nestling.evaluation.fusion import Fusion, Top
 from nestling.evaluation.search_codes import rescore
+from nestling.models.encoder import TextEncoder, open_encoder
 from nestling.serving.indexes import files
 from nestling.serving.indexes.documents import Documents, Filters
 from nestling.serving.indexes.files import Manifest
 from nestling.serving.indexes.shortlist import Allowed, Exact, Inverted, Shortlist, has_library, library
-from nestling.serving.text_encoders import TextEncoder, open_encoder
 
 logger = logging.getLogger(__name__)
 

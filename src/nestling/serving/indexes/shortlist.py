@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.evaluation.compress import Codec, Codes
-from nestling.evaluation.embed import truncate
 from nestling.extras import needed
+from nestling.models.torch_encoder import truncate
 
 Allowed = NDArray[np.bool_] | None
 

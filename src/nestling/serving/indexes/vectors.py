@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
-from nestling.evaluation.cache import read_entry, write_entry
+from nestling.models.cached_encoder import read_entry, write_entry
+from nestling.models.encoder import TextEncoder
 from nestling.observer import Observer
-from nestling.serving.text_encoders import TextEncoder
 
 CHUNK = 4_096
 """Texts encoded between two saves: what an interruption can cost."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
+from nestling.models.encoder import TextEncoder
 from nestling.observer import Observer
 from nestling.serving.indexes.documents import Filters, check_filters
 from nestling.serving.indexes.index import Hit, refuse_blank
@@ -17,7 +18,6 @@ from nestling.serving.postgres.connection import WAITS, Connection
 from nestling.serving.postgres.load import Loaded
 from nestling.serving.postgres.schema import Meta
 from nestling.serving.postgres.sql import SHORTLIST, Names, Shortlist, check_table
-from nestling.serving.text_encoders import TextEncoder
 
 if TYPE_CHECKING:
     import psycopg

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from nestling.errors import InputError
 from nestling.evaluation.baselines import PairScores
 from nestling.evaluation.compress import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
-from nestling.evaluation.embed import truncate
 from nestling.evaluation.fusion import Top
 from nestling.evaluation.search_codes import rescore
+from nestling.models.torch_encoder import truncate
 from nestling.serving.indexes.index import Index, Mode
 
 MOST_DOCUMENTS = 200_000

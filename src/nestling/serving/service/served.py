@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nestling.errors import InputError
+from nestling.models.encoder import TextEncoder, prepare
 from nestling.serving.indexes.files import Manifest, read_manifest
 from nestling.serving.indexes.index import Index
 from nestling.serving.service.batcher import Encode
 from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
 from nestling.serving.service.judged import Judged
-from nestling.serving.text_encoders import TextEncoder, prepare
 
 logger = logging.getLogger(__name__)
 

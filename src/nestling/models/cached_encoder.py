@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nestling.atomic import new_file
-from nestling.evaluation.embed import BATCH_SIZE, embed
+from nestling.models.torch_encoder import BATCH_SIZE, embed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.evaluation.engines import Engine
+    from nestling.models.engines.engine import Engine
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from nestling.errors import InputError
 from nestling.evaluation.compress import Codec
 
 if TYPE_CHECKING:
-    from nestling.evaluation.engines import Engine, Sample
+    from nestling.models.engines.engine import Engine, Sample
 
 Kind = Literal["query", "document"]
 RUNTIME = "nestling_runtime.json"
@@ -60,7 +60,7 @@ class TorchEncoder:
 
     def prepare(self, sample: Sample | None) -> Engine:
         """Settle the engine by a sample of the texts to encode; see `engine_for`."""
-        from nestling.evaluation.engines import engine_for
+        from nestling.models.engines.engine import engine_for
 
         self._engine = engine_for(self.wanted, self.model, sample=sample)
         return self._engine
@@ -69,7 +69,7 @@ class TorchEncoder:
         self, texts: Sequence[str], *, kind: Kind = "document", progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
         """See `TextEncoder.encode`."""
-        from nestling.evaluation.embed import embed
+        from nestling.models.torch_encoder import embed
 
         return embed(self.model, texts, kind=kind, engine=self.engine, progress=progress)
 
@@ -89,7 +89,7 @@ def prepare(
         texts: None for no end.
     """
     if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
-        from nestling.evaluation.engines import Sample
+        from nestling.models.engines.engine import Sample
 
         encoder.prepare(Sample(queries, documents(), texts))
 
@@ -100,14 +100,14 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
     Args:
         model: a folder that `nestling export` or `nestling shrink` wrote, any SentenceTransformer folder, a bundled
             name or a hub id.
-        engine: of a model that was not exported; see `nestling.evaluation.engines`.
+        engine: of a model that was not exported; see `nestling.models.engines.engine`.
         threads: of an exported model.
 
     Raises:
         InputError: the model cannot be had, or needs a package that is not installed.
     """
     if is_exported(model):
-        from nestling.serving.encoder import Encoder
+        from nestling.models.exported_encoder import Encoder
 
         return Encoder.open(Path(model).expanduser(), threads=threads)
     try:
@@ -117,7 +117,7 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
             f"{model} is no folder that nestling export wrote, and other models need torch: "
             "pip install 'nestling[study]', or export it where that is installed"
         ) from None
-    from nestling.models import find_model, load_model
+    from nestling.models.load import find_model, load_model
     from nestling.shrinking import SHRUNK, load_shrunk
 
     source = find_model(str(model))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
 
-    from nestling.evaluation.engine_openvino import Inputs
     from nestling.evaluation.qrels import Qrels
+    from nestling.models.engines.openvino import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _choices(model: SentenceTransformer, sample: Sample | None) -> list[tuple[st
     """Return the engines for `auto` and why, the best first."""
     import torch
 
-    from nestling.training.precision import choose_precision
+    from nestling.models.precision import choose_precision
 
     where = model.device.type
     if where not in ("cpu", "cuda") or (where == "cpu" and torch.cuda.is_available()):
@@ -183,7 +183,7 @@ def _made(name: str, reason: str, model: SentenceTransformer, sample: Sample | N
     if fault:
         raise InputError(f"engine {name} cannot run this model ({fault}); choose torch-fp32")
     if where.type == "cpu":
-        from nestling.training.precision import keep_freed_memory
+        from nestling.models.precision import keep_freed_memory
 
         keep_freed_memory()
     return Engine(name, reason, view, TOKENS, calibration)
@@ -194,20 +194,20 @@ def _transformer(name: str, model: SentenceTransformer) -> nn.Module:
 
     _, _, precision = name.partition("-")
     if name.startswith("openvino"):
-        from nestling.evaluation.engine_openvino import compile_graph, convert
+        from nestling.models.engines.openvino import compile_graph, convert
 
         return compile_graph(convert(model[0], precision, vocabulary=len(model.tokenizer)), model[0], precision)
-    from nestling.evaluation.engine_torch import cast_copy
+    from nestling.models.engines.torch_half import cast_copy
 
     return cast_copy(model[0].model, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransformer, str, str]:
     """Return a view of a model in int8, the fingerprint of what it is calibrated on, and what is wrong with it."""
-    from nestling.evaluation.cache import texts_fingerprint
-    from nestling.evaluation.embed import embed
-    from nestling.evaluation.engine_openvino import compile_graph, convert, quantize
     from nestling.extras import needed
+    from nestling.models.cached_encoder import texts_fingerprint
+    from nestling.models.engines.openvino import compile_graph, convert, quantize
+    from nestling.models.torch_encoder import embed
 
     needed(f"engine {INT8}", "nncf")
     graph = convert(model[0], "int8", vocabulary=len(model.tokenizer))
@@ -229,8 +229,8 @@ def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransform
 
 def _loss(exact: SentenceTransformer, view: SentenceTransformer, sample: Sample) -> str:
     """Say what int8 loses beyond what it may; empty where nothing is."""
-    from nestling.evaluation.embed import embed
     from nestling.evaluation.retrieve import top_k
+    from nestling.models.torch_encoder import embed
 
     relevant: list[NDArray[np.int64]] = []
     if sample.judged is None:

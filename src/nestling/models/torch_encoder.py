@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.models import prompts_of
+from nestling.models.load import prompts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.evaluation.engines import Engine
+    from nestling.models.engines.engine import Engine
 
 # Measured on two cores on product titles: 32 to 128 lie within 5 %, 256 takes a quarter longer.
 BATCH_SIZE = 64

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
 from nestling.evaluation.compress import Codec
-from nestling.evaluation.embed import truncate
 from nestling.extras import needed
-from nestling.serving.tokens import Tokens
+from nestling.models.tokens import Tokens
+from nestling.models.torch_encoder import truncate
 
 Padded = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """(n, length) ids and their mask -> (n, dim) float32."""
@@ -112,7 +112,7 @@ class Encoder:
         kind: Literal["query", "document"] = "document",
         batch_size: int = BATCH_SIZE,
     ) -> NDArray[np.float32]:
-        """Encode texts, as `nestling.evaluation.embed.embed` does with the model that was exported.
+        """Encode texts, as `nestling.models.torch_encoder.embed` does with the model that was exported.
 
         Each distinct text is encoded once, in batches of like token count. A vector alone and in a
         batch differ by at most 6e-8 a component in fp32 and int8 (ONNX) and 8e-4 in bf16, over 600 product titles and a
