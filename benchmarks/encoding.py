@@ -40,7 +40,6 @@ from nestling.environment import hardware, versions
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.split_files import read_split
 from nestling.judgments.toolshed import generate
@@ -48,6 +47,7 @@ from nestling.models.engines.engine import ENGINES, Engine, Sample, engine_for
 from nestling.models.load import DEFAULT, load_model
 from nestling.models.precision import choose_precision
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.exact_search import top_k
 from training import REAL, THRESHOLD, descriptions
 
 if TYPE_CHECKING:

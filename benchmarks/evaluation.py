@@ -25,13 +25,13 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from nestling.evaluation.cell_search import Fitted, Vectors
 from nestling.evaluation.cells import cells_of
-from nestling.evaluation.compress import PRECISIONS
 from nestling.evaluation.grid import measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.sources import load_judgments
 from nestling.models.torch_encoder import embed, truncate
+from nestling.retrieval.codec import PRECISIONS
+from nestling.retrieval.exact_search import top_k
 
 if TYPE_CHECKING:
     from nestling.judgments.table import Judgments

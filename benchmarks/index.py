@@ -23,11 +23,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from million import multiplied
-from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import Catalogue
 from nestling.judgments.sources import load_judgments
 from nestling.models.encoder import open_encoder
 from nestling.observer import Observer
+from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes.build import index
 from nestling.serving.indexes.calibrate import exact_top
 from nestling.serving.indexes.index import Index
@@ -39,7 +39,7 @@ MEMORY = """
 import re, sys
 from nestling.serving.indexes.index import Index
 from nestling.models.encoder import open_encoder
-import nestling.evaluation.search_codes
+import nestling.retrieval.code_search
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 encoder = open_encoder(sys.argv[2])

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import semantic_search
 
-from nestling.evaluation.compress import fit_codec
-from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.search_codes import top_k_codes
+from nestling.retrieval.code_search import top_k_codes
+from nestling.retrieval.codec import fit_codec
+from nestling.retrieval.exact_search import top_k
 
 DIM, K = 384, 100
 QUERY_BLOCK, CORPUS_BLOCK = 512, 8192

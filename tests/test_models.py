@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from fixtures.serving import closed
 from nestling.errors import InputError
-from nestling.evaluation.rotate import append_linear
 from nestling.models.load import find_model, load, load_model, needs_newest, prompts_of, save_model, token_counter
+from nestling.retrieval.rotation import append_linear
 
 PROMPTS = {"query": "drill: ", "document": "saw: "}
 TEXTS = ["steel drill", "", "white door" * 40]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nestling.evaluation.cell_search import Fitted
     from nestling.evaluation.cells import Cell
-    from nestling.evaluation.compress import Codec
+    from nestling.retrieval.codec import Codec
 
 SHRUNK, CODEC = "nestling_shrunk.json", "nestling_codec.safetensors"
 MEASURE = "recall@10"
@@ -196,7 +196,7 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
     """
     import numpy as np
 
-    from nestling.evaluation.rotate import add_rotation, append_linear
+    from nestling.retrieval.rotation import add_rotation, append_linear
 
     model = load_model(source)
     with model.truncate_embeddings(None):
@@ -222,7 +222,7 @@ def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[st
     Raises:
         InputError: the folder was not written by `shrink`.
     """
-    from nestling.evaluation.compress import Codec
+    from nestling.retrieval.codec import Codec
 
     folder = Path(folder)
     missing = f"{folder}: holds no {SHRUNK}; give a folder that nestling shrink wrote"

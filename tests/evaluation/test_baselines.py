@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.baselines import SETTINGS, Lexical
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
+from nestling.retrieval.bm25 import SETTINGS, Lexical
 
 HOME_DEPOT = Path(__file__).parents[3] / "shared" / "data" / "home-depot"
 CORPUS = ["red drill", "red red saw and a red blade", "blue drill bit", "", "blue drill bit"]
@@ -260,7 +260,7 @@ def test_jax_beside_bm25_leaves_a_gpus_memory_alone(tmp_path: Path):
         "import os\ndef top_k(scores, k):\n    print('taken', os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))\n",
         encoding="utf-8",
     )
-    code = "from nestling.evaluation.baselines import Lexical; Lexical.fit(['a saw'])"
+    code = "from nestling.retrieval.bm25 import Lexical; Lexical.fit(['a saw'])"
     environment = {k: v for k, v in os.environ.items() if k != "XLA_PYTHON_CLIENT_PREALLOCATE"}
     environment["PYTHONPATH"] = str(tmp_path)
 

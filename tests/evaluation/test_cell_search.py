@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import ROTATIONS, Cell, Rotation
-from nestling.evaluation.compress import PRECISIONS, fit_codec
-from nestling.evaluation.rotate import fit_search_rotation, rotated
-from nestling.evaluation.turning import train_search_rotation
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.codec import PRECISIONS, fit_codec
+from nestling.retrieval.rotation import fit_search_rotation, rotated
+from nestling.retrieval.trained_rotation import train_search_rotation
 
 FULL = 64
 CODED = [precision for precision in PRECISIONS if precision != "float32"]
@@ -248,7 +248,7 @@ def test_the_training_side_is_asked_for_once_however_many_cells_need_it() -> Non
 
 
 def test_a_rotation_is_trained_on_a_sample_of_a_large_training_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.evaluation.turning.SAMPLE", 50)
+    monkeypatch.setattr("nestling.retrieval.trained_rotation.SAMPLE", 50)
     train = vectors_of(1, n_queries=100)
     turn = Fitted(lambda: train, (FULL, 8)).rotation("trained")
     places = [np.sort(np.random.default_rng(0).permutation(n)[:50]) for n in (100, 400)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nestling.errors import InputError
 from nestling.evaluation.cells import ROTATIONS, Cell, Rotation, cells_of, sizes_in
-from nestling.evaluation.compress import PRECISIONS, fit_codec
+from nestling.retrieval.codec import PRECISIONS, fit_codec
 
 # Bits a dim, and two bytes for the scale of a row that has one.
 BYTES = {

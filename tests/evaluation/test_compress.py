@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from nestling.errors import InputError
-from nestling.evaluation.compress import LEVELS, OUTERMOST, PRECISIONS, Codec, fit_codec
+from nestling.retrieval.codec import LEVELS, OUTERMOST, PRECISIONS, Codec, fit_codec
 
 FITTED = ("int4", "binary")
 
@@ -113,7 +113,7 @@ def test_int4_adapts_its_width_to_rows_that_are_no_gaussians(monkeypatch: pytest
     rows = np.random.default_rng(0).uniform(-1, 1, (200, 64)).astype(np.float32)
     codec = Codec("int4", 64, np.zeros(64, np.float32), np.eye(64, dtype=np.float32))
     lost = ((codec.decode(codec.encode(rows)) - rows) ** 2).mean()
-    monkeypatch.setattr("nestling.evaluation.compress.WIDTHS", (1.0,))
+    monkeypatch.setattr("nestling.retrieval.codec.WIDTHS", (1.0,))
     assert lost < 0.8 * ((codec.decode(codec.encode(rows)) - rows) ** 2).mean()
 
 
@@ -188,7 +188,7 @@ def test_more_rows_than_a_block_are_all_encoded(monkeypatch: pytest.MonkeyPatch)
     rows = unit_rows(7, 50, 10)
     codec = fit_codec("int4", rows)
     whole = codec.encode(rows)
-    monkeypatch.setattr("nestling.evaluation.compress.ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("nestling.retrieval.codec.ROWS_AT_ONCE", 8)
     parts = codec.encode(rows)
     np.testing.assert_array_equal(parts.data, whole.data)
     np.testing.assert_array_equal(parts.scales, whole.scales)

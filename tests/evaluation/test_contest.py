@@ -13,17 +13,17 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from nestling.evaluation.baselines import Lexical
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.contest import Contest, Kind
-from nestling.evaluation.fusion import Fusion
 from nestling.evaluation.fusion_fit import TRUST, WEIGHTS
 from nestling.evaluation.grid import CELL, measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
+from nestling.retrieval.bm25 import Lexical
+from nestling.retrieval.fusion import Fusion
 
 DIM = 48
 MEASURES = tuple(Measure.parse(text) for text in ("recall@10", "mrr@10", "ndcg@10"))

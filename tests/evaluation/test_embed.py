@@ -10,9 +10,9 @@ import pytest
 
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import embed, truncate
+from nestling.retrieval.exact_search import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -19,13 +19,13 @@ from fixtures.training import join
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.cached_encoder import entry_key
 from nestling.models.engines.engine import Engine, Sample, engine_for
 from nestling.models.load import find_model, load_model, precision
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.exact_search import top_k
 from nestling.training.recipes import texts
 from nestling.training.static import build_static
 

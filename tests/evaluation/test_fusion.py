@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation import fusion
-from nestling.evaluation.fusion import Candidates, Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
 from nestling.evaluation.fusion_fit import WEIGHTS, fit_fusion
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
+from nestling.retrieval import fusion
+from nestling.retrieval.fusion import Candidates, Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
 
 seeds = st.integers(0, 2**32 - 1)
 normalisations = st.sampled_from(["none", "max"])

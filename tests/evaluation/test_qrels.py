@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import PROTOCOLS, Protocol, Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.table import Judgments
+from nestling.retrieval.exact_search import top_k
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.rotate import add_rotation, append_linear, fit_rotation, principal_axes, rotated
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import add_rotation, append_linear, fit_rotation, principal_axes, rotated
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

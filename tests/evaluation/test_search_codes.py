@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation import search_codes
-from nestling.evaluation.compress import PRECISIONS, Codec, Codes, fit_codec
-from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.search_codes import rescore, top_k_codes
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval import code_search
+from nestling.retrieval.code_search import rescore, top_k_codes
+from nestling.retrieval.codec import PRECISIONS, Codec, Codes, fit_codec
+from nestling.retrieval.exact_search import top_k
 
 QUANTIZED = ("int8", "int4", "binary")
 
@@ -59,7 +59,7 @@ def test_integer_scores_give_the_order_of_a_full_sort_whatever_the_blocks(
     codes = codec.encode(documents)
     with pytest.MonkeyPatch.context() as patch:
         if not integer_product:
-            patch.setattr(search_codes, "_has_integer_product", lambda dim: False)
+            patch.setattr(code_search, "_has_integer_product", lambda dim: False)
         indices, scores = top_k_codes(queries, codes, codec, k, query_block=query_block, code_block=code_block)
     expected_indices, expected_scores = by_definition(queries, codes, codec, k)
     np.testing.assert_array_equal(indices, expected_indices)
@@ -79,8 +79,8 @@ def test_sums_too_large_for_float32_are_the_same_without_an_integer_product(
     codec = fit_codec("int8", documents)
     codes = codec.encode(documents)
     expected = by_definition(documents[:3], codes, codec, 50)
-    for known in (search_codes._has_integer_product(dim), False):
-        monkeypatch.setattr(search_codes, "_has_integer_product", lambda dim, known=known: known)
+    for known in (code_search._has_integer_product(dim), False):
+        monkeypatch.setattr(code_search, "_has_integer_product", lambda dim, known=known: known)
         indices, _ = top_k_codes(documents[:3], codes, codec, 50)
         np.testing.assert_array_equal(indices, expected[0])
 
@@ -94,8 +94,8 @@ def test_an_integer_product_that_saturates_is_not_used(monkeypatch: pytest.Monke
         return exact.clamp(-32768, 32767) if wrong else exact
 
     monkeypatch.setattr(torch, "_int_mm", product)
-    monkeypatch.setattr(search_codes.platform, "machine", lambda: "x86_64")
-    probe = search_codes._has_integer_product.__wrapped__
+    monkeypatch.setattr(code_search.platform, "machine", lambda: "x86_64")
+    probe = code_search._has_integer_product.__wrapped__
     assert probe(384) is (torch.backends.mkldnn.is_available() and not wrong)
     assert probe(1) is False
 
@@ -238,7 +238,7 @@ def test_rescoring_in_small_blocks_gives_the_same(monkeypatch: pytest.MonkeyPatc
     queries, documents = unit_rows(16, 30, 12), unit_rows(17, 100, 12)
     candidates = top_k(queries, documents, 20)[0]
     whole = rescore(queries, candidates, documents, 5)
-    monkeypatch.setattr(search_codes, "GATHERED", 4 * 12 * 20 * 7)
+    monkeypatch.setattr(code_search, "GATHERED", 4 * 12 * 20 * 7)
     parts = rescore(queries, candidates, documents, 5)
     np.testing.assert_array_equal(parts[0], whole[0])
     np.testing.assert_array_equal(parts[1], whole[1])

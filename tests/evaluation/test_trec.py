@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.evaluation.trec import read_qrels, read_run, run_to_ranking, write_qrels, write_run
 from nestling.judgments.table import Judgments
+from nestling.retrieval.exact_search import top_k
 
 HOME_DEPOT = Path(__file__).parents[3] / "shared" / "data" / "home-depot"
 THRESHOLD = 1.0

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.rotate import fit_search_rotation
-from nestling.evaluation.turning import _batches, train_search_rotation
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.rotation import fit_search_rotation
+from nestling.retrieval.trained_rotation import _batches, train_search_rotation
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from fixtures.served import Shop, ids_of, make_service, make_shop
 from nestling.errors import InputError
-from nestling.evaluation.compress import PRECISIONS, fit_codec
 from nestling.judgments.split import split_judgments
 from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.codec import PRECISIONS, fit_codec
 from nestling.serving.indexes.index import Index
 from nestling.serving.service.app import create_app
 from nestling.serving.service.compare import Cell, Cells, dims_of

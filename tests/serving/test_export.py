@@ -20,13 +20,13 @@ from nestling.errors import InputError
 from nestling.evaluation.cell_search import Fitted
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.contest import Vectors
-from nestling.evaluation.rotate import append_linear
 from nestling.judgments.split import split_judgments
 from nestling.judgments.split_files import write_split
 from nestling.judgments.toolshed import generate
 from nestling.models.exported_encoder import CODEC, MANIFEST, Encoder
 from nestling.models.load import find_model
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import append_linear
 from nestling.serving.exporting import check as export_check
 from nestling.serving.exporting import export as exporting
 from nestling.serving.exporting.check import Check, Speed, agreement

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, opened, products
 from nestling.errors import InputError
-from nestling.evaluation.baselines import Lexical
-from nestling.evaluation.compress import fit_codec
-from nestling.evaluation.fusion import Fusion
+from nestling.retrieval.bm25 import Lexical
+from nestling.retrieval.codec import fit_codec
+from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes.calibrate import exact_top
 from nestling.serving.indexes.files import MANIFEST, read_manifest
 from nestling.serving.indexes.index import Index

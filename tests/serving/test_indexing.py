@@ -19,11 +19,11 @@ from nestling.models.load.engines import engine
 
 from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
-from nestling.evaluation.compress import Codec, fit_codec
-from nestling.evaluation.fusion import Fusion
 from nestling.models.encoder import TorchEncoder, open_encoder
 from nestling.models.load import precision
 from nestling.observer import Observer
+from nestling.retrieval.codec import Codec, fit_codec
+from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes import build as indexing
 from nestling.serving.indexes import calibrate as calibration
 from nestling.serving.indexes import index as reading

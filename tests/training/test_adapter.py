@@ -14,11 +14,11 @@ from fixtures.training import KilledError, dying_at, small_split, trained, weigh
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.rotate import add_rotation, fit_rotation
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.models.load import find_model, load_model
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import add_rotation, fit_rotation
 from nestling.training import adapter as module
 from nestling.training.adapter import AdapterEncoder, layer_of, with_adapter
 from nestling.training.batching import Pairs

@@ -16,9 +16,9 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
+from nestling.retrieval.exact_search import top_k
 from nestling.training.batching import Pairs
 from nestling.training.candidates import Candidates
 from nestling.training.cross_encoder import (

@@ -14,10 +14,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 
 from fixtures.training import weights
 from nestling.config.training import TrainingSettings
-from nestling.evaluation.rotate import fit_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
+from nestling.retrieval.rotation import fit_search_rotation
 from nestling.training.guard import Figures, Guard, choose
 from nestling.training.job import Job
 from nestling.training.result import TrainingResult, read_result

@@ -14,12 +14,12 @@ from fixtures.training import join
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
-from nestling.evaluation.rotate import add_rotation
-from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model, save_model
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import add_rotation
+from nestling.retrieval.trained_rotation import train_search_rotation
 from nestling.training.job import Job
 from nestling.training.joined import mixed
 from nestling.training.lexical import SHARES
@@ -244,8 +244,8 @@ def test_a_layer_that_the_training_began_with_is_mixed_as_the_rest_is(tiny_model
 
 def recall(model: SentenceTransformer, split: Split) -> float:
     from nestling.evaluation.qrels import Qrels
-    from nestling.evaluation.retrieve import top_k
     from nestling.models.torch_encoder import embed
+    from nestling.retrieval.exact_search import top_k
 
     qrels = Qrels.from_judgments(split.dev, threshold=2.5)
     ranking, _ = top_k(embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document"), 10)

@@ -153,8 +153,8 @@ def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_
 ):
     from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
-    from nestling.evaluation.retrieve import top_k
     from nestling.models.torch_encoder import embed, truncate
+    from nestling.retrieval.exact_search import top_k
 
     matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 2), weights=(1.0, 2.0))
     result = trained(split, matryoshka, tmp_path)

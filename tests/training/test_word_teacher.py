@@ -12,9 +12,9 @@ import yaml
 from nestling.config.experiment import Experiment, Variant
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.evaluation.baselines import Lexical
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
+from nestling.retrieval.bm25 import Lexical
 from nestling.training.job import Job, Material
 from nestling.training.recipes import find_recipe
 from nestling.training.word_teacher import SHARPNESS, WordTeacher, teacher_for

@@ -9,11 +9,11 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from nestling.config.training import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 from nestling.evaluation.cells import ROTATIONS, Rotation
-from nestling.evaluation.compress import PRECISIONS
 from nestling.judgments.files import MAX_UNPACKED
 from nestling.judgments.split import Method
 from nestling.models.engines.engine import ENGINES
 from nestling.models.load import DEFAULT, ModelSource, find_model
+from nestling.retrieval.codec import PRECISIONS
 from nestling.training.recipes import PRETRAINED, RECIPES
 
 STUDY_DIMS = (384, 192, 96, 48)

@@ -9,15 +9,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.baselines import PairScores
 from nestling.evaluation.cells import Cell, Rotation
-from nestling.evaluation.compress import Codec, Codes, fit_codec
-from nestling.evaluation.fusion import Top, inner_products
-from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.rotate import fit_search_rotation, rotated
-from nestling.evaluation.search_codes import rescore, top_k_codes
-from nestling.evaluation.turning import sampled, train_search_rotation
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.bm25 import PairScores
+from nestling.retrieval.code_search import rescore, top_k_codes
+from nestling.retrieval.codec import Codec, Codes, fit_codec
+from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.fusion import Top, inner_products
+from nestling.retrieval.rotation import fit_search_rotation, rotated
+from nestling.retrieval.trained_rotation import sampled, train_search_rotation
 
 Matrix = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Literal, get_args
 
 from nestling.errors import InputError
-from nestling.evaluation.compress import PRECISIONS, Codec
+from nestling.retrieval.codec import PRECISIONS, Codec
 
 Rotation = Literal["none", "pca", "trained"]
 ROTATIONS: tuple[Rotation, ...] = get_args(Rotation)

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import polars as pl
 
-from nestling.evaluation.baselines import Lexical, PairScores
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, sizes_in
-from nestling.evaluation.fusion import Fusion, Top
 from nestling.evaluation.fusion_fit import fit_fusion
 from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
+from nestling.retrieval.bm25 import Lexical, PairScores
+from nestling.retrieval.fusion import Fusion, Top
 
 STEMMED = "bm25-stemmed"
 CANDIDATES = 100

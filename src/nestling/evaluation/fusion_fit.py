@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.baselines import PairScores
-from nestling.evaluation.fusion import Candidates, Fusion, Normalisation, Top
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
+from nestling.retrieval.bm25 import PairScores
+from nestling.retrieval.fusion import Candidates, Fusion, Normalisation, Top
 
 NDCG = Measure("ndcg", 10)
 WEIGHTS = (0.0, *(float(f"{weight:.3g}") for weight in np.geomspace(0.002, 5.0, 36)))

@@ -10,10 +10,10 @@ import polars as pl
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
-from nestling.evaluation.fusion import Top
 from nestling.evaluation.measures import Measure, Ranking
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.significance import interval
+from nestling.retrieval.fusion import Top
 
 CELL = {
     "dim": pl.Int64,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.compress import Codec
+from nestling.retrieval.codec import Codec
 
 if TYPE_CHECKING:
     from nestling.models.engines.engine import Engine, Sample

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.evaluation.rotate import append_linear, fit_rotation, place_of_last
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import BATCH_SIZE, embed, truncate
+from nestling.retrieval.rotation import append_linear, fit_rotation, place_of_last
 from nestling.training.alike import sampler_for
 from nestling.training.batching import PairCollator, Pairs
 from nestling.training.contrastive import positives_above

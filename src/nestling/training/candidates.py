@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
-from nestling.evaluation.retrieve import top_k
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.exact_search import top_k
 from nestling.training.batching import Pairs
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.retrieve import top_k
 from nestling.models.load import ModelSource, load_model
 from nestling.models.torch_encoder import embed, truncate
+from nestling.retrieval.exact_search import top_k
 from nestling.training.guard import Figures
 from nestling.training.result import MEAN, selection
 

@@ -15,11 +15,11 @@ from nestling import atomic
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.rotate import add_rotation, fit_search_rotation, rotated
-from nestling.evaluation.turning import train_search_rotation
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model, save_model
 from nestling.models.torch_encoder import embed, truncate
+from nestling.retrieval.rotation import add_rotation, fit_search_rotation, rotated
+from nestling.retrieval.trained_rotation import train_search_rotation
 from nestling.training.guard import Figures, Guard, choose, shown
 from nestling.training.job import Job
 from nestling.training.lexical import SHARES, reduced, sample, scale_for, scaled, side_by_side

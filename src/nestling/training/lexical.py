@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.rotate import append_linear
-from nestling.evaluation.turning import sampled
 from nestling.models.load import prompts_of
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.rotation import append_linear
+from nestling.retrieval.trained_rotation import sampled
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

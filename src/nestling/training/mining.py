@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling import atomic
-from nestling.evaluation.retrieve import top_k
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.exact_search import top_k
 from nestling.training.batching import Pairs
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.rotate import add_rotation, fit_search_rotation
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars
 from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import add_rotation, fit_search_rotation
 from nestling.training import contrastive, scored
 from nestling.training.adapter import RECOMMENDED as ADAPTER
 from nestling.training.adapter import adapter, with_adapter

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.rotate import principal_axes
 from nestling.models.load import ModelSource, load_model
+from nestling.retrieval.rotation import principal_axes
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestling.evaluation.baselines import Lexical, NoWordsError, PairScores
+from nestling.retrieval.bm25 import Lexical, NoWordsError, PairScores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -229,8 +229,8 @@ def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransform
 
 def _loss(exact: SentenceTransformer, view: SentenceTransformer, sample: Sample) -> str:
     """Say what int8 loses beyond what it may; empty where nothing is."""
-    from nestling.evaluation.retrieve import top_k
     from nestling.models.torch_encoder import embed
+    from nestling.retrieval.exact_search import top_k
 
     relevant: list[NDArray[np.int64]] = []
     if sample.judged is None:

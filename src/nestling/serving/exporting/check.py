@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.compress import Codec
 from nestling.evaluation.measures import Measure
-from nestling.evaluation.retrieve import top_k
-from nestling.evaluation.search_codes import rescore, top_k_codes
 from nestling.models.exported_encoder import Encoder
 from nestling.models.torch_encoder import embed, truncate
+from nestling.retrieval.code_search import rescore, top_k_codes
+from nestling.retrieval.codec import Codec
+from nestling.retrieval.exact_search import top_k
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -23,9 +23,9 @@ from nestling.serving.exporting.graph import refuse_unknown
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.evaluation.compress import Codec
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.table import Judgments
+    from nestling.retrieval.codec import Codec
     from nestling.serving.exporting.check import Check
 
 Format = Literal["onnx", "openvino"]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from nestling import __version__, atomic
 from nestling.errors import InputError
-from nestling.evaluation.baselines import Lexical
-from nestling.evaluation.compress import FIT_ROWS, Codec, Codes, fit_codec
-from nestling.evaluation.fusion import Fusion
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.models.encoder import TextEncoder, open_encoder, prepare
 from nestling.models.torch_encoder import truncate
 from nestling.observer import Observer
+from nestling.retrieval.bm25 import Lexical
+from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes import documents, files, shortlist
 from nestling.serving.indexes.calibrate import Calibrated, calibrate
 from nestling.serving.indexes.files import Manifest

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.search_codes import rescore
+from nestling.retrieval.code_search import rescore
 from nestling.serving.indexes.shortlist import Exact, Inverted
 
 TOP = 10

@@ -11,7 +11,7 @@ from typing import Any
 from nestling import atomic
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
-from nestling.evaluation.fusion import Fusion
+from nestling.retrieval.fusion import Fusion
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError, unread
-from nestling.evaluation.baselines import Lexical, PairScores
-from nestling.evaluation.compress import Codec, Codes
-from nestling.evaluation.fusion import Fusion, Top
-from nestling.evaluation.search_codes import rescore
 from nestling.models.encoder import TextEncoder, open_encoder
+from nestling.retrieval.bm25 import Lexical, PairScores
+from nestling.retrieval.code_search import rescore
+from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.fusion import Fusion, Top
 from nestling.serving.indexes import files
 from nestling.serving.indexes.documents import Documents, Filters
 from nestling.serving.indexes.files import Manifest

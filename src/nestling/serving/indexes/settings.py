@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestling.errors import InputError
-from nestling.evaluation.compress import PRECISIONS
+from nestling.retrieval.codec import PRECISIONS
 
 AUTO = "auto"
 EXACT_UP_TO = 50_000

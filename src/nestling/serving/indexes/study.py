@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from nestling.errors import InputError, unread
-from nestling.evaluation.fusion import Fusion
+from nestling.retrieval.fusion import Fusion
 
 
 def study_fusion(model: str | Path) -> Fusion | None:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.baselines import PairScores
-from nestling.evaluation.compress import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
-from nestling.evaluation.fusion import Top
-from nestling.evaluation.search_codes import rescore
 from nestling.models.torch_encoder import truncate
+from nestling.retrieval.bm25 import PairScores
+from nestling.retrieval.code_search import rescore
+from nestling.retrieval.codec import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
+from nestling.retrieval.fusion import Top
 from nestling.serving.indexes.index import Index, Mode
 
 MOST_DOCUMENTS = 200_000

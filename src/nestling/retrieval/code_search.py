@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.compress import Codec, Codes
-from nestling.evaluation.retrieve import GROUP, MIN_ROWS, merge, top_k
+from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.exact_search import GROUP, MIN_ROWS, merge, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor

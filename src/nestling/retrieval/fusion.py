@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.evaluation.baselines import PairScores
+from nestling.retrieval.bm25 import PairScores
 
 Ranking = NDArray[np.int64]
 Top = tuple[Ranking, NDArray[np.float32]]

@@ -202,7 +202,7 @@ class Codec:
 
     def save(self, path: Path) -> None:
         """Write the codec as one safetensors file, whole or not at all."""
-        from nestling.evaluation.codec_files import save_codec
+        from nestling.retrieval.codec_files import save_codec
 
         save_codec(self, path)
 
@@ -213,7 +213,7 @@ class Codec:
         Raises:
             InputError: the file is missing, is no codec, or is damaged.
         """
-        from nestling.evaluation.codec_files import load_codec
+        from nestling.retrieval.codec_files import load_codec
 
         return load_codec(path)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nestling.atomic import new_file
 from nestling.errors import InputError, unread
-from nestling.evaluation.compress import FORMAT, PRECISIONS, Codec
+from nestling.retrieval.codec import FORMAT, PRECISIONS, Codec
 
 
 def save_codec(codec: Codec, path: Path) -> None:
