@@ -188,7 +188,7 @@ def shrink(
 def _print_grids(out: Console, per_query: Any, models: list[str], measure: str) -> None:
     import polars as pl
 
-    from nestling.evaluation.advice import kept_by
+    from nestling.evaluation.recommend import kept_by
     from nestling.report import grid_view
 
     for name in models:

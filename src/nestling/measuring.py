@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nestling.evaluation.benchmark import Contest, Embed, Kind, Measured
     from nestling.evaluation.cells import Cell
-    from nestling.evaluation.contest import Contest, Embed, Kind, Measured
     from nestling.evaluation.qrels import Qrels
     from nestling.models.engines.engine import Engine, Sample
 
@@ -59,7 +59,7 @@ def contest_of(
     Raises:
         InputError: nothing on that side is relevant.
     """
-    from nestling.evaluation.contest import Contest
+    from nestling.evaluation.benchmark import Contest
     from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
 

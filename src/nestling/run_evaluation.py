@@ -17,7 +17,7 @@ from nestling.observer import Observer
 from nestling.training.recipes import PRETRAINED
 
 if TYPE_CHECKING:
-    from nestling.evaluation.contest import Contest
+    from nestling.evaluation.benchmark import Contest
 
 
 @dataclass(frozen=True)

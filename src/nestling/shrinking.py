@@ -117,10 +117,10 @@ def shrink(
         InputError: the model or the data cannot be had, `keep` is out of range, `out` exists, or no cell keeps enough
             and `out` was asked for.
     """
-    from nestling.evaluation.advice import MANY, kept_by, smallest
     from nestling.evaluation.cell_search import Fitted
     from nestling.evaluation.cells import Cell, sizes_in
     from nestling.evaluation.grid import measure_cells
+    from nestling.evaluation.recommend import MANY, kept_by, smallest
 
     if not 0 < keep <= 1:
         raise InputError(f"keep must be above 0 and at most 1, as in 0.98; not {keep:g}")
@@ -236,7 +236,7 @@ def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[st
 
 
 def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
-    from nestling.evaluation.advice import cell_of
+    from nestling.evaluation.recommend import cell_of
 
     return next(row for row in kept.iter_rows(named=True) if cell_of(row) == cell)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.advice import KEPT, cell_of, kept_by, smallest
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.grid import CELL
+from nestling.evaluation.recommend import KEPT, cell_of, kept_by, smallest
 
 FULL = Cell(8)
 # Cell: (bytes, quality in quarters of four queries). Full quality is 3/4.

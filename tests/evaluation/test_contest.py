@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 import pytrec_eval
 
+from nestling.evaluation.benchmark import Contest, Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
-from nestling.evaluation.contest import Contest, Kind
-from nestling.evaluation.fusion_fit import TRUST, WEIGHTS
+from nestling.evaluation.fusion_weight import TRUST, WEIGHTS
 from nestling.evaluation.grid import CELL, measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.evaluation.fusion_fit import WEIGHTS, fit_fusion
+from nestling.evaluation.fusion_weight import WEIGHTS, fit_fusion
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.retrieval import fusion

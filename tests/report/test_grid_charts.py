@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from nestling.evaluation.advice import KEPT
 from nestling.evaluation.cells import Cell, cells_of
+from nestling.evaluation.recommend import KEPT
 from nestling.report.charts import save
 from nestling.report.grid_charts import HEIGHT, WIDTH, Plane, cell_label, pareto
 from nestling.report.placing import Box

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from nestling.evaluation.advice import KEPT, smallest
 from nestling.evaluation.cells import Cell
+from nestling.evaluation.recommend import KEPT, smallest
 from nestling.report.grid_view import advice_lines, front_alone, grid_table, size, stored_as
 
 CELLS = [

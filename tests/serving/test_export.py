@@ -17,9 +17,9 @@ from sentence_transformers.sentence_transformer.modules import CNN, Dense, Norma
 from fixtures.training import join
 from nestling import cli_export, shrinking
 from nestling.errors import InputError
+from nestling.evaluation.benchmark import Vectors
 from nestling.evaluation.cell_search import Fitted
 from nestling.evaluation.cells import Cell
-from nestling.evaluation.contest import Vectors
 from nestling.judgments.split import split_judgments
 from nestling.judgments.split_files import write_split
 from nestling.judgments.toolshed import generate

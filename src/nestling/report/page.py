@@ -13,7 +13,7 @@ import yaml
 from nestling import atomic
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
-from nestling.evaluation.advice import kept_by
+from nestling.evaluation.recommend import kept_by
 from nestling.report import charts, grid_charts, page_tables
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_explorer import explorer, shortened

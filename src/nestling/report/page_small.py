@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestling.errors import InputError
-from nestling.evaluation.advice import MANY, kept_by, smallest
+from nestling.evaluation.recommend import MANY, kept_by, smallest
 from nestling.report.grid_view import share, stored_as
 from nestling.report.page_change import sentence
 from nestling.report.page_data import PageData

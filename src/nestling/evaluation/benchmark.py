@@ -12,7 +12,7 @@ import polars as pl
 
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, sizes_in
-from nestling.evaluation.fusion_fit import fit_fusion
+from nestling.evaluation.fusion_weight import fit_fusion
 from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
