@@ -45,10 +45,10 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import DEFAULT, find_model, load_model, no_bars
 from nestling.models.precision import choose_precision, keep_freed_memory, settle
-from nestling.training.active import train_active_rows
-from nestling.training.job import Job
-from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.recipes import find_recipe
+from nestling.training.fast.memory import forget_peak, peak_memory
+from nestling.training.fast.partial_embedding import train_active_rows
+from nestling.training.recipes.registry import find_recipe
+from nestling.training.spec import Job
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"
 THRESHOLD = 2.5

@@ -19,7 +19,7 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import find_model
 from nestling.terminal import TerminalObserver
 from nestling.training.callbacks import TrainingProgress
-from nestling.training.job import Job
+from nestling.training.spec import Job
 
 
 def clock_of(*times: float) -> Callable[[], float]:

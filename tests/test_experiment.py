@@ -13,7 +13,7 @@ from nestling.config.experiment import Variant
 from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.config.yaml_files import load_experiment, make_experiment, make_settings
 from nestling.errors import InputError
-from nestling.training.recipes import RECIPES
+from nestling.training.recipes.registry import RECIPES
 
 
 def written(folder: Path, text: str) -> Path:

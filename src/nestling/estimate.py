@@ -11,7 +11,7 @@ import numpy as np
 from nestling.config.training import TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
-from nestling.training.job import Job
+from nestling.training.spec import Job
 
 Clock = Callable[[], float]
 
@@ -52,7 +52,7 @@ def measure(
 
     from nestling.models.precision import bound_kernel_cache, choose_precision, settle
     from nestling.models.torch_encoder import embed
-    from nestling.training.encoding import EncodingLoss
+    from nestling.training.losses.encoding import EncodingLoss
 
     bound_kernel_cache()
     model = load_model(base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
@@ -137,11 +137,11 @@ class Texts:
 
 def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
     """Return the trainings of a job, in the order in which `fit` makes them."""
-    from nestling.training import contrastive, recipes, scored
+    from nestling.training.recipes.registry import contrastive, registry, scored
 
-    recipe, settings = recipes.find_recipe(job.recipe), job.settings
+    recipe, settings = registry.find_recipe(job.recipe), job.settings
     table = Work(encoded=train.all, tables=1, seconds=TRAINING)
-    if recipe.build is recipes.word_pieces:
+    if recipe.build is registry.word_pieces:
         return [table]
     if not recipe.trains_transformer:
         return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]

@@ -27,13 +27,13 @@ from nestling.report import charts, pages, tables
 from nestling.run_evaluation import RunEvaluation
 from nestling.run_log import logged_to
 from nestling.run_results import StudyResults
-from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import PRETRAINED, RECIPES
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
-    from nestling.training.job import Job
     from nestling.training.result import TrainingResult
+    from nestling.training.spec import Job
 
 logger = logging.getLogger(__name__)
 

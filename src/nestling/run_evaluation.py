@@ -14,7 +14,7 @@ from nestling.config.experiment import FUSED, Experiment, Variant
 from nestling.config.run_folder import RunFolder
 from nestling.models.load import find_model
 from nestling.observer import Observer
-from nestling.training.recipes import PRETRAINED
+from nestling.training.recipes.registry import PRETRAINED
 
 if TYPE_CHECKING:
     from nestling.evaluation.benchmark import Contest

@@ -24,8 +24,8 @@ from nestling.models.load import DEFAULT, ModelSource, find_model, load_model, t
 from nestling.observer import Observer
 
 if TYPE_CHECKING:
-    from nestling.training.job import Job
     from nestling.training.result import TrainingResult
+    from nestling.training.spec import Job
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def job_of(
         InputError: the base cannot be loaded, or a size is larger than its embedding.
     """
     from nestling.evaluation.grid import sizes_of
-    from nestling.training.job import Job
+    from nestling.training.spec import Job
 
     if matryoshka is None:
         return Job(base, recipe, settings, threshold, cache=cache)
@@ -212,7 +212,7 @@ def train(
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
     """
-    from nestling.training.recipes import find_recipe
+    from nestling.training.recipes.registry import find_recipe
     from nestling.training.trainer import fit
 
     given = settings.model_dump(exclude_unset=True) if settings else {}

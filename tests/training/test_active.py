@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from nestling.training.active import ActiveEmbedding, train_active_rows
+from nestling.training.fast.partial_embedding import ActiveEmbedding, train_active_rows
 
 TEXTS = ["brass door hinge", "deck screw", "a door for the deck"]
 OTHER = "zinc paint 2 in. xylophone"

@@ -19,13 +19,13 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import find_model, load_model
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_rotation
-from nestling.training import adapter as module
-from nestling.training.adapter import AdapterEncoder, layer_of, with_adapter
-from nestling.training.batching import Pairs
+from nestling.training.batches.batching import Pairs
 from nestling.training.dev import DevEvaluator
-from nestling.training.job import Job
-from nestling.training.recipes import find_recipe
+from nestling.training.recipes.adapter import AdapterEncoder, layer_of, with_adapter
+from nestling.training.recipes.registry import adapter as module
+from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import last_checkpoint
+from nestling.training.spec import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_the_whole_model(
 ):
     import torch
 
-    from nestling.training.losses import ContrastiveLoss
+    from nestling.training.losses.contrastive import ContrastiveLoss
 
     settings = SETTINGS.model_copy(update={"symmetric": symmetric, "negatives": 1})
     asked = Job(job.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))

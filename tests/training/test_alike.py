@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
-from nestling.training.alike import AlikeBatches
-from nestling.training.batching import LengthBatches
-from nestling.training.job import Job
-from nestling.training.recipes import find_recipe
+from nestling.training.batches.batching import LengthBatches
+from nestling.training.batches.similar_documents import AlikeBatches
+from nestling.training.recipes.registry import find_recipe
+from nestling.training.spec import Job
 
 
 def points(n: int, dim: int = 8) -> np.ndarray:

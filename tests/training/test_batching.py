@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.training.batching import LengthBatches, PairCollator, Pairs
-from nestling.training.tokens import PAD_TO, BagStore, TokenStore, tokenised
+from nestling.training.batches.batching import LengthBatches, PairCollator, Pairs
+from nestling.training.batches.tokens import PAD_TO, BagStore, TokenStore, tokenised
 
 ROWS = [
     ("saw", "hand saw", "1", 3.0),

@@ -19,9 +19,9 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.retrieval.exact_search import top_k
-from nestling.training.batching import Pairs
-from nestling.training.candidates import Candidates
-from nestling.training.cross_encoder import (
+from nestling.training.batches.batching import Pairs
+from nestling.training.distill.candidates import Candidates
+from nestling.training.distill.cross_encoder import (
     NEGATIVES,
     SPARED,
     LikelihoodLoss,
@@ -33,8 +33,8 @@ from nestling.training.cross_encoder import (
     prepare,
     with_head,
 )
-from nestling.training.job import Job
-from nestling.training.static import build_static
+from nestling.training.recipes.static import build_static
+from nestling.training.spec import Job
 
 QUERIES = ["hand saw", "cordless drill 18 v", "paint"]
 DOCUMENTS = ["steel hand saw", "a drill", "white paint for walls and for ceilings"]
@@ -79,7 +79,7 @@ def test_a_long_pair_is_cut_at_the_models_limit(reader: SentenceTransformer):
 def test_logits_are_the_models_own_whatever_the_order(
     reader: SentenceTransformer, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.cross_encoder.AT_ONCE", 20)
+    monkeypatch.setattr("nestling.training.distill.cross_encoder.AT_ONCE", 20)
     tokens = PairTokens(reader, QUERIES, DOCUMENTS)
     query, document = np.array([1, 2, 0, 0, 1]), np.array([2, 0, 1, 0, 1])
     reader.eval()
@@ -173,7 +173,7 @@ def test_the_first_model_is_measured_as_any_model_is_and_the_two_by_their_sum(
 
 
 def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nestling.training.cross_encoder.MEASURED", 5)
+    monkeypatch.setattr("nestling.training.distill.cross_encoder.MEASURED", 5)
     qrels = Qrels.from_judgments(JUDGMENTS, threshold=2.5)
     rows = measured_rows(qrels)
     assert len(set(rows.tolist())) == 5

@@ -13,12 +13,12 @@ import torch
 from nestling.config.training import TrainingSettings
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
-from nestling.training.batching import Pairs
-from nestling.training.candidates import Candidates
-from nestling.training.distillation import DRAWN, teacher_of
-from nestling.training.job import INVENTED, Job, Material
-from nestling.training.losses import ContrastiveLoss, Relevance
-from nestling.training.recipes import find_recipe
+from nestling.training.batches.batching import Pairs
+from nestling.training.distill.candidates import Candidates
+from nestling.training.distill.student import DRAWN, teacher_of
+from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
+from nestling.training.recipes.registry import find_recipe
+from nestling.training.spec import INVENTED, Job, Material
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)

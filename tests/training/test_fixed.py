@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from sentence_transformers.sentence_transformer.modules import Dense
 from torch import Tensor, nn
 
-from nestling.training.fixed import FixedVectorsLoss
-from nestling.training.losses import ContrastiveLoss, Relevance
+from nestling.training.losses.cached_embeddings import FixedVectorsLoss
+from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 KNOWN = {(0, 0): 1.0, (1, 1): 1.0, (2, 2): 1.0, (3, 3): 1.0, (4, 4): 1.0, (0, 4): 1.0, (3, 1): 1.0}
 SHARES = (([0, 1, 2], [0, 1, 2, 7]), ([3, 4], [3, 4]))

@@ -18,9 +18,9 @@ from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.retrieval.rotation import fit_search_rotation
-from nestling.training.guard import Figures, Guard, choose
-from nestling.training.job import Job
 from nestling.training.result import TrainingResult, read_result
+from nestling.training.spec import Job
+from nestling.training.steps.guard import Figures, Guard, choose
 from nestling.training.trainer import fit
 
 RECALL = "dev_recall@10"
@@ -131,7 +131,7 @@ def test_a_rotation_that_hurts_is_left_out_with_a_line(
         return np.ascontiguousarray(fit_search_rotation(queries, documents)[:, ::-1])
 
     plain, _ = trained(split, good, tmp_path / "a")
-    monkeypatch.setattr("nestling.training.joined.train_search_rotation", worst_first)
+    monkeypatch.setattr("nestling.training.steps.finish.train_search_rotation", worst_first)
     result, notes = trained(split, good, tmp_path / "b", rotate=True)
     assert [line.split(":")[0] for line in result.left_out] == [
         *(line.split(":")[0] for line in plain.left_out),
@@ -167,7 +167,7 @@ def test_what_was_left_out_is_the_same_after_an_interruption(
 ):
     whole, _ = trained(inverted, good, tmp_path / "a", learning_rate=5e-3)
     with monkeypatch.context() as patch:
-        patch.setattr("nestling.training.joined.mixed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("nestling.training.steps.finish.mixed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(inverted, good, tmp_path / "b", learning_rate=5e-3)
     assert not (tmp_path / "b" / "model").exists()

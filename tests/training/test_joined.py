@@ -20,12 +20,12 @@ from nestling.models.load import find_model, load_model, save_model
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation
 from nestling.retrieval.trained_rotation import train_search_rotation
-from nestling.training.job import Job
-from nestling.training.joined import mixed
-from nestling.training.lexical import SHARES
-from nestling.training.recipes import texts
+from nestling.training.recipes.registry import texts
+from nestling.training.recipes.static import build_static
 from nestling.training.result import TrainingResult
-from nestling.training.static import build_static
+from nestling.training.spec import Job
+from nestling.training.steps.concat_static import SHARES
+from nestling.training.steps.finish import mixed
 from nestling.training.trainer import fit
 
 JUDGMENTS = generate(300, seed=0)
@@ -195,7 +195,9 @@ def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
 ):
     whole, _ = trained(split, tiny_model_path, tmp_path / "a", lexical=True)
     with monkeypatch.context() as patch:
-        patch.setattr("nestling.training.joined.assemble", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "nestling.training.steps.finish.assemble", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             trained(split, tiny_model_path, tmp_path / "b", lexical=True)
     assert not (tmp_path / "b" / "model").exists()
@@ -262,7 +264,7 @@ def test_the_prefixes_of_the_job_are_what_the_rotation_is_trained_for(
         asked.append(options["dims"])
         return train_search_rotation(*rows, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("nestling.training.joined.train_search_rotation", noting)
+    monkeypatch.setattr("nestling.training.steps.finish.train_search_rotation", noting)
     trained(split, tiny_model_path, tmp_path / "a", rotate=True)
     trained(split, tiny_model_path, tmp_path / "b", lexical=True)
     assert asked == [(32, 16, 8, 4)] * 2

@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from nestling.training.losses import ContrastiveLoss, Relevance
+from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 
 class Given(nn.Module):

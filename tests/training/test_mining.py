@@ -7,8 +7,8 @@ import pytest
 
 from nestling.judgments.toolshed import generate
 from nestling.models.torch_encoder import embed
-from nestling.training.batching import Pairs
-from nestling.training.mining import mine
+from nestling.training.batches.batching import Pairs
+from nestling.training.batches.mining import mine
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from nestling.models.load import load_model
 from nestling.models.precision import choose_precision, settle
-from nestling.training import packed
-from nestling.training.losses import ContrastiveLoss, Relevance
-from nestling.training.packed import PAD_TO, can_pack, embed_packed, split_by_length
-from nestling.training.tokens import TokenStore
+from nestling.training.batches.tokens import TokenStore
+from nestling.training.fast import unpadded
+from nestling.training.fast.unpadded import PAD_TO, can_pack, embed_packed, split_by_length
+from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 QUERIES = ["saw", "door hinge brass", "drill " * 15, "paint"]
 DOCUMENTS = ["hand saw with a wooden handle", "18 v drill driver kit " * 3, "x", "white paint for doors " * 2, "hinge"]
@@ -53,11 +53,11 @@ def test_embeddings_are_those_of_the_model(model: SentenceTransformer) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("at_once", [1, packed.AT_ONCE])
+@pytest.mark.parametrize("at_once", [1, unpadded.AT_ONCE])
 def test_gradients_are_those_of_the_model(
     model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(packed, "AT_ONCE", at_once)
+    monkeypatch.setattr(unpadded, "AT_ONCE", at_once)
     theirs = gradients(model, plain(model))
     ours = gradients(model, embed_packed(model, columns(model), torch.float32))
 

@@ -15,7 +15,7 @@ from nestling.config.training import TrainingSettings
 from nestling.judgments.split import Split
 from nestling.models.load import find_model
 from nestling.training.callbacks import evaluations_since_best
-from nestling.training.job import Job
+from nestling.training.spec import Job
 
 # Best after the second of six epochs; the third is level with it, which is no better.
 FIGURES = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7]

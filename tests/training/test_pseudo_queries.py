@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.training.batching import PairCollator, Pairs
-from nestling.training.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, misspell, vary
-from nestling.training.tokens import TokenStore
+from nestling.training.batches.batching import PairCollator, Pairs
+from nestling.training.batches.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, misspell, vary
+from nestling.training.batches.tokens import TokenStore
 
 ROWS = [
     ("hand saw", "Steel hand saw, 12 in.", "1", 3.0),

@@ -18,14 +18,14 @@ from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
-from nestling.training.contrastive import positive_pairs, positives_above
-from nestling.training.encoding import EncodingLoss
-from nestling.training.job import Job, Material
-from nestling.training.library import arguments_for, trainer_for
-from nestling.training.packed import can_pack
-from nestling.training.recipes import RECIPES, find_recipe
-from nestling.training.scored import scored_pairs
-from nestling.training.tokens import tokenised
+from nestling.training.batches.tokens import tokenised
+from nestling.training.fast.unpadded import can_pack
+from nestling.training.losses.encoding import EncodingLoss
+from nestling.training.recipes.contrastive import positive_pairs, positives_above
+from nestling.training.recipes.registry import RECIPES, find_recipe
+from nestling.training.recipes.scored import scored_pairs
+from nestling.training.spec import Job, Material
+from nestling.training.trainer_adapter import arguments_for, trainer_for
 
 PROMPTS = {"query": "drill: ", "document": "a saw: "}
 

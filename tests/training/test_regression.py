@@ -15,8 +15,8 @@ from nestling.judgments.split import Split
 from nestling.models.load import find_model
 from nestling.pipeline import run
 from nestling.training.dev import DevEvaluator
-from nestling.training.job import Job
 from nestling.training.result import TrainingResult
+from nestling.training.spec import Job
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, checkpoint_seconds=0, precision="fp32")
 TABLE, BASE = 0.4, 0.6

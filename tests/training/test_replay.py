@@ -14,11 +14,11 @@ from sentence_transformers import SentenceTransformer
 
 from nestling.models.load import load_model
 from nestling.models.precision import Precision, settle
-from nestling.training import replay
-from nestling.training.casting import embed_cast
-from nestling.training.losses import ContrastiveLoss, Relevance
-from nestling.training.replay import Embed, GraphMemory, ReplayedEncoder, aliased, can_replay, padded, rounded
-from nestling.training.tokens import TokenStore
+from nestling.training.batches.tokens import TokenStore
+from nestling.training.fast import cuda_graphs
+from nestling.training.fast.cuda_graphs import Embed, GraphMemory, ReplayedEncoder, aliased, can_replay, padded, rounded
+from nestling.training.fast.mixed_precision import embed_cast
+from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 QUERIES = ["saw", "door hinge brass", "drill " * 5, "paint", "white"]
 DOCUMENTS = ["hand saw with a wooden handle", "18 v drill driver kit " * 3, "x", "white paint for doors", "hinge"]
@@ -102,7 +102,7 @@ def widened(column: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("record", [EagerRecording, pytest.param(replay.GraphRecording, marks=on_gpu)])
+@pytest.mark.parametrize("record", [EagerRecording, pytest.param(cuda_graphs.GraphRecording, marks=on_gpu)])
 def test_every_step_has_the_models_gradients(model: SentenceTransformer, record: Any, dtype: torch.dtype) -> None:
     encoder = ReplayedEncoder(model, dtype, record)
     sizes = [(5, 5), (4, 5), (3, 2)] * 2
@@ -150,7 +150,7 @@ def test_gradients_let_go_of_before_the_backward_pass_are_none_the_less_there(mo
 def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
     model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "MOST_SHAPES", 1)
+    monkeypatch.setattr(cuda_graphs, "MOST_SHAPES", 1)
     encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
     backward(encoder(batch(model)))
     wide = batch(model)
@@ -309,14 +309,14 @@ def test_a_recording_that_fails_leaves_a_gpu_in_order(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.1).train()
-    plain = replay.embed_cast
+    plain = cuda_graphs.embed_cast
 
     def asking(*given: Any) -> list[torch.Tensor]:
         found = plain(*given)
         assert found[0].sum().item() < 1e9
         return found
 
-    monkeypatch.setattr(replay, "embed_cast", asking)
+    monkeypatch.setattr(cuda_graphs, "embed_cast", asking)
     encoder = ReplayedEncoder(model, torch.float32)
     stream = torch.cuda.current_stream()
     for _ in range(4):

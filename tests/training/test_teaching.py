@@ -14,14 +14,14 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
-from nestling.training.candidates import Candidates
-from nestling.training.cross_encoder import RerankEvaluator, logits
-from nestling.training.guard import Figures, Guard
-from nestling.training.job import Job
-from nestling.training.recipes import RECIPES, find_recipe, texts
+from nestling.training.distill.candidates import Candidates
+from nestling.training.distill.cross_encoder import RerankEvaluator, logits
+from nestling.training.distill.distillation import MINED, READ, RERANKED, _better
+from nestling.training.recipes.registry import RECIPES, find_recipe, texts
+from nestling.training.recipes.static import build_static
 from nestling.training.result import TrainingResult
-from nestling.training.static import build_static
-from nestling.training.teaching import MINED, READ, RERANKED, _better
+from nestling.training.spec import Job
+from nestling.training.steps.guard import Figures, Guard
 from nestling.training.trainer import fit
 
 FIGURES = {"dev_recall@10": 0.5, "dev_mrr@10": 0.5}
@@ -45,7 +45,7 @@ def trained(
 @pytest.fixture
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take teacher and student whatever they are worth: a random transformer teaches nothing."""
-    monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
+    monkeypatch.setattr("nestling.training.distill.distillation._better", lambda after, before: True)
     for module in ("guard", "joined"):
         monkeypatch.setattr(f"nestling.training.{module}.choose", lambda options, without: 0)
 
@@ -104,7 +104,7 @@ def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
     def refusing(self: Guard, step: str, options: list[Figures], without: Figures) -> int | None:
         return keep(self, step, [without - 1] if step == taught else options, without)
 
-    monkeypatch.setattr("nestling.training.teaching._better", lambda after, before: True)
+    monkeypatch.setattr("nestling.training.distill.distillation._better", lambda after, before: True)
     monkeypatch.setattr(Guard, "keep", refusing)
     result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
     lines = [line for line in result.left_out if line.startswith(f"{taught}: dev recall@10")]
@@ -127,7 +127,7 @@ def test_better_is_more_and_not_as_much():
 def test_an_interrupted_training_goes_on_where_it_was(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.teaching.AT_ONCE", 500)
+    monkeypatch.setattr("nestling.training.distill.distillation.AT_ONCE", 500)
     monkeypatch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
     whole, _ = trained(split, tiny_model_path, tmp_path / "a", cross_encoder=1.0)
     reads = 0
@@ -140,9 +140,9 @@ def test_an_interrupted_training_goes_on_where_it_was(
         return logits(*given, **options)  # type: ignore[arg-type]
 
     stand_ins = {
-        "nestling.training.teaching._find": interrupted,
-        "nestling.training.cross_encoder.logits": stopping,
-        "nestling.training.teaching.Guard": interrupted,
+        "nestling.training.distill.distillation._find": interrupted,
+        "nestling.training.distill.cross_encoder.logits": stopping,
+        "nestling.training.distill.distillation.Guard": interrupted,
     }
     for step, (name, stand_in) in enumerate(stand_ins.items()):
         torch.manual_seed(step)

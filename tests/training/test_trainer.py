@@ -16,9 +16,9 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.models.precision import Precision, choose_precision, settle
 from nestling.training.callbacks import TrainingProgress
-from nestling.training.job import Job
-from nestling.training.recipes import find_recipe
+from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
+from nestling.training.spec import Job
 from nestling.training.trainer import fit
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")

@@ -15,9 +15,9 @@ from nestling.errors import InputError
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.retrieval.bm25 import Lexical
-from nestling.training.job import Job, Material
-from nestling.training.recipes import find_recipe
-from nestling.training.word_teacher import SHARPNESS, WordTeacher, teacher_for
+from nestling.training.losses.bm25_teacher import SHARPNESS, WordTeacher, teacher_for
+from nestling.training.recipes.registry import find_recipe
+from nestling.training.spec import Job, Material
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
 QUERIES = [["drill", "hand saw"], ["paint", "white saw"]]

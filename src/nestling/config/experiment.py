@@ -14,7 +14,7 @@ from nestling.judgments.split import Method
 from nestling.models.engines.engine import ENGINES
 from nestling.models.load import DEFAULT, ModelSource, find_model
 from nestling.retrieval.codec import PRECISIONS
-from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import PRETRAINED, RECIPES
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""

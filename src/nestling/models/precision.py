@@ -72,9 +72,9 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
     """
     import torch
 
-    from nestling.training.encoding import EncodingLoss
-    from nestling.training.packed import can_pack
-    from nestling.training.replay import ReplayedEncoder, can_replay
+    from nestling.training.fast.cuda_graphs import ReplayedEncoder, can_replay
+    from nestling.training.fast.unpadded import can_pack
+    from nestling.training.losses.encoding import EncodingLoss
 
     transformer = getattr(model[0], "model", None)
     switch = getattr(transformer, "set_attn_implementation", None)

@@ -27,7 +27,7 @@ from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import PageData
 from nestling.report.page_tables import Cell, PageTable, split_table
 from nestling.report.tables import label
-from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import PRETRAINED, RECIPES
 
 UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""

@@ -21,7 +21,7 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.report.page_tuning import Finding, findings
 from nestling.report.tables import plain, reference_of
-from nestling.training.recipes import PRETRAINED
+from nestling.training.recipes.registry import PRETRAINED
 
 RANKED = ("variant", "dim", "query_id", "rank", "document_id", "score")
 SLICED = ("slice", "label", "queries", "variant", "measure", "value", "low", "high")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nestling.config.experiment import FUSED
-from nestling.training.recipes import PRETRAINED
+from nestling.training.recipes.registry import PRETRAINED
 
 LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
 

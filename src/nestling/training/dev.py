@@ -16,8 +16,8 @@ from nestling.evaluation.qrels import Qrels
 from nestling.models.load import ModelSource, load_model
 from nestling.models.torch_encoder import embed, truncate
 from nestling.retrieval.exact_search import top_k
-from nestling.training.guard import Figures
 from nestling.training.result import MEAN, selection
+from nestling.training.steps.guard import Figures
 
 MEASURES = (Measure.parse("recall@10"), Measure.parse("mrr@10"))
 K = max(measure.k for measure in MEASURES)

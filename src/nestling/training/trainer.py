@@ -16,11 +16,8 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars, save_model
 from nestling.models.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
-from nestling.training.guard import Guard
-from nestling.training.job import Job
-from nestling.training.joined import finish, fit_parts
-from nestling.training.memory import forget_peak, peak_memory
-from nestling.training.recipes import find_recipe
+from nestling.training.fast.memory import forget_peak, peak_memory
+from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import (
     BEFORE,
     RECALL,
@@ -31,6 +28,9 @@ from nestling.training.result import (
     prepare,
     read_result,
 )
+from nestling.training.spec import Job
+from nestling.training.steps.finish import finish, fit_parts
+from nestling.training.steps.guard import Guard
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -64,7 +64,6 @@ def fit(
         InputError: the settings do not fit the data or the model, or the loss diverged.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
     """
-    from nestling.training.active import train_active_rows
     from nestling.training.callbacks import (
         BestWeights,
         ClockCheckpoints,
@@ -75,7 +74,8 @@ def fit(
         interruptible,
     )
     from nestling.training.dev import DevEvaluator
-    from nestling.training.library import arguments_for, trainer_for
+    from nestling.training.fast.partial_embedding import train_active_rows
+    from nestling.training.trainer_adapter import arguments_for, trainer_for
 
     def say(line: str) -> None:
         logger.info(line)

@@ -18,11 +18,11 @@ from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.observer import Observer
-from nestling.training.recipes import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import PRETRAINED, RECIPES
 from nestling.training.result import selection
 
 if TYPE_CHECKING:
-    from nestling.training.job import Job
+    from nestling.training.spec import Job
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ class _Builder:
         """Return vectors of the queries to choose by, evenly spaced; without any, of a few words of documents."""
         if self.queries:
             return self.encoder.encode(self.queries[:: -(-len(self.queries) // CALIBRATED_ON)], kind="query")
-        from nestling.training.pseudo_queries import crop
+        from nestling.training.batches.pseudo_queries import crop
 
         rng = np.random.default_rng(0)
         some = texts[:: -(-len(texts) // CALIBRATED_ON)]

@@ -22,11 +22,11 @@ from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import BATCH_SIZE, embed, truncate
 from nestling.retrieval.rotation import append_linear, fit_rotation, place_of_last
-from nestling.training.alike import sampler_for
-from nestling.training.batching import PairCollator, Pairs
-from nestling.training.contrastive import positives_above
-from nestling.training.job import Job, Material
-from nestling.training.mining import MinedNegatives
+from nestling.training.batches.batching import PairCollator, Pairs
+from nestling.training.batches.mining import MinedNegatives
+from nestling.training.batches.similar_documents import sampler_for
+from nestling.training.recipes.contrastive import positives_above
+from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -96,9 +96,9 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     import torch
     from datasets import Dataset
 
-    from nestling.training.fixed import FixedVectorsLoss
-    from nestling.training.losses import ContrastiveLoss, Relevance
-    from nestling.training.word_teacher import teacher_for
+    from nestling.training.losses.bm25_teacher import teacher_for
+    from nestling.training.losses.cached_embeddings import FixedVectorsLoss
+    from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
     settings = job.settings
     threshold = positives_above(judgments, job, generous=True)

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from nestling.judgments.table import Judgments
-from nestling.training.alike import sampler_for
-from nestling.training.batching import Pairs, Tokens
-from nestling.training.candidates import Candidates
-from nestling.training.job import Job, Material, Refresh
-from nestling.training.losses import ContrastiveLoss, PairValues, Relevance
-from nestling.training.pseudo_queries import QueriesOfEpoch
-from nestling.training.tokens import TokenStore
+from nestling.training.batches.batching import Pairs, Tokens
+from nestling.training.batches.pseudo_queries import QueriesOfEpoch
+from nestling.training.batches.similar_documents import sampler_for
+from nestling.training.batches.tokens import TokenStore
+from nestling.training.distill.candidates import Candidates
+from nestling.training.losses.contrastive import ContrastiveLoss, PairValues, Relevance
+from nestling.training.spec import Job, Material, Refresh
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

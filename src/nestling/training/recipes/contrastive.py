@@ -10,13 +10,13 @@ import numpy as np
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import embed
-from nestling.training.alike import sampler_for
-from nestling.training.batching import PairCollator, Pairs, Tokens
-from nestling.training.job import Job, Material, Refresh
-from nestling.training.matryoshka import with_matryoshka
-from nestling.training.mining import MinedNegatives
-from nestling.training.pseudo_queries import QueriesOfEpoch
-from nestling.training.tokens import tokenised
+from nestling.training.batches.batching import PairCollator, Pairs, Tokens
+from nestling.training.batches.mining import MinedNegatives
+from nestling.training.batches.pseudo_queries import QueriesOfEpoch
+from nestling.training.batches.similar_documents import sampler_for
+from nestling.training.batches.tokens import tokenised
+from nestling.training.losses.matryoshka import with_matryoshka
+from nestling.training.spec import Job, Material, Refresh
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,8 +100,8 @@ def _material(
 ) -> Material:
     from datasets import Dataset
 
-    from nestling.training.losses import ContrastiveLoss, Relevance
-    from nestling.training.word_teacher import teacher_for
+    from nestling.training.losses.bm25_teacher import teacher_for
+    from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
     settings = job.settings
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
@@ -109,7 +109,7 @@ def _material(
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
     make = partial(tokenised, model)
     if job.candidates is not None:
-        from nestling.training.distillation import distilled
+        from nestling.training.distill.student import distilled
 
         return distilled(judgments, job, model, pairs, threshold=threshold, graded=graded, tokens=make)
     stored = make(pairs.queries, kind="query", cache=job.cache)

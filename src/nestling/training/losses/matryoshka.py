@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nestling.training.job import Job
+from nestling.training.spec import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

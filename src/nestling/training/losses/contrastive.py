@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestling.training.batching import Pairs
-from nestling.training.encoding import EncodingLoss
+from nestling.training.batches.batching import Pairs
+from nestling.training.losses.encoding import EncodingLoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -190,7 +190,7 @@ def gathered(
     """Return the batch of all processes, where several train together; otherwise what was given."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return queries, documents, numbers
-    from nestling.training.gathering import gather_batch
+    from nestling.training.losses.all_gather import gather_batch
 
     return gather_batch(queries, documents, numbers)
 

@@ -12,17 +12,17 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_search_rotation
-from nestling.training import contrastive, scored
-from nestling.training.adapter import RECOMMENDED as ADAPTER
-from nestling.training.adapter import adapter, with_adapter
-from nestling.training.job import Job, Material
-from nestling.training.static import RECOMMENDED as STATIC
-from nestling.training.static import build_static
+from nestling.training.recipes.adapter import RECOMMENDED as ADAPTER
+from nestling.training.recipes.adapter import adapter, with_adapter
+from nestling.training.recipes.registry import contrastive, scored
+from nestling.training.recipes.static import RECOMMENDED as STATIC
+from nestling.training.recipes.static import build_static
+from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.training.cross_encoder import RerankEvaluator
+    from nestling.training.distill.cross_encoder import RerankEvaluator
 
 PRETRAINED = "pretrained"
 """Not a recipe but the lack of one: the base model as it is."""
@@ -84,20 +84,20 @@ def frozen_base(judgments: Judgments, job: Job) -> SentenceTransformer:
 
 def cross_encoder(judgments: Judgments, job: Job) -> SentenceTransformer:
     """Return the base's transformer as a cross-encoder that has learnt nothing yet."""
-    from nestling.training.cross_encoder import with_head
+    from nestling.training.distill.cross_encoder import with_head
 
     return with_head(_base(job), seed=job.settings.seed)
 
 
 def _pairs_read_together(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
-    from nestling.training.cross_encoder import prepare
+    from nestling.training.distill.cross_encoder import prepare
 
     return prepare(judgments, job, model)
 
 
 def _reranking(qrels: Qrels, job: Job) -> RerankEvaluator:
-    from nestling.training.candidates import Candidates
-    from nestling.training.cross_encoder import RerankEvaluator
+    from nestling.training.distill.candidates import Candidates
+    from nestling.training.distill.cross_encoder import RerankEvaluator
 
     candidates = Candidates.load(job.candidate_file("dev"))
     return RerankEvaluator(qrels, candidates, scale=job.settings.scale, precision=job.settings.precision)

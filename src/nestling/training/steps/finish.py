@@ -20,12 +20,12 @@ from nestling.models.load import ModelSource, load_model, save_model
 from nestling.models.torch_encoder import embed, truncate
 from nestling.retrieval.rotation import add_rotation, fit_search_rotation, rotated
 from nestling.retrieval.trained_rotation import train_search_rotation
-from nestling.training.guard import Figures, Guard, choose, shown
-from nestling.training.job import Job
-from nestling.training.lexical import SHARES, reduced, sample, scale_for, scaled, side_by_side
-from nestling.training.recipes import find_recipe, texts
+from nestling.training.distill.distillation import TRANSFORMER, teach
+from nestling.training.recipes.registry import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
-from nestling.training.teaching import TRANSFORMER, teach
+from nestling.training.spec import Job
+from nestling.training.steps.concat_static import SHARES, reduced, sample, scale_for, scaled, side_by_side
+from nestling.training.steps.guard import Figures, Guard, choose, shown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -214,7 +214,7 @@ def fit_parts(
         all trainings.
     """
     from nestling.training.dev import DevEvaluator
-    from nestling.training.library import arguments_for
+    from nestling.training.trainer_adapter import arguments_for
 
     def say(line: str) -> None:
         logger.info(line)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nestling.training.tokens import pools_prompts
+from nestling.training.batches.tokens import pools_prompts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

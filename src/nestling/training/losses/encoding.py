@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nestling.training.casting import embed_cast
-from nestling.training.packed import embed_packed
-from nestling.training.replay import ReplayedEncoder
+from nestling.training.fast.cuda_graphs import ReplayedEncoder
+from nestling.training.fast.mixed_precision import embed_cast
+from nestling.training.fast.unpadded import embed_packed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

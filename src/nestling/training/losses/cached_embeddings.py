@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nestling.training.losses import ContrastiveLoss, gathered
+from nestling.training.losses.contrastive import ContrastiveLoss, gathered
 
 
 class FixedVectorsLoss(nn.Module):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nestling.training.batching import Pairs
-from nestling.training.tokens import TokenStore
+from nestling.training.batches.batching import Pairs
+from nestling.training.batches.tokens import TokenStore
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

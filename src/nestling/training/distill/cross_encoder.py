@@ -25,16 +25,16 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource
 from nestling.models.precision import Setting, choose_precision
-from nestling.training.alike import sampler_for
-from nestling.training.batching import Pairs
-from nestling.training.candidates import Candidates
-from nestling.training.casting import embed_cast
-from nestling.training.encoding import EncodingLoss
-from nestling.training.job import Job, Material
-from nestling.training.losses import SCALE
-from nestling.training.packed import can_pack, embed_packed
+from nestling.training.batches.batching import Pairs
+from nestling.training.batches.similar_documents import sampler_for
+from nestling.training.batches.tokens import PAD_TO, TokenStore
+from nestling.training.distill.candidates import Candidates
+from nestling.training.fast.mixed_precision import embed_cast
+from nestling.training.fast.unpadded import can_pack, embed_packed
+from nestling.training.losses.contrastive import SCALE
+from nestling.training.losses.encoding import EncodingLoss
 from nestling.training.result import RECALL
-from nestling.training.tokens import PAD_TO, TokenStore
+from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

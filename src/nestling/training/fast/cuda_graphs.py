@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestling.training.casting import embed_cast
-from nestling.training.tokens import pools_prompts
+from nestling.training.batches.tokens import pools_prompts
+from nestling.training.fast.mixed_precision import embed_cast
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -22,13 +22,13 @@ from nestling.config.training import TrainingSettings
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import find_model, load_model
-from nestling.training.batching import Pairs
-from nestling.training.candidates import Candidates
-from nestling.training.contrastive import positives_above
-from nestling.training.guard import Figures, Guard
-from nestling.training.job import INVENTED, Job
-from nestling.training.pseudo_queries import invented
+from nestling.training.batches.batching import Pairs
+from nestling.training.batches.pseudo_queries import invented
+from nestling.training.distill.candidates import Candidates
+from nestling.training.recipes.contrastive import positives_above
 from nestling.training.result import TrainingResult
+from nestling.training.spec import INVENTED, Job
+from nestling.training.steps.guard import Figures, Guard
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -134,7 +134,7 @@ def _of_student(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, *, seed: int) -> None:
-    from nestling.training.cross_encoder import measured_rows
+    from nestling.training.distill.cross_encoder import measured_rows
 
     queries = [qrels.queries[row] for row in measured_rows(qrels)]
     more = invented(pairs, seed=seed)
@@ -146,7 +146,7 @@ def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, 
 
 def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say: Callable[[str], None]) -> None:
     """Read candidates block by block, each in a file of its own until all are read."""
-    from nestling.training.cross_encoder import PairTokens, logits
+    from nestling.training.distill.cross_encoder import PairTokens, logits
 
     candidates = Candidates.load(found / "train.npz").first(READ)
     more = json.loads((found / INVENTED).read_text(encoding="utf-8"))

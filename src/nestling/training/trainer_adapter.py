@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.config.training import TrainingSettings
 from nestling.models.load import Kind, prompts_of
-from nestling.training.job import Material
+from nestling.training.spec import Material
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
-from nestling.training.job import Job, Material
-from nestling.training.matryoshka import with_matryoshka
+from nestling.training.losses.matryoshka import with_matryoshka
+from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
     from datasets import Dataset

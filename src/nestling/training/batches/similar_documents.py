@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.training.batching import LengthBatches
+from nestling.training.batches.batching import LengthBatches
 
 
 class AlikeBatches(LengthBatches):

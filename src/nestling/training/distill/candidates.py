@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nestling import atomic
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.exact_search import top_k
-from nestling.training.batching import Pairs
+from nestling.training.batches.batching import Pairs
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
