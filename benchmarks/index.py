@@ -26,7 +26,7 @@ from million import multiplied
 from nestling.judgments.catalogue import Catalogue
 from nestling.judgments.sources import load_judgments
 from nestling.models.encoder import open_encoder
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes.build import index
 from nestling.serving.indexes.calibrate import exact_top

@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling import pipeline, terminal
+from nestling import terminal
 from nestling.config.experiment import Experiment
 from nestling.config.training import TrainingSettings
 from nestling.config.yaml_files import make_experiment
-from nestling.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
 from nestling.judgments.table import Judgments
 from nestling.models.load import find_model
+from nestling.study import run
+from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
 from nestling.terminal import TerminalObserver
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.spec import Job
@@ -188,10 +189,10 @@ def test_the_plan_of_a_run_is_the_stages_that_follow_and_what_is_done_costs_noth
     tiny_model_path: Path, tmp_path: Path
 ):
     first, again = Planned(), Planned()
-    pipeline.run(tiny_study(tiny_model_path, "pretrained", "mnrl"), runs=tmp_path, observer=first)
+    run.run(tiny_study(tiny_model_path, "pretrained", "mnrl"), runs=tmp_path, observer=first)
     assert first.met == list(first.planned)
     assert all(sum(first.planned[name]) > 0 for name in ("train mnrl", "evaluate pretrained", "evaluate mnrl"))
-    pipeline.run(tiny_study(tiny_model_path, "pretrained", "mnrl", "cosent"), runs=tmp_path, observer=again)
+    run.run(tiny_study(tiny_model_path, "pretrained", "mnrl", "cosent"), runs=tmp_path, observer=again)
     assert again.met == list(again.planned)
     assert {name for name, parts in again.planned.items() if parts} == {
         "inspect",
@@ -205,5 +206,5 @@ def test_without_an_observer_nothing_is_timed(tiny_model_path: Path, tmp_path: P
     def never(*_: object, **__: object) -> Rates:
         raise AssertionError("timed")
 
-    monkeypatch.setattr(pipeline, "measure", never)
-    assert pipeline.run(tiny_study(tiny_model_path, "pretrained"), runs=tmp_path).queries
+    monkeypatch.setattr(run, "measure", never)
+    assert run.run(tiny_study(tiny_model_path, "pretrained"), runs=tmp_path).queries

@@ -16,8 +16,8 @@ from nestling.evaluation.trec import write_run
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.measuring import contest_of, sample_of
-from nestling.observer import Observer
+from nestling.progress import Observer
+from nestling.study.measure import contest_of, sample_of
 
 SMALL = EvaluationSettings(dims=(32, 8), measures=("recall@10", "mrr@10"))
 

@@ -19,7 +19,7 @@ from nestling import cli
 from nestling.config.experiment import Experiment
 from nestling.config.yaml_files import make_experiment
 from nestling.judgments.toolshed import generate
-from nestling.tuning.space import make_space
+from nestling.study.tune.space import make_space
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/guide.md")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fixtures.browser import opened
-from nestling import pipeline
 from nestling.config.yaml_files import make_experiment
-from nestling.pipeline import Run
+from nestling.study import run as pipeline
+from nestling.study.run import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

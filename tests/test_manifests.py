@@ -16,7 +16,7 @@ from nestling.config.manifests import shaped
 from nestling.config.run_folder import STATE, RunFolder
 from nestling.errors import InputError
 from nestling.serving.encoding.files import MANIFEST, read_encoded
-from nestling.shrinking import SHRUNK, load_shrunk
+from nestling.study.shrink import SHRUNK, load_shrunk
 
 
 @dataclass(frozen=True)

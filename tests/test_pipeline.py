@@ -11,16 +11,16 @@ import polars as pl
 import pytest
 
 from fixtures.tiny import build_tiny_model
-from nestling import pipeline
 from nestling.config.experiment import DataSettings, EvaluationSettings, Experiment
 from nestling.config.run_folder import RunFolder
 from nestling.config.yaml_files import load_experiment, make_experiment
 from nestling.errors import InputError
 from nestling.judgments.split_files import read_split
 from nestling.judgments.toolshed import generate
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.report import tables
-from nestling.stages import load
+from nestling.study import run as pipeline
+from nestling.study.stages import load
 from nestling.training.callbacks import TrainingProgress
 
 

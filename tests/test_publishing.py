@@ -22,9 +22,9 @@ from nestling import cli_publishing
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
-from nestling.publishing import plan, push
 from nestling.report.model_card import write_cards
 from nestling.report.page_data import load_page_data
+from nestling.study.push import plan, push
 
 TOKEN = "hf_of_this_test"
 REPO = "shop/search-model"

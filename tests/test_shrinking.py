@@ -12,7 +12,6 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import nestling
-from nestling import shrinking
 from nestling.cli_measuring import _doubt
 from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
@@ -21,6 +20,7 @@ from nestling.evaluation.cells import Cell
 from nestling.judgments.split import Split
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
+from nestling.study import shrink
 
 SETTINGS = EvaluationSettings(
     dims=(32, 16, 8),
@@ -121,7 +121,7 @@ def test_a_written_model_gives_the_cells_embeddings_in_plain_sentence_transforme
     fitted = Fitted(lambda: pytest.fail("nothing is to be encoded"))
     fitted._rotations.update(pca=basis, trained=basis)
 
-    shrinking.write_shrunk(find_model(tiny), cell, fitted, tmp_path / "small", about={"oversampling": 0, "dim": 8})
+    shrink.write_shrunk(find_model(tiny), cell, fitted, tmp_path / "small", about={"oversampling": 0, "dim": 8})
 
     small = SentenceTransformer(str(tmp_path / "small"))
     found = small.encode(TEXTS, normalize_embeddings=True)
@@ -136,7 +136,7 @@ def test_a_model_for_rescoring_stays_whole_and_rotated(tiny: str, tmp_path: Path
     fitted._rotations.update(pca=basis, trained=basis)
     about = {"oversampling": 4, "dim": 8}
 
-    shrinking.write_shrunk(find_model(tiny), Cell(8, "int8", "trained", 4), fitted, tmp_path / "small", about=about)
+    shrink.write_shrunk(find_model(tiny), Cell(8, "int8", "trained", 4), fitted, tmp_path / "small", about=about)
 
     whole = SentenceTransformer(str(tmp_path / "small")).encode(TEXTS)
     plain = SentenceTransformer(tiny).encode(TEXTS)
@@ -150,7 +150,7 @@ def test_what_is_written_says_what_it_keeps_and_is_loaded_with_its_codec(split: 
     found = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS, out=tmp_path / "small")
 
     assert found.alone is not None
-    about = json.loads((tmp_path / "small" / shrinking.SHRUNK).read_text(encoding="utf-8"))
+    about = json.loads((tmp_path / "small" / shrink.SHRUNK).read_text(encoding="utf-8"))
     assert about["bytes"] == found.alone.cell.bytes
     assert about["test"]["value"] == found.alone.test["value"]
     model, codec, read = nestling.load_shrunk(tmp_path / "small")
@@ -174,8 +174,8 @@ def test_what_cannot_be_is_refused_in_one_line(split: Split, tiny: str, tmp_path
 @pytest.mark.parametrize(("strict", "advice"), [(False, "--strict chooses"), (True, "a higher --keep leaves")])
 @pytest.mark.parametrize(("kept", "lines"), [(0.985, 0), (0.98, 0), (0.971, 1)])
 def test_a_choice_that_test_does_not_bear_out_is_doubted(kept: float, lines: int, strict: bool, advice: str):
-    choice = shrinking.Choice(Cell(48, "int8"), dev={"kept": 0.99}, test={"kept": kept})
-    found = shrinking.Shrunk(384, "recall@10", 0.98, strict, pl.DataFrame(), choice, None, None)
+    choice = shrink.Choice(Cell(48, "int8"), dev={"kept": 0.99}, test={"kept": kept})
+    found = shrink.Shrunk(384, "recall@10", 0.98, strict, pl.DataFrame(), choice, None, None)
     said = _doubt(choice, found)
     assert len(said) == lines
     assert all(advice in line for line in said)

@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 
 import nestling
-from nestling import stages
 from nestling.config.experiment import DataSettings, EvaluationSettings
 from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
-from nestling.stages import load, settle_threshold
+from nestling.study import stages
+from nestling.study.stages import load, settle_threshold
 
 
 def scored(*scores: float) -> Judgments:

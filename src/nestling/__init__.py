@@ -13,26 +13,26 @@ __version__ = "0.1.0"
 _HOMES = {
     "Catalogue": "nestling.judgments.catalogue",
     "Encoder": "nestling.models.exported_encoder",
-    "Evaluation": "nestling.evaluating",
+    "Evaluation": "nestling.study.evaluate",
     "Experiment": "nestling.config.experiment",
     "Index": "nestling.serving.indexes.index",
     "IndexSettings": "nestling.serving.indexes.settings",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
-    "Run": "nestling.pipeline",
-    "evaluate": "nestling.evaluating",
+    "Run": "nestling.study.run",
+    "evaluate": "nestling.study.evaluate",
     "export": "nestling.serving.exporting.export",
     "index": "nestling.serving.indexes.build",
-    "inspect": "nestling.stages",
+    "inspect": "nestling.study.stages",
     "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models.load",
-    "load_shrunk": "nestling.shrinking",
-    "run": "nestling.pipeline",
-    "shrink": "nestling.shrinking",
-    "split": "nestling.stages",
-    "train": "nestling.stages",
+    "load_shrunk": "nestling.study.shrink",
+    "run": "nestling.study.run",
+    "shrink": "nestling.study.shrink",
+    "split": "nestling.study.stages",
+    "train": "nestling.study.stages",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
     from nestling.config.experiment import Experiment as Experiment
     from nestling.config.yaml_files import load_experiment as load_experiment
     from nestling.errors import InputError as InputError
-    from nestling.evaluating import Evaluation as Evaluation
-    from nestling.evaluating import evaluate as evaluate
     from nestling.judgments.catalogue import Catalogue as Catalogue
     from nestling.judgments.catalogue import load_catalogue as load_catalogue
     from nestling.judgments.sources import load_judgments as load_judgments
     from nestling.judgments.table import Judgments as Judgments
     from nestling.models.exported_encoder import Encoder as Encoder
     from nestling.models.load import load_model as load_model
-    from nestling.pipeline import Run as Run
-    from nestling.pipeline import run as run
     from nestling.serving.exporting.export import export as export
     from nestling.serving.indexes.build import index as index
     from nestling.serving.indexes.index import Index as Index
     from nestling.serving.indexes.settings import IndexSettings as IndexSettings
-    from nestling.shrinking import load_shrunk as load_shrunk
-    from nestling.shrinking import shrink as shrink
-    from nestling.stages import inspect as inspect
-    from nestling.stages import split as split
-    from nestling.stages import train as train
+    from nestling.study.evaluate import Evaluation as Evaluation
+    from nestling.study.evaluate import evaluate as evaluate
+    from nestling.study.run import Run as Run
+    from nestling.study.run import run as run
+    from nestling.study.shrink import load_shrunk as load_shrunk
+    from nestling.study.shrink import shrink as shrink
+    from nestling.study.stages import inspect as inspect
+    from nestling.study.stages import split as split
+    from nestling.study.stages import train as train
 
 
 def __getattr__(name: str) -> Any:

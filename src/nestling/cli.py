@@ -36,7 +36,7 @@ from nestling.terminal import clean
 
 if TYPE_CHECKING:
     from nestling.config.experiment import DataSettings
-    from nestling.observer import Observer
+    from nestling.progress import Observer
 
 DEFAULT = "all-MiniLM-L6-v2"
 
@@ -65,8 +65,8 @@ def run(
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
     import polars as pl
 
-    from nestling import pipeline
     from nestling.report import comparison_view, tables
+    from nestling.study import run as pipeline
 
     chosen = cli_tuning.experiment_of(experiment, columns=columns, name=name, change=change)
     done = pipeline.run(chosen, runs=runs, overwrite=overwrite, observer=_observer())
@@ -103,8 +103,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what the data holds: counts, lengths, the score histogram, its dip, and what each threshold keeps."""
-    from nestling import stages
     from nestling.report import inspection_view as view
+    from nestling.study import stages
 
     settings = _data(data, columns)
     found = stages.inspect(settings, model=model, threshold=settings.threshold, seed=seed)
@@ -139,11 +139,11 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Split into train, dev and test that share no query, and where the data allows it no document."""
-    from nestling import stages
     from nestling.config.experiment import SplitSettings
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.split_view import split_table
+    from nestling.study import stages
 
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists; give another folder, or --overwrite")
@@ -182,9 +182,9 @@ def train(
 
     Training settings are those of an experiment: --set epochs=3 --set batch_size=64 --set learning_rate=1e-4 ...
     """
-    from nestling import stages
     from nestling.config.training import Matryoshka, TrainingSettings
     from nestling.config.yaml_files import make_settings
+    from nestling.study import stages
 
     prefixes = None
     if matryoshka or weights:

@@ -15,7 +15,7 @@ from nestling.errors import InputError
 from nestling.terminal import observer
 
 if TYPE_CHECKING:
-    from nestling.shrinking import Choice, Shrunk
+    from nestling.study.shrink import Choice, Shrunk
 
 Threshold = Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")]
 EngineName = Annotated[
@@ -49,10 +49,10 @@ def evaluate(
 
     The first model is what the others are compared with.
     """
-    from nestling import evaluating
     from nestling.config.experiment import LEXICAL, EvaluationSettings
     from nestling.config.yaml_files import make_settings
     from nestling.report import comparison_view, slices_view, tables
+    from nestling.study import evaluate as evaluating
 
     if not models:
         raise InputError("evaluate needs at least one model after the split; give a folder, a bundled name or a hub id")
@@ -131,9 +131,9 @@ def shrink(
     as_json: Json = False,
 ) -> None:
     """Find the smallest embeddings that keep a share of a model's quality: chosen on dev, confirmed on test."""
-    from nestling import shrinking
     from nestling.config.experiment import EvaluationSettings
     from nestling.config.yaml_files import make_settings
+    from nestling.study import shrink as shrinking
 
     settings = make_settings(
         EvaluationSettings,

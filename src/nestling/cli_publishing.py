@@ -34,8 +34,8 @@ def push(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    from nestling import publishing
     from nestling.report.grid_view import size
+    from nestling.study import push as publishing
 
     folder = run if run.is_dir() else runs / run
     if not folder.is_dir():

@@ -44,9 +44,9 @@ def tune(
 
     Called again it goes on; called in several terminals at once, the workers share the trials.
     """
-    from nestling.report import tuning_view as view
-    from nestling.tuning.search import tune as search
-    from nestling.tuning.space import load_space
+    from nestling.study.tune import view
+    from nestling.study.tune.search import tune as search
+    from nestling.study.tune.space import load_space
 
     found = search(
         experiment_of(experiment, columns=columns, name=name, change=change),
@@ -85,8 +85,8 @@ def curve(
     as_json: Json = False,
 ) -> None:
     """Train one variant on growing shares of the training data: would more judgments help?"""
-    from nestling.report import tuning_view as view
-    from nestling.tuning.curve import curve as learn
+    from nestling.study.curve import curve as learn
+    from nestling.study.tune import view
 
     found = learn(
         experiment_of(experiment, columns=columns, name=name, change=change),

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from nestling.observer import Observer
+from nestling.progress import Observer
 
 if TYPE_CHECKING:
-    from nestling.estimate import Timeline
+    from nestling.study.estimate import Timeline
     from nestling.training.callbacks import TrainingProgress
 
 SECONDS_BETWEEN_LINES = 20
@@ -33,7 +33,7 @@ class TerminalObserver(Observer):
         self._timeline: Timeline | None = None
 
     def plan(self, stages: Mapping[str, Sequence[float]]) -> None:
-        from nestling.estimate import Timeline, spoken
+        from nestling.study.estimate import Timeline, spoken
 
         self._timeline = Timeline(stages)
         seconds = {name: sum(parts) for name, parts in stages.items()}

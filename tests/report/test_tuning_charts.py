@@ -12,11 +12,11 @@ from rich.console import Console
 
 from nestling.config.experiment import Experiment
 from nestling.report.charts import save
-from nestling.report.tuning_charts import importances, learning_curve, parallel_coordinates
-from nestling.report.tuning_view import curve_table, trials_table
-from nestling.tuning.curve import Curve, Point
-from nestling.tuning.outcome import Search, TrialRecord
-from nestling.tuning.space import DEFAULT_SPACE, make_space
+from nestling.study.curve import Curve, Point
+from nestling.study.tune.charts import importances, learning_curve, parallel_coordinates
+from nestling.study.tune.outcome import Search, TrialRecord
+from nestling.study.tune.space import DEFAULT_SPACE, make_space
+from nestling.study.tune.view import curve_table, trials_table
 
 SPACE = make_space(
     {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "max_seq_length": {"choices": [None, 64]}}

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, StaticEmbedding
 
 from fixtures.training import join
-from nestling import cli_export, shrinking
+from nestling import cli_export
 from nestling.errors import InputError
 from nestling.evaluation.benchmark import Vectors
 from nestling.evaluation.cell_search import Fitted
@@ -31,6 +31,7 @@ from nestling.serving.exporting import check as export_check
 from nestling.serving.exporting import export as exporting
 from nestling.serving.exporting.check import Check, Speed, agreement
 from nestling.serving.exporting.export import Exported, export
+from nestling.study import shrink
 
 TEXTS = ["drill", "a hand saw, 12 inch", "white steel door " * 40, "Écru DOOR <b>", "cordless drill with two batteries"]
 Save = Callable[[SentenceTransformer], str]
@@ -159,7 +160,7 @@ def test_what_shrink_wrote_keeps_its_size_rotation_and_codec(
     vectors = embed(fresh(tiny_model_path), texts, kind="document")
     fitted = Fitted(lambda: Vectors(vectors[:20], vectors))
     about = {"dim": dim, "oversampling": oversampling, "precision": "binary", "rotation": "pca"}
-    shrinking.write_shrunk(find_model(str(tiny_model_path)), cell, fitted, tmp_path / "small", about=about)
+    shrink.write_shrunk(find_model(str(tiny_model_path)), cell, fitted, tmp_path / "small", about=about)
 
     done = export(str(tmp_path / "small"), tmp_path / "out", split=split)
 
@@ -168,7 +169,7 @@ def test_what_shrink_wrote_keeps_its_size_rotation_and_codec(
     assert encoder.oversampling == oversampling
     assert encoder.dim == (32 if oversampling else dim)
     assert (done.folder / CODEC).is_file()
-    same(done, shrinking.load_shrunk(tmp_path / "small")[0])
+    same(done, shrink.load_shrunk(tmp_path / "small")[0])
     assert (done.check.texts, done.check.agreement) == ("dev", 1.0)
 
 

@@ -21,7 +21,7 @@ from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
 from nestling.models.encoder import TorchEncoder, open_encoder
 from nestling.models.load import precision
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.indexes import build as indexing

@@ -13,7 +13,7 @@ from nestling.config.training import TrainingSettings
 from nestling.config.yaml_files import make_experiment
 from nestling.judgments.split import Split
 from nestling.models.load import find_model
-from nestling.pipeline import run
+from nestling.study.run import run
 from nestling.training.dev import DevEvaluator
 from nestling.training.result import TrainingResult
 from nestling.training.spec import Job

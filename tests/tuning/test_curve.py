@@ -12,7 +12,7 @@ import pytest
 from fixtures.tuning import FakeFit, small_experiment
 from nestling.errors import InputError
 from nestling.judgments.toolshed import generate
-from nestling.tuning.curve import Point, curve, last_doubling, nested_sample, slope_per_doubling, verdict
+from nestling.study.curve import Point, curve, last_doubling, nested_sample, slope_per_doubling, verdict
 
 
 def point(share: float, records: int, recall: float, seed: int = 0) -> Point:

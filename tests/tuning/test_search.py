@@ -13,12 +13,12 @@ import polars as pl
 import pytest
 
 from fixtures.tuning import SPACE, FakeFit, small_experiment
-from nestling import pipeline
 from nestling.config.yaml_files import load_experiment
 from nestling.errors import InputError
-from nestling.observer import Observer
-from nestling.tuning.search import tune
-from nestling.tuning.space import MATRYOSHKA_SPACE, load_space, make_space
+from nestling.progress import Observer
+from nestling.study import run
+from nestling.study.tune.search import tune
+from nestling.study.tune.space import MATRYOSHKA_SPACE, load_space, make_space
 
 pytest.importorskip("optuna")
 
@@ -75,7 +75,7 @@ def test_a_real_search_ends_with_an_experiment_that_has_the_best_trials_settings
 def test_the_split_is_the_runs_own_and_a_run_goes_on_from_it(tiny_model_path, tmp_path, fit: FakeFit):
     search(tiny_model_path, tmp_path, 1)
     before = (tmp_path / "tiny" / "split" / "train.parquet").stat().st_mtime_ns
-    pipeline.run(small_experiment(tiny_model_path, variants=["pretrained"]), runs=tmp_path)
+    run.run(small_experiment(tiny_model_path, variants=["pretrained"]), runs=tmp_path)
     assert (tmp_path / "tiny" / "split" / "train.parquet").stat().st_mtime_ns == before
 
 
@@ -213,8 +213,8 @@ import os, sys, time
 from pathlib import Path
 from fixtures.tuning import SPACE, FakeFit, small_experiment
 import nestling.training.trainer as trainer
-from nestling.tuning.search import tune
-from nestling.tuning.space import make_space
+from nestling.study.tune.search import tune
+from nestling.study.tune.space import make_space
 
 tiny, runs, trials, seconds, together = sys.argv[1:]
 ready = Path(runs) / "ready"
@@ -265,7 +265,7 @@ def test_a_trial_whose_worker_was_killed_is_taken_over(
     time.sleep(0.2)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    monkeypatch.setattr("nestling.tuning.workers.GRACE_SECONDS", 1)
+    monkeypatch.setattr("nestling.study.tune.workers.GRACE_SECONDS", 1)
     found = search(tiny_model_path, tmp_path, 2)
     assert len(found.trials) == 2
     assert {"learning_rate": 1e-4, "epochs": 1} in [trial.params for trial in found.trials]
@@ -304,8 +304,8 @@ def test_importance_takes_ten_complete_trials_and_finds_the_setting_that_matters
 
 
 def test_without_optuna_the_line_says_what_to_install(tiny_model_path, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "nestling.tuning.workers", raising=False)
-    monkeypatch.delattr("nestling.tuning.workers", raising=False)
+    monkeypatch.delitem(sys.modules, "nestling.study.tune.workers", raising=False)
+    monkeypatch.delattr("nestling.study.tune.workers", raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"pip install 'nestling\[tune\]'"):
         search(tiny_model_path, tmp_path, 1)

@@ -118,7 +118,7 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
             "pip install 'nestling[study]', or export it where that is installed"
         ) from None
     from nestling.models.load import find_model, load_model
-    from nestling.shrinking import SHRUNK, load_shrunk
+    from nestling.study.shrink import SHRUNK, load_shrunk
 
     source = find_model(str(model))
     codec = None

@@ -12,8 +12,8 @@ import polars as pl
 
 from nestling.config.run_folder import RunFolder
 from nestling.report.page_svg import inline
+from nestling.study.tune.outcome import worded
 from nestling.training.result import MEAN, RECALL
-from nestling.tuning.outcome import worded
 
 logger = logging.getLogger(__name__)
 

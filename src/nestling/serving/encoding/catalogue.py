@@ -18,7 +18,7 @@ from nestling.errors import InputError
 from nestling.extras import needed
 from nestling.judgments.files import MAX_UNPACKED
 from nestling.models.encoder import TextEncoder, open_encoder
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.serving.encoding.files import (
     MANIFEST,
     WORK,

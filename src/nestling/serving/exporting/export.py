@@ -17,7 +17,7 @@ from nestling.extras import needed
 from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
 from nestling.models.load import Kind, ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.serving.exporting.graph import refuse_unknown
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
 
     One that is searched by rescoring keeps its full size, which the second step needs.
     """
-    from nestling.shrinking import SHRUNK, load_shrunk
+    from nestling.study.shrink import SHRUNK, load_shrunk
 
     if not (source.folder / SHRUNK).is_file():
         return load_model(source, device="cpu").eval(), None, None
@@ -238,7 +238,7 @@ def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrel
     from nestling.judgments.split import split_judgments
     from nestling.judgments.split_files import read_split
     from nestling.judgments.toolshed import generate
-    from nestling.stages import STUDY_THRESHOLD, settle_threshold
+    from nestling.study.stages import STUDY_THRESHOLD, settle_threshold
 
     if split is None:
         made = split_judgments(generate(CATALOGUE, seed=0), dev=0.3)

@@ -19,7 +19,7 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.models.encoder import TextEncoder, open_encoder, prepare
 from nestling.models.torch_encoder import truncate
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
 from nestling.retrieval.fusion import Fusion

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nestling import atomic
 from nestling.models.cached_encoder import read_entry, write_entry
 from nestling.models.encoder import TextEncoder
-from nestling.observer import Observer
+from nestling.progress import Observer
 
 CHUNK = 4_096
 """Texts encoded between two saves: what an interruption can cost."""

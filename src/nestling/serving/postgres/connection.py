@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nestling.errors import InputError
-from nestling.observer import Observer
+from nestling.progress import Observer
 
 if TYPE_CHECKING:
     import psycopg

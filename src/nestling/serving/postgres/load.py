@@ -14,7 +14,7 @@ import numpy as np
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import TextEncoder
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.serving.postgres.connection import Connection
 from nestling.serving.postgres.sql import Names, create_indexes
 

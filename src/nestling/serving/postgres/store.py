@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import TextEncoder
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.serving.indexes.documents import Filters, check_filters
 from nestling.serving.indexes.index import Hit, refuse_blank
 from nestling.serving.postgres import load as postgres_load

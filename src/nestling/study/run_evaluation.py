@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nestling import atomic, measuring
+from nestling import atomic
 from nestling.config.experiment import FUSED, Experiment, Variant
 from nestling.config.run_folder import RunFolder
 from nestling.models.load import find_model
-from nestling.observer import Observer
+from nestling.progress import Observer
+from nestling.study import measure as measuring
 from nestling.training.recipes.registry import PRETRAINED
 
 if TYPE_CHECKING:

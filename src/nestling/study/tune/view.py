@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.tuning.outcome import worded
-from nestling.tuning.space import shown
+from nestling.study.tune.outcome import worded
+from nestling.study.tune.space import shown
 
 if TYPE_CHECKING:
-    from nestling.tuning.curve import Curve
-    from nestling.tuning.outcome import Search
+    from nestling.study.curve import Curve
+    from nestling.study.tune.outcome import Search
 
 ROWS = 10
 

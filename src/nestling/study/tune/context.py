@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from nestling import stages
 from nestling.config.experiment import Experiment, Variant
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
@@ -17,7 +16,8 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
-from nestling.observer import Observer
+from nestling.progress import Observer
+from nestling.study import stages
 from nestling.training.recipes.registry import PRETRAINED, RECIPES
 from nestling.training.result import selection
 

@@ -16,7 +16,7 @@ from nestling.training.result import MEAN
 if TYPE_CHECKING:
     import optuna
 
-    from nestling.tuning.space import Space, Value
+    from nestling.study.tune.space import Space, Value
 
 IMPORTANCE_TRIALS = 10
 """Complete trials below which no share of a setting is worth drawing."""

@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nestling import atomic, measuring, stages
+from nestling import atomic
 from nestling.config.experiment import DEMO, Experiment, Variant
 from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.errors import InputError
-from nestling.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
 from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model
-from nestling.observer import Observer
+from nestling.progress import Observer
 from nestling.report import charts, pages, tables
-from nestling.run_evaluation import RunEvaluation
-from nestling.run_log import logged_to
-from nestling.run_results import StudyResults
+from nestling.study import measure as measuring
+from nestling.study import stages
+from nestling.study.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
+from nestling.study.log import logged_to
+from nestling.study.results import StudyResults
+from nestling.study.run_evaluation import RunEvaluation
 from nestling.training.recipes.registry import PRETRAINED, RECIPES
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import dip
 from nestling.models.load import DEFAULT, ModelSource, find_model, load_model, token_counter
-from nestling.observer import Observer
+from nestling.progress import Observer
 
 if TYPE_CHECKING:
     from nestling.training.result import TrainingResult
@@ -231,7 +231,7 @@ def train(
     )
     stage = f"train {out.name}"
     if observer is not None:
-        from nestling.estimate import Texts, measure, trainings
+        from nestling.study.estimate import Texts, measure, trainings
 
         work = trainings(job, Texts(made.train), Texts(made.dev))
         rates = measure(job.base, made.train, job.settings)

@@ -10,11 +10,11 @@ import polars as pl
 
 from nestling.report.charts import COLOURS, INK, _styled
 from nestling.report.tables import label
-from nestling.tuning.space import shown
+from nestling.study.tune.space import shown
 
 if TYPE_CHECKING:
-    from nestling.tuning.outcome import TrialRecord
-    from nestling.tuning.space import Dimension, Space
+    from nestling.study.tune.outcome import TrialRecord
+    from nestling.study.tune.space import Dimension, Space
 
 RECALL = "dev recall@10"
 AXIS = "#9aa1ad"

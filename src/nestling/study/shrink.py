@@ -15,10 +15,10 @@ from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
-from nestling.measuring import cells_for, contest_of, embedder_of, sample_of
 from nestling.models.load import ModelSource, find_model, load_model, save_model
-from nestling.observer import Observer
-from nestling.stages import settle_threshold
+from nestling.progress import Observer
+from nestling.study.measure import cells_for, contest_of, embedder_of, sample_of
+from nestling.study.stages import settle_threshold
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

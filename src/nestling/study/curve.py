@@ -18,9 +18,9 @@ from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.errors import InputError
 from nestling.extras import PICTURES, needed
 from nestling.judgments.table import Judgments
-from nestling.observer import Observer
-from nestling.run_log import logged_to
-from nestling.tuning.ground import Ground, prepare
+from nestling.progress import Observer
+from nestling.study.log import logged_to
+from nestling.study.tune.context import Ground, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
 
 def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
     from nestling.report.charts import save, short_source
-    from nestling.report.tuning_charts import learning_curve
+    from nestling.study.tune.charts import learning_curve
 
     rows = [
         (point.share, point.seed, point.records, point.queries, measure, value)

@@ -56,7 +56,7 @@ class StudyResults:
         """
         from nestling.evaluation.grid import summarise as summarise_variant
         from nestling.evaluation.slices import slice_table, slices_of
-        from nestling.measuring import compare_variants, full_rows
+        from nestling.study.measure import compare_variants, full_rows
 
         def named(tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
             return pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in tables.items()])

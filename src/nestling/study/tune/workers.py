@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nestling.errors import InputError
-from nestling.tuning.pruning import FairMedian
+from nestling.study.tune.pruning import FairMedian
 
 FINISHED, FAIL = (TrialState.COMPLETE, TrialState.PRUNED), TrialState.FAIL
 STARTUP_TRIALS = 6

@@ -12,10 +12,10 @@ from nestling.config.experiment import FUSED, EvaluationSettings
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
-from nestling.measuring import compare_variants, contest_of, full_rows, measure_model
 from nestling.models.load import find_model
-from nestling.observer import Observer
-from nestling.stages import settle_threshold
+from nestling.progress import Observer
+from nestling.study.measure import compare_variants, contest_of, full_rows, measure_model
+from nestling.study.stages import settle_threshold
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from nestling.config.experiment import Experiment
 from nestling.config.run_folder import fingerprint
 from nestling.errors import InputError
 from nestling.extras import PICTURES, needed
-from nestling.observer import Observer
-from nestling.run_log import logged_to
-from nestling.tuning.ground import Ground, prepare
-from nestling.tuning.outcome import Search, importance_of, record_of, trials_frame, tuned, worded
-from nestling.tuning.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
+from nestling.progress import Observer
+from nestling.study.log import logged_to
+from nestling.study.tune.context import Ground, prepare
+from nestling.study.tune.outcome import Search, importance_of, record_of, trials_frame, tuned, worded
+from nestling.study.tune.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
 
 if TYPE_CHECKING:
     import optuna
@@ -102,7 +102,7 @@ def tune(
 
 def _workers() -> Any:
     needed("nestling tune", "optuna", *PICTURES)
-    from nestling.tuning import workers
+    from nestling.study.tune import workers
 
     return workers
 
@@ -182,8 +182,8 @@ def _fit(trial: optuna.Trial, ground: Ground, settings: Any, folder: Path, obser
 
 
 def _finish(study: optuna.Study, space: Space, ground: Ground, folder: Path, observer: Observer) -> Search:
-    from nestling.report import tuning_charts as charts
     from nestling.report.charts import save, short_source
+    from nestling.study.tune import charts
 
     frozen = _workers().trials_of(study, *_workers().FINISHED)
     records = tuple(record_of(trial) for trial in frozen)

@@ -14,7 +14,7 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
-from nestling.observer import Observer
+from nestling.progress import Observer
 
 if TYPE_CHECKING:
     import numpy as np
