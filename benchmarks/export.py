@@ -36,8 +36,8 @@ from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import Encoder
 from nestling.models.load import DEFAULT, find_model
 from nestling.models.torch_encoder import embed
-from nestling.serving.exporting import check as export_check
-from nestling.serving.exporting.export import Format, Precision, export, judged, read_model
+from nestling.serving.export import check as export_check
+from nestling.serving.export.export import Format, Precision, export, judged, read_model
 
 FORMS: tuple[tuple[Format, Precision], ...] = (
     ("onnx", "fp32"),

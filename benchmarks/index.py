@@ -28,16 +28,16 @@ from nestling.judgments.sources import load_judgments
 from nestling.models.encoder import open_encoder
 from nestling.progress import Observer
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.indexes.build import index
-from nestling.serving.indexes.calibrate import exact_top
-from nestling.serving.indexes.index import Index
-from nestling.serving.indexes.settings import IndexSettings
+from nestling.serving.index.build import index
+from nestling.serving.index.calibrate import exact_top
+from nestling.serving.index.index import Index
+from nestling.serving.index.settings import IndexSettings
 
 QUERIES = 400
 CHANGED = 0.01
 MEMORY = """
 import re, sys
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.index import Index
 from nestling.models.encoder import open_encoder
 import nestling.retrieval.code_search
 def anonymous():

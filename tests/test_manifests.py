@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nestling.config.manifests import shaped
 from nestling.config.run_folder import STATE, RunFolder
 from nestling.errors import InputError
-from nestling.serving.encoding.files import MANIFEST, read_encoded
+from nestling.serving.encode.files import MANIFEST, read_encoded
 from nestling.study.shrink import SHRUNK, load_shrunk
 
 

@@ -15,14 +15,14 @@ _HOMES = {
     "Encoder": "nestling.models.exported_encoder",
     "Evaluation": "nestling.study.evaluate",
     "Experiment": "nestling.config.experiment",
-    "Index": "nestling.serving.indexes.index",
-    "IndexSettings": "nestling.serving.indexes.settings",
+    "Index": "nestling.serving.index.index",
+    "IndexSettings": "nestling.serving.index.settings",
     "InputError": "nestling.errors",
     "Judgments": "nestling.judgments.table",
     "Run": "nestling.study.run",
     "evaluate": "nestling.study.evaluate",
-    "export": "nestling.serving.exporting.export",
-    "index": "nestling.serving.indexes.build",
+    "export": "nestling.serving.export.export",
+    "index": "nestling.serving.index.build",
     "inspect": "nestling.study.stages",
     "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.config.yaml_files",
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from nestling.judgments.table import Judgments as Judgments
     from nestling.models.exported_encoder import Encoder as Encoder
     from nestling.models.load import load_model as load_model
-    from nestling.serving.exporting.export import export as export
-    from nestling.serving.indexes.build import index as index
-    from nestling.serving.indexes.index import Index as Index
-    from nestling.serving.indexes.settings import IndexSettings as IndexSettings
+    from nestling.serving.export.export import export as export
+    from nestling.serving.index.build import index as index
+    from nestling.serving.index.index import Index as Index
+    from nestling.serving.index.settings import IndexSettings as IndexSettings
     from nestling.study.evaluate import Evaluation as Evaluation
     from nestling.study.evaluate import evaluate as evaluate
     from nestling.study.run import Run as Run

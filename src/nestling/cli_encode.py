@@ -39,7 +39,7 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode a catalogue into Parquet files of vectors. Called again, it encodes only what is missing or changed."""
-    from nestling.serving.encoding.catalogue import EncodeSettings, encode_catalogue
+    from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 
     watcher = observer()
     done = encode_catalogue(

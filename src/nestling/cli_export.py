@@ -15,7 +15,7 @@ from nestling.terminal import observer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nestling.serving.exporting.export import Exported
+    from nestling.serving.export.export import Exported
 
 
 def export(
@@ -35,7 +35,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model for a runtime without torch, and check it against torch: quality and speed."""
-    from nestling.serving.exporting.export import export as write
+    from nestling.serving.export.export import export as write
 
     done = write(
         model,

@@ -17,8 +17,8 @@ from nestling.terminal import clean, observer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nestling.serving.indexes.build import Indexed
-    from nestling.serving.indexes.index import Hit, Mode
+    from nestling.serving.index.build import Indexed
+    from nestling.serving.index.index import Hit, Mode
 
 Documents = Annotated[
     tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
@@ -52,9 +52,9 @@ def index(
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
     from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder
-    from nestling.serving.indexes.build import index as write
-    from nestling.serving.indexes.settings import IndexSettings
-    from nestling.serving.indexes.study import fusion_for
+    from nestling.serving.index.build import index as write
+    from nestling.serving.index.settings import IndexSettings
+    from nestling.serving.index.study import fusion_for
 
     settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)
     fusion = fusion_for(model, bm25_weight) if bm25 else None
@@ -104,7 +104,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search in an index."""
-    from nestling.serving.indexes.index import Index
+    from nestling.serving.index.index import Index
 
     if not queries:
         raise InputError("search needs a query after the index, as in nestling search INDEX 'cordless drill'")

@@ -16,9 +16,9 @@ from nestling.errors import InputError
 from nestling.terminal import clean, observer
 
 if TYPE_CHECKING:
-    from nestling.serving.indexes.index import Hit
-    from nestling.serving.postgres.load import Loaded
-    from nestling.serving.postgres.store import Store
+    from nestling.serving.engines.postgres.load import Loaded
+    from nestling.serving.engines.postgres.store import Store
+    from nestling.serving.index.index import Hit
 
 DATA = Path("runs/postgres")
 SHOWN = 120
@@ -57,9 +57,9 @@ def postgres(
     """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
     from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder, prepare
-    from nestling.serving.postgres import server as postgres_server
-    from nestling.serving.postgres.connection import psycopg_
-    from nestling.serving.postgres.store import Store
+    from nestling.serving.engines.postgres import server as postgres_server
+    from nestling.serving.engines.postgres.connection import psycopg_
+    from nestling.serving.engines.postgres.store import Store
 
     if dsn is not None and data is not None:
         raise InputError("--data is the folder of a server that is started here, and --dsn names another; give one")

@@ -16,7 +16,7 @@ from nestling.extras import needed
 from nestling.terminal import clean
 
 if TYPE_CHECKING:
-    from nestling.serving.indexes.index import Index
+    from nestling.serving.index.index import Index
     from nestling.serving.service.served import Source
 
 KEY = "NESTLING_API_KEY"
@@ -48,8 +48,8 @@ def serve(
     A new version of an index that nestling index writes meanwhile is taken up by itself, or at once on SIGHUP.
     """
     needed("nestling serve", "fastapi", "prometheus_client", "uvicorn")
-    from nestling.serving.indexes.files import read_manifest
-    from nestling.serving.indexes.index import Index
+    from nestling.serving.index.files import read_manifest
+    from nestling.serving.index.index import Index
     from nestling.serving.service import listening
     from nestling.serving.service.app import create_app
     from nestling.serving.service.judged import read_judged

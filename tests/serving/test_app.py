@@ -15,8 +15,8 @@ import pytest
 
 from fixtures.served import Shop, ids_of, make_service, make_shop
 from nestling.models.torch_encoder import truncate
-from nestling.serving.indexes.files import MANIFEST
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.files import MANIFEST
+from nestling.serving.index.index import Index
 from nestling.serving.service.answers import encoded, error_body
 from nestling.serving.service.app import create_app
 from nestling.serving.service.served import Source

@@ -19,7 +19,7 @@ from cyclopts import App
 from fixtures.served import START, make_table
 from nestling import cli, cli_postgres
 from nestling.errors import InputError
-from nestling.serving.postgres import server as postgres_server
+from nestling.serving.engines.postgres import server as postgres_server
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 

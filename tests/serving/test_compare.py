@@ -18,7 +18,7 @@ from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import truncate
 from nestling.retrieval.codec import PRECISIONS, fit_codec
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.index import Index
 from nestling.serving.service.app import create_app
 from nestling.serving.service.compare import Cell, Cells, dims_of
 from nestling.serving.service.judged import Judged, read_judged

@@ -25,14 +25,14 @@ from fixtures.serving import products
 from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
 from nestling.models.exported_encoder import Encoder
-from nestling.serving.encoding import catalogue as module
-from nestling.serving.encoding import ray_engine as encode_ray
-from nestling.serving.encoding import worker as encode_worker
-from nestling.serving.encoding.catalogue import EncodeSettings, encode_catalogue
-from nestling.serving.encoding.files import MANIFEST, read_encoded, read_part, text_hashes, vectors_of
-from nestling.serving.encoding.partitions import open_source
-from nestling.serving.encoding.worker import Job
-from nestling.serving.exporting.export import export
+from nestling.serving.encode import catalogue as module
+from nestling.serving.encode import ray_engine as encode_ray
+from nestling.serving.encode import worker as encode_worker
+from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
+from nestling.serving.encode.files import MANIFEST, read_encoded, read_part, text_hashes, vectors_of
+from nestling.serving.encode.partitions import open_source
+from nestling.serving.encode.worker import Job
+from nestling.serving.export.export import export
 
 TITLES = products(50)
 SMALL = EncodeSettings(partition=20, threads=1)
@@ -213,7 +213,7 @@ def test_a_folder_of_parquet_files_is_cut_file_by_file(static_model_path: Path, 
 def test_a_folder_is_read_a_partition_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "shop"
     written(folder / "a.parquet")
-    monkeypatch.setattr("nestling.serving.encoding.partitions.load_catalogue", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("nestling.serving.encode.partitions.load_catalogue", lambda *_, **__: pytest.fail("loaded"))
     source = open_source(folder, tmp_path / "work", partition=20)
     assert [source.read(part)[1] for part in source.slices] == [TITLES[:20], TITLES[20:40], TITLES[40:]]
     assert not (tmp_path / "work").exists()
@@ -323,9 +323,9 @@ def test_a_folder_that_is_not_complete_or_not_as_listed_is_refused(static_model_
 SLOW = """
 import sys, time
 from pathlib import Path
-from nestling.serving.encoding import ray_engine as encode_ray
-from nestling.serving.encoding import worker as encode_worker
-from nestling.serving.encoding.catalogue import EncodeSettings, encode_catalogue
+from nestling.serving.encode import ray_engine as encode_ray
+from nestling.serving.encode import worker as encode_worker
+from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 class Slow(encode_ray._Actor):  # pickled by value, so that it is slow in Ray's processes too
     def __call__(self, batch):
         time.sleep(0.5)

@@ -18,7 +18,7 @@ from fixtures.serving import closed
 from nestling.errors import InputError
 from nestling.models.exported_encoder import MANIFEST, Encoder, Table
 from nestling.models.tokens import Tokens
-from nestling.serving.exporting.export import export
+from nestling.serving.export.export import export
 
 TEXTS = ["drill", "", "a hand saw, 12 inch", "white steel door " * 40, "Écru 漢字 <b>&amp;</b> \u200b", "drill"]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(

@@ -27,10 +27,10 @@ from nestling.models.exported_encoder import CODEC, MANIFEST, Encoder
 from nestling.models.load import find_model
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import append_linear
-from nestling.serving.exporting import check as export_check
-from nestling.serving.exporting import export as exporting
-from nestling.serving.exporting.check import Check, Speed, agreement
-from nestling.serving.exporting.export import Exported, export
+from nestling.serving.export import check as export_check
+from nestling.serving.export import export as exporting
+from nestling.serving.export.check import Check, Speed, agreement
+from nestling.serving.export.export import Exported, export
 from nestling.study import shrink
 
 TEXTS = ["drill", "a hand saw, 12 inch", "white steel door " * 40, "Écru DOOR <b>", "cordless drill with two batteries"]
@@ -143,7 +143,7 @@ def test_a_static_model_in_int8_is_near_and_a_quarter_of_the_size(tiny_model_pat
 def test_int8_is_near_float32(
     format: Any, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr("nestling.serving.exporting.onnx.LARGE_TABLE", 1000)
+    monkeypatch.setattr("nestling.serving.export.onnx.LARGE_TABLE", 1000)
     done = export(str(tiny_model_path), tmp_path / "out", format=format, precision="int8", force=True)
     found, expected = Encoder.open(done.folder).encode(TEXTS), fresh(tiny_model_path).encode(TEXTS)
     assert (found * expected).sum(axis=1).min() > 0.97

@@ -19,10 +19,10 @@ from nestling.errors import InputError
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.indexes.calibrate import exact_top
-from nestling.serving.indexes.files import MANIFEST, read_manifest
-from nestling.serving.indexes.index import Index
-from nestling.serving.indexes.shortlist import Exact, Inverted, build_inverted
+from nestling.serving.index.calibrate import exact_top
+from nestling.serving.index.files import MANIFEST, read_manifest
+from nestling.serving.index.index import Index
+from nestling.serving.index.shortlist import Exact, Inverted, build_inverted
 
 N = 300
 TITLES = products(N)
@@ -129,7 +129,7 @@ def test_a_filter_over_an_inverted_file_is_kept_whether_few_or_many_fit(tmp_path
     indexed(tmp_path / "i", catalogue(TITLES, brand=BRANDS), exact_up_to=100)
     index = opened(tmp_path / "i")
     for few in (0, 1000):
-        monkeypatch.setattr("nestling.serving.indexes.shortlist.FEW", few)
+        monkeypatch.setattr("nestling.serving.index.shortlist.FEW", few)
         [hits] = index.search(["red steel"], 10, mode="dense", filters={"brand": "Bolt"})
         assert len(hits) == 10
         assert {hit.fields["brand"] for hit in hits} == {"Bolt"}
@@ -138,7 +138,7 @@ def test_a_filter_over_an_inverted_file_is_kept_whether_few_or_many_fit(tmp_path
 def test_without_faiss_an_inverted_file_is_done_without_and_nothing_is_missed(tmp_path: Path, monkeypatch):
     pytest.importorskip("faiss")
     indexed(tmp_path / "i", catalogue(TITLES), exact_up_to=100, shortlist="32:int8")
-    monkeypatch.setattr("nestling.serving.indexes.index.has_library", lambda: False)
+    monkeypatch.setattr("nestling.serving.index.index.has_library", lambda: False)
     [hits] = opened(tmp_path / "i").search(["red steel drill"], 10, mode="dense")
     assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines("red steel drill"))[::-1][:10], abs=1e-5)
 
@@ -342,8 +342,8 @@ def test_what_is_no_index_and_another_models_index_are_refused(folder: Path, tmp
 
 def test_a_real_model_is_found_where_it_was_or_beside_the_index(tiny_model_path: Path, tmp_path: Path):
     from nestling.models.encoder import open_encoder
-    from nestling.serving.indexes.build import index
-    from nestling.serving.indexes.settings import IndexSettings
+    from nestling.serving.index.build import index
+    from nestling.serving.index.settings import IndexSettings
 
     model = Path(shutil.copytree(tiny_model_path, tmp_path / "model"))
     index(open_encoder(model), catalogue(TITLES[:50]), tmp_path / "i", model=str(model), settings=IndexSettings())
@@ -359,9 +359,9 @@ def test_an_exported_table_searches_an_index_without_torch_or_polars(tmp_path: P
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from nestling.models.encoder import open_encoder
-    from nestling.serving.exporting.export import export
-    from nestling.serving.indexes.build import index
-    from nestling.serving.indexes.settings import IndexSettings
+    from nestling.serving.export.export import export
+    from nestling.serving.index.build import index
+    from nestling.serving.index.settings import IndexSettings
 
     words = sorted({word for title in TITLES for word in title.split()})
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, **{word: n + 1 for n, word in enumerate(words)}}, "[UNK]"))
@@ -382,7 +382,7 @@ def test_an_exported_table_searches_an_index_without_torch_or_polars(tmp_path: P
 import json, sys
 for name in ("torch", "transformers", "sentence_transformers", "polars", "pyarrow", "scipy", "pydantic", "faiss"):
     sys.modules[name] = None
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.index import Index
 index = Index.open({str(tmp_path / "i")!r}, verify=True)
 print(json.dumps([[hit.document_id for hit in index.search([{TITLES[7]!r}], 3, mode=mode)[0]] for mode in index.modes]))
 """

@@ -24,17 +24,17 @@ from nestling.models.load import precision
 from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.indexes import build as indexing
-from nestling.serving.indexes import calibrate as calibration
-from nestling.serving.indexes import index as reading
-from nestling.serving.indexes import vectors as stored
-from nestling.serving.indexes.build import WORK, index
-from nestling.serving.indexes.calibrate import calibrate, exact_top
-from nestling.serving.indexes.files import CODEC, TABLE, VECTORS, read_manifest
-from nestling.serving.indexes.index import Index
-from nestling.serving.indexes.settings import IndexSettings
-from nestling.serving.indexes.shortlist import Exact
-from nestling.serving.indexes.study import fusion_for, study_fusion
+from nestling.serving.index import build as indexing
+from nestling.serving.index import calibrate as calibration
+from nestling.serving.index import index as reading
+from nestling.serving.index import vectors as stored
+from nestling.serving.index.build import WORK, index
+from nestling.serving.index.calibrate import calibrate, exact_top
+from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
+from nestling.serving.index.index import Index
+from nestling.serving.index.settings import IndexSettings
+from nestling.serving.index.shortlist import Exact
+from nestling.serving.index.study import fusion_for, study_fusion
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -133,7 +133,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fixtures.serving import WordEncoder, catalogue, indexed, products
-from nestling.serving.indexes import vectors as stored
+from nestling.serving.index import vectors as stored
 stored.CHUNK = 5
 class Slow(WordEncoder):
     def encode(self, texts, *, kind="document"):

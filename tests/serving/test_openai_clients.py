@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fixtures.served import Running, Shop, make_light_shop, running
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.index import Index
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.torch_encoder import truncate
-from nestling.serving.postgres import server as postgres_server
-from nestling.serving.postgres import sql as postgres_sql
-from nestling.serving.postgres.load import storable
-from nestling.serving.postgres.sql import Shortlist, check_table
-from nestling.serving.postgres.store import Store
+from nestling.serving.engines.postgres import server as postgres_server
+from nestling.serving.engines.postgres import sql as postgres_sql
+from nestling.serving.engines.postgres.load import storable
+from nestling.serving.engines.postgres.sql import Shortlist, check_table
+from nestling.serving.engines.postgres.store import Store
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -235,7 +235,7 @@ def test_changed_fields_are_written_without_encoding(store: Store, dsn: str):
 
 
 def test_documents_that_the_catalogue_no_longer_has_go_only_when_asked(store: Store, dsn: str, monkeypatch: Any):
-    monkeypatch.setattr("nestling.serving.postgres.load.IDS_AT_ONCE", 4)
+    monkeypatch.setattr("nestling.serving.engines.postgres.load.IDS_AT_ONCE", 4)
     store.upsert(WordEncoder(), products(25))
     assert store.upsert(WordEncoder(), products(10)).removed == 0
     assert len(rows_of(dsn)) == 25

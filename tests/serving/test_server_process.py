@@ -16,7 +16,7 @@ import httpx2 as httpx
 import pytest
 
 from fixtures.served import Running, Shop, ids_of, make_light_shop, run_to_end, running
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.index import Index
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")

@@ -17,7 +17,7 @@ from nestling.retrieval.bm25 import PairScores
 from nestling.retrieval.code_search import rescore
 from nestling.retrieval.codec import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
 from nestling.retrieval.fusion import Top
-from nestling.serving.indexes.index import Index, Mode
+from nestling.serving.index.index import Index, Mode
 
 MOST_DOCUMENTS = 200_000
 MOST_BYTES = 512 * 2**20

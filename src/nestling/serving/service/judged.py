@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nestling.errors import InputError
 from nestling.judgments.identity import normalise
-from nestling.serving.indexes.documents import Documents
+from nestling.serving.index.documents import Documents
 
 
 @dataclass(frozen=True)

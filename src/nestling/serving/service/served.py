@@ -13,8 +13,8 @@ from typing import Any
 
 from nestling.errors import InputError
 from nestling.models.encoder import TextEncoder, prepare
-from nestling.serving.indexes.files import Manifest, read_manifest
-from nestling.serving.indexes.index import Index
+from nestling.serving.index.files import Manifest, read_manifest
+from nestling.serving.index.index import Index
 from nestling.serving.service.batcher import Encode
 from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
 from nestling.serving.service.judged import Judged
@@ -245,7 +245,7 @@ def described(served: Served) -> Mapping[str, Any]:
 
 def bytes_of(index: Index) -> float:
     """Return the bytes of a document in what a search scans: the code, or what an inverted file takes in all."""
-    from nestling.serving.indexes.files import INVERTED
+    from nestling.serving.index.files import INVERTED
 
     if index.manifest.lists and INVERTED in index.manifest.files:
         return index.manifest.files[INVERTED][0] / max(1, len(index))

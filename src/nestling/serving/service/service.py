@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.models.torch_encoder import truncate
-from nestling.serving.indexes.index import Index, Mode, refuse_blank
+from nestling.serving.index.index import Index, Mode, refuse_blank
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded
 from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError

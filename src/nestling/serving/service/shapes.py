@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nestling.errors import InputError
-from nestling.serving.indexes.documents import check_filters
+from nestling.serving.index.documents import check_filters
 from nestling.serving.service.limits import (
     CHARACTERS,
     EMBED_CHARACTERS,

@@ -10,14 +10,14 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import TextEncoder
 from nestling.progress import Observer
-from nestling.serving.indexes.documents import Filters, check_filters
-from nestling.serving.indexes.index import Hit, refuse_blank
-from nestling.serving.postgres import load as postgres_load
-from nestling.serving.postgres import schema as postgres_schema
-from nestling.serving.postgres.connection import WAITS, Connection
-from nestling.serving.postgres.load import Loaded
-from nestling.serving.postgres.schema import Meta
-from nestling.serving.postgres.sql import SHORTLIST, Names, Shortlist, check_table
+from nestling.serving.engines.postgres import load as postgres_load
+from nestling.serving.engines.postgres import schema as postgres_schema
+from nestling.serving.engines.postgres.connection import WAITS, Connection
+from nestling.serving.engines.postgres.load import Loaded
+from nestling.serving.engines.postgres.schema import Meta
+from nestling.serving.engines.postgres.sql import SHORTLIST, Names, Shortlist, check_table
+from nestling.serving.index.documents import Filters, check_filters
+from nestling.serving.index.index import Hit, refuse_blank
 
 if TYPE_CHECKING:
     import psycopg

@@ -14,9 +14,9 @@ from typing import Any
 
 from nestling.errors import InputError
 from nestling.extras import needed
-from nestling.serving.encoding.files import WORK, Part
-from nestling.serving.encoding.partitions import Slice
-from nestling.serving.encoding.worker import Job, Worker
+from nestling.serving.encode.files import WORK, Part
+from nestling.serving.encode.partitions import Slice
+from nestling.serving.encode.worker import Job, Worker
 
 SECONDS_TO_ANSWER = 5.0
 TRIES = 4

@@ -15,7 +15,7 @@ from nestling import atomic
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 from nestling.judgments.identity import normalise
-from nestling.serving.indexes.files import AGAIN
+from nestling.serving.index.files import AGAIN
 
 ROWS, OFFSETS, FILTERS = "documents.jsonl", "documents.offsets.npy", "filters.json"
 MOST_VALUES = 10_000

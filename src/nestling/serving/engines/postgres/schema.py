@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from nestling import __version__
 from nestling.errors import InputError
-from nestling.serving.postgres import sql as made
-from nestling.serving.postgres.connection import psycopg_
-from nestling.serving.postgres.sql import Names, Shortlist
+from nestling.serving.engines.postgres import sql as made
+from nestling.serving.engines.postgres.connection import psycopg_
+from nestling.serving.engines.postgres.sql import Names, Shortlist
 
 if TYPE_CHECKING:
     import psycopg

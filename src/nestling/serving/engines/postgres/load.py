@@ -15,13 +15,13 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import TextEncoder
 from nestling.progress import Observer
-from nestling.serving.postgres.connection import Connection
-from nestling.serving.postgres.sql import Names, create_indexes
+from nestling.serving.engines.postgres.connection import Connection
+from nestling.serving.engines.postgres.sql import Names, create_indexes
 
 if TYPE_CHECKING:
     import psycopg
 
-    from nestling.serving.postgres.schema import Meta
+    from nestling.serving.engines.postgres.schema import Meta
 
 IDS_AT_ONCE = 10_000
 LONGEST_ID = 2_000

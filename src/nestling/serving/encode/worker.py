@@ -15,8 +15,8 @@ from nestling.errors import InputError
 from nestling.models.encoder import TextEncoder, TorchEncoder, open_encoder
 from nestling.models.exported_encoder import Encoder
 from nestling.models.torch_encoder import embed, truncate
-from nestling.serving.encoding.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
-from nestling.serving.encoding.partitions import Slice, Source
+from nestling.serving.encode.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
+from nestling.serving.encode.partitions import Slice, Source
 
 Progress = Callable[[int, int], None]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.retrieval.code_search import rescore
-from nestling.serving.indexes.shortlist import Exact, Inverted
+from nestling.serving.index.shortlist import Exact, Inverted
 
 TOP = 10
 LENGTHS = (50, 100, 200, 400, 800, 1_600, 2_400, 3_200, 4_800, 6_400, 9_600, 12_800, 25_600)

@@ -13,7 +13,7 @@ from nestling.extras import needed
 from nestling.models.engines.openvino import first_line, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, ONNX
 from nestling.models.tokens import Tokens
-from nestling.serving.exporting.graph import example, whole
+from nestling.serving.export.graph import example, whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,7 +38,7 @@ def write_onnx(
     """
     import torch
 
-    from nestling.serving.exporting.openvino import INT8, calibration_items
+    from nestling.serving.export.openvino import INT8, calibration_items
 
     onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX

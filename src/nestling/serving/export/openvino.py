@@ -11,7 +11,7 @@ from nestling.extras import needed
 from nestling.models.engines.openvino import Inputs, first_line, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, OPENVINO
 from nestling.models.tokens import Tokens
-from nestling.serving.exporting.graph import example, whole
+from nestling.serving.export.graph import example, whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -23,12 +23,12 @@ from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.indexes import documents, files, shortlist
-from nestling.serving.indexes.calibrate import Calibrated, calibrate
-from nestling.serving.indexes.files import Manifest
-from nestling.serving.indexes.settings import IndexSettings
-from nestling.serving.indexes.study import study_fusion, study_queries
-from nestling.serving.indexes.vectors import encode_chunks, write_vectors
+from nestling.serving.index import documents, files, shortlist
+from nestling.serving.index.calibrate import Calibrated, calibrate
+from nestling.serving.index.files import Manifest
+from nestling.serving.index.settings import IndexSettings
+from nestling.serving.index.study import study_fusion, study_queries
+from nestling.serving.index.vectors import encode_chunks, write_vectors
 
 logger = logging.getLogger(__name__)
 

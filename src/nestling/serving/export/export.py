@@ -18,7 +18,7 @@ from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION
 from nestling.models.load import Kind, ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
-from nestling.serving.exporting.graph import refuse_unknown
+from nestling.serving.export.graph import refuse_unknown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.table import Judgments
     from nestling.retrieval.codec import Codec
-    from nestling.serving.exporting.check import Check
+    from nestling.serving.export.check import Check
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -90,7 +90,7 @@ def export(
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
-    from nestling.serving.exporting.check import check_export
+    from nestling.serving.export.check import check_export
 
     out, observer = Path(out), observer or Observer()
     if format not in FORMATS or precision not in PRECISIONS:
@@ -181,15 +181,15 @@ def write_model(
 ) -> None:
     """Write the model's own files; each writer's docstring says what and when it refuses."""
     if is_static(model):
-        from nestling.serving.exporting.table import write_table
+        from nestling.serving.export.table import write_table
 
         write_table(model, folder, precision=precision)
     elif format == "openvino":
-        from nestling.serving.exporting.openvino import write_openvino
+        from nestling.serving.export.openvino import write_openvino
 
         write_openvino(model, tokens, folder, precision=precision, calibration=calibration)
     else:
-        from nestling.serving.exporting.onnx import write_onnx
+        from nestling.serving.export.onnx import write_onnx
 
         write_onnx(model, tokens, folder, precision=precision, calibration=calibration)
 

@@ -19,7 +19,7 @@ from nestling.extras import needed
 from nestling.judgments.files import MAX_UNPACKED
 from nestling.models.encoder import TextEncoder, open_encoder
 from nestling.progress import Observer
-from nestling.serving.encoding.files import (
+from nestling.serving.encode.files import (
     MANIFEST,
     WORK,
     EncodedFolder,
@@ -31,9 +31,9 @@ from nestling.serving.encoding.files import (
     read_encoded,
     text_hashes,
 )
-from nestling.serving.encoding.partitions import Slice, Source, open_source
-from nestling.serving.encoding.ray_engine import Cluster, encode_on_ray, ray_cluster
-from nestling.serving.encoding.worker import Job, Worker, runtime_of
+from nestling.serving.encode.partitions import Slice, Source, open_source
+from nestling.serving.encode.ray_engine import Cluster, encode_on_ray, ray_cluster
+from nestling.serving.encode.worker import Job, Worker, runtime_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from nestling.retrieval.bm25 import Lexical, PairScores
 from nestling.retrieval.code_search import rescore
 from nestling.retrieval.codec import Codec, Codes
 from nestling.retrieval.fusion import Fusion, Top
-from nestling.serving.indexes import files
-from nestling.serving.indexes.documents import Documents, Filters
-from nestling.serving.indexes.files import Manifest
-from nestling.serving.indexes.shortlist import Allowed, Exact, Inverted, Shortlist, has_library, library
+from nestling.serving.index import files
+from nestling.serving.index.documents import Documents, Filters
+from nestling.serving.index.files import Manifest
+from nestling.serving.index.shortlist import Allowed, Exact, Inverted, Shortlist, has_library, library
 
 logger = logging.getLogger(__name__)
 
