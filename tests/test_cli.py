@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.cli import main
+from nestling.cli.app import main
 from nestling.models.load import find_model
 
 NESTLING = [sys.executable, "-m", "nestling"]
@@ -302,5 +302,5 @@ def test_importing_the_package_loads_neither_torch_nor_polars():
 
 
 def test_help_does_not_load_torch():
-    code = "import sys, nestling.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, nestling.cli.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -37,7 +37,7 @@ def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(name: str
 
 SCRIPT = """
 import os, sys
-from nestling.cli import main
+from nestling.cli.app import main
 try:
     main(["--version"])
 except SystemExit:

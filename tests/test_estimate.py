@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling import terminal
+from nestling.cli.app import console
+from nestling.cli.console import TerminalObserver
 from nestling.config.experiment import Experiment
 from nestling.config.training import TrainingSettings
 from nestling.config.yaml_files import make_experiment
@@ -18,7 +19,6 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import find_model
 from nestling.study import run
 from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
-from nestling.terminal import TerminalObserver
 from nestling.training.callbacks import TrainingProgress
 from nestling.training.spec import Job
 
@@ -139,7 +139,7 @@ def test_a_time_is_told_coarsely(seconds: float, words: str):
 
 
 def test_every_line_of_progress_shows_the_whole(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(terminal, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     written = io.StringIO()
     observer = TerminalObserver(Console(file=written, width=200))
     observer.plan({"split": [], "train mnrl": [600.0], "evaluate mnrl": [120.0]})
@@ -160,7 +160,7 @@ def test_every_line_of_progress_shows_the_whole(monkeypatch: pytest.MonkeyPatch)
     assert said[6].strip() == "something else"
 
 
-class Planned(terminal.Observer):
+class Planned(console.Observer):
     def __init__(self) -> None:
         self.planned: dict[str, list[float]] = {}
         self.met: list[str] = []

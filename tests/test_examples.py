@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fixtures.tiny import build_tiny_model
-from nestling import cli
+from nestling.cli.app import app
 from nestling.config.experiment import Experiment
 from nestling.config.yaml_files import make_experiment
 from nestling.judgments.toolshed import generate
@@ -127,11 +127,11 @@ class Shelf:
             return
         assert words[0] == "nestling", command
         if any(command.startswith(start) for start, _ in PARSED_ONLY):
-            cli.app.parse_args(words[1:], exit_on_error=False, print_error=False)
+            app.app.parse_args(words[1:], exit_on_error=False, print_error=False)
             return
         code: object = 0
         try:
-            cli.main(words[1:])
+            app.main(words[1:])
         except SystemExit as left:
             code = left.code
         assert not code, f"{command}: exit code {code}"

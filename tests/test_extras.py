@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nestling.cli import main
+from nestling.cli.app import main
 
 CATALOGUE = "title,brand\n" + "".join(f"tool number {n},Acme\n" for n in range(8))
 JUDGED = "query,document,score\n" + "".join(f"q{n % 30},tool {n},{n % 3 + 1}\n" for n in range(300))
@@ -58,6 +58,8 @@ def test_a_missing_package_is_told_before_anything_is_encoded_or_trained(
 
 
 def test_what_no_verb_looks_for_beforehand_is_still_a_line(tmp_path: Path):
-    script = "import sys; sys.modules['polars'] = None; from nestling.cli import main; main(['index', 'm', 'c', 'o'])"
+    script = (
+        "import sys; sys.modules['polars'] = None; from nestling.cli.app import main; main(['index', 'm', 'c', 'o'])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (2, "nestling: this needs polars: pip install 'nestling[study]'\n")

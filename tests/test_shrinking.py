@@ -12,7 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import nestling
-from nestling.cli_measuring import _doubt
+from nestling.cli.measure import _doubt
 from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import Fitted

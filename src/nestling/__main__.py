@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nestling.cli import main
+from nestling.cli.app import main
 
 if __name__ == "__main__":
     main()

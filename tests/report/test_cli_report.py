@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fixtures.study import make_study
-from nestling.cli import main
+from nestling.cli.app import main
 from nestling.config.run_folder import RunFolder
 from nestling.evaluation.cells import Cell
 

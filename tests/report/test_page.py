@@ -203,7 +203,7 @@ def test_an_unfinished_or_old_run_is_refused_in_a_line(tmp_path: Path):
 
 
 def test_the_verb_takes_a_name_or_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from nestling.cli_report import report
+    from nestling.cli.report import report
 
     folder = make_study(tmp_path / "run", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], pages=False)
     report(Path("run"), runs=tmp_path)

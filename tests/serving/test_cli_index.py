@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nestling
-from nestling.cli import main
+from nestling.cli.app import main
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ for name in hidden:
     sys.modules[name] = None
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in hidden else found(name, *rest)
-import nestling.cli
-nestling.cli.main(["run"])
+import nestling.cli.app
+nestling.cli.app.main(["run"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2

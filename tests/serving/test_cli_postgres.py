@@ -17,7 +17,8 @@ import pytest
 from cyclopts import App
 
 from fixtures.served import START, make_table
-from nestling import cli, cli_postgres
+from nestling.cli.app import app as cli
+from nestling.cli.app import postgres as cli_postgres
 from nestling.errors import InputError
 from nestling.serving.engines.postgres import server as postgres_server
 

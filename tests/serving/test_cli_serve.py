@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.serving import catalogue, indexed, products
-from nestling.cli_serve import models, named_indexes, serve
+from nestling.cli.serve import models, named_indexes, serve
 from nestling.errors import InputError
 from nestling.serving.service.listening import allowed_hosts, bind, is_loopback, url_of
 

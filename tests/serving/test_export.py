@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, StaticEmbedding
 
 from fixtures.training import join
-from nestling import cli_export
+from nestling.cli.app import export as cli_export
 from nestling.errors import InputError
 from nestling.evaluation.benchmark import Vectors
 from nestling.evaluation.cell_search import Fitted

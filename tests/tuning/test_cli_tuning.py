@@ -9,7 +9,7 @@ import pytest
 from cyclopts import App
 
 from fixtures.tuning import FakeFit
-from nestling import cli_tuning
+from nestling.cli.app import tune as cli_tuning
 from nestling.config.yaml_files import load_experiment
 from nestling.errors import InputError
 

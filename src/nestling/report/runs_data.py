@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nestling.cli.console import clean
 from nestling.config.experiment import FUSED
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
@@ -19,7 +20,6 @@ from nestling.evaluation.significance import compare_all
 from nestling.report.page_data import DEV_RECALL, PageData, load_page_data
 from nestling.report.runs_settings import Values, environment_apart, settings_apart, told, told_apart
 from nestling.report.tables import plain
-from nestling.terminal import clean
 
 FEWEST, MOST = 2, 8
 """Runs that one comparison takes."""

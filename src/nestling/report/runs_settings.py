@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nestling.cli.console import clean
 from nestling.report import charts
 from nestling.report.page import without_folders
 from nestling.report.page_data import PageData
-from nestling.terminal import clean
 
 Values = dict[str, dict[str, Any]]
 """What differs -> a run's label -> its value; a run that has no such thing is left out."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from nestling.cli.console import clean
 from nestling.errors import InputError
 from nestling.extras import needed
-from nestling.terminal import clean
 
 if TYPE_CHECKING:
     from nestling.serving.index.index import Index

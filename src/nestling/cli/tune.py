@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Columns, Json, Overrides, as_changes, numbers, run_name
-from nestling.terminal import observer
+from nestling.cli.console import observer
+from nestling.cli.options import Columns, Json, Overrides, as_changes, numbers, run_name
 
 if TYPE_CHECKING:
     from nestling.config.experiment import Experiment

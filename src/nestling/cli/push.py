@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.cli_options import Json
+from nestling.cli.console import clean
+from nestling.cli.options import Json
 from nestling.errors import InputError
-from nestling.terminal import clean
 
 
 def push(

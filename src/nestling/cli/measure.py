@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Dims, Json, PromptOptions, named_models, numbers
+from nestling.cli.console import observer
+from nestling.cli.options import Dims, Json, PromptOptions, named_models, numbers
 from nestling.errors import InputError
-from nestling.terminal import observer
 
 if TYPE_CHECKING:
     from nestling.study.shrink import Choice, Shrunk

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json, MaxUnpacked
-from nestling.terminal import clean, observer
+from nestling.cli.console import clean, observer
+from nestling.cli.options import Json, MaxUnpacked
 
 
 def encode(

@@ -15,24 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
-from nestling import (
-    __version__,
-    cli_encode,
-    cli_export,
-    cli_index,
-    cli_measuring,
-    cli_postgres,
-    cli_publishing,
-    cli_report,
-    cli_serve,
-    cli_tuning,
-)
+from nestling import __version__
 from nestling.atomic import FULL
-from nestling.cli_options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
+from nestling.cli.app import encode, export, index, postgres, push, serve
+from nestling.cli.app import measure as cli_measuring
+from nestling.cli.app import report as cli_report
+from nestling.cli.app import tune as cli_tuning
+from nestling.cli.console import clean
+from nestling.cli.options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
 from nestling.environment import grow_gpu_memory, share_cores
 from nestling.errors import InputError
 from nestling.extras import missing
-from nestling.terminal import clean
 
 if TYPE_CHECKING:
     from nestling.config.experiment import DataSettings
@@ -221,13 +214,13 @@ def train(
 app.command(cli_measuring.evaluate)
 app.command(cli_measuring.shrink)
 app.command(cli_report.report)
-app.command(cli_publishing.push)
-app.command(cli_export.export)
-app.command(cli_index.index)
-app.command(cli_index.search)
-app.command(cli_serve.serve)
-app.command(cli_postgres.postgres)
-app.command(cli_encode.encode)
+app.command(push.push)
+app.command(export.export)
+app.command(index.index)
+app.command(index.search)
+app.command(serve.serve)
+app.command(postgres.postgres)
+app.command(encode.encode)
 app.command(cli_tuning.tune)
 app.command(cli_tuning.curve)
 
@@ -294,7 +287,7 @@ def _errors() -> Console:
 
 
 def _observer() -> Observer | None:
-    from nestling.terminal import TerminalObserver
+    from nestling.cli.console import TerminalObserver
 
     return TerminalObserver(_errors()) if _speaks() else None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json
+from nestling.cli.options import Json
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def _table(data: RunsData) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from nestling.cli.console import clean
     from nestling.report.comparison_view import p_value
     from nestling.report.tables import bounds, full_size, label, percent
-    from nestling.terminal import clean
 
     first = data.measures[0]
     p = {row["b"]: p_value(row["p_holm"]) for row in data.gains.iter_rows(named=True) if row["measure"] == first}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli_options import Json, PromptOptions
-from nestling.terminal import observer
+from nestling.cli.console import observer
+from nestling.cli.options import Json, PromptOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
