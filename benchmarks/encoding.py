@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import DEFAULT_MODEL, ENGINES
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
@@ -43,8 +44,8 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.split_files import read_split
 from nestling.judgments.toolshed import generate
-from nestling.models.engines.engine import ENGINES, Engine, Sample, engine_for
-from nestling.models.load import DEFAULT, load_model
+from nestling.models.engines.engine import Engine, Sample, engine_for
+from nestling.models.load import load_model
 from nestling.models.precision import choose_precision
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.exact_search import top_k
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
-    parser.add_argument("--model", default=DEFAULT, help="a name or a folder, as for nestling")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name or a folder, as for nestling")
     parser.add_argument("--split", type=Path, help="a run's split folder; recall is measured on its dev side")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="all for a CPU; with --quick two that suit it")
     options = parser.parse_args(arguments)

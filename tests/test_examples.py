@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fixtures.tiny import build_tiny_model
-from nestling.cli.app import app
+from nestling.cli import app
 from nestling.config.experiment import Experiment
 from nestling.config.yaml_files import make_experiment
 from nestling.judgments.toolshed import generate

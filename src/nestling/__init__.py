@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nestling.environment import VERSION
+
+__version__ = VERSION
 
 _HOMES = {
     "Catalogue": "nestling.judgments.catalogue",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from nestling.judgments.table import Judgments as Judgments
     from nestling.models.exported_encoder import Encoder as Encoder
     from nestling.models.load import load_model as load_model
+    from nestling.models.shrunk import load_shrunk as load_shrunk
     from nestling.serving.export.export import export as export
     from nestling.serving.index.build import index as index
     from nestling.serving.index.index import Index as Index
@@ -54,7 +57,6 @@ if TYPE_CHECKING:
     from nestling.study.evaluate import evaluate as evaluate
     from nestling.study.run import Run as Run
     from nestling.study.run import run as run
-    from nestling.study.shrink import load_shrunk as load_shrunk
     from nestling.study.shrink import shrink as shrink
     from nestling.study.stages import inspect as inspect
     from nestling.study.stages import split as split

@@ -23,3 +23,8 @@ def unread(path: Path, error: Exception, otherwise: str) -> InputError:
     if denied is None:
         return InputError(otherwise)
     return InputError(f"cannot read {denied.filename or path}: permission denied; let this user read it")
+
+
+def clean(text: str) -> str:
+    """Return `text` without control characters, so that data cannot send escapes to the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

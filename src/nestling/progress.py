@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from nestling.training.callbacks import TrainingProgress
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Attributes:
+        step, steps: optimizer steps done and in all.
+        loss: mean over the last logged steps; None before the first log.
+        pairs_per_second: since this process began to train.
+        seconds_left: at that speed, evaluations apart.
+        dev: the figure on dev that epochs are chosen by (`result.selection`), at the last evaluation.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+    pairs_per_second: float
+    seconds_left: float
+    dev: float | None
 
 
 class Observer:

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestling.config.names import PRECISIONS, ROTATIONS, Rotation
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
-from nestling.evaluation.cells import ROTATIONS, Cell, Rotation
-from nestling.models.torch_encoder import truncate
-from nestling.retrieval.codec import PRECISIONS, fit_codec
+from nestling.evaluation.cells import Cell
+from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.rotation import fit_search_rotation, rotated
 from nestling.retrieval.trained_rotation import train_search_rotation
+from nestling.retrieval.vectors import truncate
 
 FULL = 64
 CODED = [precision for precision in PRECISIONS if precision != "float32"]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nestling.config.names import PRECISIONS, ROTATIONS, Rotation
 from nestling.errors import InputError
-from nestling.evaluation.cells import ROTATIONS, Cell, Rotation, cells_of, sizes_in
-from nestling.retrieval.codec import PRECISIONS, fit_codec
+from nestling.evaluation.cells import Cell, cells_of, sizes_in
+from nestling.retrieval.codec import fit_codec
 
 # Bits a dim, and two bytes for the scale of a row that has one.
 BYTES = {

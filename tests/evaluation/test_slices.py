@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.places import HOME_DEPOT
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.significance import interval
 from nestling.evaluation.slices import SCHEMA, slice_table, slices_of
 from nestling.judgments.table import Judgments
-
-HOME_DEPOT = Path(__file__).parents[3] / "shared" / "data" / "home-depot"
 
 
 def judged(rows: list[tuple[str, str, float]]) -> Judgments:

@@ -11,6 +11,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.places import HOME_DEPOT
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
@@ -18,7 +19,6 @@ from nestling.evaluation.trec import read_qrels, read_run, run_to_ranking, write
 from nestling.judgments.table import Judgments
 from nestling.retrieval.exact_search import top_k
 
-HOME_DEPOT = Path(__file__).parents[3] / "shared" / "data" / "home-depot"
 THRESHOLD = 1.0
 
 

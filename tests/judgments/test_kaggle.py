@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.places import HOME_DEPOT
 from nestling.errors import InputError
 from nestling.judgments.sources import load_judgments
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "home-depot" / "train.csv.zip"
+REAL = HOME_DEPOT / "train.csv.zip"
 
 PAIRS = (
     '"id","product_uid","product_title","search_term","relevance"\n'

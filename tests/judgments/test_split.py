@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.places import HOME_DEPOT
 from nestling.errors import InputError
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "home-depot" / "train.csv.zip"
+REAL = HOME_DEPOT / "train.csv.zip"
 
 
 def judgments(rows: list[tuple[int, int, float]]) -> Judgments:

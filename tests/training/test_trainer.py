@@ -14,8 +14,9 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
-from nestling.models.precision import Precision, choose_precision, settle
-from nestling.training.callbacks import TrainingProgress
+from nestling.models.precision import Precision, choose_precision
+from nestling.progress import TrainingProgress
+from nestling.training.fast.setup import settle
 from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
 from nestling.training.spec import Job
@@ -153,8 +154,9 @@ def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_
 ):
     from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
-    from nestling.models.torch_encoder import embed, truncate
+    from nestling.models.torch_encoder import embed
     from nestling.retrieval.exact_search import top_k
+    from nestling.retrieval.vectors import truncate
 
     matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 2), weights=(1.0, 2.0))
     result = trained(split, matryoshka, tmp_path)

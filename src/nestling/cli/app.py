@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
-from nestling import __version__
 from nestling.atomic import FULL
-from nestling.cli.app import encode, export, index, postgres, push, serve
-from nestling.cli.app import measure as cli_measuring
-from nestling.cli.app import report as cli_report
-from nestling.cli.app import tune as cli_tuning
-from nestling.cli.console import clean
+from nestling.cli import encode, export, index, postgres, push, serve
+from nestling.cli import measure as cli_measuring
+from nestling.cli import report as cli_report
+from nestling.cli import tune as cli_tuning
 from nestling.cli.options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
-from nestling.environment import grow_gpu_memory, share_cores
-from nestling.errors import InputError
-from nestling.extras import missing
+from nestling.environment import VERSION, grow_gpu_memory, missing, share_cores
+from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from nestling.config.experiment import DataSettings
@@ -36,7 +33,7 @@ DEFAULT = "all-MiniLM-L6-v2"
 app = App(
     name="nestling",
     help="Fine-tune a small embedding model on your own search judgments, and learn how small its embeddings can get.",
-    version=__version__,
+    version=VERSION,
     suppress_keyboard_interrupt=False,
 )
 BAD_INPUT, INTERRUPTED = 2, 130

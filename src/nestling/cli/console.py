@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from nestling.errors import clean
 from nestling.progress import Observer
 
 if TYPE_CHECKING:
+    from nestling.progress import TrainingProgress
     from nestling.study.estimate import Timeline
-    from nestling.training.callbacks import TrainingProgress
 
 SECONDS_BETWEEN_LINES = 20
 """Where there is no terminal to redraw, progress is a line this often."""
@@ -97,11 +98,6 @@ class TerminalObserver(Observer):
 def observer() -> TerminalObserver:
     """Return an observer on standard error, so that standard output holds results alone."""
     return TerminalObserver(Console(stderr=True))
-
-
-def clean(text: str) -> str:
-    """Return `text` without control characters, so that data cannot send escapes to the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _clock(seconds: float) -> str:

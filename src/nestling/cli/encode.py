@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.console import clean, observer
+from nestling.cli.console import observer
 from nestling.cli.options import Json, MaxUnpacked
+from nestling.errors import clean
 
 
 def encode(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.console import clean, observer
+from nestling.cli.console import observer
 from nestling.cli.options import Json, MaxUnpacked
-from nestling.errors import InputError
+from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from rich.table import Table

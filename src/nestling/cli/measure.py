@@ -49,7 +49,8 @@ def evaluate(
 
     The first model is what the others are compared with.
     """
-    from nestling.config.experiment import LEXICAL, EvaluationSettings
+    from nestling.config.experiment import EvaluationSettings
+    from nestling.config.names import LEXICAL
     from nestling.config.yaml_files import make_settings
     from nestling.report import comparison_view, slices_view, tables
     from nestling.study import evaluate as evaluating

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from nestling.cli.console import clean, observer
+from nestling.cli.console import observer
 from nestling.cli.options import Json, MaxUnpacked
-from nestling.errors import InputError
+from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from nestling.serving.engines.postgres.load import Loaded

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.cli.console import clean
 from nestling.cli.options import Json
-from nestling.errors import InputError
+from nestling.errors import InputError, clean
 
 
 def push(

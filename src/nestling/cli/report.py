@@ -92,7 +92,7 @@ def _table(data: RunsData) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from nestling.cli.console import clean
+    from nestling.errors import clean
     from nestling.report.comparison_view import p_value
     from nestling.report.tables import bounds, full_size, label, percent
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from nestling.cli.console import clean
-from nestling.errors import InputError
-from nestling.extras import needed
+from nestling.environment import needed
+from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from nestling.serving.index.index import Index

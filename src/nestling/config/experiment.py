@@ -7,21 +7,24 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from nestling.config.names import (
+    DEFAULT_MODEL,
+    ENGINES,
+    FUSED,
+    LEXICAL,
+    MAX_UNPACKED,
+    PRECISIONS,
+    PRETRAINED,
+    ROTATIONS,
+    Rotation,
+    SplitMethod,
+)
+from nestling.config.recipes import RECIPE_DEFAULTS
 from nestling.config.training import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
-from nestling.evaluation.cells import ROTATIONS, Rotation
-from nestling.judgments.files import MAX_UNPACKED
-from nestling.judgments.split import Method
-from nestling.models.engines.engine import ENGINES
-from nestling.models.load import DEFAULT, ModelSource, find_model
-from nestling.retrieval.codec import PRECISIONS
-from nestling.training.recipes.registry import PRETRAINED, RECIPES
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
 
-LEXICAL: tuple[Literal["bm25", "bm25-stemmed"], ...] = ("bm25", "bm25-stemmed")
-FUSED = "+bm25"
-"""What the name of a model's fusion with BM25 ends in."""
 
 DEMO: dict[str, Any] = {
     "name": "demo",
@@ -38,9 +41,6 @@ DEMO: dict[str, Any] = {
     ],
 }
 """The study that runs when nothing is asked for."""
-
-
-VARIANTS = ("pretrained", "mnrl", "mnrl+matryoshka", "graded")
 
 
 class DataSettings(Settings):
@@ -72,7 +72,7 @@ class SplitSettings(Settings):
 
     test: float = Field(default=0.2, gt=0, lt=1)
     dev: float = Field(default=0.1, gt=0, lt=1)
-    method: Method = "auto"
+    method: SplitMethod = "auto"
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -124,8 +124,8 @@ class Variant(Settings):
     @field_validator("recipe")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value != PRETRAINED and value not in RECIPES:
-            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
+        if value != PRETRAINED and value not in RECIPE_DEFAULTS:
+            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPE_DEFAULTS])}")
         return value
 
     @model_validator(mode="after")
@@ -206,7 +206,7 @@ class Experiment(Settings):
 
     name: str = Field(default="study", min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
     """The run folder is `runs/NAME`."""
-    model: str = DEFAULT
+    model: str = DEFAULT_MODEL
     """The base model: a folder, the bundled all-MiniLM-L6-v2, or a hub id with an optional @revision."""
     prompts: Prompts = Prompts()
     """Of `model`, as in `{query: "query: ", document: "passage: "}` for e5; saved with what is trained from it."""
@@ -251,20 +251,9 @@ class Experiment(Settings):
         """Return the name of the model that `variant` starts from."""
         return variant.base or self.model
 
-    def source_of(self, variant: Variant | None = None) -> ModelSource:
-        """Return the model that `variant` starts from, or the experiment's own, with its prompts.
-
-        Raises:
-            InputError: it cannot be had.
-        """
-        base = self.model if variant is None else self.base_of(variant)
-        own = None if variant is None else variant.prompts
-        prompts = own or (self.prompts if base == self.model else Prompts())
-        return find_model(base, prompts=prompts.given())
-
     def training_of(self, variant: Variant) -> TrainingSettings:
         """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""
-        needs = RECIPES[variant.recipe].defaults if variant.recipe in RECIPES else {}
+        needs = RECIPE_DEFAULTS.get(variant.recipe, {})
         settings = TrainingSettings.model_validate(
             {**self.training.model_dump(exclude_unset=True), **needs, **variant.training}
         )

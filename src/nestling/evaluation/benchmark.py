@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
+from nestling.config.names import Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, sizes_in
 from nestling.evaluation.fusion_weight import fit_fusion
@@ -23,7 +24,6 @@ from nestling.retrieval.fusion import Fusion, Top
 STEMMED = "bm25-stemmed"
 CANDIDATES = 100
 
-Kind = Literal["query", "document"]
 Embed = Callable[[Sequence[str], Kind], Any]
 """Gives the full-size embeddings of texts, (n, full) float32 with rows of length 1."""
 

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.evaluation.cells import Cell, Rotation
-from nestling.models.torch_encoder import truncate
+from nestling.config.names import Rotation
+from nestling.evaluation.cells import Cell
 from nestling.retrieval.bm25 import PairScores
 from nestling.retrieval.code_search import rescore, top_k_codes
 from nestling.retrieval.codec import Codec, Codes, fit_codec
@@ -18,6 +18,7 @@ from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Top, inner_products
 from nestling.retrieval.rotation import fit_search_rotation, rotated
 from nestling.retrieval.trained_rotation import sampled, train_search_rotation
+from nestling.retrieval.vectors import truncate
 
 Matrix = NDArray[np.float32]
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
 
+from nestling.config.names import PRECISIONS, ROTATIONS, Rotation
 from nestling.errors import InputError
-from nestling.retrieval.codec import PRECISIONS, Codec
-
-Rotation = Literal["none", "pca", "trained"]
-ROTATIONS: tuple[Rotation, ...] = get_args(Rotation)
+from nestling.retrieval.codec import Codec
 
 
 @dataclass(frozen=True, order=True)

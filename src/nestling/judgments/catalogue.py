@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files
 from nestling.judgments.identity import VISIBLE
@@ -63,7 +64,7 @@ def load_catalogue(
     fields: Sequence[str] | None = None,
     split: str | None = None,
     revision: str | None = None,
-    max_unpacked: int = files.MAX_UNPACKED,
+    max_unpacked: int = MAX_UNPACKED,
 ) -> Catalogue:
     """Read the documents of a source.
 

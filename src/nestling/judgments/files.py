@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import polars as pl
 
+from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -33,8 +34,6 @@ _CHUNK = 100_000
 _READ = 1 << 20
 _MIB = 1 << 20
 
-MAX_UNPACKED = 2048
-"""MiB that a packed file may unpack to."""
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 

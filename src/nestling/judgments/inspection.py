@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nestling.config.names import Kind
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import Bar, Candidate, candidates, dip, histogram
-from nestling.models.load import Kind
 
 CountTokens = Callable[[Sequence[str], Kind], np.ndarray]
 """(n_texts) strings -> (n_texts,) int64, the tokens of each."""

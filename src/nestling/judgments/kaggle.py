@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
+from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files
 
@@ -25,7 +26,7 @@ _HEAD = 2_000
 _Entries = dict[str, Callable[[], bytes]]
 
 
-def load(path: Path, source: str, max_unpacked: int = files.MAX_UNPACKED) -> files.Table | None:
+def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> files.Table | None:
     """Return the records of a folder, zip or `train.csv` in the layout of the competition; None if it is no such thing.
 
     `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are

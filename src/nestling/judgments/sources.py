@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files, kaggle
 from nestling.judgments.identity import VISIBLE
@@ -94,7 +95,7 @@ def load_judgments(
     revision: str | None = None,
     records: int | None = None,
     seed: int = 0,
-    max_unpacked: int = files.MAX_UNPACKED,
+    max_unpacked: int = MAX_UNPACKED,
 ) -> Judgments:
     """Read judged (query, document) pairs from wherever they are, and clean them.
 

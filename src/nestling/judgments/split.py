@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import polars as pl
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from nestling.config.names import SplitMethod
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 
 SIDES = ("train", "dev", "test")
-Method = Literal["auto", "components", "queries", "queries-only"]
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[SplitMethod, ...] = get_args(SplitMethod)
 
 LARGEST_COMPONENT = 0.1
 """`auto` splits by components while the largest of them holds at most this share of the records."""
@@ -131,7 +131,7 @@ def split_judgments(
     *,
     test: float = 0.2,
     dev: float = 0.1,
-    method: Method = "auto",
+    method: SplitMethod = "auto",
     seed: int = 0,
 ) -> Split:
     """Split so that no query (by id or by normalised text) is on two sides, and no document if the method says so.

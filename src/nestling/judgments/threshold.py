@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nestling.errors import InputError
+from nestling.judgments.table import Judgments
+
 MOST_VALUES = 25
 """Up to this many distinct scores each gets its own bar; beyond, the scale is cut into equal bins."""
 
@@ -82,3 +85,39 @@ def candidates(scores: np.ndarray, *, most: int = 12) -> list[Candidate]:
     ordered = np.sort(scores)
     kept = len(scores) - np.searchsorted(ordered, values, side="right")
     return [Candidate(float(v), int(k), int(k) / len(scores)) for v, k in zip(values, kept, strict=True) if k]
+
+
+STUDY_THRESHOLD = 2.5
+STUDY_SCALE = (1.0, 3.0)
+
+
+def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
+    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3, or the middle where scores are alike.
+
+    Raises:
+        InputError: none is given on another scale; it keeps no pair; or it keeps every pair as it lies below the scale,
+            though scores differ.
+    """
+    scores = judgments.frame["score"].to_numpy()
+    low, high = judgments.scale
+    if threshold is None:
+        if judgments.scale == STUDY_SCALE:
+            threshold = STUDY_THRESHOLD
+        elif judgments.all_alike and high > 0:
+            threshold = (low + high) / 2
+        else:
+            lowest = dip(scores, judgments.scale)
+            hint = f"; the scores dip near {lowest:.2f}" if lowest is not None else ""
+            raise InputError(
+                f"{judgments.source}: on a scale of {low:g} to {high:g} give the threshold above which a document is "
+                f"relevant (--threshold, or data.threshold){hint}"
+            )
+    kept = int((scores > threshold).sum())
+    mistaken = kept == len(scores) and threshold < low and not judgments.all_alike
+    if mistaken or not kept:
+        unless = f"; where all are relevant, give --scale {threshold:g} {high:g}" if mistaken else ""
+        raise InputError(
+            f"{judgments.source}: threshold {threshold:g} keeps {'every' if mistaken else 'no'} pair of {len(scores)} "
+            f"(scores run from {scores.min():g} to {scores.max():g}); see nestling inspect for what others keep{unless}"
+        )
+    return threshold

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Models: loading, saving, and encoding with torch, an export or a cache."""

@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nestling.atomic import new_file
+from nestling.config.names import Kind
 from nestling.models.torch_encoder import BATCH_SIZE, embed
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["query", "document"]
 Number = TypeVar("Number", np.float16, np.float32)
 LAYOUT = 1
 """Part of every key; to be raised when `embed` comes to give other numbers for the same model and texts."""

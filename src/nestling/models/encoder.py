@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import Kind
 from nestling.errors import InputError
 from nestling.retrieval.codec import Codec
 
 if TYPE_CHECKING:
     from nestling.models.engines.engine import Engine, Sample
 
-Kind = Literal["query", "document"]
 RUNTIME = "nestling_runtime.json"
 SAMPLED = ("auto", "openvino-int8")
 """Engines that depend on the texts to encode."""
@@ -118,7 +118,7 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
             "pip install 'nestling[study]', or export it where that is installed"
         ) from None
     from nestling.models.load import find_model, load_model
-    from nestling.study.shrink import SHRUNK, load_shrunk
+    from nestling.models.shrunk import SHRUNK, load_shrunk
 
     source = find_model(str(model))
     codec = None

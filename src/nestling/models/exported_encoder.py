@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.manifests import read_json, shaped
+from nestling.environment import needed
 from nestling.errors import InputError, unread
-from nestling.extras import needed
 from nestling.models.tokens import Tokens
-from nestling.models.torch_encoder import truncate
 from nestling.retrieval.codec import Codec
+from nestling.retrieval.vectors import truncate
 
 Padded = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """(n, length) ids and their mask -> (n, dim) float32."""

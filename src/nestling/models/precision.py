@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from torch import nn
+    pass
 
 Setting = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -49,55 +48,6 @@ def choose_precision(setting: Setting) -> Precision:
     if found:
         return Precision("bf16", f"the CPU reports {' and '.join(found)}")
     return Precision("fp32", "the CPU reports no bf16 instructions")
-
-
-def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *, processes: int) -> tuple[bool, str]:
-    """Set a model and its loss up for the fastest arithmetic of that precision on this machine.
-
-    On a CPU, measured with this repository's default model on AMX, 64 x 23 and 32 x 220 tokens:
-
-    - the backward pass of torch's fused attention takes twice as long as the plain one's;
-    - autocast spends a fifth of a step on casting; weights cast once and hidden states kept in bf16 do not
-      (gradients: cosine 0.9986 with float32's). Master weights stay float32;
-    - all texts of a batch in one row (packed.py) instead of two padded passes: 1.4 and 1.15 times the pairs a second.
-
-    On one GPU the contrastive loss runs all of the transformer in that type, its passes recorded (replay.py): with
-    autocast alone it was no faster than the library's trainer in float32 (H200, 64 titles a batch).
-
-    Args:
-        processes: that train together; with several, autocast it is, since only the wrapped model synchronises them.
-
-    Returns:
-        whether the trainer is to autocast, and a remark for the log; empty where nothing was changed.
-    """
-    import torch
-
-    from nestling.training.fast.cuda_graphs import ReplayedEncoder, can_replay
-    from nestling.training.fast.unpadded import can_pack
-    from nestling.training.losses.encoding import EncodingLoss
-
-    transformer = getattr(model[0], "model", None)
-    switch = getattr(transformer, "set_attn_implementation", None)
-    if precision.name not in ("bf16", "fp32") or switch is None:
-        return precision.name != "fp32", ""
-    ours = loss if processes == 1 and isinstance(loss, EncodingLoss) else None
-    if torch.cuda.is_available():
-        if ours is None or not can_replay(model):
-            return precision.name != "fp32", ""
-        ours.compute_dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
-        ours.replayed = ReplayedEncoder(model, ours.compute_dtype)
-        return False, "weights in float32, passes recorded as CUDA graphs"
-    packed = ours is not None and can_pack(model)
-    if precision.name == "fp32":
-        if ours is not None and packed:
-            ours.compute_dtype, ours.packed = torch.float32, True
-        return False, "texts packed in one row" if packed else ""
-    switch("eager")
-    if ours is None:
-        return True, "plain attention"
-    ours.compute_dtype, ours.packed = torch.bfloat16, packed
-    remark = "plain attention, hidden states in bf16, weights in float32"
-    return False, remark + (", texts packed in one row" if packed else "")
 
 
 def keep_freed_memory() -> bool:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.environment import needed
 from nestling.errors import unread
-from nestling.extras import needed
 
 TOKENIZE_AT_ONCE = 8192
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from nestling.models.load import BUNDLED_NAMES, DEFAULT
+from nestling.config.names import DEFAULT_MODEL
+from nestling.models.load import BUNDLED_NAMES
 from nestling.report.markdown import single_line
 
 CARD = "README.md"
 LICENSES = {
-    f"sentence-transformers/{DEFAULT}": "apache-2.0",
+    f"sentence-transformers/{DEFAULT_MODEL}": "apache-2.0",
     "sentence-transformers/all-mpnet-base-v2": "apache-2.0",
 }
 """Of base models whose own card need not be at hand."""
@@ -36,7 +37,7 @@ def base_of(name: str) -> Base:
     from huggingface_hub.utils._validators import validate_repo_id
 
     if name in BUNDLED_NAMES:
-        hub_id = f"sentence-transformers/{DEFAULT}"
+        hub_id = f"sentence-transformers/{DEFAULT_MODEL}"
         return Base(hub_id, hub_id, {"license": LICENSES[hub_id]})
     folder = Path(name).expanduser()
     if folder.is_dir() or name.startswith((".", "/", "~")):

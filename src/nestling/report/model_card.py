@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from nestling import atomic
 from nestling.config.experiment import Experiment
+from nestling.config.names import PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
@@ -27,7 +28,7 @@ from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import PageData
 from nestling.report.page_tables import Cell, PageTable, split_table
 from nestling.report.tables import label
-from nestling.training.recipes.registry import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import RECIPES
 
 UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nestling.config.experiment import FUSED
+from nestling.config.names import FUSED, PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.grid import CELL, SCHEMA
@@ -21,7 +21,6 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.report.page_tuning import Finding, findings
 from nestling.report.tables import plain, reference_of
-from nestling.training.recipes.registry import PRETRAINED
 
 RANKED = ("variant", "dim", "query_id", "rank", "document_id", "score")
 SLICED = ("slice", "label", "queries", "variant", "measure", "value", "low", "high")

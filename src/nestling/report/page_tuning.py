@@ -12,8 +12,7 @@ import polars as pl
 
 from nestling.config.run_folder import RunFolder
 from nestling.report.page_svg import inline
-from nestling.study.tune.outcome import worded
-from nestling.training.result import MEAN, RECALL
+from nestling.training.result import MEAN, RECALL, worded
 
 logger = logging.getLogger(__name__)
 

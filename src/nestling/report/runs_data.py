@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nestling.cli.console import clean
-from nestling.config.experiment import FUSED
+from nestling.config.names import FUSED
 from nestling.config.run_folder import RunFolder
-from nestling.errors import InputError
+from nestling.errors import InputError, clean
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nestling.cli.console import clean
+from nestling.errors import clean
 from nestling.report import charts
 from nestling.report.page import without_folders
 from nestling.report.page_data import PageData

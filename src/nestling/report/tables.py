@@ -9,8 +9,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.config.experiment import FUSED
-from nestling.training.recipes.registry import PRETRAINED
+from nestling.config.names import FUSED, PRETRAINED
 
 LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
 

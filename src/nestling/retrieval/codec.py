@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
-
-PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8", "int4", "binary")
 
 FORMAT = "nestling codec 1"
 ROWS_AT_ONCE = 16384

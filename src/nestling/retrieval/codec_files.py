@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from nestling.atomic import new_file
+from nestling.config.names import PRECISIONS
 from nestling.errors import InputError, unread
-from nestling.retrieval.codec import FORMAT, PRECISIONS, Codec
+from nestling.retrieval.codec import FORMAT, Codec
 
 
 def save_codec(codec: Codec, path: Path) -> None:

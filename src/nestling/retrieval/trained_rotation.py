@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.models.torch_encoder import truncate
 from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.rotation import fit_search_rotation, rotated
+from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
     import torch

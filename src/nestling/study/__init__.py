@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The verbs, one file each: what `nestling VERB` does."""

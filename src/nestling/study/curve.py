@@ -15,8 +15,8 @@ import polars as pl
 from nestling import atomic
 from nestling.config.experiment import Experiment
 from nestling.config.run_folder import RunFolder, fingerprint
+from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
-from nestling.extras import PICTURES, needed
 from nestling.judgments.table import Judgments
 from nestling.progress import Observer
 from nestling.study.log import logged_to

@@ -50,8 +50,9 @@ def measure(
     """Time a few training steps and one call that encodes, of a base model on the study's own texts."""
     import torch
 
-    from nestling.models.precision import bound_kernel_cache, choose_precision, settle
+    from nestling.models.precision import bound_kernel_cache, choose_precision
     from nestling.models.torch_encoder import embed
+    from nestling.training.fast.setup import settle
     from nestling.training.losses.encoding import EncodingLoss
 
     bound_kernel_cache()
@@ -137,7 +138,7 @@ class Texts:
 
 def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
     """Return the trainings of a job, in the order in which `fit` makes them."""
-    from nestling.training.recipes.registry import contrastive, registry, scored
+    from nestling.training.recipes import contrastive, registry, scored
 
     recipe, settings = registry.find_recipe(job.recipe), job.settings
     table = Work(encoded=train.all, tables=1, seconds=TRAINING)

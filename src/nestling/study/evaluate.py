@@ -8,14 +8,15 @@ from pathlib import Path
 
 import polars as pl
 
-from nestling.config.experiment import FUSED, EvaluationSettings
+from nestling.config.experiment import EvaluationSettings
+from nestling.config.names import FUSED
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import settle_threshold
 from nestling.models.load import find_model
 from nestling.progress import Observer
 from nestling.study.measure import compare_variants, contest_of, full_rows, measure_model
-from nestling.study.stages import settle_threshold
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nestling.evaluation.benchmark import Contest, Embed, Kind, Measured
+    from nestling.config.names import Kind
+    from nestling.evaluation.benchmark import Contest, Embed, Measured
     from nestling.evaluation.cells import Cell
     from nestling.evaluation.qrels import Qrels
     from nestling.models.engines.engine import Engine, Sample

@@ -14,12 +14,14 @@ import polars as pl
 
 from nestling import atomic
 from nestling.config.experiment import DEMO, Experiment, Variant
+from nestling.config.names import PRETRAINED
 from nestling.config.run_folder import RunFolder, fingerprint
+from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
-from nestling.extras import PICTURES, needed
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import settle_threshold
 from nestling.models.load import load_model
 from nestling.progress import Observer
 from nestling.report import charts, pages, tables
@@ -29,7 +31,7 @@ from nestling.study.estimate import EVALUATION, REPORT, Rates, Texts, Work, meas
 from nestling.study.log import logged_to
 from nestling.study.results import StudyResults
 from nestling.study.run_evaluation import RunEvaluation
-from nestling.training.recipes.registry import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import RECIPES
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
@@ -95,7 +97,7 @@ def run(
     folder = RunFolder(runs / experiment.name)
     _check_models(experiment)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
-    threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    threshold = settle_threshold(judgments, experiment.data.threshold)
     for variant in experiment.variants:
         if variant.recipe != PRETRAINED:
             RECIPES[variant.recipe].check(judgments)
@@ -163,7 +165,7 @@ class _Study:
             return None
         return stages.job_of(
             variant.recipe,
-            base=self.experiment.source_of(variant),
+            base=stages.source_of(self.experiment, variant),
             matryoshka=variant.matryoshka,
             settings=self.experiment.training_of(variant),
             threshold=self.threshold,
@@ -180,7 +182,10 @@ class _Study:
             prints[f"evaluation {name}"] = fingerprint(split, self.threshold, measured)
         for variant in self.experiment.variants:
             job = jobs[variant.name]
-            made_from = [split, self.experiment.source_of(variant).fingerprint if job is None else job.fingerprint()]
+            made_from = [
+                split,
+                stages.source_of(self.experiment, variant).fingerprint if job is None else job.fingerprint(),
+            ]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
         return prints
@@ -217,7 +222,9 @@ class _Study:
                 return []
             base = self.experiment.base_of(variant)
             if base not in rates:
-                rates[base] = measure(self.experiment.source_of(variant), self.judgments, self.experiment.training)
+                rates[base] = measure(
+                    stages.source_of(self.experiment, variant), self.judgments, self.experiment.training
+                )
             return [each.at(rates[base]) for each in work]
 
         stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
@@ -236,7 +243,9 @@ class _Study:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
         self.observer.stage("inspect", self.judgments.source + encoding)
         with self._timed("inspect"):
-            inspection = stages.inspect(self.judgments, model=self.experiment.source_of(), threshold=self.threshold)
+            inspection = stages.inspect(
+                self.judgments, model=stages.source_of(self.experiment), threshold=self.threshold
+            )
             if not self.folder.is_done("inspection", made_from, self.folder.inspection):
                 atomic.write_json(self.folder.inspection, inspection.as_dict())
                 charts.save(charts.score_histogram(inspection), self.folder.path / "scores")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nestling import atomic
-from nestling.config.experiment import FUSED, Experiment, Variant
+from nestling.config.experiment import Experiment, Variant
+from nestling.config.names import FUSED, PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.models.load import find_model
 from nestling.progress import Observer
 from nestling.study import measure as measuring
-from nestling.training.recipes.registry import PRETRAINED
+from nestling.study.stages import source_of
 
 if TYPE_CHECKING:
     from nestling.evaluation.benchmark import Contest
@@ -67,7 +68,7 @@ class RunEvaluation:
         trained_model = str(self.folder.model(variant.name))
         measured = measuring.measure_model(
             variant.name,
-            find_model(trained_model) if trained else self.experiment.source_of(variant),
+            find_model(trained_model) if trained else source_of(self.experiment, variant),
             self.contest,
             self.experiment.evaluation,
             cache=self.folder.embeddings,

@@ -11,25 +11,20 @@ import polars as pl
 
 from nestling import atomic
 from nestling.config.experiment import EvaluationSettings
-from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
+from nestling.judgments.threshold import settle_threshold
 from nestling.models.load import ModelSource, find_model, load_model, save_model
+from nestling.models.shrunk import CODEC, SHRUNK
 from nestling.progress import Observer
 from nestling.study.measure import cells_for, contest_of, embedder_of, sample_of
-from nestling.study.stages import settle_threshold
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from nestling.evaluation.cell_search import Fitted
     from nestling.evaluation.cells import Cell
-    from nestling.retrieval.codec import Codec
 
-SHRUNK, CODEC = "nestling_shrunk.json", "nestling_codec.safetensors"
 MEASURE = "recall@10"
-AGAIN = "shrink the model again with nestling shrink"
 FIGURES = ("value", "kept", "kept_low", "kept_high")
 GRID: dict[str, Any] = {
     "precisions": ("float32", "float16", "int8", "int4", "binary"),
@@ -210,29 +205,6 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
         save_model(model, temporary)
         fitted.codec(cell).save(temporary / CODEC)
         atomic.write_json(temporary / SHRUNK, about)
-
-
-def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[str, Any]]:
-    """Return a model that `shrink` wrote, the codec for its documents, and what was chosen and why.
-
-    Example:
-        >>> model, codec, about = load_shrunk("small")  # doctest: +SKIP
-        >>> codes = codec.encode(model.encode(documents))  # doctest: +SKIP
-
-    Raises:
-        InputError: the folder was not written by `shrink`.
-    """
-    from nestling.retrieval.codec import Codec
-
-    folder = Path(folder)
-    missing = f"{folder}: holds no {SHRUNK}; give a folder that nestling shrink wrote"
-    about: dict[str, Any] = read_json(folder / SHRUNK, dict[str, Any], advice=AGAIN, missing=missing)
-    for name in ("oversampling", "dim"):
-        shaped(about.get(name), int, str(folder / SHRUNK), AGAIN, name)
-    model = load_model(str(folder))
-    if about["oversampling"]:
-        model.truncate_dim = about["dim"]
-    return model, Codec.load(folder / CODEC), about
 
 
 def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:

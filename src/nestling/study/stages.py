@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 from nestling.config.experiment import (
     DataSettings,
+    Experiment,
+    Prompts,
     SplitSettings,
+    Variant,
 )
+from nestling.config.names import DEFAULT_MODEL
 from nestling.config.run_folder import fingerprint
 from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.errors import InputError
@@ -19,8 +23,8 @@ from nestling.judgments.sources import load_judgments
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.split_files import read_split, write_split
 from nestling.judgments.table import Judgments
-from nestling.judgments.threshold import dip
-from nestling.models.load import DEFAULT, ModelSource, find_model, load_model, token_counter
+from nestling.judgments.threshold import STUDY_SCALE, STUDY_THRESHOLD, dip, settle_threshold
+from nestling.models.load import ModelSource, find_model, load_model, token_counter
 from nestling.progress import Observer
 
 if TYPE_CHECKING:
@@ -28,9 +32,6 @@ if TYPE_CHECKING:
     from nestling.training.spec import Job
 
 logger = logging.getLogger(__name__)
-
-STUDY_SCALE = (1.0, 3.0)
-STUDY_THRESHOLD = 2.5
 
 
 def load(settings: DataSettings, *, seed: int) -> Judgments:
@@ -61,42 +62,10 @@ def load(settings: DataSettings, *, seed: int) -> Judgments:
     return judgments.sample(settings.records, seed=seed)
 
 
-def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
-    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3, or the middle where scores are alike.
-
-    Raises:
-        InputError: none is given on another scale; it keeps no pair; or it keeps every pair as it lies below the scale,
-            though scores differ.
-    """
-    scores = judgments.frame["score"].to_numpy()
-    low, high = judgments.scale
-    if threshold is None:
-        if judgments.scale == STUDY_SCALE:
-            threshold = STUDY_THRESHOLD
-        elif judgments.all_alike and high > 0:
-            threshold = (low + high) / 2
-        else:
-            lowest = dip(scores, judgments.scale)
-            hint = f"; the scores dip near {lowest:.2f}" if lowest is not None else ""
-            raise InputError(
-                f"{judgments.source}: on a scale of {low:g} to {high:g} give the threshold above which a document is "
-                f"relevant (--threshold, or data.threshold){hint}"
-            )
-    kept = int((scores > threshold).sum())
-    mistaken = kept == len(scores) and threshold < low and not judgments.all_alike
-    if mistaken or not kept:
-        unless = f"; where all are relevant, give --scale {threshold:g} {high:g}" if mistaken else ""
-        raise InputError(
-            f"{judgments.source}: threshold {threshold:g} keeps {'every' if mistaken else 'no'} pair of {len(scores)} "
-            f"(scores run from {scores.min():g} to {scores.max():g}); see nestling inspect for what others keep{unless}"
-        )
-    return threshold
-
-
 def inspect(
     data: Judgments | DataSettings | str,
     *,
-    model: str | ModelSource = DEFAULT,
+    model: str | ModelSource = DEFAULT_MODEL,
     threshold: float | None = None,
     seed: int = 0,
 ) -> Inspection:
@@ -190,7 +159,7 @@ def train(
     *,
     out: Path | str,
     recipe: str = "graded",
-    base: str = DEFAULT,
+    base: str = DEFAULT_MODEL,
     matryoshka: Matryoshka | None = None,
     settings: TrainingSettings | None = None,
     threshold: float | None = None,
@@ -258,3 +227,15 @@ def _loaded(data: Judgments | DataSettings | str, seed: int) -> Judgments:
     if isinstance(data, Judgments):
         return data
     return load(DataSettings(source=data) if isinstance(data, str) else data, seed=seed)
+
+
+def source_of(experiment: Experiment, variant: Variant | None = None) -> ModelSource:
+    """Return the model that a variant starts from, or the experiment's own, with its prompts.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    base = experiment.model if variant is None else experiment.base_of(variant)
+    own = None if variant is None else variant.prompts
+    prompts = own or (experiment.prompts if base == experiment.model else Prompts())
+    return find_model(base, prompts=prompts.given())

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,29 +21,9 @@ from nestling import atomic
 from nestling.errors import InputError
 from nestling.models.load import save_model
 from nestling.models.precision import give_back_freed_memory, resident_memory
+from nestling.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """Where a training stands.
-
-    Attributes:
-        step, steps: optimizer steps done and in all.
-        loss: mean over the last logged steps; None before the first log.
-        pairs_per_second: since this process began to train.
-        seconds_left: at that speed, evaluations apart.
-        dev: the figure on dev that epochs are chosen by (`result.selection`), at the last evaluation.
-    """
-
-    step: int
-    steps: int
-    epoch: float
-    loss: float | None
-    pairs_per_second: float
-    seconds_left: float
-    dev: float | None
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]

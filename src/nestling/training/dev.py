@@ -14,8 +14,9 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.models.load import ModelSource, load_model
-from nestling.models.torch_encoder import embed, truncate
+from nestling.models.torch_encoder import embed
 from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.vectors import truncate
 from nestling.training.result import MEAN, selection
 from nestling.training.steps.guard import Figures
 

@@ -124,3 +124,9 @@ def prepare(work: Path, fingerprint: str, *, keep: Path | None = None) -> None:
         elif not child.is_dir():
             child.unlink()
     atomic.write_json(path, {"fingerprint": fingerprint})
+
+
+def worded(metric: str) -> str:
+    """Return what a dev figure is called before people."""
+    name = metric.removeprefix("dev_")
+    return f"dev {name.removesuffix(MEAN)}" + (" (mean of sizes)" if name.endswith(MEAN) else "")

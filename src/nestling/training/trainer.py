@@ -15,8 +15,9 @@ from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars, save_model
-from nestling.models.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory, settle
+from nestling.models.precision import Precision, bound_kernel_cache, choose_precision, keep_freed_memory
 from nestling.training.fast.memory import forget_peak, peak_memory
+from nestling.training.fast.setup import settle
 from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import (
     BEFORE,
@@ -35,7 +36,8 @@ from nestling.training.steps.guard import Guard
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
-    from nestling.training.callbacks import ProgressCallback, TrainingProgress
+    from nestling.progress import TrainingProgress
+    from nestling.training.callbacks import ProgressCallback
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nestling.config.names import Kind
 from nestling.config.training import TrainingSettings
-from nestling.models.load import Kind, prompts_of
+from nestling.models.load import prompts_of
 from nestling.training.spec import Material
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Engines that run a model's transformer."""

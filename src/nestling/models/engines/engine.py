@@ -7,24 +7,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import ENGINES
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
 
-    from nestling.evaluation.qrels import Qrels
     from nestling.models.engines.openvino import Inputs
 
 logger = logging.getLogger(__name__)
 
-Name = Literal["auto", "torch-fp32", "torch-bf16", "torch-fp16", "openvino-bf16", "openvino-fp32", "openvino-int8"]
-ENGINES: tuple[Name, ...] = get_args(Name)
 STOCK = "torch-fp32"
 INT8 = "openvino-int8"
 TOKENS = 8192
@@ -44,6 +42,23 @@ LARGEST_LOSS = 0.005
 """Of recall@10 on dev, that int8 may have."""
 
 
+class Judged(Protocol):
+    """Queries, documents and which of these are relevant to which of those, as `evaluation.qrels.Qrels` has them."""
+
+    @property
+    def n_queries(self) -> int: ...
+    @property
+    def n_documents(self) -> int: ...
+    @property
+    def queries(self) -> Sequence[str]: ...
+    @property
+    def documents(self) -> Sequence[str]: ...
+    @property
+    def relevant_indptr(self) -> NDArray[np.int64]: ...
+    @property
+    def relevant_columns(self) -> NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Texts that an int8 engine is calibrated on and tried with, and how many there will be.
@@ -58,7 +73,7 @@ class Sample:
     queries: Sequence[str]
     documents: Sequence[str]
     texts: int | None
-    judged: Qrels | None = None
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +219,7 @@ def _transformer(name: str, model: SentenceTransformer) -> nn.Module:
 
 def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransformer, str, str]:
     """Return a view of a model in int8, the fingerprint of what it is calibrated on, and what is wrong with it."""
-    from nestling.extras import needed
+    from nestling.environment import needed
     from nestling.models.cached_encoder import texts_fingerprint
     from nestling.models.engines.openvino import compile_graph, convert, quantize
     from nestling.models.torch_encoder import embed

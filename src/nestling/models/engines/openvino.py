@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nestling.environment import needed
 from nestling.errors import InputError
-from nestling.extras import needed
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer

@@ -13,10 +13,9 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from nestling.environment import versions
+from nestling.config.names import MAX_UNPACKED
+from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.extras import needed
-from nestling.judgments.files import MAX_UNPACKED
 from nestling.models.encoder import TextEncoder, open_encoder
 from nestling.progress import Observer
 from nestling.serving.encode.files import (

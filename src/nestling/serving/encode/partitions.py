@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from nestling import atomic
+from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
 from nestling.judgments import files
 from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
@@ -76,7 +77,7 @@ def open_source(
     partition: int,
     document: Sequence[str] = (),
     document_id: str | None = None,
-    max_unpacked: int = files.MAX_UNPACKED,
+    max_unpacked: int = MAX_UNPACKED,
 ) -> Source:
     """Cut a catalogue into partitions.
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nestling.environment import needed
 from nestling.errors import InputError
-from nestling.extras import needed
 from nestling.serving.encode.files import WORK, Part
 from nestling.serving.encode.partitions import Slice
 from nestling.serving.encode.worker import Job, Worker

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from nestling.errors import InputError
 from nestling.models.encoder import TextEncoder, TorchEncoder, open_encoder
 from nestling.models.exported_encoder import Encoder
-from nestling.models.torch_encoder import embed, truncate
+from nestling.models.torch_encoder import embed
+from nestling.retrieval.vectors import truncate
 from nestling.serving.encode.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
 from nestling.serving.encode.partitions import Slice, Source
 

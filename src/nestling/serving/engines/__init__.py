@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Search engines that hold an index, one package each."""

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import Encoder
-from nestling.models.torch_encoder import embed, truncate
+from nestling.models.torch_encoder import embed
 from nestling.retrieval.code_search import rescore, top_k_codes
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

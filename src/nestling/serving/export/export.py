@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from nestling import atomic
-from nestling.environment import versions
+from nestling.config.names import Kind
+from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.extras import needed
 from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
-from nestling.models.load import Kind, ModelSource, find_model, load_model, prompts_of
+from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
 from nestling.serving.export.graph import refuse_unknown
@@ -154,7 +154,7 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
 
     One that is searched by rescoring keeps its full size, which the second step needs.
     """
-    from nestling.study.shrink import SHRUNK, load_shrunk
+    from nestling.models.shrunk import SHRUNK, load_shrunk
 
     if not (source.folder / SHRUNK).is_file():
         return load_model(source, device="cpu").eval(), None, None
@@ -237,8 +237,8 @@ def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrel
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.split import split_judgments
     from nestling.judgments.split_files import read_split
+    from nestling.judgments.threshold import STUDY_THRESHOLD, settle_threshold
     from nestling.judgments.toolshed import generate
-    from nestling.study.stages import STUDY_THRESHOLD, settle_threshold
 
     if split is None:
         made = split_judgments(generate(CATALOGUE, seed=0), dev=0.3)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nestling.environment import needed
 from nestling.errors import InputError
-from nestling.extras import needed
 from nestling.models.engines.openvino import Inputs, first_line, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, OPENVINO
 from nestling.models.tokens import Tokens

@@ -14,15 +14,16 @@ import polars as pl
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from nestling import __version__, atomic
+from nestling import atomic
+from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.models.encoder import TextEncoder, open_encoder, prepare
-from nestling.models.torch_encoder import truncate
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
 from nestling.retrieval.fusion import Fusion
+from nestling.retrieval.vectors import truncate
 from nestling.serving.index import documents, files, shortlist
 from nestling.serving.index.calibrate import Calibrated, calibrate
 from nestling.serving.index.files import Manifest
@@ -217,7 +218,7 @@ class _Builder:
                 fields=self.catalogue.fields,
                 settings=self.settings.as_dict(),
                 source=self.catalogue.source,
-                version=__version__,
+                version=VERSION,
                 files=files.describe(folder),
             )
         manifest.write(self.out)

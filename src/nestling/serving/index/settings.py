@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
-from nestling.retrieval.codec import PRECISIONS
 
 AUTO = "auto"
 EXACT_UP_TO = 50_000

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.extras import needed
-from nestling.models.torch_encoder import truncate
+from nestling.environment import needed
 from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.vectors import truncate
 
 Allowed = NDArray[np.bool_] | None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from nestling import __version__
+from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.serving.service import shapes
 from nestling.serving.service.answers import RefusedError, encoded, error_body
@@ -75,7 +75,7 @@ def _routes(service: Service, page: Page) -> FastAPI:
 
     # No pages of documentation: FastAPI's load their script from another place.
     app = FastAPI(
-        title="Nestling", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None, debug=False
+        title="Nestling", version=VERSION, description=DESCRIPTION, docs_url=None, redoc_url=None, debug=False
     )
 
     def json(content: bytes, status: int = 200) -> Response:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
-from nestling.models.torch_encoder import truncate
 from nestling.retrieval.bm25 import PairScores
 from nestling.retrieval.code_search import rescore
-from nestling.retrieval.codec import FIT_ROWS, PRECISIONS, Codec, Codes, fit_codec
+from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
 from nestling.retrieval.fusion import Top
+from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index, Mode
 
 MOST_DOCUMENTS = 200_000

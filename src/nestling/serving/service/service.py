@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.models.torch_encoder import truncate
+from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index, Mode, refuse_blank
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded

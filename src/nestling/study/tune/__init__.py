@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The search of training settings."""

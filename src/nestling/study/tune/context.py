@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from nestling.config.experiment import Experiment, Variant
+from nestling.config.names import PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study import stages
-from nestling.training.recipes.registry import PRETRAINED, RECIPES
+from nestling.training.recipes.registry import RECIPES
 from nestling.training.result import selection
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     chosen = find_variant(experiment, variant)
     settings = experiment.training_of(chosen)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
-    threshold = stages.settle_threshold(judgments, experiment.data.threshold)
+    threshold = settle_threshold(judgments, experiment.data.threshold)
     RECIPES[chosen.recipe].check(judgments)
     _job(experiment, chosen, settings, threshold)
     folder = RunFolder(runs / experiment.name)
@@ -98,7 +100,7 @@ def find_variant(experiment: Experiment, name: str | None) -> Variant:
 def _job(experiment: Experiment, variant: Variant, settings: TrainingSettings, threshold: float) -> Job:
     return stages.job_of(
         variant.recipe,
-        base=experiment.source_of(variant),
+        base=stages.source_of(experiment, variant),
         matryoshka=variant.matryoshka,
         settings=settings,
         threshold=threshold,

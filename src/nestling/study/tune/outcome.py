@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from nestling.config.experiment import Experiment, Variant
-from nestling.training.result import MEAN
 
 if TYPE_CHECKING:
     import optuna
@@ -95,12 +94,6 @@ def tuned(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -
     ]
     name = f"{experiment.name[:74]}-tuned"
     return Experiment.model_validate({**experiment.model_dump(exclude_unset=True), "name": name, "variants": variants})
-
-
-def worded(metric: str) -> str:
-    """Return what a dev figure is called before people."""
-    name = metric.removeprefix("dev_")
-    return f"dev {name.removesuffix(MEAN)}" + (" (mean of sizes)" if name.endswith(MEAN) else "")
 
 
 def trials_frame(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 from nestling import atomic
 from nestling.config.experiment import Experiment
 from nestling.config.run_folder import fingerprint
+from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
-from nestling.extras import PICTURES, needed
 from nestling.progress import Observer
 from nestling.study.log import logged_to
 from nestling.study.tune.context import Ground, prepare
-from nestling.study.tune.outcome import Search, importance_of, record_of, trials_frame, tuned, worded
+from nestling.study.tune.outcome import Search, importance_of, record_of, trials_frame, tuned
 from nestling.study.tune.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
+from nestling.training.result import worded
 
 if TYPE_CHECKING:
     import optuna
 
-    from nestling.training.callbacks import TrainingProgress
+    from nestling.progress import TrainingProgress
     from nestling.training.result import TrainingResult
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.study.tune.outcome import worded
 from nestling.study.tune.space import shown
+from nestling.training.result import worded
 
 if TYPE_CHECKING:
     from nestling.study.curve import Curve

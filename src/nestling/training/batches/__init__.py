@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Batches: tokens, pairs, hard negatives, invented queries."""

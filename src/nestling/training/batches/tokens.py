@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling import atomic
-from nestling.models.load import Kind, prompts_of
+from nestling.config.names import Kind
+from nestling.models.load import prompts_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Distillation from a cross-encoder."""

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The losses, and what they are made of."""

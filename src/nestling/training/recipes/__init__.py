@@ -1,1 +1,1 @@
-"""TODO room."""
+"""The recipes, one file a family: their data, model and loss."""

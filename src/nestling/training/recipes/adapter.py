@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.names import Kind
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
-from nestling.models.torch_encoder import BATCH_SIZE, embed, truncate
+from nestling.models.torch_encoder import BATCH_SIZE, embed
 from nestling.retrieval.rotation import append_linear, fit_rotation, place_of_last
+from nestling.retrieval.vectors import truncate
 from nestling.training.batches.batching import PairCollator, Pairs
 from nestling.training.batches.mining import MinedNegatives
 from nestling.training.batches.similar_documents import sampler_for
@@ -34,40 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["query", "document"]
-
-
-@dataclass(frozen=True)
-class AdapterTraining:
-    """How to train the layer, with Adam.
-
-    Measured on dev of 25,000 Home Depot titles with the pretrained all-MiniLM-L6-v2 (659 queries, threshold 2.5; mean
-    recall@10 of 384, 192, 96 and 48 dims unless another is named; a point is 0.01, and seeds differ by 0.2). The base
-    has .6774, its rotation .7308, the trained layer .7703 to .7720 over three seeds; at 384 dims .7797, the same, and
-    .8063; at 48 dims .5214, .6363 and .7038. MRR@10 at 384 dims rises from .567 to .585 and above.
-
-    - learning rate: .0005 and .001 are level; .002 loses 0.3, more at full size; .0003 and .003 lose 1 (positives
-      from 2.5 up).
-    - batch size: 64 and 128 are 0.6 and 0.3 points below 256; 512 and 1024 are 0.2 above it, in half the steps and
-      less, which small training data cannot spare.
-    - epochs: 2 to 5 are level, 10 lose 0.1. Scale: 20 and 30 are level, 12 loses 0.4.
-    - prefixes in the loss: without them 0.7 points less, 1.3 at 48 dims. Started from the identity in place of the
-      rotation: 2.3 less with prefixes (positives from 2.5 up), 5.9 without.
-    - pairs scored 2.0 and more as positives, not only those above 2.5: 0.4 points.
-    - grades, both directions, judged negatives, dropout of 0.1 on the vectors, weight decay, a pull towards the
-      start: 0.3 points or less, either way.
-    - on a base that was fine-tuned by `mnrl` (.7678) the rotation brings nearly all there is (.7978), and the layer
-      next to nothing (.7978; .8007 with a learning rate of .0003).
-    """
-
-    learning_rate: float = 1e-3
-    batch_size: int = 256
-    epochs: int = 5
-    scale: float = 20.0
-
-
-RECOMMENDED = AdapterTraining()
 
 
 def with_adapter(model: SentenceTransformer) -> SentenceTransformer:

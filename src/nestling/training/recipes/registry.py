@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nestling.config.names import PRETRAINED
+from nestling.config.recipes import RECIPE_DEFAULTS
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_search_rotation
-from nestling.training.recipes.adapter import RECOMMENDED as ADAPTER
+from nestling.training.recipes import contrastive, scored
 from nestling.training.recipes.adapter import adapter, with_adapter
-from nestling.training.recipes.registry import contrastive, scored
-from nestling.training.recipes.static import RECOMMENDED as STATIC
 from nestling.training.recipes.static import build_static
 from nestling.training.spec import Job, Material
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from nestling.training.distill.cross_encoder import RerankEvaluator
 
-PRETRAINED = "pretrained"
-"""Not a recipe but the lack of one: the base model as it is."""
 ROTATED_BY = 2048
 """Queries, and documents, that a rotation before the training is fitted on, evenly spaced, at most."""
 
@@ -142,30 +140,19 @@ class Recipe:
         return self.trains_transformer and job.settings.max_seq_length is None and not _rotates_first(job)
 
 
-GRADED: Mapping[str, Any] = {
-    "epochs": 2,
-    "hidden_dropout": 0.0,
-    "crops": 1,
-    "alike": True,
-    "bm25": 0.5,
-    "base_share": 0.2,
-    "lexical": True,
-    "rotate": True,
-}
-
 RECIPES: dict[str, Recipe] = {
     "graded": Recipe(
         contrastive.graded,
         "InfoNCE with all relevant documents of the batch as positives weighted by score, documents judged low and "
         "documents alike as hard negatives, queries made of documents, and BM25 as a teacher; joined with a table of "
         "word pieces",
-        defaults=GRADED,
+        defaults=RECIPE_DEFAULTS["graded"],
         teachable=True,
     ),
     "distilled": Recipe(
         contrastive.graded,
         "graded, then taught by a cross-encoder that is trained on the same judgments: several times as long",
-        defaults={**GRADED, "cross_encoder": 2.0},
+        defaults=RECIPE_DEFAULTS["distilled"],
         teachable=True,
     ),
     "mnrl": Recipe(
@@ -177,26 +164,13 @@ RECIPES: dict[str, Recipe] = {
         contrastive.generous,
         "a table of word-piece vectors in place of the transformer, trained like mnrl: a hundredth of the cost to run",
         build=word_pieces,
-        defaults={
-            "learning_rate": STATIC.learning_rate,
-            "batch_size": STATIC.batch_size,
-            "epochs": STATIC.epochs,
-            "scale": STATIC.scale,
-            "crops": STATIC.crops,
-            "precision": "fp32",
-        },
+        defaults=RECIPE_DEFAULTS["static"],
     ),
     "adapter": Recipe(
         adapter,
         "a linear layer on the frozen base model, trained like mnrl on vectors computed once: seconds on a CPU",
         build=frozen_base,
-        defaults={
-            "learning_rate": ADAPTER.learning_rate,
-            "batch_size": ADAPTER.batch_size,
-            "epochs": ADAPTER.epochs,
-            "scale": ADAPTER.scale,
-            "precision": "fp32",
-        },
+        defaults=RECIPE_DEFAULTS["adapter"],
     ),
     "cosine": Recipe(
         scored.cosine,

@@ -11,7 +11,6 @@ static embeddings"), and frequencies and the rotation come from the training tex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,43 +35,6 @@ CONTEXT_SHARE = 0.5
 CONTEXT_PRIOR = 3.0
 PIECES_AT_ONCE = 512
 TEXTS_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class StaticTraining:
-    """How to train a table that `build_static` made, with the contrastive loss, its prefixes, and Adam.
-
-    Another split of the same records (training and dev together, a third of them for dev; mean recall@10 of the four
-    sizes, a pretrained base): .664 as below with batches of 256; .672 with a crop of each document beside the pairs;
-    .681 with that and batches of 1,024; misspellings, both directions with judged negatives, and distilling the full
-    size onto prefixes changed nothing beyond noise (.665, .663, .667).
-
-    Before that, without crops, measured on dev of 25,000 Home Depot titles (mean recall@10 of 384, 192, 96 and 48 dims,
-    one seed or two; a point is 0.01, and seeds differ by 0.2 to 0.4):
-
-    - learning rate: .003 and .01 are level for a fine-tuned base; for a pretrained one .003 is up to 1.5 points
-      lower; .03 loses 4. The rows' root mean square length is 1, so that it means the same for any base.
-    - batch size: 128 to 1024 within 0.3 points. Epochs: 2 to 5 within 0.4.
-    - scale: 10 to 15 is 0.3 to 0.4 points above 20, which is 1 to 1.5 above 30 and 40; but MRR@10 at full size falls
-      from .598 at 20 to .593 at 15 and .583 at 10.
-    - MatryoshkaLoss, weights of 1: without it 0.6 points less, 1.2 at 48 dims. A rotation after a training with it
-      takes 0.2 to 2.6 points off, so there is none.
-    - masks of false negatives, both directions, judged negatives, dropped pieces, averaged seeds: 0.3 points or less.
-    - pairs scored 2.0 and more as positives, not only those above 2.5: 1.9 points with a pretrained base, 1.1 with a
-      fine-tuned one. More than any setting here.
-    - float32 was used throughout.
-    """
-
-    learning_rate: float = 0.005
-    batch_size: int = 1024
-    epochs: int = 3
-    scale: float = 15.0
-    crops: int = 1
-    schedule: str = "linear"
-    warmup: float = 0.1
-
-
-RECOMMENDED = StaticTraining()
 
 
 def build_static(

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.models.load import prompts_of
-from nestling.models.torch_encoder import truncate
 from nestling.retrieval.rotation import append_linear
 from nestling.retrieval.trained_rotation import sampled
+from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

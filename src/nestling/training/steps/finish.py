@@ -17,9 +17,10 @@ from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model, save_model
-from nestling.models.torch_encoder import embed, truncate
+from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_search_rotation, rotated
 from nestling.retrieval.trained_rotation import train_search_rotation
+from nestling.retrieval.vectors import truncate
 from nestling.training.distill.distillation import TRANSFORMER, teach
 from nestling.training.recipes.registry import find_recipe, texts
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, prepare, read_result
@@ -30,7 +31,7 @@ from nestling.training.steps.guard import Figures, Guard, choose, shown
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from nestling.training.callbacks import TrainingProgress
+    from nestling.progress import TrainingProgress
     from nestling.training.dev import DevEvaluator, Vectors
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nestling import __version__
+from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.serving.engines.postgres import sql as made
 from nestling.serving.engines.postgres.connection import psycopg_
@@ -171,7 +171,7 @@ def set_up(connection: Psycopg, names: Names, wanted: Meta, *, shortlist_given: 
     else:
         connection.execute(made.create_table(names, wanted.dim))
     connection.execute(made.create_meta(names))
-    values = (made.FORMAT, wanted.model, wanted.fingerprint, wanted.dim, str(wanted.shortlist), __version__)
+    values = (made.FORMAT, wanted.model, wanted.fingerprint, wanted.dim, str(wanted.shortlist), VERSION)
     connection.execute(
         SQL("INSERT INTO {} ({}) VALUES (%s, %s, %s, %s, %s, %s)").format(
             names.of("meta"), SQL(", ").join(map(SQL, made.META))

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestling.models import cached_encoder
+from nestling.models.cached_encoder import cached_embed, entry_key, texts_fingerprint
+from nestling.models.torch_encoder import embed
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+TEXTS = ["red drill", "sink", "red drill", "a white light"]
+# What a process needs of a model and of `embed` to fill a cache without loading torch.
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from nestling.evaluation import cache
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+model = SimpleNamespace(prompts={}, default_prompt_name=None, max_seq_length=64)
+def embed(model, texts, **settings):
+    with log.open("a") as file:
+        file.write("encoded\\n")
+    time.sleep(0.5)
+    return np.arange(3 * len(texts), dtype=np.float32).reshape(-1, 3)
+cached_encoder.embed = embed
+"""
+ASK = 'found = cached_encoder.cached_embed(model, "m", ["a", "b"], kind="query", folder=folder)\n'
+
+
+@pytest.fixture
+def model() -> Any:
+    return SimpleNamespace(prompts={}, default_prompt_name=None, max_seq_length=64)
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stand in for `embed`; list what was encoded. A row holds its text's length, its place and 1."""
+    calls: list[list[str]] = []
+
+    def encode(model: object, texts: list[str], **_: object) -> np.ndarray:
+        calls.append(list(texts))
+        return np.array([[len(text), place, 1] for place, text in enumerate(texts)], dtype=np.float32)
+
+    monkeypatch.setattr(cached_encoder, "embed", encode)
+    return calls
+
+
+def start(script: str, folder: Path, log: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", STAND_IN + script, str(folder), str(log)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return sorted(folder.glob(".*"))
+
+
+def test_rows_are_those_of_embed_and_cannot_be_written_to(tiny_model: SentenceTransformer, tmp_path: Path) -> None:
+    for _ in range(2):
+        found = cached_embed(tiny_model, "m", TEXTS, kind="document", folder=tmp_path)
+        np.testing.assert_array_equal(found, embed(tiny_model, TEXTS, kind="document"))
+        assert isinstance(found, np.memmap)
+        assert not found.flags.writeable
+
+
+def test_the_second_call_encodes_nothing(model: Any, encodings: list[list[str]], tmp_path: Path) -> None:
+    first, second = (cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path) for _ in range(2))
+    assert encodings == [TEXTS]
+    np.testing.assert_array_equal(first, second)
+
+
+def test_numpy_reads_an_entry_by_itself(model: Any, encodings: list[list[str]], tmp_path: Path) -> None:
+    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    assert np.load(entries(tmp_path)[0]).tolist() == [[9, 0, 1], [4, 1, 1], [9, 2, 1], [13, 3, 1]]
+
+
+def other_prompts(model: Any) -> None:
+    model.prompts = {"query": "find: "}
+
+
+def shorter(model: Any) -> None:
+    model.max_seq_length = 32
+
+
+@pytest.mark.parametrize("change", [other_prompts, shorter])
+def test_a_model_that_reads_texts_otherwise_is_encoded_anew(
+    model: Any, encodings: list[list[str]], tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    change(model)
+    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    assert len(encodings) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source_fingerprint": "n"},
+        {"kind": "document"},
+        {"texts": TEXTS[::-1]},
+        {"engine": SimpleNamespace(key="torch-bf16")},
+    ],
+)
+def test_another_model_kind_order_or_engine_is_encoded_anew(
+    model: Any, encodings: list[list[str]], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"source_fingerprint": "m", "texts": TEXTS, "kind": "query"}
+    cached_embed(model, folder=tmp_path, **settings)
+    found = cached_embed(model, folder=tmp_path, **(settings | change))
+    assert len(encodings) == 2
+    assert found[:, 0].tolist() == [len(text) for text in encodings[1]]
+
+
+def test_the_engine_that_leaves_a_model_as_it_is_shares_entries_with_no_engine(model: Any) -> None:
+    plain = SimpleNamespace(key="torch-fp32")
+    assert entry_key(model, "m", TEXTS, kind="query") == entry_key(model, "m", TEXTS, kind="query", engine=plain)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.text(max_size=5), max_size=5), st.lists(st.text(max_size=5), max_size=5))
+def test_fingerprints_of_texts_are_equal_where_the_lists_are(left: list[str], right: list[str]) -> None:
+    assert (texts_fingerprint(left) == texts_fingerprint(right)) == (left == right)
+
+
+def test_texts_that_read_alike_when_joined_have_fingerprints_of_their_own() -> None:
+    lists = (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""], ["", "abc"], ["ab\0c"], ["\ud800"])
+    assert len({texts_fingerprint(texts) for texts in lists}) == len(lists)
+
+
+def test_two_processes_at_once_encode_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    both = [start(ASK + "print(found.tolist())", tmp_path / "cache", log) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].strip() for process in both]
+    assert said == ["[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"] * 2
+    assert log.read_text() == "encoded\n"
+
+
+DIE_WRITING = """
+def write(file, array, **settings):
+    file.write(b"half of it")
+    file.file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+np.lib.format.write_array = write
+"""
+
+
+def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    folder, log = tmp_path / "cache", tmp_path / "log"
+    dying = start(DIE_WRITING + ASK, folder, log)
+    assert dying.wait(timeout=60) == -signal.SIGKILL
+    assert not entries(folder)
+    assert len(leftovers(folder)) == 1
+    after = start(ASK + "print(found.tolist())", folder, log)
+    assert after.communicate(timeout=60)[0].strip() == "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"
+    assert log.read_text() == "encoded\nencoded\n"
+    assert not leftovers(folder)
+
+
+def test_temporary_files_of_other_entries_go_when_their_lock_is_free(
+    model: Any, encodings: list[list[str]], tmp_path: Path
+) -> None:
+    dead, alive, old = (tmp_path / f".{key}.1.part.npy" for key in ("dead", "alive", "old"))
+    for path in (dead, alive, old):
+        path.write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    with FileLock(tmp_path / "alive.lock"), FileLock(tmp_path / "old.lock"):
+        cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    assert leftovers(tmp_path) == [alive]
+
+
+def truncated(data: bytes) -> bytes:
+    return data[:-7]
+
+
+def cut_to_the_header(data: bytes) -> bytes:
+    return data[:128]
+
+
+def emptied(data: bytes) -> bytes:
+    return b""
+
+
+def filled_with_zeros(data: bytes) -> bytes:
+    return bytes(len(data))
+
+
+def bit_flipped(data: bytes) -> bytes:
+    return data[:140] + bytes([data[140] ^ 1]) + data[141:]
+
+
+def lengthened(data: bytes) -> bytes:
+    return data + b"\0\0\0\0"
+
+
+@pytest.mark.parametrize("damage", [truncated, cut_to_the_header, emptied, filled_with_zeros, bit_flipped, lengthened])
+def test_a_damaged_entry_is_noted_and_made_again(
+    model: Any,
+    encodings: list[list[str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    entry = entries(tmp_path)[0]
+    whole = entry.read_bytes()
+    entry.write_bytes(damage(whole))
+    found = cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    assert found[:, 0].tolist() == [9, 4, 9, 13]
+    assert len(encodings) == 2
+    assert "encoding again" in caplog.text
+    assert entry.read_bytes() == whole
+
+
+def test_an_entry_of_another_number_of_rows_is_made_again(
+    model: Any, encodings: list[list[str]], tmp_path: Path
+) -> None:
+    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    cached_embed(model, "m", TEXTS[:2], kind="query", folder=tmp_path)
+    long, short = sorted(entries(tmp_path), key=lambda path: -path.stat().st_size)
+    long.write_bytes(short.read_bytes())
+    assert cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path).shape == (4, 3)
+    assert len(encodings) == 3
+
+
+@pytest.fixture
+def nobody_elses_folder() -> Iterator[Path]:
+    """Give a folder that this process may read and not write to; root gives up its rights for the while."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        user = os.geteuid()
+        yield folder
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def forbid_writing(folder: Path) -> None:
+    folder.chmod(0o555)
+    for path in folder.iterdir():
+        path.chmod(0o444)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def test_a_read_only_folder_gives_what_it_has(
+    model: Any, encodings: list[list[str]], nobody_elses_folder: Path
+) -> None:
+    cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder)
+    forbid_writing(nobody_elses_folder)
+    assert cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder)[:, 0].tolist() == [9, 4, 9, 13]
+    assert len(encodings) == 1
+
+
+def test_a_read_only_folder_is_warned_of_and_the_embeddings_returned(
+    model: Any, encodings: list[list[str]], nobody_elses_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forbid_writing(nobody_elses_folder)
+    found = cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder / "deeper")
+    assert found[:, 0].tolist() == [9, 4, 9, 13]
+    assert not found.flags.writeable
+    assert "not cached" in caplog.text
+
+
+def test_a_disk_that_takes_no_more_is_warned_of_and_the_embeddings_returned(
+    model: Any, encodings: list[list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    try:
+        found = cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found[:, 0].tolist() == [9, 4, 9, 13]
+    assert "not cached" in caplog.text
+    assert not entries(tmp_path)
+    assert not leftovers(tmp_path)
+
+
+def test_no_texts_give_no_rows_and_no_file(tiny_model: SentenceTransformer, tmp_path: Path) -> None:
+    assert cached_embed(tiny_model, "m", [], kind="query", folder=tmp_path).shape == (0, 32)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,130 @@
+"""The stages as functions: what a notebook would call, on the tiny model and tables made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import nestling
+from nestling.config.experiment import DataSettings, EvaluationSettings
+from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.errors import InputError
+from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import settle_threshold
+from nestling.judgments.toolshed import generate
+from nestling.models.load import find_model, load_model
+from nestling.study import stages
+from nestling.study.stages import load
+
+
+def scored(*scores: float) -> Judgments:
+    frame = pl.DataFrame({"query": ["q"] * len(scores), "document": [f"d{n}" for n in range(len(scores))]})
+    return Judgments.from_frame(frame.with_columns(pl.Series("score", scores)))
+
+
+def test_the_public_names_can_all_be_had():
+    assert all(getattr(nestling, name) is not None for name in nestling.__all__)
+    assert set(nestling.__all__) <= set(dir(nestling))
+    with pytest.raises(AttributeError, match="no attribute 'sing'"):
+        _ = nestling.sing
+
+
+def test_the_threshold_is_2_5_on_a_scale_of_1_to_3():
+    assert settle_threshold(scored(1.0, 2.0, 3.0), None) == 2.5
+
+
+def test_on_another_scale_the_threshold_is_asked_for_with_the_dip_as_a_hint():
+    with pytest.raises(InputError, match=r"on a scale of 0 to 1 give the threshold .*; the scores dip near 0\.50"):
+        settle_threshold(scored(0.0, 0.0, 1.0, 1.0), None)
+
+
+def test_a_threshold_that_keeps_every_pair_is_refused():
+    with pytest.raises(InputError, match="threshold 0 keeps every pair of 2"):
+        settle_threshold(scored(1.0, 2.0), 0)
+
+
+def test_scores_that_are_all_alike_are_all_relevant_unless_a_threshold_says_otherwise():
+    assert settle_threshold(scored(1.0, 1.0), None) == 0.5
+    assert settle_threshold(scored(7.0, 7.0), None) == 3.5
+    assert settle_threshold(scored(1.0, 1.0), 0) == 0
+    with pytest.raises(InputError, match="threshold 2 keeps no pair of 2"):
+        settle_threshold(scored(1.0, 1.0), 2)
+    with pytest.raises(InputError, match="on a scale of -1 to 0 give the threshold"):
+        settle_threshold(scored(0.0, 0.0), None)
+
+
+def test_a_threshold_on_the_scale_may_keep_every_pair():
+    frame = pl.DataFrame({"query": ["q", "q"], "document": ["a", "b"], "score": [3.0, 57.0]})
+    clicks = Judgments.from_frame(frame, scale=(0, 57))
+    assert settle_threshold(clicks, 0) == 0
+    with pytest.raises(InputError, match=r"keeps every pair of 2 .*; where all are relevant, give --scale 0 57"):
+        settle_threshold(Judgments.from_frame(frame), 0)
+
+
+def test_a_sample_is_the_same_for_the_same_seed(tmp_path: Path):
+    generate(300, seed=0).frame.write_parquet(tmp_path / "shop.parquet")
+    settings = DataSettings(source=str(tmp_path / "shop.parquet"), records=50)
+    one, again, other = (load(settings, seed=seed) for seed in (1, 1, 2))
+    assert len(one) == 50
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_inspection_counts_what_is_there(tiny_model_path: Path):
+    judgments = generate(200, seed=0)
+    found = nestling.inspect(judgments, model=str(tiny_model_path))
+    assert found.queries == judgments.frame["query"].str.to_lowercase().n_unique()
+    assert found.documents == judgments.frame["document_id"].n_unique()
+    assert found.kept == (judgments.frame["score"] > 2.5).sum()
+    assert sum(bar.count for bar in found.bars) == 200
+    assert found.per_query[0] <= found.per_query[2] <= found.per_query[4]
+
+
+def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: Path):
+    split = nestling.split(generate(300, seed=0), out=tmp_path / "split")
+    settings = TrainingSettings(epochs=1, batch_size=16, precision="fp32")
+    tiny = str(tiny_model_path)
+    result = nestling.train(tmp_path / "split", out=tmp_path / "mine", base=tiny, settings=settings)
+    # The default recipe: pairs from the middle of the scale upwards, and a query made of each document.
+    assert result.examples == len(split.train.above(1.99)) + split.train.document_keys.n_unique()
+    models = {"base": tiny, "mine": str(tmp_path / "mine")}
+    only = EvaluationSettings(dims=(32, 8), baselines=(), fusion=False)
+    found = nestling.evaluate(tmp_path / "split", models, settings=only)
+    assert found.results.select("variant", "dim").unique().sort("variant", "dim").rows() == [
+        ("base", 8),
+        ("base", 32),
+        ("mine", 8),
+        ("mine", 32),
+    ]
+    assert 0 < found.ceiling <= 1
+
+
+def test_a_model_folder_that_exists_is_not_replaced(tiny_model_path: Path, tmp_path: Path):
+    split = nestling.split(generate(300, seed=0))
+    with pytest.raises(InputError, match="exists; give another folder"):
+        nestling.train(split, out=tmp_path, base=str(tiny_model_path))
+
+
+def test_the_per_pair_protocol_makes_a_query_of_every_positive(tiny_model_path: Path):
+    judgments = generate(200, seed=0)
+    settings = EvaluationSettings(dims=(32,), protocol="per-pair")
+    found = nestling.evaluate(judgments, {"tiny": str(tiny_model_path)}, settings=settings)
+    assert found.results["queries"].unique().to_list() == [len(judgments.above(2.5))]
+
+
+def test_prefixes_weigh_by_a_power_of_how_much_smaller_they_are(tiny_model_path: Path):
+    def weights(**settings: float) -> tuple[float, ...] | None:
+        return stages.job_of(
+            "mnrl",
+            base=find_model(str(tiny_model_path)),
+            matryoshka=Matryoshka(dims=(32, 8)),
+            settings=TrainingSettings(**settings),
+            threshold=2.5,
+            dims=(),
+        ).weights
+
+    full = int(load_model(str(tiny_model_path)).get_embedding_dimension() or 0)
+    assert weights() is None
+    assert weights(prefix_weight=1.0) == tuple(full / dim for dim in dict.fromkeys((full, 32, 8)))
+    assert weights(prefix_weight=-0.5)[-1] == pytest.approx((full / 8) ** -0.5)

@@ -1,0 +1,263 @@
+"""The adapter: only the layer is trained, on vectors computed once, and the result is a plain model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytest
+
+from fixtures.training import KilledError, dying_at, small_split, trained, weights
+from nestling.config.training import TrainingSettings
+from nestling.errors import InputError
+from nestling.evaluation.qrels import Qrels
+from nestling.judgments.split import Split
+from nestling.judgments.table import Judgments
+from nestling.models.load import find_model, load_model
+from nestling.models.torch_encoder import embed
+from nestling.retrieval.rotation import add_rotation, fit_rotation
+from nestling.training.batches.batching import Pairs
+from nestling.training.dev import DevEvaluator
+from nestling.training.recipes import adapter as module
+from nestling.training.recipes.adapter import AdapterEncoder, layer_of, with_adapter
+from nestling.training.recipes.registry import find_recipe
+from nestling.training.result import last_checkpoint
+from nestling.training.spec import Job
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+SETTINGS = TrainingSettings(epochs=3, batch_size=8, learning_rate=1e-2, checkpoint_seconds=0, precision="fp32")
+TEXTS = ["steel drill 12 inch", "white door", "wood door", "water heater", "white door"]
+MEAN = "dev_recall@10_mean"
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return small_split()
+
+
+@pytest.fixture
+def job(tiny_model_path: Path) -> Job:
+    return Job(find_model(str(tiny_model_path)), "adapter", SETTINGS, threshold=2.5, matryoshka=(32, 8))
+
+
+@pytest.fixture
+def model(tiny_model_path: Path) -> SentenceTransformer:
+    return with_adapter(load_model(str(tiny_model_path)))
+
+
+def batch_of(split: Split, job: Job, model: SentenceTransformer, rows: int = 8):
+    material = find_recipe("adapter").prepare(split.train, job, model)
+    assert material.collator is not None
+    return material, material.collator([{"row": row} for row in range(rows)])
+
+
+def test_an_untrained_layer_changes_nothing(model: SentenceTransformer, tiny_model: SentenceTransformer):
+    assert [type(each).__name__ for each in model] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert model.encode(TEXTS) == pytest.approx(tiny_model.encode(TEXTS), abs=1e-6)
+
+
+def test_only_the_layer_can_be_trained(model: SentenceTransformer):
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["2.linear.weight"]
+
+
+def test_the_layer_starts_as_the_rotation_of_the_training_documents(
+    split: Split, job: Job, model: SentenceTransformer, tiny_model: SentenceTransformer
+):
+    batch_of(split, job, model)
+    documents = Pairs.from_judgments(split.train, threshold=2.5).documents
+    turned = embed(model, documents, kind="document")
+    moment = turned.T @ turned
+    # Along the principal axes, the strongest first: no products between columns, and falling squares.
+    assert moment - np.diag(np.diag(moment)) == pytest.approx(np.zeros((32, 32)), abs=1e-4)
+    assert np.all(np.diff(np.diag(moment)) <= 1e-4)
+    before = embed(tiny_model, documents, kind="document")
+    assert turned @ turned.T == pytest.approx(before @ before.T, abs=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [None, True])
+def test_the_loss_is_that_of_the_whole_model(
+    split: Split, job: Job, model: SentenceTransformer, symmetric: bool | None
+):
+    import torch
+
+    from nestling.training.losses.contrastive import ContrastiveLoss
+
+    settings = SETTINGS.model_copy(update={"symmetric": symmetric, "negatives": 1})
+    asked = Job(job.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
+    material, batch = batch_of(split, asked, model)
+    pairs = Pairs.from_judgments(split.train, threshold=1.998)
+    texts = [
+        [pairs.queries[n] for n in batch["label"]["query"]],
+        [pairs.documents[n] for n in batch["label"]["document"]],
+    ]
+    whole = ContrastiveLoss(
+        model.eval(),
+        material.loss.contrastive.relevance,
+        scale=settings.scale,
+        dims=(32, 8),
+        dim_weights=(1.0, 0.5),
+        symmetric=bool(symmetric),
+    )
+    with torch.no_grad():
+        expected = whole([model.preprocess(column) for column in texts], batch["label"])
+        found = material.loss([], batch["label"])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_gradient_reaches_the_layer_and_nothing_else(split: Split, job: Job, model: SentenceTransformer):
+    material, batch = batch_of(split, job, model)
+    material.loss([], batch["label"]).backward()
+    assert layer_of(model).linear.weight.grad.abs().sum() > 0
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["2.linear.weight"]
+
+
+def test_the_encoder_embeds_as_the_whole_model_does_and_reads_texts_once(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+
+    calls = []
+
+    def counted(*given: object, **options: object) -> np.ndarray:
+        calls.append(options["kind"])
+        return embed(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "embed", counted)
+    encoder = AdapterEncoder()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        with torch.no_grad():
+            layer_of(model).linear.weight.copy_(torch.randn(32, 32, generator=generator))
+        for kind in ("query", "document"):
+            expected = embed(model, TEXTS, kind=kind)  # type: ignore[arg-type]
+            assert encoder(model, TEXTS, kind=kind) == pytest.approx(expected, abs=1e-5)  # type: ignore[arg-type]
+    assert calls == ["query", "document"]
+
+
+def test_the_encoder_takes_the_models_prompts(tiny_model_path: Path):
+    base = load_model(str(tiny_model_path))
+    base.prompts = {"query": "find: ", "document": "item: "}
+    model = with_adapter(base)
+    for kind in ("query", "document"):
+        found = AdapterEncoder()(model, TEXTS, kind=kind)  # type: ignore[arg-type]
+        assert found == pytest.approx(embed(model, TEXTS, kind=kind), abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_the_result_is_the_base_and_a_layer_that_learnt(split: Split, job: Job, tmp_path: Path, tiny_model_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    result = trained(split, job, tmp_path)
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert [type(each).__name__ for each in loaded] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    after = weights(tmp_path)
+    turned = after.pop("2.linear.weight")
+    base = load_model(str(tiny_model_path)).state_dict()
+    assert set(after) == set(base)
+    assert all(np.array_equal(value, base[name].numpy()) for name, value in after.items())
+    assert np.abs(turned @ turned.T - np.eye(32)).max() > 0.01
+    losses = [entry["loss"] for entry in result.history if "loss" in entry]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_dev_figures_are_of_the_base_of_its_rotation_and_of_the_saved_folder(
+    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path
+):
+    # The last weights, which dev leaves as they are.
+    job = replace(job, settings=job.settings.model_copy(update={"keep": "last"}))
+    result = trained(split, job, tmp_path)
+    evaluator = DevEvaluator(Qrels.from_judgments(split.dev, threshold=2.5), (32, 8))
+    base = load_model(str(tiny_model_path))
+    assert result.base == evaluator(base)
+    documents = Pairs.from_judgments(split.train, threshold=2.5).documents
+    add_rotation(base, fit_rotation(embed(base, documents, kind="document")))
+    assert result.before == pytest.approx(evaluator(base), abs=0.02)
+    assert result.after == evaluator(load_model(str(tmp_path / "model")))
+    by_epoch = [entry[f"eval_{MEAN}"] for entry in result.history if f"eval_{MEAN}" in entry]
+    assert result.after[MEAN] == pytest.approx(by_epoch[-1], abs=0.02)
+
+
+def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: Path):
+    import torch
+
+    with pytest.raises(KilledError):
+        trained(split, job, tmp_path, report=dying_at(3))
+    checkpoint = last_checkpoint(tmp_path / "work")
+    assert checkpoint is not None
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    assert sum(len(group["params"]) for group in state["param_groups"]) == 1
+    assert [tuple(each["exp_avg"].shape) for each in state["state"].values()] == [(32, 32)]
+
+
+def test_a_killed_training_resumes_to_the_same_weights(split: Split, job: Job, tmp_path: Path):
+    mined = Job(job.base, "adapter", SETTINGS.model_copy(update={"mined": 2, "negatives": 1}), 2.5)
+    unbroken = trained(split, mined, tmp_path / "a")
+    with pytest.raises(KilledError):
+        trained(split, mined, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
+    resumed = trained(split, mined, tmp_path / "b")
+    assert resumed.resumed_at == unbroken.steps // 2 + 1
+    assert resumed.after == unbroken.after
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_vectors_are_kept_for_the_next_training_of_the_same_texts(
+    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kept = Job(job.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
+    first = with_adapter(load_model(str(tiny_model_path)))
+    batch_of(split, kept, first)
+    files = sorted(tmp_path.glob("vectors-*.npy"))
+    assert len(files) == 2
+
+    def refuse(*_: object, **__: object) -> np.ndarray:
+        raise AssertionError("embedded again")
+
+    again = with_adapter(load_model(str(tiny_model_path)))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "embed", refuse)
+        batch_of(split, kept, again)
+    assert np.array_equal(layer_of(again).linear.weight.detach(), layer_of(first).linear.weight.detach())
+    files[0].write_bytes(files[0].read_bytes()[:50])
+    batch_of(split, kept, with_adapter(load_model(str(tiny_model_path))))
+    assert np.load(files[0]).shape[1] == 32
+
+
+def test_vectors_of_another_length_limit_are_others(split: Split, job: Job, tmp_path: Path, tiny_model_path: Path):
+    kept = Job(job.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
+    batch_of(split, kept, with_adapter(load_model(str(tiny_model_path))))
+    cut = load_model(str(tiny_model_path))
+    cut.max_seq_length = 8
+    batch_of(split, kept, with_adapter(cut))
+    assert len(list(tmp_path.glob("vectors-*.npy"))) == 4
+
+
+def test_an_adapter_can_be_put_on_an_adapter(split: Split, job: Job, tmp_path: Path):
+    trained(split, job, tmp_path / "a")
+    second = Job(find_model(str(tmp_path / "a" / "model")), "adapter", SETTINGS, 2.5, matryoshka=(32, 8))
+    trained(split, second, tmp_path / "b")
+    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert set(other) - set(one) == {"3.linear.weight"}
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_pairs_from_the_middle_of_the_scale_upwards_are_positives_unless_told_otherwise(split: Split, job: Job):
+    def examples(**changes: float) -> int:
+        settings = SETTINGS.model_copy(update=changes)
+        asked = Job(job.base, "adapter", settings, 2.5)
+        recipe = find_recipe("adapter")
+        return len(recipe.prepare(split.train, asked, recipe.build(split.train, asked)).examples)
+
+    assert examples() == len(Pairs.from_judgments(split.train, threshold=1.998))
+    assert examples(positives_above=2.5) == len(Pairs.from_judgments(split.train, threshold=2.5)) < examples()
+
+
+def test_no_positive_pair_is_refused(job: Job, model: SentenceTransformer):
+    frame = pl.DataFrame({"query": ["saw"], "document": ["drill bit"], "score": [1.0]})
+    low = Judgments.from_frame(frame, scale=(1, 3))
+    with pytest.raises(InputError, match="no training pair is scored above"):
+        find_recipe("adapter").prepare(low, job, model)
