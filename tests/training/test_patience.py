@@ -15,6 +15,7 @@ from nestling.config.training import TrainingSettings
 from nestling.judgments.split import Split
 from nestling.models.load import find_model
 from nestling.training.callbacks import evaluations_since_best
+from nestling.training.result import TrainingResult
 from nestling.training.spec import Job
 
 # Best after the second of six epochs; the third is level with it, which is no better.
@@ -23,12 +24,23 @@ FIGURES = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7]
 
 @pytest.fixture(scope="module")
 def split() -> Split:
-    return small_split()
+    return small_split(150)
 
 
 def job_of(tiny: Path, **changes: object) -> Job:
     values = {"epochs": 6, "batch_size": 8, "checkpoint_seconds": 0, "precision": "fp32", "patience": 2, **changes}
     return Job(find_model(str(tiny)), "mnrl", TrainingSettings.model_validate(values), threshold=2.5)
+
+
+@pytest.fixture(scope="module", params=["best", "last"])
+def unbroken(
+    request: pytest.FixtureRequest, split: Split, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Job, TrainingResult, dict[str, np.ndarray]]:
+    """What is trained, in one go, for either thing to keep: the job, its result and its weights."""
+    job, folder = job_of(tiny_model_path, keep=request.param), tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch, FIGURES)
+        return job, trained(split, job, folder), weights(folder)
 
 
 @given(st.lists(st.integers(0, 3)))
@@ -70,32 +82,35 @@ def test_a_training_that_reaches_its_last_epoch_is_not_called_stopped(
     assert not any("stopped" in note for note in notes)
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("epoch", [2.5, 3.5])
 def test_the_count_outlives_a_process_that_dies(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, epoch: float
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unbroken: tuple[Job, TrainingResult, dict[str, np.ndarray]],
+    epoch: float,
 ):
     script(monkeypatch, FIGURES)
-    job = job_of(tiny_model_path, keep=keep)
-    unbroken = trained(split, job, tmp_path / "a")
+    job, whole, one = unbroken
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path / "b", report=dying_at(round(epoch * unbroken.steps / 4)))
+        trained(split, job, tmp_path, report=dying_at(round(epoch * whole.steps / 4)))
     notes: list[str] = []
-    resumed = trained(split, job, tmp_path / "b", note=notes.append)
+    resumed = trained(split, job, tmp_path, note=notes.append)
     assert resumed.resumed_at is not None
-    assert (resumed.steps, resumed.kept_step) == (unbroken.steps, unbroken.kept_step)
+    assert (resumed.steps, resumed.kept_step) == (whole.steps, whole.kept_step)
     assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    other = weights(tmp_path)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+    split: Split,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unbroken: tuple[Job, TrainingResult, dict[str, np.ndarray]],
 ):
     script(monkeypatch, FIGURES)
-    job = job_of(tiny_model_path, keep=keep)
-    unbroken = trained(split, job, tmp_path / "a")
+    job, whole, one = unbroken
     new_folder = atomic.new_folder
 
     def dying(path: Path):
@@ -106,17 +121,15 @@ def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "new_folder", dying)
         with pytest.raises(KilledError):
-            trained(split, job, tmp_path / "b")
+            trained(split, job, tmp_path)
     notes: list[str] = []
     steps: list[int] = []
-    resumed = trained(
-        split, job, tmp_path / "b", note=notes.append, report=lambda progress: steps.append(progress.step)
-    )
+    resumed = trained(split, job, tmp_path, note=notes.append, report=lambda progress: steps.append(progress.step))
     assert steps == []
-    assert resumed.resumed_at == resumed.steps == unbroken.steps
-    assert resumed.kept_step == unbroken.kept_step
+    assert resumed.resumed_at == resumed.steps == whole.steps
+    assert resumed.kept_step == whole.kept_step
     assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    other = weights(tmp_path)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 

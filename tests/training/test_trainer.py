@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fixtures.training import KilledError, dying_at, small_split, trained, weights
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
-from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.toolshed import generate
+from nestling.judgments.split import Split
 from nestling.models.load import find_model, load_model
 from nestling.models.precision import Precision, choose_precision
 from nestling.progress import TrainingProgress
@@ -20,89 +20,74 @@ from nestling.training.fast.setup import settle
 from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
 from nestling.training.spec import Job
-from nestling.training.trainer import fit
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")
 
 
 @pytest.fixture(scope="module")
 def split() -> Split:
-    return split_judgments(generate(300, seed=0), dev=0.2)
+    return small_split()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def job(tiny_model_path: Path) -> Job:
     return Job(find_model(str(tiny_model_path)), "mnrl", SETTINGS, threshold=2.5)
 
 
-def trained(split: Split, job: Job, folder: Path, **options) -> TrainingResult:
-    return fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", **options)
+@pytest.fixture(scope="module")
+def unbroken(split: Split, job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
+    """The job trained in one go: its result, and the folder for tests to read."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return trained(split, job, folder), folder
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in load_model(str(folder / "model")).state_dict().items()}
-
-
-def test_the_result_is_a_folder_that_sentence_transformers_loads(split: Split, job: Job, tmp_path: Path):
+def test_the_result_is_a_folder_that_sentence_transformers_loads(split: Split, unbroken: tuple[TrainingResult, Path]):
     from sentence_transformers import SentenceTransformer
 
-    result = trained(split, job, tmp_path)
-    assert SentenceTransformer(str(tmp_path / "model")).encode("steel drill").shape == (32,)
+    result, folder = unbroken
+    assert SentenceTransformer(str(folder / "model")).encode("steel drill").shape == (32,)
     assert result.steps == 2 * -(-result.examples // 8)
     assert result.examples == len(split.train.above(2.5))
     assert set(result.before) == set(result.after) == {"dev_recall@10", "dev_mrr@10"}
-    assert read_result(tmp_path / "work") == result
+    assert read_result(folder / "work") == result
 
 
-def test_training_changes_the_weights_and_lowers_the_loss(
-    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path
-):
-    result = trained(split, job, tmp_path)
+def test_training_changes_the_weights_and_lowers_the_loss(unbroken: tuple[TrainingResult, Path], tiny_model_path: Path):
+    result, folder = unbroken
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     before = load_model(str(tiny_model_path)).state_dict()
-    assert any(not np.array_equal(after, before[name].numpy()) for name, after in weights(tmp_path).items())
+    assert any(not np.array_equal(after, before[name].numpy()) for name, after in weights(folder).items())
 
 
-def test_the_best_epoch_on_dev_is_kept(split: Split, job: Job, tmp_path: Path):
-    result = trained(split, job, tmp_path)
+def test_the_best_epoch_on_dev_is_kept(unbroken: tuple[TrainingResult, Path]):
+    result, _ = unbroken
     by_epoch = [entry["eval_dev_recall@10"] for entry in result.history if "eval_dev_recall@10" in entry]
     assert len(by_epoch) == 2
     assert result.after["dev_recall@10"] == max(by_epoch)
 
 
-def test_checkpoints_are_gone_after_the_end(split: Split, job: Job, tmp_path: Path):
-    trained(split, job, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+def test_checkpoints_are_gone_after_the_end(unbroken: tuple[TrainingResult, Path]):
+    assert sorted(path.name for path in (unbroken[1] / "work").iterdir()) == [
         "before.json",
         "settings.json",
         "summary.json",
     ]
 
 
-class KilledError(Exception):
-    """Stands for a process that dies at once."""
-
-
-def dying_at(step: int):
-    def report(progress: TrainingProgress) -> None:
-        if progress.step == step:
-            raise KilledError
-
-    return report
-
-
-def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(split: Split, job: Job, tmp_path: Path):
-    unbroken = trained(split, job, tmp_path / "a")
+def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
+    split: Split, job: Job, unbroken: tuple[TrainingResult, Path], tmp_path: Path
+):
+    whole, folder = unbroken
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
-    assert not (tmp_path / "b" / "model").exists()
+        trained(split, job, tmp_path, report=dying_at(whole.steps // 2 + 2))
+    assert not (tmp_path / "model").exists()
     notes: list[str] = []
-    resumed = trained(split, job, tmp_path / "b", note=notes.append)
-    assert resumed.resumed_at == unbroken.steps // 2 + 1
+    resumed = trained(split, job, tmp_path, note=notes.append)
+    assert resumed.resumed_at == whole.steps // 2 + 1
     assert any("going on from its checkpoint at step" in note for note in notes)
-    assert resumed.after == unbroken.after
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert resumed.after == whole.after
+    one, other = weights(folder), weights(tmp_path)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
