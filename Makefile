@@ -23,7 +23,7 @@ types: $(VENV)/.installed-test
 
 # Two processes of one thread each: half the time of one process of two threads, on two cores.
 unit: $(VENV)/.installed-test
-	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # With CUDA graphs on a GPU, which `unit` skips.
 gpu: export CUDA_VISIBLE_DEVICES ?= 0

@@ -27,6 +27,11 @@ settings.register_profile("nestling", deadline=None)
 settings.load_profile("nestling")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the folders with trainings first, so that no long file is left for one of two workers at the end."""
+    items.sort(key=lambda item: item.path.relative_to(config.rootpath).parts[1] not in ("training", "study", "cli"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny"))
