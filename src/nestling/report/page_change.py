@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nestling.report.comparison_view import SIGNIFICANT, p_value, points
-from nestling.report.tables import label, percent
+from nestling.report.tables import SIGNIFICANT, label, p_value, percent, points
 
 ALPHA = 1e-12
 """Means that differ by less are the same but for rounding."""
