@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.evaluation.significance import compare_all, holm
-from nestling.report.page_change import Change
 from nestling.report.page_data import PageData
+from nestling.report.page_verdict import Change
 from nestling.report.table import Cell, Table
 from nestling.report.tables import Figure, bounds, label, p_value, plain, points
 

@@ -24,8 +24,8 @@ from nestling.report.charts import short_source
 from nestling.report.grid_view import size
 from nestling.report.markdown import escaped, reproduction, single_line, table
 from nestling.report.page import reproduction_of
-from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import PageData
+from nestling.report.page_verdict import Change, outcome_of
 from nestling.report.table import Cell, Table
 from nestling.report.tables import label, split_table
 from nestling.training.recipes.registry import RECIPES

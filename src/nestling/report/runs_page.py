@@ -16,10 +16,9 @@ from nestling.errors import InputError
 from nestling.report import charts, page_tables
 from nestling.report.grid_view import size
 from nestling.report.page import environment, template
-from nestling.report.page_change import ALPHA, Change, outcome_of
 from nestling.report.page_explorer import shortened
 from nestling.report.page_svg import drawn, inline
-from nestling.report.page_verdict import TONES, Answer
+from nestling.report.page_verdict import ALPHA, TONES, Answer, Change, outcome_of
 from nestling.report.runs_data import RunsData
 from nestling.report.runs_settings import Values, told
 from nestling.report.table import Cell, Table
