@@ -12,9 +12,8 @@ import pytest
 from fixtures.study import make_study
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.slices import SEEN
-from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import load_page_data
-from nestling.report.page_verdict import Answer, verdict
+from nestling.report.page_verdict import Answer, Change, outcome_of, verdict
 
 FULL, SMALL = Cell(64), Cell(16)
 N = 60

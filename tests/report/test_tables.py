@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from nestling.evaluation.grid import SCHEMA
+from nestling.report.render.terminal import terminal
 from nestling.report.tables import (
     Figure,
     bounds,
@@ -87,7 +88,7 @@ def test_the_reference_is_the_untouched_model_that_the_trained_ones_start_from()
 
 
 def test_a_variant_without_a_size_has_an_empty_cell(results: pl.DataFrame):
-    text = shown(by_dim_table(by_dim(results), "recall@10"))
+    text = shown(terminal(by_dim_table(by_dim(results), "recall@10")))
     line = next(line for line in text.splitlines() if "tuned" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["tuned", "", "0.6000", "0.5400"]
 
@@ -103,7 +104,7 @@ def test_names_cannot_inject_markup(results: pl.DataFrame):
     rows = full_size(hostile, reference=None)
     assert "│ [red]x[/red] │" in shown(full_size_table(rows, caption=""))
     assert "gain over [b]" in shown(full_size_table(rows, caption="gain over [b]"))
-    assert "│ [red]x[/red] │" in shown(by_dim_table(by_dim(hostile), "recall@10"))
+    assert "│ [red]x[/red] │" in shown(terminal(by_dim_table(by_dim(hostile), "recall@10")))
 
 
 def test_percentages_carry_a_sign():
@@ -178,7 +179,7 @@ def test_the_table_of_a_whole_study_fits_80_columns():
     results = long([*rows, *(("bm25-stemmed", 0, measure, 0.4) for measure in ("recall@10", "mrr@10", "ndcg@10"))])
     text = shown(full_size_table(full_size(results, reference="pretrained"), caption="", regressions=["mnrl"]))
     assert "│ all-mpnet-base-v2+bm25 │  768 │" in text
-    assert "│ all-mpnet-base-v2+bm25 │ 0.5000 │" in shown(by_dim_table(by_dim(results), "recall@10"))
+    assert "│ all-mpnet-base-v2+bm25 │ 0.5000 │" in shown(terminal(by_dim_table(by_dim(results), "recall@10")))
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -55,7 +55,8 @@ def run(
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
     import polars as pl
 
-    from nestling.report import comparison_view, tables
+    from nestling.report import tables
+    from nestling.report.render.terminal import terminal
     from nestling.study import run as pipeline
 
     chosen = cli_tuning.experiment_of(experiment, columns=columns, name=name, change=change)
@@ -72,10 +73,10 @@ def run(
     out.print(tables.full_size_table(full, caption=caption, regressions=done.regressions))
     rows = tables.by_dim(done.results)
     for measure in settings.measures[:2]:
-        out.print(tables.by_dim_table(rows, measure))
+        out.print(terminal(tables.by_dim_table(rows, measure)))
     first = done.comparisons.filter(pl.col("measure") == settings.measures[0])
     if not first.is_empty():
-        out.print(comparison_view.comparison_table(first))
+        out.print(terminal(tables.comparison_table(first)))
     for picture in done.pictures:
         out.print(f"picture     {picture}", soft_wrap=True, highlight=False)
     out.print(f"report      {done.report}", soft_wrap=True, highlight=False)
@@ -132,7 +133,8 @@ def split(
     from nestling.config.experiment import SplitSettings
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
-    from nestling.report.split_view import split_table
+    from nestling.report.render.terminal import terminal
+    from nestling.report.tables import split_table
     from nestling.study import stages
 
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
@@ -149,7 +151,7 @@ def split(
         print(json.dumps(summary))
         return
     console = _console()
-    console.print(split_table(summary))
+    console.print(terminal(split_table(summary, source=summary["source"])))
     console.print(f"split  {out}", soft_wrap=True, highlight=False)
 
 

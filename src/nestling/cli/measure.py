@@ -52,7 +52,8 @@ def evaluate(
     from nestling.config.experiment import EvaluationSettings
     from nestling.config.names import LEXICAL
     from nestling.config.yaml_files import make_settings
-    from nestling.report import comparison_view, slices_view, tables
+    from nestling.report import tables
+    from nestling.report.render.terminal import terminal
     from nestling.study import evaluate as evaluating
 
     if not models:
@@ -99,11 +100,11 @@ def evaluate(
     out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
     rows = tables.by_dim(found.results)
     for measure in settings.measures[:2]:
-        out.print(tables.by_dim_table(rows, measure))
+        out.print(terminal(tables.by_dim_table(rows, measure)))
     for measure in settings.measures[:1]:
         if not found.comparisons.is_empty():
-            out.print(comparison_view.comparison_table(_of(found.comparisons, measure)))
-        out.print(slices_view.slices_table(_of(found.slices, measure)))
+            out.print(terminal(tables.comparison_table(_of(found.comparisons, measure))))
+        out.print(terminal(tables.slices_table(_of(found.slices, measure))))
     if len(settings.precisions) > 1 or rotate or oversampling:
         _print_grids(out, found.per_query, list(named), settings.measures[0])
 

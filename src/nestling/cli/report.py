@@ -93,8 +93,7 @@ def _table(data: RunsData) -> Table:
     from rich.table import Table
 
     from nestling.errors import clean
-    from nestling.report.comparison_view import p_value
-    from nestling.report.tables import bounds, full_size, label, percent
+    from nestling.report.tables import bounds, full_size, label, p_value, percent
 
     first = data.measures[0]
     p = {row["b"]: p_value(row["p_holm"]) for row in data.gains.iter_rows(named=True) if row["measure"] == first}

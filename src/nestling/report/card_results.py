@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nestling.evaluation.significance import compare_all, holm
-from nestling.report.comparison_view import p_value, points
-from nestling.report.page_change import Change
 from nestling.report.page_data import PageData
-from nestling.report.page_tables import Cell, PageTable
-from nestling.report.tables import Figure, bounds, label, plain
+from nestling.report.page_verdict import Change
+from nestling.report.table import Cell, Table
+from nestling.report.tables import Figure, bounds, label, p_value, plain, points
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def rival_of(data: PageData, variant: str, name: str) -> Rival:
     return Rival(name, changes)
 
 
-def results_table(data: PageData, figures: dict[tuple[str, int], Figure], rivals: Sequence[Rival]) -> PageTable:
+def results_table(data: PageData, figures: dict[tuple[str, int], Figure], rivals: Sequence[Rival]) -> Table:
     columns = ["dims", "this model"]
     for rival in rivals:
         columns += [rival.name, "difference", "p"]
@@ -82,4 +81,4 @@ def results_table(data: PageData, figures: dict[tuple[str, int], Figure], rivals
         "its interval of 95 % over queries; differences in points of 100; p of a paired randomisation test, corrected "
         "for the number of sizes (Holm); the p further up is that of the study's report, corrected for its variants."
     )
-    return PageTable(caption, columns, [True] * len(columns), list(groups.items()))
+    return Table(caption, columns, [True] * len(columns), list(groups.items()))

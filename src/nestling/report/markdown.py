@@ -13,8 +13,9 @@ from nestling.report import page_tables
 from nestling.report.page import cleaning_of, facts_of, reproduction_of
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_svg import without_controls
-from nestling.report.page_tables import Cell, PageTable
 from nestling.report.page_verdict import verdict
+from nestling.report.table import Cell, Table
+from nestling.report.tables import by_dim, by_dim_table, comparison_table, split_table
 
 REPORT = "report.md"
 NOTE = (
@@ -55,11 +56,11 @@ def markdown(data: PageData, folder: RunFolder | None = None) -> str:
     parts = [f"# Study {escaped(data.name)}", _listed(facts_of(data)), "## Verdict", _answers(data), NOTE, *_data(data)]
     tables = [page_tables.full_size_table(data)]
     if any(dims[0] for dims in data.dims.values()):
-        tables += [page_tables.by_dim_table(data, measure) for measure in data.measures]
+        tables += [by_dim_table(by_dim(data.results), measure) for measure in data.measures]
     ceiling = f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries."
     parts += ["## Results", *map(table, tables), ceiling, *_charts(data, folder)]
     if not data.comparisons.is_empty():
-        parts += ["## Significance", table(page_tables.significance_table(data))]
+        parts += ["## Significance", table(comparison_table(data.comparisons))]
     slices = page_tables.slices_table(data)
     if slices is not None:
         parts += ["## Slices", table(slices)]
@@ -93,9 +94,9 @@ def fenced(text: str, language: str = "") -> str:
     return "\n".join([fence + language, *lines, fence])
 
 
-def table(one: PageTable) -> str:
+def table(one: Table) -> str:
     """Return a table of the page: its caption, then a Markdown table for each of its groups under the group's title."""
-    parts = [escaped(one.caption)]
+    parts = [escaped(one.told)]
     for title, rows in one.groups:
         parts += [f"**{escaped(title)}**"] if title else []
         lines = [_row(one.columns), "".join("|---:" if number else "|:---" for number in one.numeric) + "|"]
@@ -139,7 +140,7 @@ def _data(data: PageData) -> list[str]:
     leak = f"**{escaped(data.leak_check)}**" if data.leaks else escaped(data.leak_check)
     if data.study["split"].get("warning"):
         leak += f"\n\n**{escaped(data.study['split']['warning'])}.**"
-    split, lengths = page_tables.split_table(data), page_tables.lengths_table(data)
+    split, lengths = split_table(data.study["split"]), page_tables.lengths_table(data)
     return ["## Data", escaped(text), table(split), leak, table(lengths)]
 
 

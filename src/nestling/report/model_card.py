@@ -24,10 +24,10 @@ from nestling.report.charts import short_source
 from nestling.report.grid_view import size
 from nestling.report.markdown import escaped, reproduction, single_line, table
 from nestling.report.page import reproduction_of
-from nestling.report.page_change import Change, outcome_of
 from nestling.report.page_data import PageData
-from nestling.report.page_tables import Cell, PageTable, split_table
-from nestling.report.tables import label
+from nestling.report.page_verdict import Change, outcome_of
+from nestling.report.table import Cell, Table
+from nestling.report.tables import label, split_table
 from nestling.training.recipes.registry import RECIPES
 
 UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
@@ -217,7 +217,7 @@ def _data(data: PageData, source: str) -> list[str]:
         f"documents. A document is relevant where its score is above {data.study['threshold']:g}: {found['kept']:,} "
         f"pairs, {found['share']:.1%}. No text of the data is in this card."
     )
-    return ["## Training data", escaped(text), table(split_table(data))]
+    return ["## Training data", escaped(text), table(split_table(data.study["split"]))]
 
 
 def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings) -> list[str]:
@@ -242,7 +242,7 @@ def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings
         if name not in UNTOLD and value != getattr(defaults, name)
     ]
     same = "All settings are the defaults."
-    rows = PageTable(
+    rows = Table(
         "Settings that differ from the defaults.", ["setting", "value", "default"], [False] * 3, [("", differ)]
     )
     return ["## Training", escaped(" ".join(told)), table(rows) if differ else same]

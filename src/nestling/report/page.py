@@ -20,7 +20,7 @@ from nestling.report.page_explorer import explorer, shortened
 from nestling.report.page_svg import drawn, inline, without_controls
 from nestling.report.page_training import training_curves
 from nestling.report.page_verdict import verdict
-from nestling.report.tables import label
+from nestling.report.tables import by_dim, by_dim_table, comparison_table, label, split_table
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -64,10 +64,10 @@ def render(data: PageData) -> str:
             leaks=data.leaks,
             leak_check=data.leak_check,
             warning=data.study["split"].get("warning"),
-            split=page_tables.split_table(data),
+            split=split_table(data.study["split"]),
             lengths=page_tables.lengths_table(data),
             full=page_tables.full_size_table(data),
-            by_dim=[page_tables.by_dim_table(data, measure) for measure in data.measures],
+            by_dim=[by_dim_table(by_dim(data.results), measure) for measure in data.measures],
             ceiling=data.study["test"]["ceiling@10"],
             curves=[Markup(svg) for svg in _curves(data)],
             training=page_tables.training_table(data) if data.study["training"] else None,
@@ -80,7 +80,7 @@ def render(data: PageData) -> str:
                 (one.title, one.text, [(name, Markup(svg)) for name, svg in one.pictures]) for one in data.findings
             ],
             slices=page_tables.slices_table(data),
-            significance=page_tables.significance_table(data) if not data.comparisons.is_empty() else None,
+            significance=comparison_table(data.comparisons) if not data.comparisons.is_empty() else None,
             explorer=found,
             explorer_json=Markup(found.json) if found else None,
             extremes=_extremes(data),

@@ -9,16 +9,130 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from nestling.errors import InputError
+from nestling.evaluation.recommend import MANY, kept_by, smallest
 from nestling.evaluation.significance import compare_all
 from nestling.evaluation.slices import SEEN
-from nestling.report.page_change import ALPHA, Change, Outcome, outcome_of, sentence
+from nestling.report.grid_view import share, stored_as
 from nestling.report.page_data import PageData
-from nestling.report.page_small import Small, how_small
-from nestling.report.tables import label
+from nestling.report.tables import SIGNIFICANT, label, p_value, percent, points
 
+Outcome = Literal["gain", "loss", "mixed", "open"]
 Tone = Literal["good", "bad", "open"]
 PICKED = "picked on test, so what it keeps is optimistic: confirm it with nestling shrink, which picks on dev"
 TONES: dict[Outcome, Tone] = {"gain": "good", "loss": "bad", "mixed": "open", "open": "open"}
+ALPHA = 1e-12
+"""Means that differ by less are the same but for rounding."""
+KEEP = 0.98
+"""Share of the full embedding's quality that a smaller one has to keep to be recommended."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure of two systems on the same queries: means in 0..1, the difference's interval of 95 % and its p."""
+
+    measure: str
+    base: float
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """`gain` or `loss` where the difference is significant, else `open`."""
+        if self.p >= SIGNIFICANT or abs(self.value - self.base) < ALPHA:
+            return "open"
+        return "gain" if self.value > self.base else "loss"
+
+    def __str__(self) -> str:
+        p = p_value(self.p)
+        proof = f"p {p[0]} {p[1:]}" if p.startswith("<") else f"p = {p}"
+        unproven = "" if self.p < SIGNIFICANT else ", not significant"
+        if self.base > 0:
+            gain, low, high = (percent(100 * x / self.base) for x in (self.value - self.base, self.low, self.high))
+            change = f"{gain}, interval {low} to {high}"
+        else:
+            change = f"{points(self.value - self.base)} points, interval {points(self.low)} to {points(self.high)}"
+        return f"{label(self.measure)} {self.base:.4f} → {self.value:.4f} ({change}; {proof}{unproven})"
+
+
+def outcome_of(changes: Sequence[Change]) -> Outcome:
+    """Return what several measures say together: `mixed` where one gains and another loses significantly."""
+    found = {change.outcome for change in changes}
+    if {"gain", "loss"} <= found:
+        return "mixed"
+    return "gain" if "gain" in found else "loss" if "loss" in found else "open"
+
+
+def sentence(text: str) -> str:
+    """Return `text` with a capital at its start; names of variants keep their case."""
+    first = text.split(" ", 1)[0]
+    return text[0].upper() + text[1:] if first in {"the", "between", "what", "stemmed", "unstemmed"} else text
+
+
+@dataclass(frozen=True)
+class Small:
+    """The smallest cell that keeps `KEEP` of a variant's quality.
+
+    Attributes:
+        row: the cell's row of `advice.KEPT`; None where no cell below the full one keeps enough.
+        text: a sentence with its figures.
+    """
+
+    row: dict[str, Any] | None
+    text: str
+
+    @property
+    def cell(self) -> str:
+        """The cell in words, empty where there is none."""
+        if self.row is None:
+            return ""
+        stored = stored_as(self.row["precision"], self.row["rotation"], self.row["oversampling"])
+        return f"{self.row['dim']:,} dims in {stored} ({self.row['bytes']:,} bytes a vector)"
+
+
+def how_small(data: PageData, variant: str) -> Small:
+    """Find the smallest cell of a variant that keeps `KEEP` of its full quality in the first measure, on test.
+
+    Of many cells it is one whose interval's lower end keeps as much, since the smallest is likely the luckiest, too.
+    """
+    measure = data.measures[0]
+    try:
+        kept = kept_by(data.cells(variant), measure)
+    except InputError as error:
+        return Small(None, f"{sentence(str(error))}.")
+    full = kept.filter(kept["precision"] == "float32", kept["rotation"] == "none", kept["oversampling"] == 0)
+    whole = full.sort("dim").row(-1, named=True)
+    smaller = kept.filter(kept["bytes"] < whole["bytes"], kept["oversampling"] == 0)
+    if smaller.is_empty():
+        return Small(None, f"Only the full size of {variant}, {whole['dim']:,} dims, was measured.")
+    strict = smaller.height > MANY
+    cell = smallest(smaller, KEEP, strict=strict)
+    if cell is None:
+        best = smaller.sort("value", "bytes", descending=[True, False]).row(0, named=True)
+        stored = stored_as(best["precision"], best["rotation"], best["oversampling"])
+        return Small(
+            None,
+            f"No smaller embedding of {variant} keeps {KEEP:.0%} of {label(measure)}"
+            f"{' at the lower end of its interval' if strict else ''}; the best, {best['dim']:,} dims "
+            f"in {stored}, keeps {_kept(best)}.",
+        )
+    found = smaller.filter(
+        smaller["dim"] == cell.dim, smaller["precision"] == cell.precision, smaller["rotation"] == cell.rotation
+    ).row(0, named=True)
+    one = Small(found, "")
+    safe = "" if found["kept_low"] >= KEEP else f", and the interval reaches below {KEEP:.0%}"
+    times = whole["bytes"] / found["bytes"]
+    text = (
+        f"{variant} at {one.cell}, {times:.3g} times smaller than {whole['bytes']:,}, keeps {_kept(found)} of "
+        f"{label(measure)}: {found['value']:.4f} against {whole['value']:.4f} at full size{safe}."
+    )
+    return Small(found, text)
+
+
+def _kept(row: dict[str, Any]) -> str:
+    return f"{share(row['kept'])} (interval {share(row['kept_low'])} to {share(row['kept_high'])})"
 
 
 @dataclass(frozen=True)

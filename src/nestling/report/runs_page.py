@@ -14,17 +14,15 @@ import polars as pl
 from nestling import atomic
 from nestling.errors import InputError
 from nestling.report import charts, page_tables
-from nestling.report.comparison_view import p_value
 from nestling.report.grid_view import size
 from nestling.report.page import environment, template
-from nestling.report.page_change import ALPHA, Change, outcome_of
 from nestling.report.page_explorer import shortened
 from nestling.report.page_svg import drawn, inline
-from nestling.report.page_tables import Cell, PageTable
-from nestling.report.page_verdict import TONES, Answer
+from nestling.report.page_verdict import ALPHA, TONES, Answer, Change, outcome_of
 from nestling.report.runs_data import RunsData
 from nestling.report.runs_settings import Values, told
-from nestling.report.tables import bounds, full_size, label, percent
+from nestling.report.table import Cell, Table
+from nestling.report.tables import bounds, by_dim, by_dim_table, comparison_table, full_size, label, p_value, percent
 
 GENERATOR = "Nestling comparison of runs"
 """What the head of the page says, so that a later page knows what it may replace."""
@@ -79,10 +77,10 @@ def render(data: RunsData) -> str:
             answers=verdict(data),
             runs=runs_table(data),
             full=full_table(data),
-            by_dim=[page_tables.by_dim_table(whole, measure) for measure in data.measures],
+            by_dim=[by_dim_table(by_dim(whole.results), measure) for measure in data.measures],
             curves=[Markup(svg) for svg in _curves(data)],
             ceiling=data.pages[0].study["test"]["ceiling@10"],
-            pairs=page_tables.significance_table(whole) if not data.pairs.is_empty() else None,
+            pairs=comparison_table(whole.comparisons) if not data.pairs.is_empty() else None,
             training=_training(data),
             machines=machines_table(data),
         )
@@ -154,7 +152,7 @@ def changes_of(data: RunsData, compared: pl.DataFrame, base: str, name: str) -> 
     ]
 
 
-def runs_table(data: RunsData) -> PageTable:
+def runs_table(data: RunsData) -> Table:
     """Return the runs, a column each: when, what dev chose, and every setting in which they differ."""
     dev = data.dev
     finished = [Cell(str(page.study.get("finished", ""))[:10]) for page in data.pages]
@@ -166,10 +164,10 @@ def runs_table(data: RunsData) -> PageTable:
     differ = "the settings in which they differ; all others are the same" if data.settings else "no setting differs"
     caption = f"The runs, what dev chose, and {differ}. The settings are those of the experiments."
     columns = ["", *data.labels]
-    return PageTable(caption, columns, [False] * len(columns), [("", body)], sortable=False)
+    return Table(caption, columns, [False] * len(columns), [("", body)], sortable=False)
 
 
-def full_table(data: RunsData) -> PageTable:
+def full_table(data: RunsData) -> Table:
     """Return every variant of every run at its own full size, with intervals, gains and what they prove."""
     rows = full_size(data.results, reference=data.reference)
     measures = list(rows[0].figures)
@@ -199,10 +197,10 @@ def full_table(data: RunsData) -> PageTable:
         f"over {data.reference}; p of a paired randomisation test, corrected for the {len(rows) - 1} comparisons of a "
         "measure (Holm). What has the same figures in every run stands once, without a run's name."
     )
-    return PageTable(caption, columns, [False] + [True] * (len(columns) - 1), [("", body)])
+    return Table(caption, columns, [False] + [True] * (len(columns) - 1), [("", body)])
 
 
-def machines_table(data: RunsData) -> PageTable | None:
+def machines_table(data: RunsData) -> Table | None:
     """Return the versions and the parts of the machines that differ between runs; None where none does."""
     if not data.environment:
         return None
@@ -213,7 +211,7 @@ def machines_table(data: RunsData) -> PageTable | None:
     caption = "Versions and machines where they differ; figures may depend on them, and seconds do."
     columns = ["", *data.labels]
     body = _rows(values, data.labels)
-    return PageTable(caption, columns, [False] * len(columns), [("", body)], sortable=False)
+    return Table(caption, columns, [False] * len(columns), [("", body)], sortable=False)
 
 
 def p_text(p: float) -> str:
@@ -229,7 +227,7 @@ def _rows(values: Values, labels: Sequence[str]) -> list[list[Cell]]:
     ]
 
 
-def _training(data: RunsData) -> PageTable | None:
+def _training(data: RunsData) -> Table | None:
     trainings: dict[str, Any] = {
         line.name: found
         for line in data.lines

@@ -6,15 +6,17 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from nestling.report.slices_view import slices_table
+from nestling.report.render.terminal import terminal
+from nestling.report.table import Table
+from nestling.report.tables import slices_table
 
 SCHEMA = ["slice", "label", "queries", "variant", "measure", "value", "low", "high"]
 
 
-def shown(table: object) -> list[str]:
+def shown(table: Table) -> list[str]:
     console = Console(width=80, color_system=None)
     with console.capture() as captured:
-        console.print(table)
+        console.print(terminal(table))
     return captured.get().splitlines()
 
 
@@ -49,7 +51,7 @@ def test_groups_stand_below_their_kind_with_queries_values_and_changes():
         ["half of the words or more", "7", "0.8000", "0.8800"],
         ["", "", "", "+10.0%"],
     ]
-    assert "below each value the change against base" in lines[-1]
+    assert "Below each value the change against base." in lines[-1]
 
 
 def test_labels_are_indented_below_their_kind_on_every_line():
@@ -61,7 +63,7 @@ def test_at_most_four_variants_are_shown_and_fusions_last():
     lines = shown(slices_table(found("a", "a+bm25", "b", "b+bm25", "c", "bm25")))
     header = [cell.strip() for cell in lines[2].strip("┃").split("┃")]
     assert header == ["group", "queries", "a", "b", "c", "bm25"]
-    assert lines[-1].strip().endswith("2 more variants left out")
+    assert lines[-1].strip().endswith("2 more variants are left out.")
 
 
 def test_a_variant_without_a_value_for_a_group_has_an_empty_cell():

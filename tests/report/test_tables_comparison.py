@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nestling.evaluation.significance import SCHEMA, compare_all
-from nestling.report.comparison_view import comparison_table, p_value, points
+from nestling.report.render.terminal import terminal
+from nestling.report.table import Table
+from nestling.report.tables import comparison_table, p_value, points
 
 
-def shown(table: object, width: int = 80) -> list[str]:
+def shown(table: Table, width: int = 80) -> list[str]:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(table)
+        console.print(terminal(table))
     return captured.get().splitlines()
 
 

@@ -1,0 +1,1 @@
+"""From a table value to what a terminal shows."""
