@@ -64,6 +64,7 @@ def test_help_lists_the_verbs(capsys):
         (["inspect", "tolshed"], "did you mean 'toolshed'?"),
         (["run", "nope.yaml"], "nope.yaml: no such file or directory"),
         (["run", "--set", "training.epoch=1"], "training.epoch: unknown key; did you mean 'epochs'?"),
+        (["train", "s", "o", "--set", "symmetric=true"], "symmetric: was taken out, since it brought nothing"),
         (["run", "--set", "epochs"], "give KEY=VALUE"),
         (["run", "--set", "variants=[nonsense]"], "unknown recipe 'nonsense'"),
         (["run", "--set", "evaluation.dims=[512,48]"], "size 512 is larger than the model's 384 dims"),

@@ -78,6 +78,8 @@ def test_dotted_changes_are_applied_on_top_of_the_file(tmp_path: Path):
     [
         ("name: a\ntraining:\n  epoch: 3\n", r"line 3: training\.epoch: unknown key; did you mean 'epochs'\?"),
         ("speed: 3\n", r"line 1: speed: unknown key"),
+        ("training: {mined: 4}\n", r"line 1: training\.mined: was taken out, since it brought nothing"),
+        ("variants: [{recipe: mnrl, training: {typos: 0.1}}]\n", r"variant mnrl: training\.typos: was taken out"),
         (
             "variants: [pretrained, mnr]\n",
             r"line 1: variants\.1\.recipe: unknown recipe 'mnr'; choose pretrained, graded, distilled, mnrl",

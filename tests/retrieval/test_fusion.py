@@ -15,7 +15,7 @@ from nestling.evaluation.fusion_weight import WEIGHTS, fit_fusion
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.retrieval import fusion
-from nestling.retrieval.fusion import Candidates, Fusion, Normalisation, PairScores, Top, fuse_ranks, inner_products
+from nestling.retrieval.fusion import Candidates, Fusion, Normalisation, PairScores, Top, inner_products
 
 seeds = st.integers(0, 2**32 - 1)
 normalisations = st.sampled_from(["none", "max"])
@@ -187,44 +187,6 @@ def test_sides_of_unlike_length_are_refused() -> None:
             dense_scores=unasked,
             lexical_scores=unasked,
         )
-
-
-def test_ranks_are_fused_as_in_the_paper() -> None:
-    indices, scores = fuse_ranks([np.array([[4, 7, 2]]), np.array([[2, 4]])], 4)
-    assert indices.tolist() == [[4, 2, 7, -1]]
-    np.testing.assert_allclose(scores, [[1 / 61 + 1 / 62, 1 / 63 + 1 / 61, 1 / 62, -np.inf]], rtol=1e-6)
-
-
-@settings(max_examples=80, deadline=None)
-@given(seed=seeds, n=st.integers(1, 4), k=st.integers(1, 12), constant=st.sampled_from([1.0, 60.0]))
-def test_fused_ranks_are_the_sums_of_reciprocals(seed: int, n: int, k: int, constant: float) -> None:
-    rng = np.random.default_rng(seed)
-    rankings = [np.stack([rng.permutation(9) for _ in range(3)])[:, : rng.integers(1, 10)] for _ in range(n)]
-    for ranking in rankings:
-        ranking[rng.random(ranking.shape) < 0.2] = -1
-    indices, scores = fuse_ranks(rankings, k, constant=constant)
-    for row in range(3):
-        sums: dict[int, float] = {}
-        for ranking in rankings:
-            for place, column in enumerate(ranking[row].tolist()):
-                if column >= 0:
-                    sums[column] = sums.get(column, 0.0) + 1 / (constant + place + 1)
-        best = sorted(sums, key=lambda column: (-np.float32(sums[column]), column))[:k]
-        assert indices[row].tolist() == best + [-1] * (k - len(best))
-        np.testing.assert_allclose(scores[row, : len(best)], [sums[column] for column in best], rtol=1e-6)
-
-
-def test_rankings_that_do_not_fit_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="same number of queries"):
-        fuse_ranks([np.zeros((2, 1), np.int64), np.zeros((3, 1), np.int64)], 1)
-    with pytest.raises(ValueError, match="one or more rankings"):
-        fuse_ranks([], 1)
-
-
-@pytest.mark.parametrize("k", [0, -1])
-def test_k_below_one_is_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=f"got {k}"):
-        fuse_ranks([np.array([[0]])], k)
 
 
 def qrels_of(relevant: list[list[int]], n_documents: int) -> Qrels:

@@ -63,7 +63,7 @@ def test_what_a_recipe_adds_takes_longer(judged: Judgments, tiny_model_path: Pat
 
     plain = seconds("mnrl")
     assert plain < seconds("graded")
-    for more in ({"crops": 1}, {"mined": 2}, {"alike": True}, {"lexical": True}, {"rotate": True}):
+    for more in ({"crops": 1}, {"alike": True}, {"lexical": True}, {"rotate": True}):
         assert plain < seconds("mnrl", **more), more
     assert seconds("graded", lexical=True) < seconds("graded", lexical=True, cross_encoder=2.0)
     assert seconds("adapter") < plain

@@ -12,7 +12,6 @@ import nestling
 from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.trec import write_run
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
@@ -96,11 +95,12 @@ def test_the_grid_has_a_row_for_each_cell(split: Split, tiny_model_path: Path):
 
 def test_another_engines_run_stands_in_the_table(split: Split, tiny_model_path: Path, tmp_path: Path):
     qrels = Qrels.from_judgments(split.test, threshold=2.5)
-    perfect = np.full((qrels.n_queries, qrels.n_documents), -1, dtype=np.int64)
-    for row in range(qrels.n_queries):
-        columns = qrels.relevant_columns[qrels.relevant_indptr[row] : qrels.relevant_indptr[row + 1]]
-        perfect[row, : len(columns)] = columns
-    write_run(perfect, qrels, tmp_path / "oracle.run")
+    rows = np.repeat(np.arange(qrels.n_queries), qrels.n_relevant)
+    lines = [
+        f"{qrels.query_ids[row]} Q0 {qrels.document_ids[column]} 0 1 oracle"
+        for row, column in zip(rows, qrels.relevant_columns, strict=True)
+    ]
+    (tmp_path / "oracle.run").write_text("\n".join(lines))
 
     found = nestling.evaluate(
         split, {"tiny": str(tiny_model_path)}, settings=SMALL, runs={"oracle": tmp_path / "oracle.run"}

@@ -9,13 +9,11 @@ import pytest
 
 import nestling
 from nestling.config.experiment import DataSettings, EvaluationSettings
-from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.judgments.toolshed import generate
-from nestling.models.load import find_model, load_model
-from nestling.study import stages
 from nestling.study.stages import load
 
 
@@ -111,20 +109,3 @@ def test_the_per_pair_protocol_makes_a_query_of_every_positive(tiny_model_path: 
     settings = EvaluationSettings(dims=(32,), protocol="per-pair")
     found = nestling.evaluate(judgments, {"tiny": str(tiny_model_path)}, settings=settings)
     assert found.results["queries"].unique().to_list() == [len(judgments.above(2.5))]
-
-
-def test_prefixes_weigh_by_a_power_of_how_much_smaller_they_are(tiny_model_path: Path):
-    def weights(**settings: float) -> tuple[float, ...] | None:
-        return stages.job_of(
-            "mnrl",
-            base=find_model(str(tiny_model_path)),
-            matryoshka=Matryoshka(dims=(32, 8)),
-            settings=TrainingSettings(**settings),
-            threshold=2.5,
-            dims=(),
-        ).weights
-
-    full = int(load_model(str(tiny_model_path)).get_embedding_dimension() or 0)
-    assert weights() is None
-    assert weights(prefix_weight=1.0) == tuple(full / dim for dim in dict.fromkeys((full, 32, 8)))
-    assert weights(prefix_weight=-0.5)[-1] == pytest.approx((full / 8) ** -0.5)

@@ -20,7 +20,7 @@ from nestling.config.names import (
     SplitMethod,
 )
 from nestling.config.recipes import RECIPE_DEFAULTS
-from nestling.config.training import Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
+from nestling.config.training import REMOVED, Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
@@ -244,7 +244,10 @@ class Experiment(Settings):
                 self.training_of(variant)
             except ValidationError as error:
                 first = error.errors()[0]
-                raise ValueError(f"variant {variant.name}: training.{first['loc'][0]}: {first['msg']}") from None
+                name = str(first["loc"][0])
+                raise ValueError(
+                    f"variant {variant.name}: training.{name}: {REMOVED.get(name, first['msg'])}"
+                ) from None
         return self
 
     def base_of(self, variant: Variant) -> str:

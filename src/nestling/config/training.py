@@ -20,6 +20,11 @@ STUDY_TRAINING = {
 }
 """Training as in the reference study: the stock trainer's defaults, thirty epochs, the last weights."""
 
+REMOVED = dict.fromkeys(
+    ("mined", "prefix_weight", "symmetric", "typos"), "was taken out, since it brought nothing; leave it out"
+)
+"""Training settings of earlier versions, and what to say of each; the ledger, docs/experiments.md, has the figures."""
+
 
 def listed(value: Any) -> Any:
     """Return a single text or number as a list of one, so that YAML may leave the brackets out."""
@@ -75,14 +80,10 @@ class TrainingSettings(Settings):
     """Dropout on hidden states; null keeps the model's own. 0 is faster on a CPU, and may cost small prefixes."""
     scale: float = Field(default=20, gt=0)
     """Contrastive recipes: cosines are multiplied by this; 1 / temperature."""
-    symmetric: bool | None = None
-    """Contrastive recipes: learn from documents to queries too; off by default."""
     negatives: int | None = Field(default=None, ge=0)
     """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
     positives_above: float | None = None
     """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
-    mined: int = Field(default=0, ge=0)
-    """Contrastive recipes: hard negatives for each query, mined with the current model before each epoch."""
     alike: bool = False
     """Contrastive recipes: fill each batch with documents that resemble each other, as each other's hard negatives."""
     bm25: float = Field(default=0.0, ge=0)
@@ -99,12 +100,8 @@ class TrainingSettings(Settings):
     """Rotate the trained transformer so that its prefixes rank more like the whole; full-size cosines stay."""
     rotate_first: bool | None = None
     """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
-    prefix_weight: float = Field(default=0.0, ge=-4, le=4)
-    """Matryoshka without weights of its own: a size counts (full size / size) to this power; 0 counts all alike."""
     crops: int = Field(default=0, ge=0)
     """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
-    typos: float = Field(default=0.0, ge=0, le=1)
-    """Contrastive recipes: share of queries that get a misspelt word, another one in every epoch."""
     fast: bool = True
     """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True

@@ -19,7 +19,7 @@ from nestling.config.experiment import (
     SplitSettings,
     Variant,
 )
-from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.config.training import REMOVED, Matryoshka, TrainingSettings
 from nestling.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -93,6 +93,8 @@ def make_settings(kind: type[Settings], **values: Any) -> Settings:
 def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] = Experiment) -> str:
     key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
+        if location[-1] in REMOVED and (kind is TrainingSettings or "training" in location):
+            return f"{key}: {REMOVED[str(location[-1])]}"
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location[:-1]), n=1)
         return f"{key}: unknown key{f'; did you mean {close[0]!r}?' if close else ''}"
     message = str(error["msg"]).removeprefix("Value error, ")

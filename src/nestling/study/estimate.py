@@ -150,12 +150,12 @@ def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
     judged = recipe.prepare in (scored.cosine, scored.cosent)
     pairs = train.share * len(train.judgments) if judged else train.pairs(above)
     negatives = 1 if recipe.prepare is contrastive.graded else 0
-    negatives = (negatives if settings.negatives is None else settings.negatives) + settings.mined
+    negatives = negatives if settings.negatives is None else settings.negatives
     epoch = pairs * (train.query + (1 + negatives) * train.document)
     epoch += settings.crops * train.n_documents * (CROP + train.document)
     # The base and the result are measured on dev beside the epochs.
     encoded = dev.all * (settings.epochs + 2) + train.documents * settings.alike
-    encoded += train.all * (settings.epochs * bool(settings.mined) + (settings.rotate or settings.lexical))
+    encoded += train.all * (settings.rotate or settings.lexical)
     parts = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
     if settings.lexical:
         parts.append(table)

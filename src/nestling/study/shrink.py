@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nestling.evaluation.cells import Cell
 
 MEASURE = "recall@10"
-FIGURES = ("value", "kept", "kept_low", "kept_high")
 GRID: dict[str, Any] = {
     "precisions": ("float32", "float16", "int8", "int4", "binary"),
     "rotations": ("none", "trained"),

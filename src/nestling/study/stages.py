@@ -149,8 +149,6 @@ def job_of(
     weights = matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
-    if weights is None and settings.prefix_weight:
-        weights = tuple((full / dim) ** settings.prefix_weight for dim in prefixes)
     return Job(base, recipe, settings, threshold, prefixes, weights, cache)
 
 

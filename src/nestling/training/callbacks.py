@@ -149,18 +149,15 @@ class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
 
 
 class Refresh(TrainerCallback):  # type: ignore[misc]
-    """Lets a recipe prepare each epoch, with a look at the model."""
+    """Lets a recipe prepare each epoch."""
 
-    def __init__(self, refresh: tuple[Callable[[Any, int, Path], None], ...], work: Path) -> None:
+    def __init__(self, refresh: tuple[Callable[[int], None], ...]) -> None:
         self.refresh = refresh
-        self.work = work
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # A little more than the epoch so far, as 2.0 may be stored as 1.9999.
         for each in self.refresh:
-            each(model, int((state.epoch or 0) + 1e-6), self.work)
+            each(int((state.epoch or 0) + 1e-6))
 
 
 class BestWeights(TrainerCallback):  # type: ignore[misc]

@@ -17,10 +17,9 @@ from nestling.models.load import ModelSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
     from torch import nn
 
-Refresh = Callable[["SentenceTransformer", int, Path], None]
+Refresh = Callable[[int], None]
 """Called with (model, epoch, work folder) before an epoch."""
 
 

@@ -133,7 +133,7 @@ def fit(
         if arguments.device.type == "cpu":
             callbacks.append(GiveBackMemory())
         if material.refresh:
-            callbacks.append(Refresh(material.refresh, work))
+            callbacks.append(Refresh(material.refresh))
         if patience is not None:
             callbacks.append(patience)
         trainer = trainer_for(model, arguments, material, evaluator, callbacks)
@@ -162,8 +162,6 @@ def fit(
         atomic.write_json(work / SUMMARY, result.as_dict())
         for path in [*work.glob("checkpoint-*"), work / "best", work / "eval", work / START]:
             shutil.rmtree(path, ignore_errors=True)
-        for path in work.glob("mined-*.npz"):
-            path.unlink()
     trainer.accelerator.wait_for_everyone()
     return read_result(work)
 

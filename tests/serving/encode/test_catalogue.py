@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fixtures.serving import products
 from nestling.errors import InputError
@@ -29,7 +27,7 @@ from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
 from nestling.serving.encode import worker as encode_worker
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
-from nestling.serving.encode.files import MANIFEST, read_encoded, read_part, text_hashes, vectors_of
+from nestling.serving.encode.files import MANIFEST, read_encoded, read_part, text_hashes
 from nestling.serving.encode.partitions import open_source
 from nestling.serving.encode.worker import Job
 from nestling.serving.export.export import export
@@ -284,26 +282,6 @@ def test_two_calls_on_one_folder_are_kept_apart(static_model_path: Path, tmp_pat
         encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from([*TITLES, "unknown", "never seen"]), max_size=60))
-def test_vectors_are_found_by_text_whatever_the_order_and_however_often(encoded_once: Path, texts: list[str]):
-    folder = read_encoded(encoded_once)
-    table = dict(zip(TITLES, all_vectors(encoded_once), strict=True))
-    found: dict[int, np.ndarray] = {}
-    for rows, vectors in vectors_of(folder, texts):
-        assert not found.keys() & set(rows.tolist())
-        found |= dict(zip(rows.tolist(), vectors, strict=True))
-    assert sorted(found) == [row for row, text in enumerate(texts) if text in table]
-    assert all(np.array_equal(vector, table[texts[row]]) for row, vector in found.items())
-
-
-@pytest.fixture(scope="module")
-def encoded_once(static_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("once")
-    encode_catalogue(str(static_model_path), written(folder / "c.parquet"), folder / "out", settings=SMALL)
-    return folder / "out"
-
-
 def test_a_folder_that_is_not_complete_or_not_as_listed_is_refused(static_model_path: Path, tmp_path: Path):
     out = tmp_path / "out"
     encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out, settings=SMALL)
@@ -311,7 +289,7 @@ def test_a_folder_that_is_not_complete_or_not_as_listed_is_refused(static_model_
     assert about["documents"] == 50
     (out / "part-00002.parquet").replace(out / "part-00001.parquet")
     with pytest.raises(InputError, match=r"part-00001\.parquet: missing, damaged or not the file"):
-        list(vectors_of(read_encoded(out), TITLES))
+        [read_part(read_encoded(out), part) for part in read_encoded(out).parts]
     (out / MANIFEST).write_text(json.dumps(about | {"complete": False}))
     with pytest.raises(InputError, match="not all of it is encoded"):
         read_encoded(out)

@@ -19,7 +19,7 @@ from nestling.errors import InputError
 from nestling.progress import Observer
 from nestling.study import run
 from nestling.study.tune.search import tune
-from nestling.study.tune.space import MATRYOSHKA_SPACE, load_space, make_space
+from nestling.study.tune.space import DEFAULT_SPACE, load_space, make_space
 
 pytest.importorskip("optuna")
 
@@ -326,6 +326,7 @@ def test_a_variant_that_is_not_trained_is_refused_before_anything_is_written(tin
         ("", "a space maps settings to values"),
         ("[1, 2]", "a space maps settings to values"),
         ("epoch: {low: 1, high: 2}", "epoch: no training setting; did you mean 'epochs'?"),
+        ("prefix_weight: {low: 1, high: 2}", "prefix_weight: was taken out"),
         ("preset: {choices: [study]}", "preset: no training setting"),
         ("epochs: 3", "epochs: give {low: A, high: B}"),
         ("epochs: {low: 1}", "epochs: give {low: A, high: B}"),
@@ -368,5 +369,5 @@ def test_numbers_without_a_dot_are_numbers_and_whole_ends_make_whole_values(tmp_
 def test_the_default_space_is_valid_and_holds_the_default_settings(tiny_model_path):
     from nestling.config.training import TrainingSettings
 
-    for dimension in make_space(MATRYOSHKA_SPACE):
+    for dimension in make_space(DEFAULT_SPACE):
         assert dimension.match(getattr(TrainingSettings(), dimension.name)), dimension.name

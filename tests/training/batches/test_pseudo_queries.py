@@ -1,9 +1,8 @@
-"""Invented queries: words of documents, misspellings, the same ones for the same seed and epoch."""
+"""Invented queries: words of documents, the same ones for the same seed and epoch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.training.batches.batching import PairCollator, Pairs
-from nestling.training.batches.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, misspell, vary
+from nestling.training.batches.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, vary
 from nestling.training.batches.tokens import TokenStore
 
 ROWS = [
@@ -33,7 +32,7 @@ def pairs() -> Pairs:
 
 
 def queries(pairs: Pairs, tokenizer: object, **options: float) -> QueriesOfEpoch:
-    settings = {"crops": 2, "typos": 0.0, "seed": 0, **options}
+    settings = {"crops": 2, "seed": 0, **options}
     return QueriesOfEpoch(pairs, lambda texts: TokenStore.build(texts, tokenizer, 64), **settings)  # type: ignore[arg-type]
 
 
@@ -49,28 +48,6 @@ def test_a_document_without_words_is_its_own_crop(document: str):
     assert crop(document, np.random.default_rng(0)) == document
 
 
-@given(st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=6), st.integers(0, 99))
-def test_a_misspelling_changes_one_long_word_behind_its_first_letter(query: list[str], seed: int):
-    found = misspell(" ".join(query), np.random.default_rng(seed)).split(" ")
-    changed = [(before, after) for before, after in zip(query, found, strict=True) if before != after]
-    assert len(changed) <= 1
-    for before, after in changed:
-        assert len(before) >= 4
-        assert abs(len(after) - len(before)) <= 1
-        assert after[0] == before[0]
-
-
-@pytest.mark.parametrize("query", ["", "2x4", "18 v", "1/2in pvc", "3000psi"])
-def test_numbers_and_short_words_are_never_misspelt(query: str):
-    assert {misspell(query, np.random.default_rng(seed)) for seed in range(20)} == {query}
-
-
-def test_most_misspellings_are_other_words():
-    found = [misspell("hammer", np.random.default_rng(seed)) for seed in range(200)]
-    assert sum(text != "hammer" for text in found) > 150
-    assert len(set(found)) > 20
-
-
 def test_an_epoch_has_the_raters_queries_first_and_then_crops_that_belong_to_their_documents(pairs: Pairs):
     epoch = queries(pairs, None)
     texts = epoch.texts(0)
@@ -84,26 +61,20 @@ def test_an_epoch_has_the_raters_queries_first_and_then_crops_that_belong_to_the
 
 
 def test_epochs_differ_and_the_same_epoch_does_not(pairs: Pairs):
-    one, again = queries(pairs, None, typos=0.5), queries(pairs, None, typos=0.5)
+    one, again = queries(pairs, None), queries(pairs, None)
     assert one.texts(1) == again.texts(1)
     assert one.texts(1) != one.texts(2)
-    assert one.texts(1) != queries(pairs, None, typos=0.5, seed=1).texts(1)
-
-
-def test_typos_are_as_many_as_asked_for(pairs: Pairs):
-    every = queries(pairs, None, crops=0, typos=1.0).texts(0)
-    assert [a == b for a, b in zip(every, pairs.queries, strict=True)] == [query == "" for query in pairs.queries]
-    assert queries(pairs, None, crops=0, typos=0.0).texts(0) == pairs.queries
+    assert one.texts(1) != queries(pairs, None, seed=1).texts(1)
 
 
 def test_a_batch_holds_crops_without_negatives_of_their_own(pairs: Pairs, tiny_model: SentenceTransformer):
     epoch = queries(pairs, tiny_model.tokenizer)
     documents = TokenStore.build(pairs.documents, tiny_model.tokenizer, 64)
     query, document = epoch.with_crops()
-    collator = PairCollator(pairs, query, document, epoch, documents, negatives=1, mined=lambda _: np.array([0]))
+    collator = PairCollator(pairs, query, document, epoch, documents, negatives=1)
     with pytest.raises(RuntimeError, match="refresh"):
         collator([{"row": 0}])
-    epoch.refresh(tiny_model, 0, Path())
+    epoch.refresh(0)
     batch = collator([{"row": len(pairs)}])
     assert batch["label"]["query"].tolist() == [len(pairs.queries)]
     assert batch["label"]["document"].tolist() == [int(document[len(pairs)])]

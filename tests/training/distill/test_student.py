@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,19 +116,6 @@ def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
         gradients = [each.grad for each in made.loss.model.parameters() if each.grad is not None]
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
         assert any(gradient.any() for gradient in gradients)
-
-
-def test_queries_are_misspelt_where_the_settings_say_so(tiny_model_path: Path, tmp_path: Path):
-    made = material(tiny_model_path, tmp_path, candidates(), typos=1.0)
-    plain = material(tiny_model_path, tmp_path, candidates())
-    for refresh in made.refresh:
-        refresh(None, 0, tmp_path)  # type: ignore[arg-type]
-    rows = [{"row": row} for row in range(20)]
-    one, other = (partial(each.collator, rows)() for each in (made, plain))  # type: ignore[misc]
-    assert one["anchor_input_ids"].shape != other["anchor_input_ids"].shape or not torch.equal(
-        one["anchor_input_ids"], other["anchor_input_ids"]
-    )
-    assert torch.equal(one["label"]["document"], other["label"]["document"])
 
 
 def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path, tmp_path: Path):

@@ -34,7 +34,7 @@ def numbers(*places: int) -> torch.Tensor:
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_scores_are_those_of_bm25_by_number(epoch: int):
     taught = teacher()
-    taught.refresh(None, epoch, Path())  # type: ignore[arg-type]
+    taught.refresh(epoch)
     expected = SHARPNESS * Lexical.fit(DOCUMENTS).scores(QUERIES[epoch])
     found = taught(numbers(1, 0), numbers(3, 0, 1)).numpy()
     np.testing.assert_allclose(found, expected[[1, 0]][:, [3, 0, 1]], rtol=1e-6)
@@ -44,7 +44,7 @@ def test_scores_are_those_of_bm25_by_number(epoch: int):
 
 def test_words_are_stemmed_in_the_language_asked_for():
     taught = teacher()
-    taught.refresh(None, 0, Path())  # type: ignore[arg-type]
+    taught.refresh(0)
     assert taught(numbers(0), numbers(1)).item() > 0
     with pytest.raises(InputError, match="no stemmer for 'klingon'"):
         WordTeacher(DOCUMENTS, QUERIES.__getitem__, language="klingon")
@@ -77,10 +77,10 @@ def test_a_recipe_is_taught_where_the_setting_says_so(recipe: str, tiny_model_pa
     assert taught.refresh in found.refresh
 
 
-def test_crops_are_scored_too_each_highest_for_documents_with_its_words(tiny_model_path: Path, tmp_path: Path):
+def test_crops_are_scored_too_each_highest_for_documents_with_its_words(tiny_model_path: Path):
     found = material("graded", tiny_model_path, bm25=0.5, crops=1)
     for refresh in found.refresh:
-        refresh(None, 3, tmp_path)  # type: ignore[arg-type]
+        refresh(3)
     collator = found.collator
     n_queries, n_documents = len(collator.pairs.queries), len(collator.pairs.documents)  # type: ignore[union-attr]
     scores = teacher_of(found)(  # type: ignore[misc]

@@ -24,7 +24,7 @@ def loss_of(layer: Dense) -> FixedVectorsLoss:
     relevance = Relevance(pairs[:, 0], pairs[:, 1], np.array(list(KNOWN.values())), n_documents=10)
     rng = np.random.default_rng(0)
     queries, documents = (rng.normal(size=(n, 6)).astype(np.float32) for n in (5, 10))
-    return FixedVectorsLoss(ContrastiveLoss(layer, relevance, dims=(4, 2), symmetric=True), queries, documents)
+    return FixedVectorsLoss(ContrastiveLoss(layer, relevance, dims=(4, 2)), queries, documents)
 
 
 def fresh() -> Dense:

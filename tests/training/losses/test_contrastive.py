@@ -55,20 +55,6 @@ def test_with_nothing_else_known_it_is_the_librarys_multiple_negatives_ranking_l
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_both_directions_are_the_librarys_symmetric_loss():
-    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-    queries, documents = random_batch(8)
-    own = list(range(8))
-    ours = ContrastiveLoss(Given(), relevance({(n, n): 1.0 for n in own}), symmetric=True)
-    stock = MultipleNegativesRankingLoss(
-        None, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
-    )
-    expected = stock.compute_loss_from_embeddings([queries, documents], None)
-    found = ours([{"x": queries}, {"x": documents}], numbers(own, own, own, own))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_prefixes_are_the_librarys_matryoshka_loss(tiny_model):
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
@@ -178,9 +164,7 @@ def taught(queries: Tensor, documents: Tensor) -> Tensor:
 
 
 def gradient(layer: nn.Module, queries: list[int], documents: list[int]) -> Tensor:
-    loss = ContrastiveLoss(
-        Given(), relevance(KNOWN), graded=True, symmetric=True, dims=(4, 2), teacher=taught, teacher_weight=0.5
-    )
+    loss = ContrastiveLoss(Given(), relevance(KNOWN), graded=True, dims=(4, 2), teacher=taught, teacher_weight=0.5)
     places = list(range(len(queries)))
     features = [{"x": embedded(layer, queries, 0)}, {"x": embedded(layer, documents, 20)}]
     value = loss(features, numbers(queries, documents, places, [documents.index(query) for query in queries]))

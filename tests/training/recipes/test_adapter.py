@@ -79,15 +79,12 @@ def test_the_layer_starts_as_the_rotation_of_the_training_documents(
     assert turned @ turned.T == pytest.approx(before @ before.T, abs=1e-5)
 
 
-@pytest.mark.parametrize("symmetric", [None, True])
-def test_the_loss_is_that_of_the_whole_model(
-    split: Split, job: Job, model: SentenceTransformer, symmetric: bool | None
-):
+def test_the_loss_is_that_of_the_whole_model(split: Split, job: Job, model: SentenceTransformer):
     import torch
 
     from nestling.training.losses.contrastive import ContrastiveLoss
 
-    settings = SETTINGS.model_copy(update={"symmetric": symmetric, "negatives": 1})
+    settings = SETTINGS.model_copy(update={"negatives": 1})
     asked = Job(job.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
     material, batch = batch_of(split, asked, model)
     pairs = Pairs.from_judgments(split.train, threshold=1.998)
@@ -101,7 +98,6 @@ def test_the_loss_is_that_of_the_whole_model(
         scale=settings.scale,
         dims=(32, 8),
         dim_weights=(1.0, 0.5),
-        symmetric=bool(symmetric),
     )
     with torch.no_grad():
         expected = whole([model.preprocess(column) for column in texts], batch["label"])
@@ -194,11 +190,11 @@ def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: P
 
 
 def test_a_killed_training_resumes_to_the_same_weights(split: Split, job: Job, tmp_path: Path):
-    mined = Job(job.base, "adapter", SETTINGS.model_copy(update={"mined": 2, "negatives": 1}), 2.5)
-    unbroken = trained(split, mined, tmp_path / "a")
+    drawn = Job(job.base, "adapter", SETTINGS.model_copy(update={"negatives": 1}), 2.5)
+    unbroken = trained(split, drawn, tmp_path / "a")
     with pytest.raises(KilledError):
-        trained(split, mined, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
-    resumed = trained(split, mined, tmp_path / "b")
+        trained(split, drawn, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
+    resumed = trained(split, drawn, tmp_path / "b")
     assert resumed.resumed_at == unbroken.steps // 2 + 1
     assert resumed.after == unbroken.after
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")

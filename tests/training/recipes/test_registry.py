@@ -88,7 +88,7 @@ def texts_of(batch: dict[str, Any], column: str) -> set[tuple[int, ...]]:
 def test_every_recipe_reads_texts_after_the_prompts_as_the_library_does(
     judgments: Judgments, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
 ):
-    settings = TrainingSettings(fast=fast, positives_above=0.5, symmetric=False)
+    settings = TrainingSettings(fast=fast, positives_above=0.5)
     job = Job(find_model(str(tiny_model_path), prompts=PROMPTS), recipe, settings, 2.5, cache=tmp_path / "tokens")
     model = find_recipe(recipe).build(judgments, job)
     # A table of word pieces has none: they would say nothing of one text or another.

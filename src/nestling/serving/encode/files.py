@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -210,31 +210,3 @@ def read_part(folder: EncodedFolder, part: Part) -> tuple[list[str], list[str], 
     if not len(ids) == len(vectors) == part.rows:
         raise InputError(f"{path}: has not the {part.rows} rows that {MANIFEST} lists; remove it, and {ADVICE}")
     return ids, hashes, vectors
-
-
-def vectors_of(
-    folder: EncodedFolder, texts: Sequence[str]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.floating[Any]]]]:
-    """Find texts' vectors by their hash, a partition at a time, so that memory holds one partition's.
-
-    Args:
-        texts: in any order, repeated or not. Where two partitions hold a text, the earlier one's vector is taken.
-
-    Yields:
-        For each partition that has some: rows of `texts` (n,) int64, each at most once over all partitions, and their
-        vectors (n, dim). Rows that never come are texts that were not encoded.
-
-    Raises:
-        InputError: see `read_part`.
-    """
-    wanted: dict[str, list[int]] = {}
-    for row, key in enumerate(text_hashes(texts)):
-        wanted.setdefault(key, []).append(row)
-    for part in folder.parts:
-        if not wanted:
-            return
-        _, hashes, vectors = read_part(folder, part)
-        pairs = [(row, place) for place, key in enumerate(hashes) for row in wanted.pop(key, ())]
-        if pairs:
-            rows, places = np.array(pairs, dtype=np.int64).T
-            yield rows, vectors[places]

@@ -18,7 +18,7 @@ from nestling.progress import Observer
 from nestling.study.log import logged_to
 from nestling.study.tune.context import Ground, prepare
 from nestling.study.tune.outcome import Search, importance_of, record_of, trials_frame, tuned
-from nestling.study.tune.space import DEFAULT_SPACE, MATRYOSHKA_SPACE, Space, described, make_space, settings_with
+from nestling.study.tune.space import DEFAULT_SPACE, Space, described, make_space, settings_with
 from nestling.training.result import worded
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def tune(
 
     Args:
         variant: its name; by default the first that is trained.
-        space: what to search; by default DEFAULT_SPACE, for a variant with the Matryoshka loss MATRYOSHKA_SPACE.
+        space: what to search; by default DEFAULT_SPACE.
         storage: an SQLite file that workers of this machine share, by default in the run's folder; or the URL of a
             database, for workers on several machines, each with a run folder of its own.
         seed: of the sampler. One worker's search is repeatable.
@@ -68,8 +68,7 @@ def tune(
         raise InputError(f"a search needs 1 trial or more, not {trials}")
     observer = observer or Observer()
     ground = prepare(experiment, variant, runs=runs, observer=observer)
-    nested = ground.variant.matryoshka is not None and ground.variant.matryoshka.weights is None
-    space = space or make_space(MATRYOSHKA_SPACE if nested else DEFAULT_SPACE)
+    space = space or make_space(DEFAULT_SPACE)
     folder = ground.folder.tuning
     made_from = fingerprint(
         ground.split_print,

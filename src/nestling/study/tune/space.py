@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 from pydantic import ValidationError
 
-from nestling.config.training import TrainingSettings
+from nestling.config.training import REMOVED, TrainingSettings
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "max_seq_length": {"choices": [None, 64, 128]},
 }
 """What is searched where no `--space` file says otherwise, in the form of such a file."""
-
-MATRYOSHKA_SPACE: dict[str, dict[str, Any]] = {**DEFAULT_SPACE, "prefix_weight": {"low": -1.0, "high": 1.0}}
-"""The same for a variant with the Matryoshka loss, whose sizes may count differently."""
 
 UNSEARCHABLE = ("preset",)
 """A preset only gives other settings their values, which a search gives already."""
@@ -159,6 +156,8 @@ def shown(value: Any) -> str:
 def _dimension(name: str, given: Any) -> Dimension:
     """Return one dimension; raise ValueError with what is wrong with it."""
     known = [field for field in TrainingSettings.model_fields if field not in UNSEARCHABLE]
+    if name in REMOVED:
+        raise ValueError(REMOVED[name])
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         raise ValueError(f"no training setting{f'; did you mean {close[0]!r}?' if close else ''}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -143,7 +143,6 @@ class PairCollator:
             nobody's, and have no negatives of their own.
         query_tokens, document_tokens: give the tokens of queries and documents by number.
         negatives: documents judged low that are drawn for each query of the batch, as far as it has any.
-        mined: gives further documents to add for a query.
         seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
     """
 
@@ -154,7 +153,6 @@ class PairCollator:
     document_tokens: Tokens
     negatives: int = 0
     seed: int = 0
-    mined: Callable[[int], np.ndarray] | None = None
     valid_label_columns: tuple[str, ...] = ("label",)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,7 +178,7 @@ class PairCollator:
 
     def _drawn(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         queries = queries[queries < len(self.pairs.queries)]
-        drawn = [] if self.mined is None else [self.mined(int(query)) for query in queries]
+        drawn = []
         rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
         for query in queries if self.negatives else ():
             low = self.pairs.low_documents[self.pairs.low_indptr[query] : self.pairs.low_indptr[query + 1]]

@@ -1,11 +1,10 @@
-"""Queries nobody typed: a few words of each document, and misspelt ones, made anew for every epoch."""
+"""Queries nobody typed: a few words of each document, made anew for every epoch, and variations of real ones."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from nestling.training.batches.batching import Pairs
 from nestling.training.batches.tokens import TokenStore
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +21,6 @@ WORDS = (2, 3, 3, 4, 4, 5)
 """How many words a crop has, each of these as likely: about what search terms have."""
 SHUFFLED = 0.3
 """Share of crops whose words are in another order than in the document."""
-SHORTEST = 4
-"""Letters of a word below which a misspelling would make another word of it."""
-
 SEPARATOR = re.compile(r"[\s,;]+")
 
 
@@ -34,8 +30,7 @@ class QueriesOfEpoch:
     A crop is two to five words of a document, mostly in its order: its document is the right answer, and so it teaches
     the words of documents that no rater saw together with a query. Random cropping as in Contriever (Izacard et al.
     2022, arXiv 2112.09118), which descends from the inverse cloze task (Lee, Chang and Toutanova 2019, arXiv
-    1906.00300); single words instead of spans, as search terms are. Misspellings in training as in Zhuang and Zuccon
-    2021 (arXiv 2108.12139).
+    1906.00300); single words instead of spans, as search terms are.
 
     What an epoch's queries are depends on seed and epoch alone, so that an interrupted training goes on with the same.
 
@@ -43,16 +38,12 @@ class QueriesOfEpoch:
         pairs: the training data; queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
         tokenise: makes the store that batches are taken from.
         crops: for each document.
-        typos: share of all queries, crops included, that get one misspelt word.
     """
 
-    def __init__(
-        self, pairs: Pairs, tokenise: Callable[[list[str]], TokenStore], *, crops: int, typos: float, seed: int
-    ) -> None:
+    def __init__(self, pairs: Pairs, tokenise: Callable[[list[str]], TokenStore], *, crops: int, seed: int) -> None:
         self.pairs = pairs
         self.tokenise = tokenise
         self.crops = crops
-        self.typos = typos
         self.seed = seed
         self.tokens: TokenStore | None = None
 
@@ -65,7 +56,7 @@ class QueriesOfEpoch:
             np.concatenate([self.pairs.document, invented % n_documents]),
         )
 
-    def refresh(self, model: SentenceTransformer, epoch: int, work: Path) -> None:
+    def refresh(self, epoch: int) -> None:
         """Make the queries of an epoch and their tokens."""
         self.tokens = self.tokenise(self.texts(epoch))
         invented = self.crops * len(self.pairs.documents)
@@ -79,9 +70,6 @@ class QueriesOfEpoch:
         texts = list(self.pairs.queries)
         for _ in range(self.crops):
             texts += [crop(document, rng) for document in self.pairs.documents]
-        if self.typos:
-            for number in np.flatnonzero(rng.random(len(texts)) < self.typos):
-                texts[number] = misspell(texts[number], rng)
         return texts
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
@@ -139,25 +127,3 @@ def invented(pairs: Pairs, *, seed: int) -> list[str]:
         made.append(vary(query, pairs.documents[some], rng))
     chosen = rng.integers(len(pairs.documents), size=len(pairs.queries))
     return made + [crop(pairs.documents[document], rng) for document in chosen]
-
-
-def misspell(query: str, rng: np.random.Generator) -> str:
-    """Return the query with one letter of one word left out, doubled, exchanged with the next, or replaced.
-
-    The first letter stays, as people rarely miss it; a query without a word of four letters stays as it is.
-    """
-    words = query.split(" ")
-    long = [place for place, word in enumerate(words) if len(word) >= SHORTEST and word.isalpha()]
-    if not long:
-        return query
-    place = int(rng.choice(long))
-    word = words[place]
-    at = int(rng.integers(1, len(word) - 1))
-    changed = (
-        word[:at] + word[at + 1 :],
-        word[: at + 1] + word[at:],
-        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-        word[:at] + "abcdefghijklmnopqrstuvwxyz"[rng.integers(26)] + word[at + 1 :],
-    )
-    words[place] = changed[int(rng.integers(len(changed)))]
-    return " ".join(words)

@@ -122,7 +122,7 @@ def _of_teacher(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _of_student(settings: TrainingSettings) -> TrainingSettings:
-    kept = settings.model_dump(include={*KEPT, "cross_encoder", "symmetric", "positives_above", "typos"})
+    kept = settings.model_dump(include={*KEPT, "cross_encoder", "positives_above"})
     return TrainingSettings(
         **kept,
         epochs=1,

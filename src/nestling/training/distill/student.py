@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 
 from nestling.judgments.table import Judgments
 from nestling.training.batches.batching import Pairs, Tokens
-from nestling.training.batches.pseudo_queries import QueriesOfEpoch
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.batches.tokens import TokenStore
 from nestling.training.distill.candidates import Candidates
 from nestling.training.losses.contrastive import ContrastiveLoss, PairValues, Relevance
-from nestling.training.spec import Job, Material, Refresh
+from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -114,15 +112,7 @@ def distilled(
     # The raters' queries keep their numbers.
     every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
     documents = tokens(every.documents, kind="document", cache=job.cache)
-    stored = tokens(every.queries, kind="query", cache=job.cache)
-    queries: Tokens = stored
-    refreshed: list[Refresh] = []
-    if settings.typos:
-        misspelt = QueriesOfEpoch(
-            every, partial(tokens, kind="query"), crops=0, typos=settings.typos, seed=settings.seed
-        )
-        queries = misspelt
-        refreshed.append(misspelt.refresh)
+    queries = tokens(every.queries, kind="query", cache=job.cache)
     query, document = candidates.unjudged(every)
     n_documents = len(every.documents)
     loss = ContrastiveLoss(
@@ -134,7 +124,6 @@ def distilled(
         graded=graded,
         # Likely enough to be right answers that no rater saw.
         spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
-        symmetric=bool(settings.symmetric),
         teacher=teacher_of(candidates, n_documents=n_documents, scale=settings.scale),
         teacher_weight=settings.cross_encoder,
     )
@@ -153,6 +142,5 @@ def distilled(
             settings.seed,
         ),
         sampler_for(documents.lengths[candidates.documents].sum(axis=1), None),
-        tuple(refreshed),
-        np.unique(np.concatenate([stored.ids, documents.ids])),
+        vocabulary=np.unique(np.concatenate([queries.ids, documents.ids])),
     )

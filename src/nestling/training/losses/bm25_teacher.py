@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch import Tensor
 from nestling.retrieval.bm25 import Lexical, NoWordsError, PairScores
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from nestling.config.training import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ class WordTeacher:
         self.texts = texts
         self.of_pairs: PairScores | None = None
 
-    def refresh(self, model: SentenceTransformer, epoch: int, work: Path) -> None:
+    def refresh(self, epoch: int) -> None:
         """Take the queries of an epoch."""
         self.of_pairs = self.bm25.pair_scores(self.texts(epoch))
 

@@ -89,8 +89,7 @@ class ContrastiveLoss(EncodingLoss):
     the batch was drawn for, with weight 1. With one positive a query and no other known relevance this is InfoNCE
     (van den Oord et al. 2018, arXiv 1807.03748), and equals MultipleNegativesRankingLoss of sentence-transformers.
     Several positives, each against the negatives alone: SupCon (Khosla et al. 2020, arXiv 2004.11362). Weights from
-    grades: GCL (Zhu et al. 2024, arXiv 2404.08535). Both directions: the symmetric loss of CLIP, and part of GTE's
-    (Li et al. 2023, arXiv 2308.03281).
+    grades: GCL (Zhu et al. 2024, arXiv 2404.08535).
 
     Args:
         model: gives `sentence_embedding`.
@@ -100,7 +99,6 @@ class ContrastiveLoss(EncodingLoss):
         dim_weights: one for each of them; 1 each by default.
         graded: see above.
         spared: pairs that are neither right nor wrong: no positives, and no negatives either.
-        symmetric: average with the same loss from documents to queries.
         teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), NaN for a pair that it
             does not know, all 0 or NaN for a query that it knows nothing of. KL(softmax t_i || softmax s c_i) over the
             pairs that it knows, averaged over the other queries, is added at full size (distillation: Hinton et al.
@@ -122,7 +120,6 @@ class ContrastiveLoss(EncodingLoss):
         dim_weights: Sequence[float] | None = None,
         graded: bool = False,
         spared: Relevance | None = None,
-        symmetric: bool = False,
         teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
     ) -> None:
@@ -133,7 +130,6 @@ class ContrastiveLoss(EncodingLoss):
         self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
         self.graded = graded
         self.spared = spared
-        self.symmetric = symmetric
         self.teacher = teacher
         self.teacher_weight = teacher_weight
 
@@ -154,10 +150,7 @@ class ContrastiveLoss(EncodingLoss):
             with torch.autocast(device_type=queries.device.type, enabled=False):
                 q, d = F.normalize(prefix_q.float(), dim=1), F.normalize(prefix_d.float(), dim=1)
                 logits = self.scale * (q @ d.T)
-            loss = _nll(logits, relevant, weights)
-            if self.symmetric:
-                loss = (loss + _nll(logits.T, relevant.T, weights.T)) / 2
-            total = total + weight * loss
+            total = total + weight * _nll(logits, relevant, weights)
             if self.teacher is not None and dim == queries.shape[1]:
                 total = total + self.teacher_weight * _divergence(
                     logits, self.teacher(numbers["query"], numbers["document"])
@@ -179,7 +172,6 @@ class ContrastiveLoss(EncodingLoss):
             "scale": self.scale,
             "dims": self.dims,
             "graded": self.graded,
-            "symmetric": self.symmetric,
             "teacher_weight": self.teacher_weight,
         }
 

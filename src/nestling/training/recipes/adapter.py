@@ -24,7 +24,6 @@ from nestling.models.torch_encoder import BATCH_SIZE, embed
 from nestling.retrieval.rotation import append_linear, fit_rotation, place_of_last
 from nestling.retrieval.vectors import truncate
 from nestling.training.batches.batching import PairCollator, Pairs
-from nestling.training.batches.mining import MinedNegatives
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.recipes.contrastive import positives_above
 from nestling.training.spec import Job, Material
@@ -51,8 +50,8 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     """Prepare InfoNCE on the fixed vectors of all pairs from the middle of the scale upwards, and start the layer.
 
     The layer becomes the rotation of the training documents. Documents that are known to be relevant to a query are
-    no negatives of it; `symmetric`, `negatives`, `mined` and `bm25` are as in the other contrastive recipes. `crops`
-    and `typos` would need texts embedded anew in each epoch, and are left out.
+    no negatives of it; `negatives` and `bm25` are as in the other contrastive recipes. `crops` would need texts
+    embedded anew in each epoch, and are left out.
 
     Args:
         model: what `with_adapter` made.
@@ -85,29 +84,20 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         scale=settings.scale,
         dims=job.matryoshka,
         dim_weights=job.weights,
-        symmetric=bool(settings.symmetric),
         teacher=teacher,
         teacher_weight=settings.bm25,
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
     vectors = documents[pairs.document] if settings.alike else None
-    mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         FixedVectorsLoss(contrastive, queries, documents),
         PairCollator(
-            pairs,
-            pairs.query,
-            pairs.document,
-            _NoTokens(),
-            _NoTokens(),
-            settings.negatives or 0,
-            settings.seed,
-            mined.of if mined else None,
+            pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), settings.negatives or 0, settings.seed
         ),
         sampler_for(lengths, vectors),
-        tuple(part.refresh for part in (teacher, mined) if part is not None),
+        (teacher.refresh,) if teacher is not None else (),
         encoder=AdapterEncoder(),
     )
 

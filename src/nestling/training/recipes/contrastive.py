@@ -11,7 +11,6 @@ from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import embed
 from nestling.training.batches.batching import PairCollator, Pairs, Tokens
-from nestling.training.batches.mining import MinedNegatives
 from nestling.training.batches.pseudo_queries import QueriesOfEpoch
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.batches.tokens import tokenised
@@ -115,20 +114,15 @@ def _material(
     stored = make(pairs.queries, kind="query", cache=job.cache)
     documents = make(pairs.documents, kind="document", cache=job.cache)
     queries: Tokens = stored
-    of_epoch = QueriesOfEpoch(
-        pairs, partial(make, kind="query"), crops=settings.crops, typos=settings.typos, seed=settings.seed
-    )
+    of_epoch = QueriesOfEpoch(pairs, partial(make, kind="query"), crops=settings.crops, seed=settings.seed)
     query, document = of_epoch.with_crops()
     refreshed: list[Refresh] = []
-    if settings.crops or settings.typos:
+    if settings.crops:
         queries = of_epoch
         refreshed.append(of_epoch.refresh)
     teacher = teacher_for(settings, pairs.documents, of_epoch.texts)
     if teacher is not None:
         refreshed.append(teacher.refresh)
-    mined = MinedNegatives(pairs, settings.mined) if settings.mined else None
-    if mined is not None:
-        refreshed.append(mined.refresh)
     relevance = Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded)
     loss = ContrastiveLoss(
         model,
@@ -137,7 +131,6 @@ def _material(
         dims=job.matryoshka,
         dim_weights=job.weights,
         graded=graded,
-        symmetric=bool(settings.symmetric),
         teacher=teacher,
         teacher_weight=settings.bm25,
     )
@@ -146,9 +139,7 @@ def _material(
     return Material(
         Dataset.from_dict({"row": np.arange(len(query))}),
         loss,
-        PairCollator(
-            pairs, query, document, queries, documents, wanted, settings.seed, mined.of if mined is not None else None
-        ),
+        PairCollator(pairs, query, document, queries, documents, wanted, settings.seed),
         sampler_for(documents.lengths[document], vectors),
         tuple(refreshed),
         np.unique(np.concatenate([stored.ids, documents.ids])),
