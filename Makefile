@@ -29,7 +29,7 @@ unit: $(VENV)/.installed-test
 gpu: export CUDA_VISIBLE_DEVICES ?= 0
 gpu: $(VENV)/.installed-test
 	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch sees no GPU here")'
-	$(OFFLINE) $(PYTEST) tests/training/test_replay.py
+	$(OFFLINE) $(PYTEST) tests/training/fast/test_cuda_graphs.py
 
 bench: $(VENV)/.installed-test
 	$(OFFLINE) $(BIN)/python benchmarks/evaluation.py --quick

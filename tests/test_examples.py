@@ -1,4 +1,4 @@
-"""Every fenced example of README and guide, and experiment.yaml, run in order in a folder with what they name."""
+"""Every fenced example of README and the pages, and experiment.yaml, run in order in a folder with what they name."""
 
 from __future__ import annotations
 
@@ -22,22 +22,29 @@ from nestling.judgments.toolshed import generate
 from nestling.study.tune.space import make_space
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/guide.md")
+PAGES = ("tutorial", "studies", "sizes", "serving", "settings")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in PAGES))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OTHERS = (
+    *("docs/experiments.md", "docs/scale.md", "docs/postgres.md", "docs/architecture.md"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "experiment.yaml"),
+)
+"""Read for names of folders alone."""
 BRANDS = ("Acme", "Bolt")
 RECORDS = 150
 STAND_INS = (
+    ("runs/demo/", "runs/toolshed/", "the demo takes minutes; experiment.yaml is run before"),
     (
         "--score relevance",
         "--score relevance --set variants=[mnrl] --set training.epochs=1",
         "experiment.yaml runs all variants after it",
     ),
-    ("--engine ray --address HOST:PORT", "", "no cluster is here; tests/serving/test_encode_catalogue.py starts one"),
+    ("--engine ray --address HOST:PORT", "", "no cluster is here; tests/serving/encode/test_catalogue.py starts one"),
 )
 """(part of a command, what stands in for it here, why)."""
 PARSED_ONLY = (
-    ("nestling serve", "it would listen; tests/serving/test_server_process.py runs it"),
-    ("from openai", "it needs a server; tests/serving/test_openai_clients.py runs it"),
+    ("nestling serve", "it would listen; tests/serving/service/test_listening.py runs it"),
+    ("from openai", "it needs a server; tests/serving/service/test_openai_clients.py runs it"),
 )
 """(start of a command or of a block of Python, why it is only parsed)."""
 LOOKED_UP = ("pip", "make", "curl")
@@ -186,5 +193,5 @@ def test_every_stand_in_and_exception_is_still_needed():
 
 
 def test_the_documents_name_no_folder_of_our_own_machines():
-    for name in (*DOCUMENTS, "docs/experiments.md", "docs/scale.md", "docs/postgres.md", "experiment.yaml"):
+    for name in (*DOCUMENTS, *OTHERS):
         assert "../shared" not in (ROOT / name).read_text(encoding="utf-8"), name

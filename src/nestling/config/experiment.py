@@ -49,15 +49,21 @@ class DataSettings(Settings):
     source: str = "toolshed"
     """`toolshed`, `home-depot`, a file, a folder or a hub data set."""
     query: str | None = None
+    """The column of queries, where it is not found by name."""
     document: Annotated[tuple[str, ...] | None, BeforeValidator(listed)] = None
     """One column, or several that are joined in this order."""
     score: str | None = None
+    """The column of scores, where it is not found by name."""
     query_id: str | None = None
+    """The column of query ids, if there is one."""
     document_id: str | None = None
+    """The column of document ids, if there is one."""
     scale: tuple[float, float] | None = None
     """Lowest and highest score a rater can give; by default the lowest and highest seen."""
     hub_split: str | None = None
+    """Which split of a hub data set to read."""
     revision: str | None = None
+    """Which revision of a hub data set to read."""
     records: int | None = Field(default=None, ge=2)
     """Take this many records at random; all by default."""
     threshold: float | None = None
@@ -71,9 +77,13 @@ class SplitSettings(Settings):
     """How records are dealt to train, dev and test."""
 
     test: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the records for test."""
     dev: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the records for dev."""
     method: SplitMethod = "auto"
+    """What is dealt out; `auto` chooses and says why."""
     seed: int = Field(default=0, ge=0)
+    """Of the dealing."""
 
     @model_validator(mode="after")
     def _something_left(self) -> SplitSettings:
@@ -86,7 +96,9 @@ class Prompts(Settings):
     """What is put before texts, for models that need it and store none; those that are not given are the model's."""
 
     query: str | None = None
+    """Before queries."""
     document: str | None = None
+    """Before documents."""
 
     def given(self) -> dict[str, str]:
         """Return those that are given, by kind of text."""
@@ -97,7 +109,9 @@ class Variant(Settings):
     """A model of the study: a base and what is done to it. Short form: `RECIPE[+matryoshka][@BASE]`."""
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
+    """In tables and folders; the short form by default."""
     recipe: str = PRETRAINED
+    """What is done to the base; `pretrained` leaves it as it is."""
     base: str | None = None
     """A name, folder or hub id; the experiment's `model` by default."""
     prompts: Prompts | None = None
@@ -145,7 +159,9 @@ class EvaluationSettings(Settings):
     dims: tuple[int, ...] | None = None
     """Falling sizes; a model's own full size is added where it is missing. By default its half, quarter and eighth."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
+    """What counts as a query: one text, or each relevant record."""
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
+    """recall, mrr, ndcg, hit, precision or map, each `@k`."""
     precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
     """How embeddings are stored: float32, float16, int8, int4, binary; float32 is always among them."""
     rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed)] = ("none",)
@@ -162,6 +178,7 @@ class EvaluationSettings(Settings):
     engine: str = "torch-fp32"
     """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, openvino-int8, or auto."""
     batch_size: int = Field(default=64, ge=1)
+    """Texts encoded at once."""
 
     @field_validator("dims")
     @classmethod

@@ -64,16 +64,23 @@ class TrainingSettings(Settings):
     preset: Literal["default", "study"] = "default"
     """`study` sets the other values as the reference study had them; those given beside it still count."""
     epochs: float = Field(default=3, gt=0)
+    """Passes over the training pairs."""
     batch_size: int = Field(default=64, ge=2)
+    """Pairs in a batch."""
     learning_rate: float = Field(default=1e-4, gt=0)
+    """The highest, after warm-up."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """How the learning rate falls."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
     seed: int = Field(default=0, ge=0)
+    """Of order, dropout and sampling."""
     max_seq_length: int | None = Field(default=None, ge=4)
     """Tokens after which a text is cut; the model's own limit by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What training computes in; `auto` takes bf16 where the machine has it."""
     attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
     """Dropout on attention weights; null keeps the model's own."""
     hidden_dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -135,6 +142,7 @@ class Matryoshka(Settings):
     """Falling; the evaluation's sizes by default, else a half, a quarter and an eighth of the model's. Its full size is
     added where it is missing."""
     weights: tuple[float, ...] | None = None
+    """One for each size; all alike by default."""
 
     @field_validator("dims")
     @classmethod

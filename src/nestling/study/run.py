@@ -227,17 +227,17 @@ class _Study:
                 )
             return [each.at(rates[base]) for each in work]
 
-        stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
+        planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
         for variant in self.experiment.variants:
             job = jobs[variant.name]
             if job is not None:
-                stages[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, trainings(job, train, dev))
+                planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, trainings(job, train, dev))
         for variant in self.experiment.variants:
             # A table encodes in next to no time.
             encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
             work = [Work(encoded=encoded, seconds=EVALUATION)]
-            stages[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
-        return stages | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
+            planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
+        return planned | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
 
     def _inspect(self, made_from: str) -> Inspection:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""

