@@ -30,7 +30,7 @@ _HOMES = {
     "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models.load",
-    "load_shrunk": "nestling.study.shrink",
+    "load_shrunk": "nestling.models.shrunk",
     "run": "nestling.study.run",
     "shrink": "nestling.study.shrink",
     "split": "nestling.study.stages",

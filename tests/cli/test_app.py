@@ -231,7 +231,7 @@ def test_run_ends_with_both_tables_and_the_paths(capsys, shop: Path, small: list
     code, out, err = call(capsys, *arguments)
     assert code == 0, err
     assert "Models at full size" in out
-    assert "recall@10 by size" in out
+    assert "recall@10 by embedding size" in out
     assert out.splitlines()[-1] == f"run folder  {tmp_path / 'runs' / 'shop'}"
     assert "\x1b[" not in out
 

@@ -237,7 +237,9 @@ class _Study:
             encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
             work = [Work(encoded=encoded, seconds=EVALUATION)]
             planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
-        return planned | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
+        return (
+            planned | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
+        )
 
     def _inspect(self, made_from: str) -> Inspection:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
