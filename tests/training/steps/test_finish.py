@@ -66,8 +66,8 @@ def split() -> Split:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every step whatever dev says: of a random transformer it says little."""
-    for module in ("guard", "joined"):
-        monkeypatch.setattr(f"nestling.training.{module}.choose", lambda options, without: 0)
+    for module in ("guard", "finish"):
+        monkeypatch.setattr(f"nestling.training.steps.{module}.choose", lambda options, without: 0)
 
 
 def part(model: SentenceTransformer, kind: type) -> object:
