@@ -32,7 +32,7 @@ import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from nestling.evaluation import cache
+from nestling.models import cached_encoder
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 model = SimpleNamespace(prompts={}, default_prompt_name=None, max_seq_length=64)
 def embed(model, texts, **settings):

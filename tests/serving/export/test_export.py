@@ -25,6 +25,7 @@ from nestling.judgments.split_files import write_split
 from nestling.judgments.toolshed import generate
 from nestling.models.exported_encoder import CODEC, MANIFEST, Encoder
 from nestling.models.load import find_model
+from nestling.models.shrunk import load_shrunk
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import append_linear
 from nestling.serving.export import check as export_check
@@ -169,7 +170,7 @@ def test_what_shrink_wrote_keeps_its_size_rotation_and_codec(
     assert encoder.oversampling == oversampling
     assert encoder.dim == (32 if oversampling else dim)
     assert (done.folder / CODEC).is_file()
-    same(done, shrink.load_shrunk(tmp_path / "small")[0])
+    same(done, load_shrunk(tmp_path / "small")[0])
     assert (done.check.texts, done.check.agreement) == ("dev", 1.0)
 
 
