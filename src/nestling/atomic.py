@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says where a disk, or the user's share of it, is full."""
+"""Error numbers of a disk, or the user's share of it, that is full."""
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Columns:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PromptOptions:
-    """What is put before texts, for models that need it and store none."""
+    """Prompts before texts, for models that need them and store none."""
 
     query_prompt: Annotated[
         str | None, Parameter(help='Put before each query where the model stores none, as e5\'s "query: ".')

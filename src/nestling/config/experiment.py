@@ -81,7 +81,7 @@ class SplitSettings(Settings):
     dev: float = Field(default=0.1, gt=0, lt=1)
     """Share of the records for dev."""
     method: SplitMethod = "auto"
-    """What is dealt out; `auto` chooses and says why."""
+    """The way to split; `auto` chooses and says why."""
     seed: int = Field(default=0, ge=0)
     """Of the dealing."""
 
@@ -93,7 +93,7 @@ class SplitSettings(Settings):
 
 
 class Prompts(Settings):
-    """What is put before texts, for models that need it and store none; those that are not given are the model's."""
+    """Prompts before texts, for models that need them and store none; those that are not given are the model's."""
 
     query: str | None = None
     """Before queries."""
@@ -111,7 +111,7 @@ class Variant(Settings):
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
     """In tables and folders; the short form by default."""
     recipe: str = PRETRAINED
-    """What is done to the base; `pretrained` leaves it as it is."""
+    """The training of the base; `pretrained` leaves it as it is."""
     base: str | None = None
     """A name, folder or hub id; the experiment's `model` by default."""
     prompts: Prompts | None = None
