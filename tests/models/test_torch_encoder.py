@@ -47,13 +47,14 @@ def test_equal_texts_have_bit_equal_rows(tiny_model: SentenceTransformer) -> Non
 
 def test_each_distinct_text_is_encoded_once(tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    encode = tiny_model.encode_document
+    encode = type(tiny_model).encode_document
 
-    def spy(inputs: list[str], **settings: object) -> np.ndarray:
+    def spy(self: SentenceTransformer, inputs: list[str], **settings: object) -> np.ndarray:
         seen.extend(inputs)
-        return encode(inputs, **settings)
+        return encode(self, inputs, **settings)
 
-    monkeypatch.setattr(tiny_model, "encode_document", spy)
+    # On the class: undone on the shared model itself, it would stay as that model's own in every copy of it.
+    monkeypatch.setattr(type(tiny_model), "encode_document", spy)
     embed(tiny_model, TEXTS, kind="document")
     assert sorted(seen) == sorted(set(TEXTS))
 

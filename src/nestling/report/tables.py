@@ -196,7 +196,6 @@ def slices_table(
         shown: the variants to show; `most` of them at most, the first ones, fusions last, where None.
         first: what changes are counted from; the first of all where `shown` is None.
         rest: where the variants are that are not shown.
-        rest: where the variants are that are not shown.
 
     Raises:
         ValueError: there are several measures, or a variant has two values for a group.
@@ -245,7 +244,6 @@ def split_table(summary: Mapping[str, Any], *, source: str = "") -> Table:
         for name, side in summary["sides"].items()
     ]
     dropped = summary["dropped"]
-    were = "record was" if dropped == 1 else "records were"
     were = "record was" if dropped == 1 else "records were"
     promise = f"; {summary['promise']}" if "promise" in summary else ""
     method = f"plit by {summary['method']}, seed {summary['seed']}: {summary['reason']}"

@@ -258,6 +258,17 @@ def test_embeddings_of_another_calibration_are_another_entry_of_the_cache(
     assert len(keys) == 4
 
 
+def test_a_model_that_a_library_gave_a_forward_of_its_own_still_runs_the_engine(tiny_model_path: Path) -> None:
+    # sentence-transformers' MatryoshkaLoss puts it back on the model after each step, accelerate after a training.
+    model = load_model(str(tiny_model_path)).train()
+    model.forward = model.forward  # type: ignore[method-assign]
+    model[0].forward = model[0].forward
+    found = embed(model, TEXTS, kind="query", engine=engine_for("torch-bf16", model))
+    exact = embed(model, TEXTS, kind="query")
+    assert cosines(found, exact).min() > 0.999
+    assert np.abs(found - exact).max() > 1e-6
+
+
 def test_a_transformer_of_openvino_runs_in_several_threads(int8: Engine) -> None:
     # Tokenizers of transformers do not, so texts become ids before.
     features = [int8.model.preprocess([text]) for text in TEXTS]

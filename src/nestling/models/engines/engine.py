@@ -309,6 +309,8 @@ def _shallow(module: Any) -> Any:
     # The table of submodules has to be the copy's own, or a module set in the copy is set in the original too.
     shallow = copy.copy(module)
     shallow.__dict__["_modules"] = dict(module._modules)
+    # MatryoshkaLoss and accelerate leave a `forward` on a model they trained: the original's, which would run there.
+    shallow.__dict__.pop("forward", None)
     return shallow
 
 
