@@ -49,7 +49,7 @@ from nestling.models.precision import choose_precision, keep_freed_memory
 from nestling.training.fast.memory import forget_peak, peak_memory
 from nestling.training.fast.partial_embedding import train_active_rows
 from nestling.training.fast.setup import settle
-from nestling.training.recipes.registry import find_recipe
+from nestling.training.inputs.contrastive import contrastive
 from nestling.training.spec import Job
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"
@@ -108,7 +108,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     off = 0.0 if ours or same else None
     model = load_model(source, attention_dropout=off, hidden_dropout=off)
     job = Job(source, "mnrl", settings, THRESHOLD)
-    material = find_recipe("mnrl").prepare(judgments, job, model)
+    material = contrastive(judgments, job, model)
     if ours:
         examples, loss, collator = material.examples, material.loss, material.collator
         precision = choose_precision("auto")
@@ -192,7 +192,7 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
     model = load_model(source)
     config = model[0].model.config
     settings = TrainingSettings(batch_size=batch_size)
-    material = find_recipe("mnrl").prepare(judgments, Job(source, "mnrl", settings, THRESHOLD), model)
+    material = contrastive(judgments, Job(source, "mnrl", settings, THRESHOLD), model)
     assert material.collator is not None
     assert material.sampler is not None
     dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32

@@ -16,6 +16,7 @@ SECTIONS = (
     ("`data`", experiment.DataSettings),
     ("`split`", experiment.SplitSettings),
     ("`training`", training.TrainingSettings),
+    *((f"`training.{name}`", step) for name, step in training.STEPS.items()),
     ("One of `variants`", experiment.Variant),
     ("`matryoshka` of a variant", training.Matryoshka),
     ("`prompts`", experiment.Prompts),
@@ -26,6 +27,7 @@ HEAD = """# Settings
 Every key of an experiment's YAML file, and of `--set KEY=VALUE`. This page is made from the code, by
 `python docs/settings_page.py > docs/settings.md`; a test holds it up to date.
 """
+HEADER = "| name | type | default | |\n|---|---|---|---|\n"
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null", dict: "mapping"}
 
 
@@ -33,7 +35,8 @@ def render() -> str:
     """Return the page as Markdown."""
     parts = [HEAD]
     for title, model in SECTIONS:
-        parts += [f"\n## {title}\n\n| name | type | default | |\n|---|---|---|---|\n"]
+        about = f"{' '.join(model.__doc__.split())}\n\n" if model.__doc__ and title.startswith("`training.") else ""
+        parts.append(f"\n## {title}\n\n{about}" + (HEADER if model.model_fields else "It has no settings.\n"))
         for name, field in model.model_fields.items():
             about = " ".join((field.description or "See below.").split())
             cells = (f"`{name}`", _type(field.annotation), _default(field.default), about)

@@ -272,7 +272,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(shop: Path, small: list[str], 
             time.sleep(0.05)
 
     killed = start()
-    work = tmp_path / "shop" / "training" / "mnrl"
+    work = tmp_path / "shop" / "training" / "mnrl" / "finetune"
     wait_for(lambda: list(work.glob("checkpoint-*/trainer_state.json")), killed)
     killed.kill()
     killed.wait()

@@ -3,8 +3,10 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+from nestling.config.training import STEPS
+
 DOCS = Path(__file__).parents[2] / "docs"
-OF_THEIR_OWN = {"data", "split", "training", "variants", "evaluation", "matryoshka"}
+OF_THEIR_OWN = {"data", "split", "training", "variants", "evaluation", "matryoshka", *STEPS}
 """Settings that have a section of their own."""
 
 

@@ -201,7 +201,7 @@ def test_only_what_was_used_is_cited(tmp_path: Path):
     assert re.findall(r"arXiv ([\d.]+)", nested) == ["1908.10084", "2205.13147"]
     plain = model_card(data_of(tmp_path / "plain"), "mnrl").split("## Citation")[1]
     assert re.findall(r"arXiv ([\d.]+)", plain) == ["1908.10084", "1807.03748"]
-    taught = {"name": "mnrl", "recipe": "mnrl", "training": {"cross_encoder": 1.0}}
+    taught = {"name": "mnrl", "recipe": "mnrl", "training": {"distill": {"weight": 1.0}}}
     card = model_card(data_of(tmp_path / "taught", trained=taught), "mnrl").split("## Citation")[1]
     assert re.findall(r"arXiv ([\d.]+)", card) == ["1908.10084", "1807.03748", "2010.02666"]
 

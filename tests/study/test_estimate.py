@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from fixtures.training import settings_of
 from nestling.cli import console
 from nestling.cli.console import TerminalObserver
 from nestling.config.experiment import Experiment
@@ -35,7 +36,7 @@ def judged() -> Judgments:
 
 
 def job(tiny: Path, recipe: str, **settings: object) -> Job:
-    return Job(find_model(str(tiny)), recipe, TrainingSettings.model_validate(settings), 2.5)
+    return Job(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5)
 
 
 def test_work_takes_its_characters_over_the_speeds_and_its_seconds():
@@ -63,11 +64,16 @@ def test_what_a_recipe_adds_takes_longer(judged: Judgments, tiny_model_path: Pat
 
     plain = seconds("mnrl")
     assert plain < seconds("graded")
-    for more in ({"crops": 1}, {"alike": True}, {"lexical": True}, {"rotate": True}):
+    for more in (
+        {"finetune": {"crops": 1}},
+        {"finetune": {"batches": "similar"}},
+        {"concat_static": True},
+        {"rotate": True},
+    ):
         assert plain < seconds("mnrl", **more), more
-    assert seconds("graded", lexical=True) < seconds("graded", lexical=True, cross_encoder=2.0)
+    assert seconds("graded", concat_static=True) < seconds("graded", concat_static=True, distill=True)
     assert seconds("adapter") < plain
-    assert len(trainings(job(tiny_model_path, "distilled", lexical=True, cross_encoder=2.0), texts, texts)) == 4
+    assert len(trainings(job(tiny_model_path, "distilled", concat_static=True, distill=True), texts, texts)) == 4
 
 
 def test_the_speeds_are_characters_over_seconds_and_leave_chance_alone(judged: Judgments, tiny_model_path: Path):

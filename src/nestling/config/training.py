@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+logger = logging.getLogger(__name__)
 
 STUDY_TRAINING = {
     "epochs": 30,
@@ -24,6 +29,18 @@ REMOVED = dict.fromkeys(
     ("mined", "prefix_weight", "symmetric", "typos"), "was taken out, since it brought nothing; leave it out"
 )
 """Training settings of earlier versions, and what to say of each; the ledger, docs/experiments.md, has the figures."""
+
+RENAMED: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
+    **{
+        name: (f"finetune.{name}", None)
+        for name in ("scale", "positives_above", "negatives", "bm25", "language", "crops", "rotate_first")
+    },
+    "alike": ("finetune.batches", lambda value: "similar" if value else "length"),
+    "cross_encoder": ("distill", lambda value: {"weight": value} if value else False),
+    "lexical": ("concat_static", None),
+    "base_share": ("merge_base", lambda value: {"share": value} if value else False),
+}
+"""Training settings of the version before: the name that each has now, and what its value becomes."""
 
 
 def listed(value: Any) -> Any:
@@ -58,6 +75,72 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class Finetune(Settings):
+    """The first step: train a model on the judgments, keep its best epoch on dev, and never less than it began with."""
+
+    start: Literal["transformer", "static", "adapter"] = "transformer"
+    """What is trained: the base's transformer, a table of word-piece vectors made of it, or a linear layer upon it."""
+    loss: Literal["mnrl", "graded", "cosine", "cosent"] = "mnrl"
+    """`mnrl` and `graded` are contrastive: positives against the batch, all alike or by their scores. The others fit
+    cosines to scores."""
+    positives: Literal["relevant", "middle"] = "relevant"
+    """Contrastive: pairs above the threshold of relevance, or all from the middle of the scale upwards."""
+    positives_above: float | None = None
+    """Contrastive: pairs scored above this are positives, whatever `positives` says."""
+    negatives: int = Field(default=0, ge=0)
+    """Contrastive: documents judged low to draw for each query, as hard negatives."""
+    batches: Literal["length", "similar"] = "length"
+    """Contrastive: batches of texts of like length, or of documents that resemble each other as hard negatives."""
+    scale: float = Field(default=20, gt=0)
+    """Contrastive: cosines are multiplied by this; 1 / temperature."""
+    crops: int = Field(default=0, ge=0)
+    """Contrastive: queries to make of a few words of each training document, anew in every epoch."""
+    bm25: float = Field(default=0.0, ge=0)
+    """Contrastive: weight of stemmed BM25 as a teacher of the batch, so that exact words count more."""
+    language: str | None = None
+    """Of BM25's stemmer; in an experiment the evaluation's by default, else English."""
+    rotate_first: bool | None = None
+    """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        return None if value is None else check_language(value)
+
+
+class MergeBase(Settings):
+    """Mix the base model's weights into the trained transformer's, where dev is not lower for it."""
+
+    share: float = Field(default=0.2, gt=0, lt=1)
+    """Of the base."""
+
+
+class Distill(Settings):
+    """Train a cross-encoder on the judgments, and the transformer once more with it as its teacher."""
+
+    weight: float = Field(default=2.0, gt=0)
+    """Of the teacher in the loss."""
+
+
+class Rotate(Settings):
+    """Rotate the embedding so that its prefixes rank more like the whole; full-size cosines stay."""
+
+
+class ConcatStatic(Settings):
+    """Concatenate a table of word-piece vectors, trained too, with the transformer, so that exact words count more."""
+
+
+Step = Finetune | MergeBase | Distill | ConcatStatic | Rotate
+STEPS: dict[str, type[Step]] = {
+    "finetune": Finetune,
+    "merge_base": MergeBase,
+    "distill": Distill,
+    "concat_static": ConcatStatic,
+    "rotate": Rotate,
+}
+"""The steps of a training by their settings' names, in the order in which they are made."""
+
+
 class TrainingSettings(Settings):
     """How every variant is trained, unless it says otherwise itself."""
 
@@ -85,30 +168,6 @@ class TrainingSettings(Settings):
     """Dropout on attention weights; null keeps the model's own."""
     hidden_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout on hidden states; null keeps the model's own. 0 is faster on a CPU, and may cost small prefixes."""
-    scale: float = Field(default=20, gt=0)
-    """Contrastive recipes: cosines are multiplied by this; 1 / temperature."""
-    negatives: int | None = Field(default=None, ge=0)
-    """Contrastive recipes: documents judged low to draw for each query; as the recipe has it by default."""
-    positives_above: float | None = None
-    """Contrastive recipes: pairs scored above this are positives; the experiment's threshold by default."""
-    alike: bool = False
-    """Contrastive recipes: fill each batch with documents that resemble each other, as each other's hard negatives."""
-    bm25: float = Field(default=0.0, ge=0)
-    """Contrastive recipes: weight of what stemmed BM25 makes of a batch, so that exact words count more."""
-    language: str | None = None
-    """Of BM25's stemmer; in an experiment the evaluation's by default, else English."""
-    cross_encoder: float = Field(default=0.0, ge=0)
-    """Contrastive recipes: weight of a cross-encoder, trained too, that teaches the transformer in a second phase."""
-    lexical: bool = False
-    """Join the trained transformer with a table of word-piece vectors (`static`), so that exact words count more."""
-    base_share: float = Field(default=0.0, ge=0, lt=1)
-    """Mix this share of the base model's weights into the trained transformer's; left out where dev is lower for it."""
-    rotate: bool = False
-    """Rotate the trained transformer so that its prefixes rank more like the whole; full-size cosines stay."""
-    rotate_first: bool | None = None
-    """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
-    crops: int = Field(default=0, ge=0)
-    """Contrastive recipes: queries to make of a few words of each training document, anew in every epoch."""
     fast: bool = True
     """Batches of like length, tokens computed once, and masks; false takes the library's own sampler and losses."""
     no_duplicates: bool = True
@@ -121,18 +180,67 @@ class TrainingSettings(Settings):
     """Save the state of the training at least this often."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     """Trackers of transformers: trackio, wandb, tensorboard."""
-
-    @field_validator("language")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        return None if value is None else check_language(value)
+    finetune: Finetune = Finetune()
+    merge_base: MergeBase | None = None
+    distill: Distill | None = None
+    concat_static: ConcatStatic | None = None
+    rotate: Rotate | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("preset") == "study":
-            return {**STUDY_TRAINING, **value}
-        return value
+    def _plain(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return layered(STUDY_TRAINING, value) if value.get("preset") == "study" else layered(value)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of a training with these settings, in order; without those that what is trained has no use for."""
+        first = self.finetune
+        if first.start != "transformer":
+            return (first,)
+        contrastive = first.loss == "graded" or (first.loss == "mnrl" and self.fast)
+        chain = (first, self.merge_base, self.distill if contrastive else None, self.concat_static, self.rotate)
+        return tuple(step for step in chain if step is not None)
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay training settings over each other, later ones on top, a step's settings each by itself.
+
+    A step is `true` (as the layers below have it, else by default), `false` or null (left out), or a mapping. Names of
+    earlier versions become today's, with a warning; `step.setting: value` is short for a mapping.
+
+    >>> layered({"epochs": 2, "merge_base": {"share": 0.1}}, {"merge_base": True, "finetune.crops": 1})
+    {'epochs': 2, 'merge_base': {'share': 0.1}, 'finetune': {'crops': 1}}
+    """
+    made: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            name, value = _renamed(key, value)
+            step, _, setting = name.partition(".")
+            if step not in STEPS:
+                made[name] = value
+                continue
+            value = {setting: value} if setting else value
+            value = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            below = made.get(step)
+            if value is True:
+                value = {}
+            made[step] = None if value is False else {**(below or {}), **value} if isinstance(value, dict) else value
+    return made
+
+
+def _renamed(key: str, value: Any) -> tuple[str, Any]:
+    if key not in RENAMED:
+        return key, value
+    name, to = RENAMED[key]
+    _warn(key, name)
+    return name, to(value) if to else value
+
+
+@cache
+def _warn(old: str, new: str) -> None:
+    logger.warning("training.%s is now training.%s; the old name goes with the next version", old, new)
 
 
 class Matryoshka(Settings):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from nestling import atomic
 from nestling.config.experiment import Experiment
 from nestling.config.names import PRETRAINED
+from nestling.config.recipes import RECIPES
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
@@ -28,7 +29,6 @@ from nestling.report.page_data import PageData
 from nestling.report.page_verdict import Change, outcome_of
 from nestling.report.table import Cell, Table
 from nestling.report.tables import label, split_table
-from nestling.training.recipes.registry import RECIPES
 
 UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""
@@ -126,7 +126,7 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
         f"# {escaped(data.name)}: {escaped(variant)}",
         *_opening(data, chosen, base, rivals[0] if before else None),
         "## Usage",
-        _usage(data.dims[variant], prefixes=nested or settings.rotate, newest=newest),
+        _usage(data.dims[variant], prefixes=nested or settings.rotate is not None, newest=newest),
         "## Results",
         table(results_table(data, figures, rivals)),
         f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries.",
@@ -278,6 +278,6 @@ def _limits(data: PageData, base: Base, lexical: bool) -> list[str]:
 def _citations(recipe: str, nested: bool, settings: TrainingSettings) -> list[str]:
     used = [_SBERT, *_LOSSES.get(recipe, [_INFONCE])]
     used += [_MATRYOSHKA] if nested else []
-    used += [_MODEL2VEC] if recipe == "static" or settings.lexical else []
-    used += [_DISTILLATION] if settings.cross_encoder else []
-    return used + ([_WISE_FT] if settings.base_share else [])
+    used += [_MODEL2VEC] if recipe == "static" or settings.concat_static else []
+    used += [_DISTILLATION] if settings.distill else []
+    return used + ([_WISE_FT] if settings.merge_base else [])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nestling.config.training import TrainingSettings
+from nestling.config.training import ConcatStatic, Distill, Rotate, TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
 from nestling.training.spec import Job
@@ -138,32 +138,30 @@ class Texts:
 
 def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
     """Return the trainings of a job, in the order in which `fit` makes them."""
-    from nestling.training.recipes import contrastive, registry, scored
+    from nestling.training.inputs.contrastive import positives_above
 
-    recipe, settings = registry.find_recipe(job.recipe), job.settings
+    settings, step = job.settings, job.settings.finetune
     table = Work(encoded=train.all, tables=1, seconds=TRAINING)
-    if recipe.build is registry.word_pieces:
+    if step.start == "static":
         return [table]
-    if not recipe.trains_transformer:
+    if step.start == "adapter":
         return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]
-    above = contrastive.positives_above(train.judgments, job, generous=recipe.prepare is not contrastive.mnrl)
-    judged = recipe.prepare in (scored.cosine, scored.cosent)
-    pairs = train.share * len(train.judgments) if judged else train.pairs(above)
-    negatives = 1 if recipe.prepare is contrastive.graded else 0
-    negatives = negatives if settings.negatives is None else settings.negatives
-    epoch = pairs * (train.query + (1 + negatives) * train.document)
-    epoch += settings.crops * train.n_documents * (CROP + train.document)
+    scored = step.loss in ("cosine", "cosent")
+    pairs = train.share * len(train.judgments) if scored else train.pairs(positives_above(train.judgments, job))
+    epoch = pairs * (train.query + (1 + step.negatives) * train.document)
+    epoch += step.crops * train.n_documents * (CROP + train.document)
     # The base and the result are measured on dev beside the epochs.
-    encoded = dev.all * (settings.epochs + 2) + train.documents * settings.alike
-    encoded += train.all * (settings.rotate or settings.lexical)
+    encoded = dev.all * (settings.epochs + 2) + train.documents * (step.batches == "similar")
+    steps = settings.steps
+    encoded += train.all * any(isinstance(each, Rotate | ConcatStatic) for each in steps)
     parts = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
-    if settings.lexical:
-        parts.append(table)
-    if recipe.is_taught(job):
+    if any(isinstance(each, Distill) for each in steps):
         pair = train.query + train.document
         read = READ * train.n_queries * pair
         parts.append(Work(2 * (1 + MINED) * train.share * len(train.judgments) * pair, train.all + read, 0, TRAINING))
         parts.append(Work(train.n_queries * 3 * (train.query + 6 * train.document), 3 * dev.all, 0, TRAINING))
+    if any(isinstance(each, ConcatStatic) for each in steps):
+        parts.append(table)
     return parts
 
 

@@ -31,7 +31,7 @@ from nestling.study.estimate import EVALUATION, REPORT, Rates, Texts, Work, meas
 from nestling.study.log import logged_to
 from nestling.study.results import StudyResults
 from nestling.study.run_evaluation import RunEvaluation
-from nestling.training.recipes.registry import RECIPES
+from nestling.training.inputs.scored import check_scores
 
 if TYPE_CHECKING:
     from nestling.evaluation.qrels import Qrels
@@ -100,7 +100,7 @@ def run(
     threshold = settle_threshold(judgments, experiment.data.threshold)
     for variant in experiment.variants:
         if variant.recipe != PRETRAINED:
-            RECIPES[variant.recipe].check(judgments)
+            check_scores(judgments, experiment.training_of(variant))
     with folder.locked(), logged_to(folder.log):
         logger.info("run %s of %s begins", experiment.name, judgments.source)
         return _Study(experiment, folder, judgments, threshold, overwrite, observer).run()

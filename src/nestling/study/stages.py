@@ -16,7 +16,7 @@ from nestling.config.experiment import (
 )
 from nestling.config.names import DEFAULT_MODEL
 from nestling.config.run_folder import fingerprint
-from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.config.training import Matryoshka, TrainingSettings, layered
 from nestling.errors import InputError
 from nestling.judgments.inspection import Inspection, inspect_judgments
 from nestling.judgments.sources import load_judgments
@@ -179,7 +179,7 @@ def train(
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
     """
-    from nestling.training.recipes.registry import find_recipe
+    from nestling.config.recipes import find_recipe
     from nestling.training.trainer import fit
 
     given = settings.model_dump(exclude_unset=True) if settings else {}
@@ -191,7 +191,7 @@ def train(
         recipe,
         base=find_model(base, prompts=prompts),
         matryoshka=matryoshka,
-        settings=TrainingSettings.model_validate({**find_recipe(recipe).defaults, **given}),
+        settings=TrainingSettings.model_validate(layered(find_recipe(recipe).defaults, given)),
         threshold=settle_threshold(made.train, threshold),
         dims=dims,
         cache=out.with_name(f"{out.name}.training") / "tokens",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nestling.config.training import TrainingSettings
-from nestling.errors import InputError
+from nestling.config.training import STEPS, Step, TrainingSettings
 from nestling.models.load import ModelSource
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Refresh = Callable[[int], None]
-"""Called with (model, epoch, work folder) before an epoch."""
+"""Called with the number of an epoch before it."""
 
 
 INVENTED = "invented.json"
@@ -49,32 +48,30 @@ class Job:
     candidates: Path | None = None
 
     def candidate_file(self, side: Literal["train", "dev"]) -> Path:
-        """Return where the candidates of a side of the split are.
-
-        Raises:
-            InputError: the job has none.
-        """
-        if self.candidates is None:
-            raise InputError(f"{self.recipe!r} is no recipe of its own; choose distilled, of which it is a part")
+        """Return where the candidates of a side of the split are, in a job that has some."""
+        assert self.candidates is not None
         return self.candidates / f"{side}.npz"
 
     def invented_queries(self) -> list[str]:
         """Return the queries that the candidates of the train side hold after those of the raters."""
         return list(json.loads(self.candidate_file("train").with_name(INVENTED).read_text(encoding="utf-8")))
 
-    def fingerprint(self) -> str:
-        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data."""
-        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"})
-        # Those that the files store are in the base's fingerprint, and yet made no difference once.
-        prompts = [self.base.prompts] if any(self.base.prompts.values()) else []
+    def fingerprint(self, steps: Sequence[Step] = ()) -> str:
+        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data.
+
+        Args:
+            steps: those that count; by default all that the settings ask for.
+        """
+        general = self.settings.model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset", *STEPS})
         parts: list[Any] = [
             self.base.fingerprint,
-            *prompts,
-            self.recipe,
+            # Those that the files store are in the base's fingerprint, and yet made no difference once.
+            *([self.base.prompts] if any(self.base.prompts.values()) else []),
             self.threshold,
             self.matryoshka,
             self.weights,
-            settings,
+            general,
+            *([type(step).__name__, step.model_dump(mode="json")] for step in steps or self.settings.steps),
         ]
         if self.candidates is not None:
             for path in sorted(self.candidates.iterdir()):

@@ -28,8 +28,8 @@ from nestling.models.engines.engine import Engine, Sample, engine_for
 from nestling.models.load import find_model, load_model
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.exact_search import top_k
-from nestling.training.recipes.registry import texts
-from nestling.training.recipes.static import build_static
+from nestling.training.inputs.starts import texts
+from nestling.training.inputs.static import build_static
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

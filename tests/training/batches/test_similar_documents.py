@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.config.training import TrainingSettings
+from fixtures.training import inputs_of, settings_of
+from nestling.config.recipes import find_recipe
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.training.batches.batching import LengthBatches
 from nestling.training.batches.similar_documents import AlikeBatches
-from nestling.training.recipes.registry import find_recipe
 from nestling.training.spec import Job
 
 
@@ -74,8 +74,8 @@ def test_a_recipe_takes_such_batches_where_the_setting_says_so(recipe: str, tiny
     judgments = generate(200, seed=0)
 
     def kind(alike: bool) -> type:
-        job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(alike=alike, crops=1), 2.5)
-        material = find_recipe(recipe).prepare(judgments, job, find_recipe(recipe).build(judgments, job))
+        settings = settings_of(recipe, finetune={"batches": "similar" if alike else "length", "crops": 1})
+        material = inputs_of(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, 2.5))
         assert material.sampler is not None
         batches = material.sampler(16, 0, 1)
         assert sorted(row for batch in batches for row in batch) == list(range(len(material.examples)))
@@ -86,4 +86,4 @@ def test_a_recipe_takes_such_batches_where_the_setting_says_so(recipe: str, tiny
 
 
 def test_graded_takes_such_batches_by_default():
-    assert find_recipe("graded").defaults["alike"] is True
+    assert find_recipe("graded").defaults["finetune"]["batches"] == "similar"

@@ -33,7 +33,7 @@ from nestling.training.distill.cross_encoder import (
     prepare,
     with_head,
 )
-from nestling.training.recipes.static import build_static
+from nestling.training.inputs.static import build_static
 from nestling.training.spec import Job
 
 QUERIES = ["hand saw", "cordless drill 18 v", "paint"]
@@ -201,8 +201,6 @@ def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
 
 def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path):
     plain = Job(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
-    with pytest.raises(InputError, match="no recipe of its own; choose distilled"):
-        plain.candidate_file("train")
     some = Candidates(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
     prints = [plain.fingerprint()]
     for similar in (0.0, 0.0, 1.0):

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nestling.config.training import TrainingSettings
+from fixtures.training import settings_of
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.training.batches.batching import Pairs
 from nestling.training.distill.candidates import Candidates
-from nestling.training.distill.student import DRAWN, teacher_of
+from nestling.training.distill.student import DRAWN, distilled, teacher_of
 from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
-from nestling.training.recipes.registry import find_recipe
 from nestling.training.spec import INVENTED, Job, Material
 
 JUDGMENTS = generate(400, seed=0)
@@ -35,9 +34,10 @@ def candidates(k: int = 14) -> Candidates:
 def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> Material:
     found.save(folder / "train.npz")
     (folder / INVENTED).write_text(json.dumps(INVENTED_QUERIES), encoding="utf-8")
-    options = TrainingSettings(**{"cross_encoder": 0.7, "positives_above": 1.999, **settings})  # type: ignore[arg-type]
-    job = Job(find_model(str(base)), recipe, options, 2.5, candidates=folder)
-    return find_recipe(recipe).prepare(JUDGMENTS, job, load_model(str(base)))
+    options = settings_of(recipe, distill={"weight": 0.7}, finetune={"positives_above": 1.999, **settings})
+    return distilled(
+        JUDGMENTS, Job(find_model(str(base)), recipe, options, 2.5, candidates=folder), load_model(str(base))
+    )
 
 
 def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 
+from fixtures.training import inputs_of, settings_of
 from nestling.config.experiment import Experiment, Variant
-from nestling.config.training import TrainingSettings
+from nestling.config.recipes import find_recipe
+from nestling.config.training import Finetune
 from nestling.errors import InputError
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.retrieval.bm25 import Lexical
 from nestling.training.losses.bm25_teacher import SHARPNESS, WordTeacher, teacher_for
-from nestling.training.recipes.registry import find_recipe
 from nestling.training.spec import Job, Material
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
@@ -57,8 +58,7 @@ def test_it_knows_nothing_before_the_first_epoch():
 
 def material(recipe: str, base: Path, **settings: float) -> Material:
     judgments = generate(300, seed=0)
-    job = Job(find_model(str(base)), recipe, TrainingSettings(**settings), 2.5)  # type: ignore[arg-type]
-    return find_recipe(recipe).prepare(judgments, job, find_recipe(recipe).build(judgments, job))
+    return inputs_of(judgments, Job(find_model(str(base)), recipe, settings_of(recipe, finetune=settings), 2.5))
 
 
 def teacher_of(found: Material) -> WordTeacher | None:
@@ -93,18 +93,18 @@ def test_crops_are_scored_too_each_highest_for_documents_with_its_words(tiny_mod
 
 
 def test_graded_is_taught_by_default():
-    assert find_recipe("graded").defaults["bm25"] > 0
+    assert find_recipe("graded").defaults["finetune"]["bm25"] > 0
 
 
 @pytest.mark.parametrize(("training", "expected"), [({}, "german"), ({"language": "french"}, "french")])
 def test_an_experiment_stems_in_training_as_in_the_evaluation(training: dict[str, str], expected: str):
     experiment = Experiment.model_validate(
-        {"data": {"source": "toolshed"}, "evaluation": {"language": "german"}, "training": training}
+        {"data": {"source": "toolshed"}, "evaluation": {"language": "german"}, "training": {"finetune": training}}
     )
     again = Experiment.model_validate(yaml.safe_load(experiment.to_yaml()))
     for each in (experiment, again):
-        taught = [each.training_of(variant) for variant in each.variants if each.training_of(variant).bm25]
-        assert [settings.language for settings in taught] == [expected]
+        steps = [each.training_of(variant).finetune for variant in each.variants]
+        assert [step.language for step in steps if step.bm25] == [expected]
 
 
 def test_the_evaluations_language_does_not_touch_a_training_without_bm25():
@@ -115,10 +115,11 @@ def test_the_evaluations_language_does_not_touch_a_training_without_bm25():
 
 @pytest.mark.parametrize("place", ["training", "evaluation"])
 def test_an_unknown_language_is_refused_when_the_experiment_is_read(place: str):
+    language = {"language": "klingon"}
     with pytest.raises(ValueError, match="no stemmer for 'klingon'"):
-        Experiment.model_validate({place: {"language": "klingon"}})
+        Experiment.model_validate({place: {"finetune": language} if place == "training" else language})
 
 
 def test_documents_without_a_word_are_trained_without_it(caplog: pytest.LogCaptureFixture):
-    assert teacher_for(TrainingSettings(bm25=0.5), ["★ ★", "!!"], lambda _: []) is None
+    assert teacher_for(Finetune(bm25=0.5), ["★ ★", "!!"], lambda _: []) is None
     assert "without BM25" in caplog.text

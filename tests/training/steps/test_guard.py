@@ -12,16 +12,14 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
-from fixtures.training import weights
-from nestling.config.training import TrainingSettings
+from fixtures.training import trained_with_notes, weights
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
-from nestling.models.load import find_model, load_model
+from nestling.models.load import load_model
 from nestling.retrieval.rotation import fit_search_rotation
 from nestling.training.result import TrainingResult, read_result
-from nestling.training.spec import Job
+from nestling.training.steps import concat_static
 from nestling.training.steps.guard import Figures, Guard, choose
-from nestling.training.trainer import fit
 
 RECALL = "dev_recall@10"
 
@@ -80,11 +78,7 @@ def split() -> Split:
 def trained(
     split: Split, base: Path, folder: Path, recipe: str = "mnrl", matryoshka: tuple[int, ...] = (), **settings: object
 ) -> tuple[TrainingResult, list[str]]:
-    options = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "checkpoint_seconds": 0}
-    job = Job(find_model(str(base)), recipe, TrainingSettings.model_validate({**options, **settings}), 2.5, matryoshka)
-    notes: list[str] = []
-    result = fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append)
-    return result, notes
+    return trained_with_notes(split, base, folder, recipe, matryoshka, **{"learning_rate": 1e-3, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -103,25 +97,30 @@ def inverted(split: Split) -> Split:
     return replace(split, train=train)
 
 
-def test_a_table_that_hurts_is_left_out_with_a_line(split: Split, good: Path, tmp_path: Path):
-    trained(split, good, tmp_path, lexical=True)
-    transformer, work = load_model(str(tmp_path / "work" / "transformer")), tmp_path / "work"
-    # Rows of very unequal length: a text's vector is that of whichever of its pieces has the longest.
-    generator = np.random.default_rng(0)
-    table = load_model(str(work / "table"))[0]
-    rows = generator.normal(size=table.embedding.weight.shape) * np.exp(
-        4 * generator.normal(size=(len(table.embedding.weight), 1))
-    )
-    noise = StaticEmbedding(table.tokenizer, embedding_weights=rows.astype(np.float32))
-    SentenceTransformer(modules=[noise, Normalize()], device="cpu").save_pretrained(str(work / "table"))
-    result, notes = trained(split, good, tmp_path, lexical=True)
+def test_a_table_that_hurts_is_left_out_with_a_line(
+    split: Split, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained(split, good, tmp_path / "a")
+    transformer = load_model(str(tmp_path / "a" / "model"))
+    side_by_side = concat_static.side_by_side
+
+    def noisy(model: SentenceTransformer, table: SentenceTransformer) -> SentenceTransformer:
+        # Rows of very unequal length: a text's vector is that of whichever of its pieces has the longest.
+        generator = np.random.default_rng(0)
+        rows = generator.normal(size=table[0].embedding.weight.shape)
+        rows *= np.exp(4 * generator.normal(size=(len(rows), 1)))
+        noise = StaticEmbedding(table[0].tokenizer, embedding_weights=rows.astype(np.float32))
+        return side_by_side(model, SentenceTransformer(modules=[noise, Normalize()], device="cpu"))
+
+    monkeypatch.setattr(concat_static, "side_by_side", noisy)
+    result, notes = trained(split, good, tmp_path, concat_static=True)
     lines = [line for line in result.left_out if line.startswith("the table of word pieces: dev recall@10")]
     assert len(lines) == 1
     assert f"left out: {lines[0]}" in notes
-    assert read_result(work).left_out == result.left_out
+    assert read_result(tmp_path / "work").left_out == result.left_out
     some = split.dev.frame["query"].to_list()[:20]
     np.testing.assert_allclose(load_model(str(tmp_path / "model")).encode(some), transformer.encode(some), atol=1e-6)
-    assert not any(note.startswith("joined:") for note in notes)
+    assert not any(note.startswith("concatenated:") for note in notes)
 
 
 def test_a_rotation_that_hurts_is_left_out_with_a_line(
@@ -131,7 +130,7 @@ def test_a_rotation_that_hurts_is_left_out_with_a_line(
         return np.ascontiguousarray(fit_search_rotation(queries, documents)[:, ::-1])
 
     plain, _ = trained(split, good, tmp_path / "a")
-    monkeypatch.setattr("nestling.training.steps.finish.train_search_rotation", worst_first)
+    monkeypatch.setattr("nestling.training.steps.rotate.train_search_rotation", worst_first)
     result, notes = trained(split, good, tmp_path / "b", rotate=True)
     assert [line.split(":")[0] for line in result.left_out] == [
         *(line.split(":")[0] for line in plain.left_out),
@@ -167,7 +166,7 @@ def test_what_was_left_out_is_the_same_after_an_interruption(
 ):
     whole, _ = trained(inverted, good, tmp_path / "a", learning_rate=5e-3)
     with monkeypatch.context() as patch:
-        patch.setattr("nestling.training.steps.finish.mixed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("nestling.training.steps.finetune.mixed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(inverted, good, tmp_path / "b", learning_rate=5e-3)
     assert not (tmp_path / "b" / "model").exists()

@@ -20,7 +20,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study import stages
-from nestling.training.recipes.registry import RECIPES
+from nestling.training.inputs.scored import check_scores
 from nestling.training.result import selection
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     settings = experiment.training_of(chosen)
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
-    RECIPES[chosen.recipe].check(judgments)
+    check_scores(judgments, settings)
     _job(experiment, chosen, settings, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = stages.split_print(judgments, experiment.split)

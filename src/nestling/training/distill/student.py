@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nestling.config.training import Distill
 from nestling.judgments.table import Judgments
-from nestling.training.batches.batching import Pairs, Tokens
+from nestling.training.batches.batching import Tokens
 from nestling.training.batches.similar_documents import sampler_for
-from nestling.training.batches.tokens import TokenStore
+from nestling.training.batches.tokens import tokenised
 from nestling.training.distill.candidates import Candidates
+from nestling.training.inputs.contrastive import positives
 from nestling.training.losses.contrastive import ContrastiveLoss, PairValues, Relevance
 from nestling.training.spec import Job, Material
 
@@ -88,44 +89,35 @@ class QueryBatches:
         }
 
 
-def distilled(
-    judgments: Judgments,
-    job: Job,
-    model: SentenceTransformer,
-    pairs: Pairs,
-    *,
-    threshold: float,
-    graded: bool,
-    tokens: Callable[..., TokenStore],
-) -> Material:
+def distilled(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
     Args:
         job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
-        threshold, graded: as in the contrastive recipe that this training follows.
-        tokens: (texts, kind=..., cache=folder) -> the store that batches are taken from.
     """
     from datasets import Dataset
 
-    settings = job.settings
+    step, teacher = job.settings.finetune, job.settings.distill or Distill()
+    pairs, threshold = positives(judgments, job)
+    graded = step.loss == "graded"
     candidates = Candidates.load(job.candidate_file("train"))
     # The raters' queries keep their numbers.
     every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
-    documents = tokens(every.documents, kind="document", cache=job.cache)
-    queries = tokens(every.queries, kind="query", cache=job.cache)
+    documents = tokenised(model, every.documents, kind="document", cache=job.cache)
+    queries = tokenised(model, every.queries, kind="query", cache=job.cache)
     query, document = candidates.unjudged(every)
     n_documents = len(every.documents)
     loss = ContrastiveLoss(
         model,
         Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
-        scale=settings.scale,
+        scale=step.scale,
         dims=job.matryoshka,
         dim_weights=job.weights,
         graded=graded,
         # Likely enough to be right answers that no rater saw.
         spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
-        teacher=teacher_of(candidates, n_documents=n_documents, scale=settings.scale),
-        teacher_weight=settings.cross_encoder,
+        teacher=teacher_of(candidates, n_documents=n_documents, scale=step.scale),
+        teacher_weight=teacher.weight,
     )
     order = np.argsort(pairs.judged_query, kind="stable")
     counts = np.bincount(pairs.judged_query, minlength=len(every.queries))
@@ -139,7 +131,7 @@ def distilled(
             candidates.documents,
             queries,
             documents,
-            settings.seed,
+            job.settings.seed,
         ),
         sampler_for(documents.lengths[candidates.documents].sum(axis=1), None),
         vocabulary=np.unique(np.concatenate([queries.ids, documents.ids])),

@@ -13,7 +13,7 @@ from torch import Tensor
 from nestling.retrieval.bm25 import Lexical, NoWordsError, PairScores
 
 if TYPE_CHECKING:
-    from nestling.config.training import TrainingSettings
+    from nestling.config.training import Finetune
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,12 @@ class WordTeacher:
         return torch.from_numpy(SHARPNESS * scores.reshape(len(rows), len(columns))).to(queries.device)
 
 
-def teacher_for(
-    settings: TrainingSettings, documents: list[str], texts: Callable[[int], list[str]]
-) -> WordTeacher | None:
+def teacher_for(step: Finetune, documents: list[str], texts: Callable[[int], list[str]]) -> WordTeacher | None:
     """Return the teacher that the settings ask for; None where they do not, or where no document holds a word."""
-    if not settings.bm25:
+    if not step.bm25:
         return None
     try:
-        return WordTeacher(documents, texts, language=settings.language or LANGUAGE)
+        return WordTeacher(documents, texts, language=step.language or LANGUAGE)
     except NoWordsError as error:
         logger.warning("training goes on without BM25: %s", error)
         return None

@@ -1,40 +1,101 @@
-"""A transformer and a table of word-piece vectors joined in one model, so that exact words count in the embedding.
+"""Concatenate a transformer with a table of word-piece vectors, so that exact words count in the embedding.
 
 A fine-tuned transformer knows what words mean and forgets which they were; BM25 added to its scores brings points of
 recall for that reason. Here the embedding itself takes both in: the transformer's vector and the sum of the pieces'
 vectors in a table (static.py) are put side by side, and a linear layer brings them to the model's own size. The idea is
 that of CLEAR (Gao et al. 2021, arXiv 2004.13969) and SPAR (Chen et al. 2022, arXiv 2110.06918), which concatenate a
-dense vector and one that stands for a lexical retriever.
-
-The two are trained apart. Trained together (table and layer 50 and 10 times as fast as the transformer, batches of 64)
-they learn the training pairs by heart: recall@10 on dev of 20,000 Home Depot titles .696, where the transformer alone
-has .745, the table .732 and the two joined .770.
+dense vector and one that stands for a lexical retriever. The two are trained apart: together they learn the training
+pairs by heart.
 
 All modules are sentence-transformers' own, so that any tool which loads its folders loads this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.recipes import RECIPES
+from nestling.config.training import ConcatStatic, TrainingSettings
 from nestling.errors import InputError
-from nestling.models.load import prompts_of
-from nestling.retrieval.rotation import append_linear
-from nestling.retrieval.trained_rotation import sampled
+from nestling.models.load import load_model, prompts_of
+from nestling.retrieval.rotation import append_linear, fit_search_rotation, rotated
+from nestling.retrieval.trained_rotation import train_search_rotation
 from nestling.retrieval.vectors import truncate
+from nestling.training.result import RECALL
+from nestling.training.steps import rotate
+from nestling.training.steps.context import MODEL, Context, StepResult
+from nestling.training.steps.finetune import Trainee, train
+from nestling.training.steps.guard import Figures, Guard, choose
+from nestling.training.steps.rotate import Vectors, embedded
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 SEMANTIC = "transformer_embedding"
 """Where the features of a batch keep the transformer's vector while the lexical one is made."""
 SHARES = (0.7, 0.3)
-"""Weights of the table's cosine against the transformer's, the preferred first. On dev of 25,000 Home Depot titles 0.3
-to 1 are level."""
+"""Weights of the table's cosine against the transformer's, the preferred first."""
+TABLE_STEP = "the table of word pieces"
+
+
+def concat_static(step: ConcatStatic, context: Context) -> StepResult:
+    """Train a table, and concatenate it with the model at the weight that dev prefers, where dev is not lower for it.
+
+    The table is made of the base: made of the trained transformer it is better by itself, and adds less to it.
+    """
+    settings = TrainingSettings.model_validate({**RECIPES["static"].defaults, "seed": context.job.settings.seed})
+    job = replace(context.job, recipe="static", settings=settings, matryoshka=context.sizes)
+    of_table = context.aside("table", job)
+    trained = train(of_table, Trainee.of(job))
+
+    def make(guard: Guard) -> SentenceTransformer | None:
+        evaluator, sizes = context.evaluator, context.sizes
+        model = load_model(str(context.model))
+        both = side_by_side(model, load_model(str(of_table.folder / MODEL)))
+        dev, fitted = evaluator.vectors(both), embedded(both, context)
+        alone = _alone(dev, fitted, context, device=both.device)
+        scales = [scale_for(fitted[1], share) for share in SHARES]
+        closed = [fit_search_rotation(*_scaled(fitted, scale))[:, : sizes[0]] for scale in scales]
+        options = [evaluator.of_vectors(_reduced(dev, *each)) for each in zip(scales, closed, strict=True)]
+        place = guard.keep(TABLE_STEP, options, alone[:1])
+        if place is None:
+            return None
+        axes = train_search_rotation(*_scaled(fitted, scales[place]), size=sizes[0], dims=sizes, device=both.device)
+        joined = evaluator.of_vectors(_reduced(dev, scales[place], axes), sizes)
+        if guard.keep(TABLE_STEP, [joined], alone) is None:
+            return None
+        context.say(
+            f"concatenated: dev recall@10 of the transformer {alone[0, 0].mean():.4f}, of the table "
+            f"{trained.after[RECALL]:.4f}, of both {joined[0, 0].mean():.4f}"
+        )
+        return reduced(both, scales[place], axes)
+
+    return context.finish(make, [("table", trained)])
+
+
+def _alone(dev: Vectors, fitted: Vectors, context: Context, *, device: torch.device) -> Figures:
+    """Return the figures of the transformer alone, of which the first halves are, rotated where that helps it."""
+    sizes = context.sizes
+    dev, fitted = ((truncate(each[0], sizes[0]), truncate(each[1], sizes[0])) for each in (dev, fitted))
+    plain = context.evaluator.of_vectors(dev, sizes)
+    if context.job.settings.rotate is None or len(sizes) == 1:
+        return plain
+    _, turned = rotate.trained(dev, fitted, plain, context, device=device)
+    return plain if choose([turned], plain) is None else turned
+
+
+def _scaled(vectors: Vectors, scale: float) -> Vectors:
+    return scaled(vectors[0], scale), scaled(vectors[1], scale)
+
+
+def _reduced(vectors: Vectors, scale: float, axes: NDArray[np.float32]) -> Vectors:
+    queries, documents = _scaled(vectors, scale)
+    return rotated(queries, axes), rotated(documents, axes)
 
 
 def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> SentenceTransformer:
@@ -45,8 +106,7 @@ def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> Sent
 
     Args:
         model: a transformer with its pooling; its modules are taken over, not copied.
-        table: a static model with the same pieces; one distilled from the untrained base adds more than one from
-            `model` (dev recall@10 and MRR@10 .864/.657 against .858/.660, where the transformer has .852/.643).
+        table: a static model with the same pieces.
 
     Raises:
         InputError: the two do not have the same pieces and size.
@@ -107,8 +167,7 @@ def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) 
 
     Args:
         scale: of `scale_for`.
-        axes: (2 * full, full) with orthonormal columns; by `train_search_rotation`, cut to the model's own size. What
-            that cuts off cost 0.3 points of MRR@10 or less.
+        axes: (2 * full, full) with orthonormal columns.
     """
     import torch
     from sentence_transformers.sentence_transformer.modules import Normalize, WordEmbeddings
@@ -119,8 +178,3 @@ def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) 
     append_linear(both, axes)
     both.append(Normalize())
     return both
-
-
-def sample(texts: Sequence[str]) -> list[str]:
-    """Return as many of the texts as a rotation is trained on, always the same ones, in their order."""
-    return [texts[place] for place in sampled(len(texts))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.training.losses.matryoshka import with_matryoshka
@@ -36,6 +37,12 @@ def check_scores_differ(judgments: Judgments) -> None:
             f"{judgments.source}: cosine and cosent learn from scores that differ, and here every pair has {score:g}; "
             "take mnrl, graded, distilled, static or adapter"
         )
+
+
+def check_scores(judgments: Judgments, settings: TrainingSettings) -> None:
+    """Raise InputError if a training with these settings has nothing to learn from the judgments."""
+    if settings.finetune.loss in ("cosine", "cosent"):
+        check_scores_differ(judgments)
 
 
 def scored_pairs(judgments: Judgments) -> Dataset:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.config.names import Kind
-from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import BATCH_SIZE, embed
 from nestling.retrieval.rotation import append_linear, fit_rotation, place_of_last
 from nestling.retrieval.vectors import truncate
-from nestling.training.batches.batching import PairCollator, Pairs
+from nestling.training.batches.batching import PairCollator
 from nestling.training.batches.similar_documents import sampler_for
-from nestling.training.recipes.contrastive import positives_above
+from nestling.training.inputs.contrastive import positives
 from nestling.training.spec import Job, Material
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def with_adapter(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
-    """Prepare InfoNCE on the fixed vectors of all pairs from the middle of the scale upwards, and start the layer.
+    """Prepare InfoNCE on the fixed vectors of the pairs, and start the layer.
 
     The layer becomes the rotation of the training documents. Documents that are known to be relevant to a query are
     no negatives of it; `negatives` and `bm25` are as in the other contrastive recipes. `crops` would need texts
@@ -66,36 +65,31 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     from nestling.training.losses.cached_embeddings import FixedVectorsLoss
     from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
-    settings = job.settings
-    threshold = positives_above(judgments, job, generous=True)
-    pairs = Pairs.from_judgments(judgments, threshold=threshold)
-    if not len(pairs):
-        raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
+    step = job.settings.finetune
+    pairs, threshold = positives(judgments, job)
     queries = _vectors(model, pairs.queries, "query", job)
     documents = _vectors(model, pairs.documents, "document", job)
     layer = layer_of(model)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(fit_rotation(documents).T.copy()))
     relevance = Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=False)
-    teacher = teacher_for(settings, pairs.documents, lambda _: pairs.queries)
+    teacher = teacher_for(step, pairs.documents, lambda _: pairs.queries)
     contrastive = ContrastiveLoss(
         layer,
         relevance,
-        scale=settings.scale,
+        scale=step.scale,
         dims=job.matryoshka,
         dim_weights=job.weights,
         teacher=teacher,
-        teacher_weight=settings.bm25,
+        teacher_weight=step.bm25,
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
-    vectors = documents[pairs.document] if settings.alike else None
+    vectors = documents[pairs.document] if step.batches == "similar" else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         FixedVectorsLoss(contrastive, queries, documents),
-        PairCollator(
-            pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), settings.negatives or 0, settings.seed
-        ),
+        PairCollator(pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), step.negatives, job.settings.seed),
         sampler_for(lengths, vectors),
         (teacher.refresh,) if teacher is not None else (),
         encoder=AdapterEncoder(),

@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.training import join
-from nestling.config.training import TrainingSettings
+from fixtures.training import join, keep_every_step, trained_with_notes
+from nestling.config.recipes import RECIPES
+from nestling.config.training import Distill
 from nestling.errors import InputError
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.cross_encoder import RerankEvaluator, logits
-from nestling.training.distill.distillation import MINED, READ, RERANKED, _better
-from nestling.training.recipes.registry import RECIPES, find_recipe, texts
-from nestling.training.recipes.static import build_static
+from nestling.training.inputs.starts import texts
+from nestling.training.inputs.static import build_static
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
+from nestling.training.steps.distill import MINED, READ, RERANKED, _better
 from nestling.training.steps.guard import Figures, Guard
-from nestling.training.trainer import fit
 
 FIGURES = {"dev_recall@10": 0.5, "dev_mrr@10": 0.5}
 
@@ -35,19 +34,15 @@ def split() -> Split:
 def trained(
     split: Split, tiny_model_path: Path, folder: Path, recipe: str = "mnrl", **settings: object
 ) -> tuple[TrainingResult, list[str]]:
-    options = {"epochs": 1, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 0, **settings}
-    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings.model_validate(options), 2.5)
-    notes: list[str] = []
-    result = fit(split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append)
-    return result, notes
+    return trained_with_notes(split, tiny_model_path, folder, recipe, epochs=1, **settings)
 
 
 @pytest.fixture
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take teacher and student whatever they are worth: a random transformer teaches nothing."""
-    monkeypatch.setattr("nestling.training.distill.distillation._better", lambda after, before: True)
-    for module in ("guard", "finish"):
-        monkeypatch.setattr(f"nestling.training.steps.{module}.choose", lambda options, without: 0)
+    """Take teacher and student whatever they are worth: a random transformer teaches nothing. Leave their folders."""
+    monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
+    monkeypatch.setattr("nestling.training.trainer.clear", lambda work: None)
+    keep_every_step(monkeypatch)
 
 
 def weights(folder: Path) -> np.ndarray:
@@ -57,25 +52,26 @@ def weights(folder: Path) -> np.ndarray:
 @pytest.mark.usefixtures("helpful")
 @pytest.mark.parametrize("lexical", [False, True])
 def test_the_student_is_what_becomes_the_model(split: Split, tiny_model_path: Path, tmp_path: Path, lexical: bool):
-    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
-    parts = ["the transformer:", *(["the table:"] if lexical else []), "the cross-encoder:", "the student:"]
+    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0}, concat_static=lexical)
+    parts = ["the cross-encoder:", "the student:", *(["the table:"] if lexical else [])]
     assert [note for note in notes if note.startswith("the ") and note.endswith(":")] == parts
-    work = tmp_path / "work"
+    work = tmp_path / "work" / "distill"
     read = Candidates.load(work / "candidates-read" / "train.npz")
     assert read.logits is not None
     assert read.documents.shape[1] == READ
     assert Candidates.load(work / "candidates" / "train.npz").documents.shape[1] == MINED
     assert Candidates.load(work / "candidates" / "dev.npz").documents.shape[1] == RERANKED
-    assert not np.array_equal(weights(work / "transformer"), weights(work / "student"))
+    first, student = tmp_path / "work" / "finetune" / "model", work / "student" / "model"
+    assert not np.array_equal(weights(first), weights(student))
     if lexical:
-        model, table = (load_model(str(work / name)) for name in ("student", "table"))
-        expected = join(model, table, *texts(split.train), dims=(32, 16, 8, 4))
+        table = load_model(str(tmp_path / "work" / "concat_static" / "table" / "model"))
+        expected = join(load_model(str(student)), table, *texts(split.train), dims=(32, 16, 8, 4))
         some = split.dev.frame["query"].to_list()[:20]
         found = load_model(str(tmp_path / "model")).encode(some)
         np.testing.assert_allclose(found, expected.encode(some), atol=1e-5)
     else:
-        np.testing.assert_array_equal(weights(tmp_path / "model"), weights(work / "student"))
-    alone, _ = trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
+        np.testing.assert_array_equal(weights(tmp_path / "model"), weights(student))
+    alone, _ = trained(split, tiny_model_path, tmp_path / "b", concat_static=lexical)
     assert not np.array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
     assert result.steps == alone.steps
     assert result.base == alone.base
@@ -86,7 +82,7 @@ def test_a_teacher_that_knows_no_more_is_left_out(
 ):
     perfect = {"dev_recall@10": 1.1, "dev_mrr@10": 1.1}
     monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: perfect)
-    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0)
+    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0})
     assert any("ranked no better than without" in note for note in notes)
     assert "the student:" not in notes
     assert any("ranked no better than without" in line for line in result.left_out)
@@ -104,14 +100,14 @@ def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
     def refusing(self: Guard, step: str, options: list[Figures], without: Figures) -> int | None:
         return keep(self, step, [without - 1] if step == taught else options, without)
 
-    monkeypatch.setattr("nestling.training.distill.distillation._better", lambda after, before: True)
+    monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
     monkeypatch.setattr(Guard, "keep", refusing)
-    result, notes = trained(split, tiny_model_path, tmp_path, cross_encoder=1.0, lexical=lexical)
+    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0}, concat_static=lexical)
     lines = [line for line in result.left_out if line.startswith(f"{taught}: dev recall@10")]
     assert len(lines) == 1
     assert f"left out: {lines[0]}" in notes
     monkeypatch.undo()
-    trained(split, tiny_model_path, tmp_path / "b", lexical=lexical)
+    trained(split, tiny_model_path, tmp_path / "b", concat_static=lexical)
     some = split.dev.frame["query"].to_list()[:20]
     found, alone = (load_model(str(folder / "model")).encode(some) for folder in (tmp_path, tmp_path / "b"))
     np.testing.assert_allclose(found, alone, atol=1e-6)
@@ -127,9 +123,9 @@ def test_better_is_more_and_not_as_much():
 def test_an_interrupted_training_goes_on_where_it_was(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.distill.distillation.AT_ONCE", 500)
+    monkeypatch.setattr("nestling.training.steps.distill.AT_ONCE", 500)
     monkeypatch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
-    whole, _ = trained(split, tiny_model_path, tmp_path / "a", cross_encoder=1.0)
+    whole, _ = trained(split, tiny_model_path, tmp_path / "a", distill={"weight": 1.0})
     reads = 0
 
     def stopping(*given: object, **options: object) -> np.ndarray:
@@ -140,20 +136,20 @@ def test_an_interrupted_training_goes_on_where_it_was(
         return logits(*given, **options)  # type: ignore[arg-type]
 
     stand_ins = {
-        "nestling.training.distill.distillation._find": interrupted,
+        "nestling.training.steps.distill._find": interrupted,
         "nestling.training.distill.cross_encoder.logits": stopping,
-        "nestling.training.distill.distillation.Guard": interrupted,
+        "nestling.training.steps.context.Guard": interrupted,
     }
     for step, (name, stand_in) in enumerate(stand_ins.items()):
         torch.manual_seed(step)
         with monkeypatch.context() as patch:
             patch.setattr(name, stand_in)
             with pytest.raises(KeyboardInterrupt):
-                trained(split, tiny_model_path, tmp_path / "b", cross_encoder=1.0)
+                trained(split, tiny_model_path, tmp_path / "b", distill={"weight": 1.0})
         assert not (tmp_path / "b" / "model").exists()
-        assert (tmp_path / "b" / "work" / "candidates-read.blocks").is_dir() == (stand_in is stopping)
-    again, notes = trained(split, tiny_model_path, tmp_path / "b", cross_encoder=1.0)
-    assert not {"the transformer:", "the cross-encoder:", "the student:"} & set(notes)
+        assert (tmp_path / "b" / "work" / "distill" / "candidates-read.blocks").is_dir() == (stand_in is stopping)
+    again, notes = trained(split, tiny_model_path, tmp_path / "b", distill={"weight": 1.0})
+    assert not {"the cross-encoder:", "the student:"} & set(notes)
     assert again.after == whole.after
     np.testing.assert_array_equal(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
 
@@ -166,20 +162,22 @@ def test_a_static_base_is_refused_before_anything_is_trained(split: Split, tiny_
     table = build_static(find_model(str(tiny_model_path)), split.train.frame["query"].to_list())
     table.save_pretrained(str(tmp_path / "static"), create_model_card=False)
     with pytest.raises(InputError, match="is static; a cross-encoder needs a transformer"):
-        trained(split, tmp_path / "static", tmp_path, cross_encoder=1.0)
+        trained(split, tmp_path / "static", tmp_path, distill={"weight": 1.0})
     assert not (tmp_path / "work").exists()
 
 
-def test_distilled_is_graded_with_a_teacher_and_the_teacher_is_nobodys_recipe():
-    distilled, graded = find_recipe("distilled").defaults, find_recipe("graded").defaults
-    assert {**distilled, "cross_encoder": 0} == {**graded, "cross_encoder": 0}
-    assert distilled["cross_encoder"] > 0
-    assert "cross-encoder" not in RECIPES
+def test_distilled_is_graded_with_a_teacher():
+    distilled, graded = RECIPES["distilled"], RECIPES["graded"]
+    assert [step for step in distilled.steps if not isinstance(step, Distill)] == list(graded.steps)
+    assert len(distilled.steps) == len(graded.steps) + 1
+    assert distilled.training == graded.training
 
 
 @pytest.mark.parametrize(("recipe", "fast"), [("cosent", True), ("mnrl", False)])
 def test_a_loss_of_the_library_has_no_teacher(
     split: Split, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
 ):
-    _, notes = trained(split, tiny_model_path, tmp_path, recipe, cross_encoder=1.0, fast=fast, no_duplicates=False)
+    _, notes = trained(
+        split, tiny_model_path, tmp_path, recipe, distill={"weight": 1.0}, fast=fast, no_duplicates=False
+    )
     assert not any("cross-encoder" in note for note in notes)

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from fixtures.training import KilledError, dying_at, small_split, trained, weights
+from fixtures.training import KilledError, dying_at, inputs_of, settings_of, small_split, trained, weights
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
@@ -21,16 +21,21 @@ from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_rotation
 from nestling.training.batches.batching import Pairs
 from nestling.training.dev import DevEvaluator
-from nestling.training.recipes import adapter as module
-from nestling.training.recipes.adapter import AdapterEncoder, layer_of, with_adapter
-from nestling.training.recipes.registry import find_recipe
+from nestling.training.inputs import adapter as module
+from nestling.training.inputs.adapter import AdapterEncoder, layer_of, with_adapter
 from nestling.training.result import last_checkpoint
 from nestling.training.spec import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SETTINGS = TrainingSettings(epochs=3, batch_size=8, learning_rate=1e-2, checkpoint_seconds=0, precision="fp32")
+SETTINGS = settings_of("adapter", epochs=3, batch_size=8, learning_rate=1e-2, checkpoint_seconds=0, precision="fp32")
+
+
+def layered_on(settings: TrainingSettings, **changes: float) -> TrainingSettings:
+    return settings.model_copy(update={"finetune": settings.finetune.model_copy(update=changes)})
+
+
 TEXTS = ["steel drill 12 inch", "white door", "wood door", "water heater", "white door"]
 MEAN = "dev_recall@10_mean"
 
@@ -51,7 +56,7 @@ def model(tiny_model_path: Path) -> SentenceTransformer:
 
 
 def batch_of(split: Split, job: Job, model: SentenceTransformer, rows: int = 8):
-    material = find_recipe("adapter").prepare(split.train, job, model)
+    material = inputs_of(split.train, job, model)
     assert material.collator is not None
     return material, material.collator([{"row": row} for row in range(rows)])
 
@@ -84,7 +89,7 @@ def test_the_loss_is_that_of_the_whole_model(split: Split, job: Job, model: Sent
 
     from nestling.training.losses.contrastive import ContrastiveLoss
 
-    settings = SETTINGS.model_copy(update={"negatives": 1})
+    settings = layered_on(SETTINGS, negatives=1)
     asked = Job(job.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
     material, batch = batch_of(split, asked, model)
     pairs = Pairs.from_judgments(split.train, threshold=1.998)
@@ -95,7 +100,7 @@ def test_the_loss_is_that_of_the_whole_model(split: Split, job: Job, model: Sent
     whole = ContrastiveLoss(
         model.eval(),
         material.loss.contrastive.relevance,
-        scale=settings.scale,
+        scale=settings.finetune.scale,
         dims=(32, 8),
         dim_weights=(1.0, 0.5),
     )
@@ -182,7 +187,7 @@ def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: P
 
     with pytest.raises(KilledError):
         trained(split, job, tmp_path, report=dying_at(3))
-    checkpoint = last_checkpoint(tmp_path / "work")
+    checkpoint = last_checkpoint(tmp_path / "work" / "finetune")
     assert checkpoint is not None
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     assert sum(len(group["params"]) for group in state["param_groups"]) == 1
@@ -190,7 +195,7 @@ def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: P
 
 
 def test_a_killed_training_resumes_to_the_same_weights(split: Split, job: Job, tmp_path: Path):
-    drawn = Job(job.base, "adapter", SETTINGS.model_copy(update={"negatives": 1}), 2.5)
+    drawn = Job(job.base, "adapter", layered_on(SETTINGS, negatives=1), 2.5)
     unbroken = trained(split, drawn, tmp_path / "a")
     with pytest.raises(KilledError):
         trained(split, drawn, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
@@ -243,10 +248,7 @@ def test_an_adapter_can_be_put_on_an_adapter(split: Split, job: Job, tmp_path: P
 
 def test_pairs_from_the_middle_of_the_scale_upwards_are_positives_unless_told_otherwise(split: Split, job: Job):
     def examples(**changes: float) -> int:
-        settings = SETTINGS.model_copy(update=changes)
-        asked = Job(job.base, "adapter", settings, 2.5)
-        recipe = find_recipe("adapter")
-        return len(recipe.prepare(split.train, asked, recipe.build(split.train, asked)).examples)
+        return len(inputs_of(split.train, Job(job.base, "adapter", layered_on(SETTINGS, **changes), 2.5)).examples)
 
     assert examples() == len(Pairs.from_judgments(split.train, threshold=1.998))
     assert examples(positives_above=2.5) == len(Pairs.from_judgments(split.train, threshold=2.5)) < examples()
@@ -256,4 +258,4 @@ def test_no_positive_pair_is_refused(job: Job, model: SentenceTransformer):
     frame = pl.DataFrame({"query": ["saw"], "document": ["drill bit"], "score": [1.0]})
     low = Judgments.from_frame(frame, scale=(1, 3))
     with pytest.raises(InputError, match="no training pair is scored above"):
-        find_recipe("adapter").prepare(low, job, model)
+        inputs_of(low, job, model)

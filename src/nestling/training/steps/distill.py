@@ -1,6 +1,6 @@
-"""A cross-encoder trained after a transformer, and the transformer trained once more with it as its teacher.
+"""Train a cross-encoder, and the transformer once more with it as its teacher.
 
-The teacher is first model and cross-encoder together, as neither alone ranks as well. Figures: docs/experiments.md.
+The teacher is first model and cross-encoder together, as neither alone ranks as well.
 Distilling cross-encoders into models that embed: Hofstätter et al. 2020, "Improving efficient neural ranking models
 with cross-architecture knowledge distillation" (arXiv 2010.02666), with KL over a query's candidates as in RocketQAv2
 (Ren et al. 2021, arXiv 2110.07367).
@@ -18,27 +18,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nestling import atomic
-from nestling.config.training import TrainingSettings
+from nestling.config.training import Distill, TrainingSettings
+from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
-from nestling.models.load import find_model, load_model
+from nestling.models.load import ModelSource, find_model, load_model
 from nestling.training.batches.batching import Pairs
 from nestling.training.batches.pseudo_queries import invented
 from nestling.training.distill.candidates import Candidates
-from nestling.training.recipes.contrastive import positives_above
-from nestling.training.result import TrainingResult
-from nestling.training.spec import INVENTED, Job
-from nestling.training.steps.guard import Figures, Guard
+from nestling.training.distill.student import distilled
+from nestling.training.inputs.contrastive import positives
+from nestling.training.inputs.starts import transformer, untrained
+from nestling.training.spec import INVENTED, Job, Material
+from nestling.training.steps.context import MODEL, Context, StepResult
+from nestling.training.steps.finetune import Trainee, train
+from nestling.training.steps.guard import Guard
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
-TRANSFORMER, TEACHER, STUDENT = "transformer", "cross-encoder", "student"
-"""Folders of the first training and of those here, within the work folder."""
+    from nestling.training.distill.cross_encoder import RerankEvaluator
+
+TEACHER, STUDENT = "cross-encoder", "student"
+"""Folders of the two trainings, within the step's."""
 FOUND, READ_OVER = "candidates", "candidates-read"
 """Folders of candidates, before and after the cross-encoder has read them."""
-VERDICT = "teaching.json"
 MINED = 30
 """Candidates that a cross-encoder's negatives are drawn from."""
 READ = 16
@@ -47,7 +51,7 @@ RERANKED = 20
 """Candidates of a dev query that it is measured by."""
 AT_ONCE = 65_536
 """Pairs to read before what was made of them is written down."""
-KEPT = {"seed", "max_seq_length", "precision", "scale", "weight_decay", "checkpoint_seconds", "report_to"}
+KEPT = {"seed", "max_seq_length", "precision", "weight_decay", "checkpoint_seconds", "report_to"}
 """Settings that hold for every training here."""
 OF_TEACHER = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4}
 """A cross-encoder's training; the two latter at most what the settings say, since they may be what memory allows."""
@@ -57,57 +61,71 @@ STUDENT_RATE = 0.7
 """The student's learning rate against that of the first training."""
 
 
-def teach(
-    part: Callable[[str, Job], TrainingResult],
-    whole: Callable[[str], tuple[SentenceTransformer, Figures]],
-    train: Judgments,
-    dev: Judgments,
-    job: Job,
-    guard: Guard,
-    *,
-    work: Path,
-    processes: SentenceTransformerTrainingArguments,
-) -> str:
-    """Train a cross-encoder from a trained transformer, then the transformer once more, taught by it.
+def distill(step: Distill, context: Context) -> StepResult:
+    """Train a cross-encoder from a model, then the model once more, taught by it, where dev is not lower for it.
 
     A cross-encoder with which dev's candidates are ranked no better than without teaches nobody.
-
-    Args:
-        part: trains a job under a name in the work folder, or returns what an earlier call made of it.
-        whole: makes a model, at full size, of a transformer's name, and returns its figures on dev too.
-        guard: decides whether the taught transformer is kept.
-        processes: the arguments of a training, for those of a distributed one.
-
-    Returns:
-        the name of the transformer to take.
     """
-    pairs = Pairs.from_judgments(train, threshold=positives_above(train, job, generous=True))
-    qrels = Qrels.from_judgments(dev, threshold=job.threshold)
-    found, read = work / FOUND, work / READ_OVER
-    with processes.main_process_first(local=False):
+    job, found, read = context.job, context.folder / FOUND, context.folder / READ_OVER
+    check_transformer(job.base)
+    pairs, _ = positives(context.train, job)
+    qrels = context.evaluator.qrels
+    with context.main_first():
         if not found.is_dir():
-            _find(whole(TRANSFORMER)[0], pairs, qrels, found, seed=job.settings.seed)
-    base = find_model(str(work / TRANSFORMER))
-    teacher = part(
-        TEACHER, Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
-    )
+            _find(load_model(str(context.model)), pairs, qrels, found, seed=job.settings.seed)
+    base = find_model(str(context.model))
+    of_teacher = Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
+    teacher = train(context.aside(TEACHER, of_teacher), CROSS_ENCODER)
+    trainings = [(TEACHER, teacher)]
     if not _better(teacher.after, teacher.base):
-        guard.say_left_out("the cross-encoder: with it dev's candidates are ranked no better than without")
-        return TRANSFORMER
-    with processes.main_process_first(local=False):
+        line = "the cross-encoder: with it dev's candidates are ranked no better than without"
+        return context.finish(lambda guard: guard.say_left_out(line), trainings)
+    with context.main_first():
         if not read.is_dir():
-            _read(work / TEACHER, pairs, found, read, job, guard.say)
-    part(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
-    with processes.main_process_first(local=False):
-        if not (work / VERDICT).is_file():
-            verdict = Guard()
-            before, after = (whole(name)[1] for name in (TRANSFORMER, STUDENT))
-            verdict.keep("what the cross-encoder taught", [after], before)
-            atomic.write_json(work / VERDICT, verdict.left_out)
-    left_out = json.loads((work / VERDICT).read_text(encoding="utf-8"))
-    for line in left_out:
-        guard.say_left_out(line)
-    return TRANSFORMER if left_out else STUDENT
+            _read(context.folder / TEACHER / MODEL, pairs, found, read, job, context.say)
+    of_student = context.aside(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
+    trainings.append((STUDENT, train(of_student, Trainee(transformer, distilled))))
+
+    def make(guard: Guard) -> Path | None:
+        figures = [
+            context.evaluator.of_vectors(context.evaluator.vectors(load_model(str(model))))
+            for model in (context.model, of_student.folder / MODEL)
+        ]
+        kept = guard.keep("what the cross-encoder taught", figures[1:], figures[0]) is not None
+        return of_student.folder / MODEL if kept else None
+
+    return context.finish(make, trainings)
+
+
+def check_transformer(base: ModelSource) -> None:
+    """Raise InputError where a base has no transformer to make a cross-encoder of, before anything is trained."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if isinstance(load_model(base)[0], StaticEmbedding):
+        raise InputError(f"model {base.name!r} is static; a cross-encoder needs a transformer")
+
+
+def _untrained_cross_encoder(judgments: Judgments, job: Job) -> SentenceTransformer:
+    from nestling.training.distill.cross_encoder import with_head
+
+    return with_head(untrained(job), seed=job.settings.seed)
+
+
+def _pairs_read_together(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+    from nestling.training.distill.cross_encoder import prepare
+
+    return prepare(judgments, job, model)
+
+
+def _reranking(qrels: Qrels, job: Job) -> RerankEvaluator:
+    from nestling.training.distill.cross_encoder import RerankEvaluator
+
+    candidates = Candidates.load(job.candidate_file("dev"))
+    settings = job.settings
+    return RerankEvaluator(qrels, candidates, scale=settings.finetune.scale, precision=settings.precision)
+
+
+CROSS_ENCODER = Trainee(_untrained_cross_encoder, _pairs_read_together, _reranking)
 
 
 def _better(after: dict[str, float], before: dict[str, float]) -> bool:
@@ -118,18 +136,20 @@ def _better(after: dict[str, float], before: dict[str, float]) -> bool:
 def _of_teacher(settings: TrainingSettings) -> TrainingSettings:
     limits = {name: min(OF_TEACHER[name], getattr(settings, name)) for name in ("batch_size", "learning_rate")}
     kept = settings.model_dump(include=KEPT)
-    return TrainingSettings(**{**kept, **OF_TEACHER, **limits, "hidden_dropout": 0.0})
+    scale = {"finetune": {"scale": settings.finetune.scale}}
+    return TrainingSettings.model_validate({**kept, **scale, **OF_TEACHER, **limits, "hidden_dropout": 0.0})
 
 
 def _of_student(settings: TrainingSettings) -> TrainingSettings:
-    kept = settings.model_dump(include={*KEPT, "cross_encoder", "positives_above"})
+    step = settings.finetune.model_copy(update={"crops": 0, "bm25": 0.0, "rotate_first": False})
     return TrainingSettings(
-        **kept,
+        **settings.model_dump(include=KEPT),
         epochs=1,
         batch_size=max(2, int(settings.batch_size * QUERIES_A_PAIR)),
         learning_rate=settings.learning_rate * STUDENT_RATE,
         hidden_dropout=0.0,
-        rotate_first=False,
+        finetune=step,
+        distill=settings.distill,
     )
 
 

@@ -7,26 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, WordEmbeddings
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
 from tokenizers import Tokenizer
 
-from fixtures.training import join
-from nestling.config.training import TrainingSettings
+from fixtures.training import join, keep_every_step, trained_with_notes
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model, save_model
 from nestling.models.torch_encoder import embed
-from nestling.retrieval.rotation import add_rotation
-from nestling.retrieval.trained_rotation import train_search_rotation
-from nestling.training.recipes.registry import texts
-from nestling.training.recipes.static import build_static
+from nestling.training.inputs.starts import texts
+from nestling.training.inputs.static import build_static
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
 from nestling.training.steps.concat_static import SHARES
-from nestling.training.steps.finish import mixed
-from nestling.training.trainer import fit
 
 JUDGMENTS = generate(300, seed=0)
 QUERIES, DOCUMENTS = texts(JUDGMENTS)
@@ -65,9 +59,7 @@ def split() -> Split:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every step whatever dev says: of a random transformer it says little."""
-    for module in ("guard", "finish"):
-        monkeypatch.setattr(f"nestling.training.steps.{module}.choose", lambda options, without: 0)
+    keep_every_step(monkeypatch)
 
 
 def part(model: SentenceTransformer, kind: type) -> object:
@@ -141,23 +133,14 @@ def test_what_does_not_fit_is_refused(table: SentenceTransformer, tiny_model: Se
         join(tiny_model, other, QUERIES, DOCUMENTS)
 
 
-def trained(split: Split, tiny_model_path: Path, folder: Path, report=None, **settings: object):
-    options = {"epochs": 2, "batch_size": 16, "precision": "fp32", "checkpoint_seconds": 0, **settings}
-    job = Job(find_model(str(tiny_model_path)), "mnrl", TrainingSettings.model_validate(options), 2.5)
-    notes: list[str] = []
-    result = fit(
-        split.train, split.dev, job, output=folder / "model", work=folder / "work", note=notes.append, report=report
-    )
-    return result, notes
-
-
 @pytest.mark.usefixtures("kept")
 def test_a_lexical_training_is_two_trainings_and_their_join(split: Split, tiny_model_path: Path, tmp_path: Path):
-    result, notes = trained(split, tiny_model_path, tmp_path, lexical=True)
+    result, notes = trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
     loaded = load_model(str(tmp_path / "model"))
     assert any(isinstance(module, WordEmbeddings) for module in loaded)
-    assert any(note.startswith("joined: dev recall@10") for note in notes)
-    plain = load_model(str(tmp_path / "work" / "transformer"))
+    assert any(note.startswith("concatenated: dev recall@10") for note in notes)
+    trained_with_notes(split, tiny_model_path, tmp_path / "plain")
+    plain = load_model(str(tmp_path / "plain" / "model"))
     assert result.after["dev_recall@10"] != pytest.approx(recall(plain, split), abs=1e-9), (
         "the figure is the joined model's"
     )
@@ -173,7 +156,7 @@ def test_a_joined_model_below_its_base_is_said_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setattr(TrainingResult, "regression", True)
-    trained(split, tiny_model_path, tmp_path, lexical=True)
+    trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any(line.startswith("model: dev recall@10") and line.endswith("REGRESSION") for line in warned)
 
@@ -181,8 +164,8 @@ def test_a_joined_model_below_its_base_is_said_in_the_log(
 @pytest.mark.usefixtures("kept")
 def test_dev_figures_of_the_table_are_not_told_as_the_variants(split: Split, tiny_model_path: Path, tmp_path: Path):
     told: list[float | None] = []
-    result, _ = trained(
-        split, tiny_model_path, tmp_path, lexical=True, report=lambda progress: told.append(progress.dev)
+    result, _ = trained_with_notes(
+        split, tiny_model_path, tmp_path, concat_static=True, report=lambda progress: told.append(progress.dev)
     )
     of_the_transformer = [dev for dev in told[: result.steps] if dev is not None]
     assert len(told) > result.steps
@@ -193,55 +176,18 @@ def test_dev_figures_of_the_table_are_not_told_as_the_variants(split: Split, tin
 def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole, _ = trained(split, tiny_model_path, tmp_path / "a", lexical=True)
+    whole, _ = trained_with_notes(split, tiny_model_path, tmp_path / "a", concat_static=True)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "nestling.training.steps.finish.assemble", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "nestling.training.steps.concat_static.side_by_side", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            trained(split, tiny_model_path, tmp_path / "b", lexical=True)
+            trained_with_notes(split, tiny_model_path, tmp_path / "b", concat_static=True)
     assert not (tmp_path / "b" / "model").exists()
-    again, notes = trained(split, tiny_model_path, tmp_path / "b", lexical=True)
-    assert "the transformer:" not in notes
+    again, notes = trained_with_notes(split, tiny_model_path, tmp_path / "b", concat_static=True)
+    assert "the table:" not in notes
+    assert not any(note.startswith("precision") for note in notes)
     assert again.after == whole.after
-
-
-@pytest.mark.usefixtures("kept")
-def test_a_rotated_training_has_the_same_figures_at_full_size_and_other_prefixes(
-    split: Split, tiny_model_path: Path, tmp_path: Path
-):
-    plain, _ = trained(split, tiny_model_path, tmp_path / "a")
-    turned, _ = trained(split, tiny_model_path, tmp_path / "b", rotate=True)
-    assert turned.after == pytest.approx(plain.after, abs=1e-6)
-    one, other = (load_model(str(tmp_path / side / "model")).encode(DOCUMENTS[:20]) for side in "ab")
-    np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-5)
-    kept = [float((vectors[:, :8] ** 2).sum()) for vectors in (one, other)]
-    assert kept[1] > kept[0]
-
-
-@pytest.mark.usefixtures("kept")
-def test_a_share_of_the_base_is_mixed_in(split: Split, tiny_model_path: Path, tmp_path: Path):
-    trained(split, tiny_model_path, tmp_path / "a")
-    trained(split, tiny_model_path, tmp_path / "b", base_share=0.25)
-    base, plain, mixed = (
-        load_model(str(path)).state_dict() for path in (tiny_model_path, tmp_path / "a/model", tmp_path / "b/model")
-    )
-    assert plain.keys() == mixed.keys()
-    for name, value in mixed.items():
-        np.testing.assert_allclose(value, 0.75 * plain[name] + 0.25 * base[name], atol=1e-6, err_msg=name)
-    assert any(not np.array_equal(plain[name], mixed[name]) for name in plain)
-
-
-def test_a_layer_that_the_training_began_with_is_mixed_as_the_rest_is(tiny_model_path: Path, tmp_path: Path):
-    layers = []
-    for name, sign in (("start", 1), ("model", -1)):
-        model = load_model(str(tiny_model_path))
-        layer = add_rotation(model, sign * np.eye(32, dtype=np.float32)[::-1].copy())
-        model.save_pretrained(str(tmp_path / name))
-        layers.append(layer.linear.weight.detach().numpy().copy())
-    found = [module for module in mixed(tmp_path / "model", tmp_path / "start", 0.75) if type(module) is Dense]
-    assert len(found) == 1
-    np.testing.assert_allclose(found[0].linear.weight.detach().numpy(), 0.75 * layers[0] + 0.25 * layers[1], atol=1e-6)
 
 
 def recall(model: SentenceTransformer, split: Split) -> float:
@@ -252,19 +198,3 @@ def recall(model: SentenceTransformer, split: Split) -> float:
     qrels = Qrels.from_judgments(split.dev, threshold=2.5)
     ranking, _ = top_k(embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document"), 10)
     return float(Measure.parse("recall@10").per_query(ranking, qrels).mean())
-
-
-@pytest.mark.usefixtures("kept")
-def test_the_prefixes_of_the_job_are_what_the_rotation_is_trained_for(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    asked = []
-
-    def noting(*rows: np.ndarray, **options: object) -> np.ndarray:
-        asked.append(options["dims"])
-        return train_search_rotation(*rows, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("nestling.training.steps.finish.train_search_rotation", noting)
-    trained(split, tiny_model_path, tmp_path / "a", rotate=True)
-    trained(split, tiny_model_path, tmp_path / "b", lexical=True)
-    assert asked == [(32, 16, 8, 4)] * 2

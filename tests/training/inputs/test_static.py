@@ -11,7 +11,7 @@ import pytest
 
 from nestling.errors import InputError
 from nestling.models.load import ModelSource, find_model
-from nestling.training.recipes.static import build_static, piece_weights
+from nestling.training.inputs.static import build_static, piece_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -183,7 +183,7 @@ def test_a_static_base_is_refused(static: SentenceTransformer, tmp_path: Path):
 def test_a_base_without_a_fast_tokenizer_is_refused(
     base: ModelSource, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from nestling.training.recipes import static as module
+    from nestling.training.inputs import static as module
 
     model = module.load_model(base)
     monkeypatch.setattr(type(model), "tokenizer", object())

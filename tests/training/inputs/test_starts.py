@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from fixtures.training import inputs_of, settings_of
+from nestling.config.recipes import RECIPES, find_recipe
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
@@ -20,10 +20,10 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.training.batches.tokens import tokenised
 from nestling.training.fast.unpadded import can_pack
+from nestling.training.inputs.contrastive import positive_pairs, positives_above
+from nestling.training.inputs.scored import scored_pairs
+from nestling.training.inputs.starts import STARTS
 from nestling.training.losses.encoding import EncodingLoss
-from nestling.training.recipes.contrastive import positive_pairs, positives_above
-from nestling.training.recipes.registry import RECIPES, find_recipe
-from nestling.training.recipes.scored import scored_pairs
 from nestling.training.spec import Job, Material
 from nestling.training.trainer_adapter import arguments_for, trainer_for
 
@@ -50,9 +50,9 @@ def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments):
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("recipe", ["mnrl", "graded"])
 def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path, recipe: str, fast: bool):
-    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(fast=fast, positives_above=3.0), threshold=2.5)
+    settings = settings_of(recipe, fast=fast, finetune={"positives_above": 3.0})
     with pytest.raises(InputError, match="no training pair is scored above 3"):
-        find_recipe(recipe).prepare(judgments, job, load_model(job.base))
+        inputs_of(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, threshold=2.5))
 
 
 def test_equal_scores_cannot_be_ranked(judgments: Judgments):
@@ -88,12 +88,12 @@ def texts_of(batch: dict[str, Any], column: str) -> set[tuple[int, ...]]:
 def test_every_recipe_reads_texts_after_the_prompts_as_the_library_does(
     judgments: Judgments, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
 ):
-    settings = TrainingSettings(fast=fast, positives_above=0.5)
+    settings = settings_of(recipe, fast=fast, finetune={"positives_above": 0.5, "negatives": 0})
     job = Job(find_model(str(tiny_model_path), prompts=PROMPTS), recipe, settings, 2.5, cache=tmp_path / "tokens")
-    model = find_recipe(recipe).build(judgments, job)
+    model = STARTS[job.settings.finetune.start](judgments, job)
     # A table of word pieces has none: they would say nothing of one text or another.
     assert prompts_of(model) == ({"query": "", "document": ""} if recipe == "static" else PROMPTS)
-    batch = batch_of(find_recipe(recipe).prepare(judgments, job, model), model, job, tmp_path)
+    batch = batch_of(inputs_of(judgments, job, model), model, job, tmp_path)
     answers = "positive" if "positive_input_ids" in batch else "document"
     for column, texts, prompt in (
         ("anchor", judgments.frame["query"], prompts_of(model)["query"]),
@@ -107,13 +107,10 @@ def test_an_adapter_is_trained_on_what_the_library_encodes_with_prompts(
     judgments: Judgments, tiny_model_path: Path, tmp_path: Path
 ):
     base = find_model(str(tiny_model_path), prompts=PROMPTS)
-    job = Job(base, "adapter", TrainingSettings(), 0.5, cache=tmp_path)
-    plain = Job(find_model(str(tiny_model_path)), "adapter", TrainingSettings(), 0.5, cache=tmp_path)
+    job = Job(base, "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
+    plain = Job(find_model(str(tiny_model_path)), "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
     # What is kept of the one is not taken for the other's.
-    loss, _ = (
-        find_recipe("adapter").prepare(judgments, j, find_recipe("adapter").build(judgments, j)).loss
-        for j in (job, plain)
-    )
+    loss, _ = (inputs_of(judgments, each).loss for each in (job, plain))
     library = SentenceTransformer(str(tiny_model_path), device="cpu", prompts=PROMPTS)
     frame = judgments.frame
     queries = frame["query"].unique(maintain_order=True).to_list()
@@ -144,7 +141,9 @@ def test_a_pooling_that_leaves_the_prompt_out_does_so_in_training(tiny_model_pat
     assert np.abs(included - model.encode_query(texts)).max() > 1e-3
 
 
-def test_prompts_make_another_job_also_where_the_base_stores_them(tiny_model_path: Path, tmp_path: Path):
+def test_prompts_make_another_job_also_where_the_base_stores_them(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def job(source: ModelSource) -> str:
         return Job(source, "mnrl", TrainingSettings(), 2.5).fingerprint()
 
@@ -153,21 +152,10 @@ def test_prompts_make_another_job_also_where_the_base_stores_them(tiny_model_pat
     model = load_model(given)
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     stored = find_model(str(tmp_path / "model"))
-    without = hashlib.blake2b(
-        json.dumps(
-            [
-                stored.fingerprint,
-                "mnrl",
-                2.5,
-                (),
-                None,
-                TrainingSettings().model_dump(mode="json", exclude={"checkpoint_seconds", "report_to", "preset"}),
-            ]
-        ).encode(),
-        digest_size=8,
-    ).hexdigest()
+    before = job(stored)
     # Models were trained without them once.
-    assert job(stored) != without
+    monkeypatch.setattr(ModelSource, "prompts", {})
+    assert before != job(stored)
 
 
 @pytest.mark.parametrize("matryoshka", [(), (32, 8)])
@@ -177,9 +165,9 @@ def test_every_recipe_gives_a_loss_that_can_be_computed(
 ):
     from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-    job = Job(find_model(str(tiny_model_path)), recipe, TrainingSettings(), 1.5, matryoshka)
-    model = find_recipe(recipe).build(judgments, job)
-    material = find_recipe(recipe).prepare(judgments, job, model)
+    job = Job(find_model(str(tiny_model_path)), recipe, settings_of(recipe), 1.5, matryoshka)
+    model = STARTS[job.settings.finetune.start](judgments, job)
+    material = inputs_of(judgments, job, model)
     collator = material.collator or SentenceTransformerDataCollator(model.preprocess)
     batch = collator([material.examples[row] for row in range(len(material.examples))])
     label = batch.pop("label", None)
@@ -193,8 +181,8 @@ def test_every_recipe_gives_a_loss_that_can_be_computed(
 
 def built(tiny: Path, recipe: str = "mnrl", **settings: object) -> SentenceTransformer:
     prefixes = settings.pop("matryoshka", (32, 8))
-    job = Job(find_model(str(tiny)), recipe, TrainingSettings(**settings), 2.5, prefixes)
-    return find_recipe(recipe).build(generate(300, seed=0), job)
+    job = Job(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5, prefixes)
+    return STARTS[job.settings.finetune.start](generate(300, seed=0), job)
 
 
 def test_prefixes_are_trained_on_a_base_that_is_rotated_first(tiny_model_path: Path):
@@ -211,8 +199,8 @@ def test_prefixes_are_trained_on_a_base_that_is_rotated_first(tiny_model_path: P
     [
         ("mnrl", {"matryoshka": ()}),
         ("mnrl", {"fast": False}),
-        ("mnrl", {"rotate_first": False}),
-        ("adapter", {"rotate_first": True}),
+        ("mnrl", {"finetune": {"rotate_first": False}}),
+        ("adapter", {"finetune": {"rotate_first": True}}),
     ],
 )
 def test_otherwise_the_base_is_not_rotated(tiny_model_path: Path, recipe: str, settings: dict[str, object]):
@@ -226,14 +214,17 @@ def test_otherwise_the_base_is_not_rotated(tiny_model_path: Path, recipe: str, s
 def test_generous_positives_begin_at_the_middle_of_the_scale(
     judgments: Judgments, tiny_model_path: Path, given: float | None, above: float
 ):
-    job = Job(find_model(str(tiny_model_path)), "static", TrainingSettings(positives_above=given), 2.5)
-    assert positives_above(judgments, job, generous=True) == pytest.approx(above)
-    assert positives_above(judgments, job) == (given or 2.5)
+    def threshold(recipe: str) -> float:
+        settings = settings_of(recipe, finetune={"positives_above": given})
+        return positives_above(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, 2.5))
+
+    assert threshold("static") == pytest.approx(above)
+    assert threshold("mnrl") == (given or 2.5)
 
 
 def test_a_static_start_is_the_same_every_time(tiny_model_path: Path):
     # Large enough for polars to split the work, after which distinct values come in any order.
     judgments = generate(6000, seed=0)
-    job = Job(find_model(str(tiny_model_path)), "static", TrainingSettings(), threshold=2.5)
-    one, other = (find_recipe("static").build(judgments, job)[0].embedding.weight for _ in range(2))
+    job = Job(find_model(str(tiny_model_path)), "static", settings_of("static"), threshold=2.5)
+    one, other = (STARTS["static"](judgments, job)[0].embedding.weight for _ in range(2))
     assert bool((one == other).all())

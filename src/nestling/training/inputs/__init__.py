@@ -1,0 +1,1 @@
+"""What a training begins with: the model to start from, the examples, the loss and the batches."""

@@ -1,0 +1,57 @@
+"""The rotation after a training: the same cosines at full size, better prefixes, for the sizes of the job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixtures.training import keep_every_step, trained_with_notes
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.toolshed import generate
+from nestling.models.load import load_model
+from nestling.retrieval.trained_rotation import train_search_rotation
+from nestling.training.inputs.starts import texts
+
+DOCUMENTS = texts(generate(300, seed=0))[1]
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_every_step(monkeypatch)
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_rotated_training_has_the_same_figures_at_full_size_and_other_prefixes(
+    split: Split, tiny_model_path: Path, tmp_path: Path
+):
+    plain, _ = trained_with_notes(split, tiny_model_path, tmp_path / "a")
+    turned, _ = trained_with_notes(split, tiny_model_path, tmp_path / "b", rotate=True)
+    assert turned.after == pytest.approx(plain.after, abs=1e-6)
+    one, other = (load_model(str(tmp_path / side / "model")).encode(DOCUMENTS[:20]) for side in "ab")
+    np.testing.assert_allclose(one @ one.T, other @ other.T, atol=1e-5)
+    kept = [float((vectors[:, :8] ** 2).sum()) for vectors in (one, other)]
+    assert kept[1] > kept[0]
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_prefixes_of_the_job_are_what_the_rotation_is_trained_for(
+    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def noting(*rows: np.ndarray, **options: object) -> np.ndarray:
+        asked.append(options["dims"])
+        return train_search_rotation(*rows, **options)  # type: ignore[arg-type]
+
+    for step in ("rotate", "concat_static"):
+        monkeypatch.setattr(f"nestling.training.steps.{step}.train_search_rotation", noting)
+    trained_with_notes(split, tiny_model_path, tmp_path / "a", rotate=True)
+    trained_with_notes(split, tiny_model_path, tmp_path / "b", concat_static=True)
+    assert asked == [(32, 16, 8, 4)] * 2
