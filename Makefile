@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # The study runs on what is on this machine; nothing here waits for a hub.
 OFFLINE := HF_HUB_OFFLINE=1
 PYTEST := $(BIN)/python -m pytest
+# Where it is set, every process compiles anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint types unit gpu bench format clean
 
