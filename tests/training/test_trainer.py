@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fixtures.training import KilledError, dying_at, inputs_of, settings_of, small_split, trained, weights
+from nestling.config.training import Distill, MergeBase, Rotate
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.models.load import find_model, load_model
@@ -18,6 +20,8 @@ from nestling.progress import TrainingProgress
 from nestling.training.fast.setup import settle
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
 from nestling.training.spec import Job
+from nestling.training.steps.context import Context, StepResult
+from nestling.training.trainer import RUNNERS
 
 QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_seconds": 0, "precision": "fp32"}
 SETTINGS = settings_of("mnrl", **QUICK)
@@ -217,3 +221,28 @@ def test_several_processes_train_in_autocast(split: Split, job: Job):
     material = inputs_of(split.train, job, model)
     assert settle(model, material.loss, Precision("bf16", ""), processes=2) == (True, "plain attention")
     assert settle(model, material.loss, Precision("fp32", ""), processes=2) == (False, "")
+
+
+def test_each_step_is_given_what_the_step_before_made(
+    split: Split, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    met: list[tuple[str, Path]] = []
+
+    def step(name: str, changes: bool):
+        def run(_: object, context: Context) -> StepResult:
+            met.append((name, context.model.relative_to(tmp_path / "work")))
+            if changes:
+                shutil.copytree(context.model, context.folder / "model")
+            return StepResult([name], seconds=1.0, peak_memory=len(met))
+
+        return run
+
+    stand_ins = {MergeBase: step("merge_base", False), Distill: step("distill", True), Rotate: step("rotate", True)}
+    monkeypatch.setattr("nestling.training.trainer.RUNNERS", {**RUNNERS, **stand_ins})
+    settings = settings_of("mnrl", **QUICK, merge_base=True, distill=True, rotate=True)
+    found = trained(split, Job(job.base, "mnrl", settings, 2.5), tmp_path)
+    finetuned, distilled = Path("finetune/model"), Path("distill/model")
+    assert met == [("merge_base", finetuned), ("distill", finetuned), ("rotate", distilled)]
+    assert found.left_out[-3:] == ["merge_base", "distill", "rotate"]
+    assert found.seconds > 3.0
+    assert not (tmp_path / "work" / "rotate").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fixtures.training import join, keep_every_step, trained_with_notes
+from fixtures.training import keep_every_step, trained_with_notes
 from nestling.config.recipes import RECIPES
 from nestling.config.training import Distill
 from nestling.errors import InputError
@@ -17,9 +18,8 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.cross_encoder import RerankEvaluator, logits
-from nestling.training.inputs.starts import texts
 from nestling.training.inputs.static import build_static
-from nestling.training.result import TrainingResult
+from nestling.training.result import TrainingResult, read_result
 from nestling.training.steps.distill import MINED, READ, RERANKED, _better
 from nestling.training.steps.guard import Figures, Guard
 
@@ -37,80 +37,96 @@ def trained(
     return trained_with_notes(split, tiny_model_path, folder, recipe, epochs=1, **settings)
 
 
+def be_helpful(patch: pytest.MonkeyPatch) -> None:
+    """Take teacher and student whatever they are worth: a random transformer teaches nothing. Leave their folders."""
+    patch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
+    patch.setattr("nestling.training.trainer.clear", lambda work: None)
+    patch.setattr("nestling.training.steps.distill.AT_ONCE", 500)
+    patch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
+    keep_every_step(patch)
+
+
 @pytest.fixture
 def helpful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take teacher and student whatever they are worth: a random transformer teaches nothing. Leave their folders."""
-    monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
-    monkeypatch.setattr("nestling.training.trainer.clear", lambda work: None)
-    keep_every_step(monkeypatch)
+    be_helpful(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    split: Split, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainingResult, list[str], Path]:
+    """A training whose student was kept: its result, what was said, and its folder with those of all steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        be_helpful(patch)
+        return (*trained(split, tiny_model_path, folder, distill={"weight": 1.0}), folder)
+
+
+@pytest.fixture
+def begun(whole: tuple[TrainingResult, list[str], Path], tmp_path: Path) -> Path:
+    """The same training, ended before what the cross-encoder taught was judged."""
+    shutil.copytree(whole[2] / "work", tmp_path / "work")
+    (tmp_path / "work" / "summary.json").unlink()
+    (tmp_path / "work" / "distill" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "work" / "distill" / "model")
+    return tmp_path
 
 
 def weights(folder: Path) -> np.ndarray:
     return np.concatenate([value.cpu().numpy().ravel() for value in load_model(str(folder)).state_dict().values()])
 
 
-@pytest.mark.usefixtures("helpful")
-@pytest.mark.parametrize("lexical", [False, True])
-def test_the_student_is_what_becomes_the_model(split: Split, tiny_model_path: Path, tmp_path: Path, lexical: bool):
-    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0}, concat_static=lexical)
-    parts = ["the cross-encoder:", "the student:", *(["the table:"] if lexical else [])]
-    assert [note for note in notes if note.startswith("the ") and note.endswith(":")] == parts
-    work = tmp_path / "work" / "distill"
+def test_the_student_is_what_becomes_the_model(whole: tuple[TrainingResult, list[str], Path]):
+    result, notes, folder = whole
+    assert [note for note in notes if note.startswith("the ") and note.endswith(":")] == [
+        "the cross-encoder:",
+        "the student:",
+    ]
+    work = folder / "work" / "distill"
     read = Candidates.load(work / "candidates-read" / "train.npz")
     assert read.logits is not None
     assert read.documents.shape[1] == READ
     assert Candidates.load(work / "candidates" / "train.npz").documents.shape[1] == MINED
     assert Candidates.load(work / "candidates" / "dev.npz").documents.shape[1] == RERANKED
-    first, student = tmp_path / "work" / "finetune" / "model", work / "student" / "model"
-    assert not np.array_equal(weights(first), weights(student))
-    if lexical:
-        table = load_model(str(tmp_path / "work" / "concat_static" / "table" / "model"))
-        expected = join(load_model(str(student)), table, *texts(split.train), dims=(32, 16, 8, 4))
-        some = split.dev.frame["query"].to_list()[:20]
-        found = load_model(str(tmp_path / "model")).encode(some)
-        np.testing.assert_allclose(found, expected.encode(some), atol=1e-5)
-    else:
-        np.testing.assert_array_equal(weights(tmp_path / "model"), weights(student))
-    alone, _ = trained(split, tiny_model_path, tmp_path / "b", concat_static=lexical)
-    assert not np.array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
-    assert result.steps == alone.steps
-    assert result.base == alone.base
+    first, student = folder / "work" / "finetune", work / "student" / "model"
+    assert not np.array_equal(weights(first / "model"), weights(student))
+    np.testing.assert_array_equal(weights(folder / "model"), weights(student))
+    alone = read_result(first)
+    assert (result.steps, result.base) == (alone.steps, alone.base)
+    assert result.seconds > alone.seconds
 
 
 def test_a_teacher_that_knows_no_more_is_left_out(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, tiny_model_path: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    perfect = {"dev_recall@10": 1.1, "dev_mrr@10": 1.1}
-    monkeypatch.setattr(RerankEvaluator, "of_base", lambda *_: perfect)
-    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0})
+    for name in ("student", "candidates-read"):
+        shutil.rmtree(begun / "work" / "distill" / name)
+    first, alone = weights(begun / "work" / "finetune" / "model"), read_result(begun / "work" / "finetune")
+    monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: False)
+    result, notes = trained(split, tiny_model_path, begun, distill={"weight": 1.0})
     assert any("ranked no better than without" in note for note in notes)
     assert "the student:" not in notes
     assert any("ranked no better than without" in line for line in result.left_out)
-    alone, _ = trained(split, tiny_model_path, tmp_path / "b")
-    np.testing.assert_array_equal(weights(tmp_path / "model"), weights(tmp_path / "b" / "model"))
+    np.testing.assert_array_equal(weights(begun / "model"), first)
     assert result.after == pytest.approx(alone.after)
 
 
-@pytest.mark.parametrize("lexical", [False, True])
 def test_what_was_taught_and_is_no_better_on_dev_is_left_out(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lexical: bool
+    split: Split, tiny_model_path: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ):
     keep, taught = Guard.keep, "what the cross-encoder taught"
 
     def refusing(self: Guard, step: str, options: list[Figures], without: Figures) -> int | None:
         return keep(self, step, [without - 1] if step == taught else options, without)
 
+    first = weights(begun / "work" / "finetune" / "model")
     monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
     monkeypatch.setattr(Guard, "keep", refusing)
-    result, notes = trained(split, tiny_model_path, tmp_path, distill={"weight": 1.0}, concat_static=lexical)
+    result, notes = trained(split, tiny_model_path, begun, distill={"weight": 1.0})
     lines = [line for line in result.left_out if line.startswith(f"{taught}: dev recall@10")]
     assert len(lines) == 1
     assert f"left out: {lines[0]}" in notes
-    monkeypatch.undo()
-    trained(split, tiny_model_path, tmp_path / "b", concat_static=lexical)
-    some = split.dev.frame["query"].to_list()[:20]
-    found, alone = (load_model(str(folder / "model")).encode(some) for folder in (tmp_path, tmp_path / "b"))
-    np.testing.assert_allclose(found, alone, atol=1e-6)
+    np.testing.assert_array_equal(weights(begun / "model"), first)
 
 
 def test_better_is_more_and_not_as_much():
@@ -121,11 +137,12 @@ def test_better_is_more_and_not_as_much():
 
 @pytest.mark.usefixtures("helpful")
 def test_an_interrupted_training_goes_on_where_it_was(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split,
+    tiny_model_path: Path,
+    whole: tuple[TrainingResult, list[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("nestling.training.steps.distill.AT_ONCE", 500)
-    monkeypatch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
-    whole, _ = trained(split, tiny_model_path, tmp_path / "a", distill={"weight": 1.0})
     reads = 0
 
     def stopping(*given: object, **options: object) -> np.ndarray:
@@ -150,8 +167,8 @@ def test_an_interrupted_training_goes_on_where_it_was(
         assert (tmp_path / "b" / "work" / "distill" / "candidates-read.blocks").is_dir() == (stand_in is stopping)
     again, notes = trained(split, tiny_model_path, tmp_path / "b", distill={"weight": 1.0})
     assert not {"the cross-encoder:", "the student:"} & set(notes)
-    assert again.after == whole.after
-    np.testing.assert_array_equal(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
+    assert again.after == whole[0].after
+    np.testing.assert_array_equal(weights(whole[2] / "model"), weights(tmp_path / "b" / "model"))
 
 
 def interrupted(*_: object, **__: object) -> None:
