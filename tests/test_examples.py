@@ -175,6 +175,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 @pytest.mark.parametrize("place", range(len(EXAMPLES)), ids=[example.place for example in EXAMPLES])
 def test_an_example_runs_after_those_before_it(place: int, shelf: Shelf, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shelf.folder)
+    # A rotation of 384 dims takes seconds whatever is rotated; here it shall only be made, not be good.
+    monkeypatch.setattr("nestling.retrieval.trained_rotation.STEPS", 10)
     shelf.upto(place)
 
 
