@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import PairScores
+from nestling.retrieval.exact_search import highest
 
 Ranking = NDArray[np.int64]
 Top = tuple[Ranking, NDArray[np.float32]]
@@ -208,9 +209,6 @@ def _best(columns: NDArray[np.int64], sums: NDArray[np.float64], k: int) -> Top:
         raise ValueError(f"k must be 1 or more, got {k}")
     # In single precision sums that differ by the order of their terms are equal again.
     scores = np.where(columns >= 0, sums, -np.inf).astype(np.float32)
-    missing = max(0, k - columns.shape[1])
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(columns, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    return np.pad(best[0], ((0, 0), (0, missing)), constant_values=-1), np.pad(
-        best[1], ((0, 0), (0, missing)), constant_values=-np.inf
-    )
+    padding = ((0, 0), (0, max(0, k - columns.shape[1])))
+    found, values = highest(columns, scores, k)
+    return np.pad(found, padding, constant_values=-1), np.pad(values, padding, constant_values=-np.inf)

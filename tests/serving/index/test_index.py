@@ -18,8 +18,8 @@ from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, ope
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import fit_codec
+from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.index.calibrate import exact_top
 from nestling.serving.index.files import MANIFEST, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.index.shortlist import Exact, Inverted, build_inverted
@@ -73,7 +73,7 @@ def test_an_inverted_file_of_bits_finds_what_scanning_does_where_vectors_share_a
     exact = Exact(codec, codec.encode(vectors))
     lists = build_inverted(vectors, codec, tmp_path / "i")
     inverted = Inverted(faiss.read_index(str(tmp_path / "i")), exact, lists)
-    best, _ = exact_top(asked, vectors, 10)
+    best, _ = top_k(asked, vectors, 10)
 
     def share(found: np.ndarray) -> float:
         return float(np.mean([np.isin(own, some).mean() for own, some in zip(best, found, strict=True)]))

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import Encoder
 from nestling.models.torch_encoder import embed
-from nestling.retrieval.code_search import rescore, top_k_codes
 from nestling.retrieval.codec import Codec
-from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def search(queries: Matrix, documents: Matrix, codec: Codec | None, *, oversampl
     if codec is None:
         return top_k(queries, documents, K)[0]
     codes = codec.encode(truncate(documents, codec.dim))
-    found = top_k_codes(truncate(queries, codec.dim), codes, codec, K * max(1, oversampling))[0]
+    found = top_k(truncate(queries, codec.dim), codes, K * max(1, oversampling), codec)[0]
     if not oversampling:
         return found
     # What rescoring reads lies in float16.

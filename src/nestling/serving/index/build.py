@@ -21,11 +21,9 @@ from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
 from nestling.models.encoder import TextEncoder, open_encoder, prepare
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
-from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
-from nestling.retrieval.vectors import truncate
 from nestling.serving.index import documents, files, shortlist
-from nestling.serving.index.calibrate import Calibrated, calibrate
 from nestling.serving.index.files import Manifest
 from nestling.serving.index.settings import IndexSettings
 from nestling.serving.index.study import study_fusion, study_queries
@@ -33,7 +31,6 @@ from nestling.serving.index.vectors import encode_chunks, write_vectors
 
 logger = logging.getLogger(__name__)
 
-ROWS = 65_536
 CALIBRATED_ON = 256
 WORK = ".work"
 TAKEN_OVER = (files.VECTORS, files.TABLE, files.CODEC)
@@ -239,7 +236,7 @@ class _Builder:
 
     def _shortlist(
         self, folder: Path, vectors: NDArray[np.float16], codec: Codec, texts: Sequence[str]
-    ) -> tuple[Codec, Calibrated, str]:
+    ) -> tuple[Codec, shortlist.Calibrated, str]:
         """Write what finds candidates: the first of an inverted file, codes and whole vectors that meets the target.
 
         Returns:
@@ -254,18 +251,18 @@ class _Builder:
             read = shortlist.library().read_index(str(folder / files.INVERTED))
             inverted = shortlist.Inverted(read, exact, lists)
             self.observer.stage("choose the shortlist's length")
-            chosen = calibrate(questions, vectors, exact, inverted, target=target, lists=lists)
+            chosen = shortlist.calibrate(questions, vectors, exact, inverted, target=target, lists=lists)
             if chosen.agreement >= target:
                 return codec, chosen, ""
             missed.append(f"an inverted file found {chosen.agreement:.1%}")
             (folder / files.INVERTED).unlink()
         self.observer.stage("choose the shortlist's length")
-        chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+        chosen = shortlist.calibrate(questions, vectors, exact, None, target=target, lists=0)
         if chosen.agreement < target:
             missed.append(f"{codec.dim} dims of {codec.precision}, all scanned, {chosen.agreement:.1%}")
             instead, codec = "whole vectors", Codec("float16", self.encoder.dim)
             exact = self._exact(folder, vectors, codec)
-            chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+            chosen = shortlist.calibrate(questions, vectors, exact, None, target=target, lists=0)
         if not missed:
             return codec, chosen, ""
         warning = (
@@ -298,24 +295,17 @@ class _Builder:
             # A catalogue that has grown may be past what is scanned whole.
             if (before.dim, before.precision) == (dim, precision):
                 return before
-        sample = vectors[:: -(-len(vectors) // FIT_ROWS)].astype(np.float32)
-        return fit_codec(precision, truncate(sample, dim))
+        return shortlist.fit(vectors, dim, precision)
 
     def _exact(self, folder: Path, vectors: NDArray[np.float16], codec: Codec) -> shortlist.Exact:
         """Write the codec and its codes, made of the vectors as they are stored, so that updates change none."""
         codec.save(folder / files.CODEC)
         (folder / files.SCALES).unlink(missing_ok=True)
-        parts = []
-        for start in range(0, len(vectors), ROWS):
-            block = truncate(vectors[start : start + ROWS].astype(np.float32), codec.dim)
-            parts.append(codec.encode(block))
-        data = np.concatenate([part.data for part in parts])
-        np.save(folder / files.CODES, data)
-        scales = None
-        if parts[0].scales is not None:
-            scales = np.concatenate([part.scales for part in parts if part.scales is not None])
-            np.save(folder / files.SCALES, scales)
-        return shortlist.Exact(codec, Codes(data, scales, codec.fingerprint))
+        codes = shortlist.encode(vectors, codec)
+        np.save(folder / files.CODES, codes.data)
+        if codes.scales is not None:
+            np.save(folder / files.SCALES, codes.scales)
+        return shortlist.Exact(codec, codes)
 
     def _questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return vectors of the queries to choose by, evenly spaced; without any, of a few words of documents."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from nestling.errors import InputError, unread
 from nestling.models.encoder import TextEncoder, open_encoder
 from nestling.retrieval.bm25 import Lexical, PairScores
-from nestling.retrieval.code_search import rescore
 from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.exact_search import rescore
 from nestling.retrieval.fusion import Fusion, Top
 from nestling.serving.index import files
 from nestling.serving.index.documents import Documents, Filters
