@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.manifests import read_json, shaped
+from nestling.config.names import Kind
 from nestling.environment import needed
 from nestling.errors import InputError, unread
 from nestling.models.tokens import Tokens
@@ -26,7 +27,7 @@ MANIFEST, TOKENIZER, CODEC = "nestling_runtime.json", "tokenizer.json", "nestlin
 VERSION = 1
 BATCH_SIZE = 64
 TABLE_BATCHES = 64
-KINDS = ("query", "document")
+KINDS = get_args(Kind)
 ADVICE = "export the model again"
 ONNX, OPENVINO, TABLE = "model.onnx", "openvino_model.xml", "table.safetensors"
 INPUTS = ("input_ids", "attention_mask")
@@ -35,8 +36,8 @@ LONG = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
-    """A model that `nestling export` wrote, ready to encode, also from several threads; `Encoder.open` makes one.
+class ExportedEncoder:
+    """A model that `nestling export` wrote, ready to encode, also from several threads; `open` makes one.
 
     Attributes:
         folder: where it was read from.
@@ -64,7 +65,7 @@ class Encoder:
     _forward: Padded | Table
 
     @classmethod
-    def open(cls, folder: Path | str, *, threads: int | None = None) -> Encoder:
+    def open(cls, folder: Path | str, *, threads: int | None = None) -> ExportedEncoder:
         """Read an exported folder; its files are held against their SHA-256.
 
         Args:
@@ -109,7 +110,7 @@ class Encoder:
         self,
         texts: Sequence[str],
         *,
-        kind: Literal["query", "document"] = "document",
+        kind: Kind = "document",
         batch_size: int = BATCH_SIZE,
     ) -> NDArray[np.float32]:
         """Encode texts, as `nestling.models.torch_encoder.embed` does with the model that was exported.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.evaluation.measures import Measure
-from nestling.models.exported_encoder import Encoder
+from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.exact_search import rescore, top_k
@@ -101,7 +101,12 @@ class Check:
 
 
 def check_export(
-    model: SentenceTransformer, encoder: Encoder, qrels: Qrels, *, texts: Literal["dev", "toolshed"], threads: int
+    model: SentenceTransformer,
+    encoder: ExportedEncoder,
+    qrels: Qrels,
+    *,
+    texts: Literal["dev", "toolshed"],
+    threads: int,
 ) -> Check:
     """Compare a model in torch with its export.
 

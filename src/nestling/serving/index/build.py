@@ -18,7 +18,7 @@ from nestling import atomic
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
-from nestling.models.encoder import TextEncoder, open_encoder, prepare
+from nestling.models.encoder import Encoder, open_encoder, prepare
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import Codec
@@ -57,7 +57,7 @@ class Indexed:
 
 
 def index(
-    encoder: TextEncoder | str | Path,
+    encoder: Encoder | str | Path,
     catalogue: Catalogue | str | Path,
     out: Path | str,
     *,
@@ -136,7 +136,7 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _earlier(out: Path, encoder: TextEncoder, settings: IndexSettings) -> Manifest | None:
+def _earlier(out: Path, encoder: Encoder, settings: IndexSettings) -> Manifest | None:
     if not (out / files.MANIFEST).exists():
         return None
     old = files.read_manifest(out)
@@ -158,7 +158,7 @@ class _Builder:
 
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: Encoder,
         catalogue: Catalogue,
         out: Path,
         model: str,

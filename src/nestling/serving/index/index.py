@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError, unread
-from nestling.models.encoder import TextEncoder, open_encoder
+from nestling.models.encoder import Encoder, open_encoder
 from nestling.retrieval.bm25 import Lexical, PairScores
 from nestling.retrieval.codec import Codec, Codes
 from nestling.retrieval.exact_search import rescore
@@ -68,7 +68,7 @@ class Index:
 
     path: Path
     manifest: Manifest
-    encoder: TextEncoder
+    encoder: Encoder
     documents: Documents
     shortlist: Shortlist
     vectors: NDArray[np.float16]
@@ -133,7 +133,7 @@ class Index:
             raise unread(folder, error, f"{folder} cannot be read ({error}); {files.AGAIN}") from None
 
     @classmethod
-    def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: TextEncoder) -> Index:
+    def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: Encoder) -> Index:
         codec = Codec.load(folder / files.CODEC)
         lists = manifest.lists
         if lists and not has_library():

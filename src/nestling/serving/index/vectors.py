@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.models.cached_encoder import read_entry, write_entry
-from nestling.models.encoder import TextEncoder
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 
 CHUNK = 4_096
@@ -29,7 +29,7 @@ class Chunk:
     path: Path
 
 
-def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
+def encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
     """Encode distinct texts chunk by chunk into files under `work`; what is there and whole is not encoded again."""
     chunks = []
     if texts:

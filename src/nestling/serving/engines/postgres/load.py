@@ -13,7 +13,7 @@ import numpy as np
 
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
-from nestling.models.encoder import TextEncoder
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres.connection import Connection
 from nestling.serving.engines.postgres.sql import Names, create_indexes
@@ -99,7 +99,7 @@ def load(
     connection: Connection,
     names: Names,
     meta: Meta,
-    encoder: TextEncoder,
+    encoder: Encoder,
     catalogue: Catalogue,
     *,
     batch: int,
@@ -152,7 +152,7 @@ def _row(values: Mapping[str, Any], fields: Sequence[str]) -> Row:
     return Row(values["document_id"], text, as_json(own), text_hash(text), replaced)
 
 
-def _upsert(connection: Connection, names: Names, meta: Meta, encoder: TextEncoder, rows: Sequence[Row]) -> int:
+def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, rows: Sequence[Row]) -> int:
     """Write a batch; return how many documents were encoded."""
     from psycopg.sql import SQL
 

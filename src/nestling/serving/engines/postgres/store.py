@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
-from nestling.models.encoder import TextEncoder
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres import load as postgres_load
 from nestling.serving.engines.postgres import schema as postgres_schema
@@ -98,7 +98,7 @@ class Store:
 
     def upsert(
         self,
-        encoder: TextEncoder,
+        encoder: Encoder,
         catalogue: Catalogue,
         *,
         model: str = "",
@@ -150,7 +150,7 @@ class Store:
 
     def search(
         self,
-        encoder: TextEncoder,
+        encoder: Encoder,
         queries: Sequence[str],
         k: int = 10,
         *,
@@ -230,7 +230,7 @@ class Store:
         ]
 
 
-def _shortlist(encoder: TextEncoder, asked: str | None) -> Shortlist:
+def _shortlist(encoder: Encoder, asked: str | None) -> Shortlist:
     if asked is None and encoder.codec is not None:
         kind = "bit" if encoder.codec.precision == "binary" else "halfvec"
         asked = f"{encoder.codec.dim}:{kind}"
