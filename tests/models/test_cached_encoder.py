@@ -156,7 +156,7 @@ def test_two_processes_at_once_encode_once(tmp_path: Path) -> None:
 DIE_WRITING = """
 def write(file, array, **settings):
     file.write(b"half of it")
-    file.file.flush()
+    file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 np.lib.format.write_array = write
 """

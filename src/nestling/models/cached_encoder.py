@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nestling.atomic import new_file
 from nestling.config.fingerprint import fingerprint
 from nestling.config.names import Kind
-from nestling.retrieval.codec import Codec
+from nestling.models.torch_encoder import TorchEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +27,6 @@ LAYOUT = 1
 CHECKSUM_BYTES = 4
 STALE_SECONDS = 24 * 3600
 READ_AT_ONCE = 1 << 22
-
-
-class Keyed(Protocol):
-    """An encoder that says what its embeddings depend on, as `TorchEncoder` does."""
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def codec(self) -> Codec | None: ...
-    @property
-    def reads(self) -> dict[str, Any]: ...
-    def encode(self, texts: Sequence[str], *, kind: Kind) -> NDArray[np.float32]: ...
 
 
 class CachedEncoder:
@@ -53,7 +39,7 @@ class CachedEncoder:
     any of its files, is safe.
     """
 
-    def __init__(self, encoder: Keyed, folder: Path | None) -> None:
+    def __init__(self, encoder: TorchEncoder, folder: Path | None) -> None:
         """Take the encoder, and the cache's folder, made if missing; None keeps embeddings in memory."""
         self.encoder, self.folder = encoder, folder
         self.dim, self.fingerprint, self.codec = encoder.dim, encoder.fingerprint, encoder.codec
@@ -92,7 +78,8 @@ class CachedEncoder:
                 try:
                     write_entry(entry, embeddings)
                     _sweep(entry)
-                    return _mapped(entry)
+                    mapped: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
+                    return mapped
                 except OSError as error:
                     logger.warning("embeddings are not cached in %s: %s", entry.parent, error.strerror or error)
         embeddings.flags.writeable = False
@@ -111,8 +98,9 @@ def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | 
     try:
         if not entry.exists():
             return None
-        if _checksum(entry) is None:
-            raise ValueError("its checksum does not fit")
+        with entry.open("rb") as file:
+            if _checksum(file, entry.stat().st_size - CHECKSUM_BYTES) != file.read(CHECKSUM_BYTES):
+                raise ValueError("its checksum does not fit")
         found: NDArray[Number] = np.load(entry, mmap_mode="r", allow_pickle=False)
         if found.ndim != 2 or len(found) != rows or found.dtype != kind:
             raise ValueError(f"it holds {found.shape} {found.dtype} for {rows} texts")
@@ -122,45 +110,21 @@ def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | 
         return None
 
 
-def _mapped(entry: Path) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
-    return found
-
-
-def _checksum(entry: Path) -> bytes | None:
-    """Return the checksum at the end of a file if it is that of what precedes it."""
-    left = entry.stat().st_size - CHECKSUM_BYTES
-    if left < 0:
-        return None
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """Return the checksum of the next `size` bytes of a file, read block by block."""
     value = 0
-    with entry.open("rb") as file:
-        while left:
-            block = file.read(min(left, READ_AT_ONCE))
-            if not block:
-                return None
-            value = zlib.crc32(block, value)
-            left -= len(block)
-        stored = file.read(CHECKSUM_BYTES)
-    return stored if stored == value.to_bytes(CHECKSUM_BYTES, "little") else None
-
-
-class _Summing:
-    """A file to write to that keeps the checksum of what went through."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.value = file, 0
-
-    def write(self, data: bytes) -> int:
-        self.value = zlib.crc32(data, self.value)
-        return self.file.write(data)
+    for start in range(0, size, READ_AT_ONCE):
+        value = zlib.crc32(file.read(min(size - start, READ_AT_ONCE)), value)
+    return value.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def write_entry(entry: Path, embeddings: NDArray[np.floating]) -> None:
     """Write an entry and its checksum, whole or not at all."""
-    with new_file(entry) as temporary, temporary.open("wb") as file:
-        summing = _Summing(file)
-        np.lib.format.write_array(summing, embeddings, allow_pickle=False)
-        file.write(summing.value.to_bytes(CHECKSUM_BYTES, "little"))
+    with new_file(entry) as temporary, temporary.open("w+b") as file:
+        np.lib.format.write_array(file, embeddings, allow_pickle=False)
+        size = file.tell()
+        file.seek(0)
+        file.write(_checksum(file, size))
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the top 10 by float32, bits return .770 at 0 steps, .802 at 3, .811 at 10 and .814 at 50 (MiniLM, 384 dims, 2,251
-# documents; on documents that were not fitted on, a tenth to a half of that gain).
 FIT_STEPS = 12
+"""More bring next to nothing."""
 
 # The 16 values that lose the least of a Gaussian, in 127ths of the outermost, 2.733 standard deviations
 # (Lloyd 1982, "Least squares quantization in PCM"; Max 1960, "Quantizing for minimum distortion").

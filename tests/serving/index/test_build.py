@@ -31,9 +31,8 @@ from nestling.serving.index import vectors as stored
 from nestling.serving.index.build import WORK, index
 from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.index.settings import IndexSettings
+from nestling.serving.index.settings import IndexSettings, fusion_for, study_fusion
 from nestling.serving.index.shortlist import Exact, calibrate
-from nestling.serving.index.study import fusion_for, study_fusion
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -302,7 +301,7 @@ def test_the_chosen_length_is_the_shortest_that_finds_the_share_asked_for():
         return float(np.mean([np.isin(own, some).mean() for own, some in zip(top, found, strict=True)]))
 
     for target in (0.5, 0.8, 0.95, 1.0):
-        chosen = calibrate(asked, vectors, exact, None, target=target, lists=0)
+        chosen = calibrate(asked, vectors, exact, None, target=target)
         assert chosen.agreement == pytest.approx(share(chosen.shortlist))
         assert chosen.agreement >= target
         shorter = [length for length in (50, 100, 200, 400, 800, 1600) if length < chosen.shortlist]

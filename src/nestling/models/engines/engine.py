@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.names import ENGINES
-from nestling.errors import InputError
+from nestling.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -194,7 +194,7 @@ def _made(name: str, reason: str, model: SentenceTransformer, sample: Sample | N
             view = _with_transformer(model, _transformer(name, model))
             fault = _disagreement(model, view)
     except (RuntimeError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
-        fault = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fault = first_line(error)
     if fault:
         raise InputError(f"engine {name} cannot run this model ({fault}); choose torch-fp32")
     if where.type == "cpu":

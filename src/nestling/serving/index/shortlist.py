@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +32,6 @@ LENGTHS = (50, 100, 200, 400, 800, 1_600, 2_400, 3_200, 4_800, 6_400, 9_600, 12_
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0)
 SAME = 1e-6
 """Scores that differ by less are equal but for the order of their terms."""
-
-
-class Shortlist(Protocol):
-    """What finds candidates."""
-
-    def candidates(
-        self, queries: NDArray[np.float32], m: int, allowed: Allowed, lists: int | None
-    ) -> NDArray[np.int64]:
-        """Return rows, (n_queries, m) int64, -1 where there are no more; in no order.
-
-        Args:
-            queries: (n_queries, full) float32.
-            lists: how many of an inverted file to look into; None for its own choice.
-        """
 
 
 def fit(vectors: NDArray[np.float16], dim: int, precision: str) -> Codec:
@@ -77,7 +63,12 @@ class Exact:
     def candidates(
         self, queries: NDArray[np.float32], m: int, allowed: Allowed = None, lists: int | None = None
     ) -> NDArray[np.int64]:
-        """See `Shortlist.candidates`; best first, equal scores to the lower row."""
+        """Return rows, (n_queries, m) int64, best first, equal scores to the lower row; -1 where there are no more.
+
+        Args:
+            queries: (n_queries, full) float32.
+            lists: of an inverted file alone.
+        """
         rows = None if allowed is None else np.flatnonzero(allowed)
         best, _ = top_k(truncate(queries, self.codec.dim), self.codes, m, self.codec, rows=rows)
         return np.pad(best, ((0, 0), (0, m - best.shape[1])), constant_values=-1)
@@ -88,9 +79,7 @@ class Inverted:
     """An inverted file of faiss: the library's own codes, in lists by nearest centre.
 
     int8 and int4 are its scalar quantizers; binary is RaBitQ (Gao and Long 2024, arXiv 2405.12497), on the axes that
-    the codec turned. Chosen by measuring on a million vectors of real titles with variations, one thread: 48 dims of
-    int8 are built in 15 s with 57 bytes a document and have .888 of the exact top 10 among 400 candidates in 0.5 ms;
-    usearch's graph (int8, connectivity 16) took 315 s and 197 bytes for .895 in 0.7 ms.
+    the codec rotated. A graph (usearch) found the same in twenty times the time and three times the bytes.
 
     Attributes:
         index: faiss's, read into memory.
@@ -105,7 +94,12 @@ class Inverted:
     def candidates(
         self, queries: NDArray[np.float32], m: int, allowed: Allowed = None, lists: int | None = None
     ) -> NDArray[np.int64]:
-        """See `Shortlist.candidates`."""
+        """Return rows, (n_queries, m) int64, -1 where there are no more.
+
+        Args:
+            queries: (n_queries, full) float32.
+            lists: how many to look into; by default as many as the index was made for.
+        """
         faiss = library()
         if allowed is not None and np.count_nonzero(allowed) <= FEW:
             return self.exact.candidates(queries, m, allowed)
@@ -123,14 +117,18 @@ class Inverted:
         return rows
 
 
-def build_inverted(vectors: Any, codec: Codec, path: Path, *, block: int = 100_000) -> int:
-    """Write an inverted file over the first `codec.dim` components of (n, full) vectors; return its number of lists.
+Shortlist = Exact | Inverted
+"""What finds candidates."""
+
+
+def build_inverted(vectors: Any, exact: Exact, path: Path) -> Inverted:
+    """Write an inverted file over the first components of (n, full) vectors, as many as the codes hold, and read it.
 
     Raises:
         InputError: faiss is missing.
     """
     faiss = library()
-    n, dim = len(vectors), codec.dim
+    codec, n, dim = exact.codec, len(vectors), exact.codec.dim
     lists = max(1, int(LISTS_A_ROOT[codec.precision] * n**0.5))
     coarse = faiss.IndexFlatIP(dim)
     if codec.precision == "binary":
@@ -150,10 +148,10 @@ def build_inverted(vectors: Any, codec: Codec, path: Path, *, block: int = 100_0
         return np.asarray((cut - codec.mean) @ codec.rotation, dtype=np.float32)
 
     index.train(rows(np.sort(np.random.default_rng(0).permutation(n)[: TRAINED_ON * lists])))
-    for start in range(0, n, block):
-        index.add(rows(slice(start, start + block)))
+    for start in range(0, n, BLOCK):
+        index.add(rows(slice(start, start + BLOCK)))
     faiss.write_index(index, str(path))
-    return lists
+    return Inverted(faiss.read_index(str(path)), exact, lists)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Calibrated:
 
 
 def calibrate(
-    queries: NDArray[np.float32], vectors: Any, exact: Exact, inverted: Inverted | None, *, target: float, lists: int
+    queries: NDArray[np.float32], vectors: Any, exact: Exact, inverted: Inverted | None, *, target: float
 ) -> Calibrated:
     """Choose the cheapest search that finds `target` of the exact top 10 of these queries.
 
@@ -175,7 +173,6 @@ def calibrate(
     Args:
         queries: (n, full) float32.
         vectors: (n_documents, full) float16 or float32.
-        lists: that the inverted file has.
     """
     whole = Codec("float16", vectors.shape[1])
     rows, best = top_k(queries, Codes(vectors, None, whole.fingerprint), TOP, whole)
@@ -193,10 +190,9 @@ def calibrate(
     shortlist = next((length for length in lengths if (places < length).sum() / rows.size >= wanted), lengths[-1])
     if inverted is None:
         return Calibrated(shortlist, 0, agreement(found[:, :shortlist]))
-    share = 0.0
-    looked = lists
+    share, looked = 0.0, inverted.lists
     for part in SHARES:
-        looked = max(1, round(lists * part))
+        looked = max(1, round(inverted.lists * part))
         share = agreement(inverted.candidates(queries, shortlist, None, looked))
         if share >= target:
             break

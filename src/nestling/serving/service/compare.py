@@ -18,7 +18,7 @@ from nestling.retrieval.codec import Codec, Codes
 from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Top
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.index import Index, Mode
+from nestling.serving.index.index import Hit, Index, Mode
 from nestling.serving.index.shortlist import encode, fit
 
 MOST_DOCUMENTS = 200_000
@@ -133,17 +133,7 @@ class Cells:
         """
         if not fused:
             return cell.top_k(vector, k)
-        index = self.index
-        if index.fusion is None or index.lexical is None:
-            raise InputError("this index adds no BM25; choose dense or lexical")
-        depth = max(index.fusion.depth, k)
-        return index.fusion.fuse(
-            cell.top_k(vector, depth),
-            index.lexical.top_k([query], depth),
-            k,
-            dense_scores=cell.pair_scores(vector),
-            lexical_scores=index.lexical.pair_scores([query]),
-        )
+        return self.index.fuse([query], k, lambda depth: cell.top_k(vector, depth), cell.pair_scores(vector))
 
 
 def recall(found: Sequence[str], wanted: frozenset[str]) -> float:
@@ -153,20 +143,17 @@ def recall(found: Sequence[str], wanted: frozenset[str]) -> float:
 
 def hits_of(index: Index, top: Top) -> list[dict[str, Any]]:
     """Return one query's results as they are sent."""
-    pairs = [(int(row), float(score)) for row, score in zip(top[0][0], top[1][0], strict=True) if row >= 0]
-    documents = [index.documents.get(row) for row, _ in pairs]
-    return [
-        {"rank": rank, "id": one["id"], "score": score, "text": one["text"], "fields": one["fields"]}
-        for rank, ((_, score), one) in enumerate(zip(pairs, documents, strict=True), start=1)
-    ]
+    return _sent(index.hits(top)[0])
 
 
 def as_served(index: Index, query: str, vector: NDArray[np.float32] | None, k: int, mode: Mode) -> list[dict[str, Any]]:
     """Search an index in its own way; `vector`, (1, full), is needed but for `lexical`."""
     if mode == "lexical" or vector is None:
-        [hits] = index.search([query], k, mode="lexical")
-    else:
-        [hits] = index.search_vectors(vector, k, queries=[query] if mode == "fused" else None)
+        return _sent(index.search([query], k, mode="lexical")[0])
+    return _sent(index.search_vectors(vector, k, queries=[query] if mode == "fused" else None)[0])
+
+
+def _sent(hits: list[Hit]) -> list[dict[str, Any]]:
     return [
         {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
         for hit in hits

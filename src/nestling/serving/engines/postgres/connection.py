@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nestling.errors import InputError
+from nestling.environment import needed
+from nestling.errors import InputError, first_line
 from nestling.progress import Observer
 
 if TYPE_CHECKING:
@@ -69,14 +70,12 @@ class Connection:
             except psycopg_().Error as error:
                 if not _passes(error):
                     raise _explained(error) from None
-                logger.warning("postgres: %s", _first(error))
+                logger.warning("postgres: %s", first_line(error))
                 self.close()
                 if wait is None:
-                    raise InputError(
-                        f"PostgreSQL went away and did not come back in {len(self.waits)} attempts ({_first(error)}); "
-                        + AGAIN
-                    ) from None
-                self.observer.note(f"PostgreSQL: {_first(error)}; trying again in {wait:g} s")
+                    gone = f"PostgreSQL went away and did not come back in {len(self.waits)} attempts"
+                    raise InputError(f"{gone} ({first_line(error)}); {AGAIN}") from None
+                self.observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
                 time.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -100,12 +99,7 @@ def psycopg_() -> Any:
     Raises:
         InputError: it, or the package pgvector, is not installed.
     """
-    try:
-        import pgvector.psycopg  # noqa: F401
-        import psycopg
-    except ImportError:
-        raise InputError("PostgreSQL needs packages that are missing: pip install 'nestling[postgres]'") from None
-    return psycopg
+    return needed("PostgreSQL", "psycopg", "pgvector.psycopg")
 
 
 def _passes(error: Exception) -> bool:
@@ -139,7 +133,7 @@ def _refused(error: Exception) -> str:
 def _explained(error: Exception) -> Exception:
     """Return what the user can mend as an InputError; anything else is a fault of the program and stays as it is."""
     errors = psycopg_().errors
-    text = _first(error)
+    text = first_line(error)
     if isinstance(error, errors.InsufficientPrivilege):
         return InputError(f"PostgreSQL: {text}; have its owner grant this user the right, or connect as another")
     if isinstance(error, errors.ReadOnlySqlTransaction):
@@ -151,10 +145,6 @@ def _explained(error: Exception) -> Exception:
     if isinstance(error, psycopg_().OperationalError):
         return InputError(f"PostgreSQL: {text}; mend that, {AGAIN}")
     return error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _last(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nestling.config.fingerprint import fingerprint
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
@@ -66,11 +66,6 @@ def as_json(fields: Mapping[str, Any]) -> str:
     """Return fields, or a filter's values, as JSON that PostgreSQL can store."""
     # Replaced before they become escapes, which would hide them.
     return json.dumps({storable(name): _storable(value) for name, value in fields.items()}, ensure_ascii=False)
-
-
-def text_hash(text: str) -> str:
-    """Return 32 hex digits (BLAKE2b) of a text that can be stored."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def check(catalogue: Catalogue) -> None:
@@ -149,7 +144,7 @@ def _row(values: Mapping[str, Any], fields: Sequence[str]) -> Row:
     text = storable(values["document"])
     own = {name: values[name] for name in fields}
     replaced = text != values["document"] or any(value != _storable(value) for value in own.values())
-    return Row(values["document_id"], text, as_json(own), text_hash(text), replaced)
+    return Row(values["document_id"], text, as_json(own), fingerprint(text.encode(), size=16), replaced)
 
 
 def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, rows: Sequence[Row]) -> int:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nestling.errors import InputError
+from nestling.errors import InputError, first_line
 
 EXTRA = "pip install 'nestling[postgres-server]'"
 ATTEMPTS = 3
@@ -44,19 +44,17 @@ def start(folder: Path) -> Any:
         raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _forget_dead(folder / HANDLES, processes.pid_exists)
-    error: Exception | None = None
+    why = ""
     for _ in range(ATTEMPTS):
         try:
             server = package.get_server(folder, start=False)
             server.start()
             return server
-        except subprocess.TimeoutExpired as late:
+        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+            why = first_line(error)
             # After a crash the server reads its log first, which may take longer than the package waits.
-            error = late
-        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as failed:
-            error = failed
-            break
-    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if not isinstance(error, subprocess.TimeoutExpired):
+                break
     raise InputError(f"the PostgreSQL in {folder} does not start ({why}); see {folder / 'log'}, or give --dsn")
 
 

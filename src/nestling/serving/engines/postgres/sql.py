@@ -11,8 +11,6 @@ from nestling.errors import InputError
 if TYPE_CHECKING:
     from psycopg.sql import Composed, Identifier
 
-Kind = Literal["halfvec", "bit"]
-
 FORMAT = 1
 SHORTLIST = "48:halfvec"
 LARGEST = {"halfvec": 4_000, "bit": 64_000}
@@ -34,7 +32,7 @@ class Shortlist:
     """What finds candidates: the first `dim` components, as half-precision floats or as their signs."""
 
     dim: int
-    kind: Kind
+    kind: Literal["halfvec", "bit"]
 
     @classmethod
     def parse(cls, text: str) -> Shortlist:
