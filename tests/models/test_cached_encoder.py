@@ -35,7 +35,7 @@ from nestling.config.names import Kind
 from nestling.models.cached_encoder import CachedEncoder
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
 class StandIn:
-    dim, fingerprint, codec, reads = 3, "m", None, {"model": "m"}
+    dim, fingerprint, codec, identity = 3, "m", None, {"model": "m"}
     def encode(self, texts, *, kind):
         with log.open("a") as file:
             file.write("encoded\\n")
@@ -51,7 +51,7 @@ class StandIn:
     dim, fingerprint, codec = 3, "m", None
 
     def __init__(self) -> None:
-        self.reads: dict[str, Any] = {"model": "m"}
+        self.identity: dict[str, Any] = {"model": "m"}
         self.encodings: list[list[str]] = []
 
     def encode(self, texts: Sequence[str], *, kind: str) -> np.ndarray:

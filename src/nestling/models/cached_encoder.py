@@ -62,7 +62,7 @@ class CachedEncoder:
 
     def key(self, texts: Sequence[str], kind: Kind) -> str:
         """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
-        settings = {"layout": LAYOUT, "kind": kind, "texts": texts_fingerprint(texts), **self.encoder.reads}
+        settings = {"layout": LAYOUT, "kind": kind, "texts": texts_fingerprint(texts), **self.encoder.identity}
         return fingerprint(settings, size=16)
 
     def _from_file(self, entry: Path, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ class TorchEncoder:
         return self._engine
 
     @property
-    def reads(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What embeddings depend on beside the texts and their kind, fit for JSON."""
         return {
             "model": self.fingerprint,

@@ -123,17 +123,9 @@ class Codec:
         Raises:
             InputError: the rows are of another size, hold NaN or infinite values, or are too long for float16.
         """
-        data: NDArray[np.generic] | None = None
-        scales = None if self.is_float else np.zeros(len(rows), dtype=np.float16)
-        for start, block in _blocks(rows, self.dim):
-            part, scale = self._encode(block, start)
-            if data is None:
-                data = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
-            data[start : start + len(block)] = part
-            if scales is not None:
-                scales[start : start + len(block)] = scale
-        assert data is not None
-        return Codes(data, scales, self.fingerprint)
+        parts = [self._encode(block, start) for start, block in _blocks(rows, self.dim)]
+        scales = None if self.is_float else np.concatenate([scale for _, scale in parts])
+        return Codes(np.concatenate([data for data, _ in parts]), scales, self.fingerprint)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         """Return the rows that the codes stand for, (n, dim) float32.
@@ -142,17 +134,16 @@ class Codec:
             InputError: the codes are of another codec.
         """
         self.check(codes)
-        rows = np.empty((len(codes), self.dim), dtype=np.float32)
-        for start in range(0, len(codes), ROWS_AT_ONCE):
+        if self.is_float:
+            return codes.data.astype(np.float32)
+        parts = []
+        for start in range(0, max(len(codes), 1), ROWS_AT_ONCE):
             some = codes[start : start + ROWS_AT_ONCE]
-            if some.scales is None:
-                rows[start : start + len(some)] = some.data
-                continue
             scaled: NDArray[np.floating] = np.multiply(self.integers(some), self.steps(some)[:, None], dtype=np.float64)
             if self.rotation is not None and self.mean is not None:
                 scaled = scaled @ self.rotation.T.astype(np.float64) + self.mean
-            rows[start : start + len(some)] = scaled
-        return rows
+            parts.append(scaled.astype(np.float32))
+        return np.concatenate(parts)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
         """Return what int8, int4 or binary codes hold, (n, dim) int8 in -127..127; to be multiplied by `steps`."""
@@ -177,16 +168,11 @@ class Codec:
         Raises:
             InputError: the queries are of another size, or hold NaN or infinite values.
         """
-        projected = np.empty((len(queries), self.dim), dtype=np.float32)
-        shift = np.zeros(len(queries), dtype=np.float32)
-        for start, block in _blocks(queries, self.dim):
-            stop = start + len(block)
-            if self.rotation is None or self.mean is None:
-                projected[start:stop] = block
-            else:
-                projected[start:stop] = block.astype(np.float64) @ self.rotation
-                shift[start:stop] = block.astype(np.float64) @ self.mean
-        return projected, shift
+        rows = np.concatenate([block for _, block in _blocks(queries, self.dim)])
+        if self.rotation is None or self.mean is None:
+            return rows, np.zeros(len(rows), dtype=np.float32)
+        exact = rows.astype(np.float64)
+        return (exact @ self.rotation).astype(np.float32), (exact @ self.mean).astype(np.float32)
 
     def prepare(self, queries: NDArray[np.floating]) -> Queries:
         """Bring queries to the form that is scored; for integer codes each is rounded to int8, by a scale of its own.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import Kind
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import embed
@@ -30,7 +31,7 @@ LEAST_AGREEMENT = 0.9
 TIMED_DOCUMENTS, TIMED_QUERIES, SHARES, ROUNDS = 256, 40, 4, 2
 
 Matrix = NDArray[np.float32]
-Encode = Callable[[Sequence[str], Literal["query", "document"]], Matrix]
+Encode = Callable[[Sequence[str], Kind], Matrix]
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ def check_export(
         texts: where they come from.
     """
 
-    def by_torch(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_torch(some: Sequence[str], kind: Kind) -> Matrix:
         return truncate(embed(model, some, kind=kind), encoder.dim)
 
-    def by_export(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_export(some: Sequence[str], kind: Kind) -> Matrix:
         return encoder.encode(some, kind=kind)
 
     rankings, sides = [], []
@@ -186,7 +187,7 @@ def speeds(sides: Sequence[Encode], queries: Sequence[str], documents: Sequence[
     return [Speed(len(some) / float(t), float(a), float(b)) for t, a, b in zip(taken, p50, p95, strict=True)]
 
 
-def seconds(encode: Encode, texts: Sequence[str], kind: Literal["query", "document"]) -> float:
+def seconds(encode: Encode, texts: Sequence[str], kind: Kind) -> float:
     """Return what one call takes."""
     start = time.perf_counter()
     encode(texts, kind)

