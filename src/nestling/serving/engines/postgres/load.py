@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import psycopg
+from psycopg.sql import SQL
 
 from nestling.config.fingerprint import fingerprint
 from nestling.errors import InputError
@@ -16,12 +18,8 @@ from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres.connection import Connection
+from nestling.serving.engines.postgres.schema import Meta
 from nestling.serving.engines.postgres.sql import Names, create_indexes
-
-if TYPE_CHECKING:
-    import psycopg
-
-    from nestling.serving.engines.postgres.schema import Meta
 
 IDS_AT_ONCE = 10_000
 LONGEST_ID = 2_000
@@ -108,8 +106,6 @@ def load(
     Raises:
         InputError: the server went away and did not come back.
     """
-    from psycopg.sql import SQL
-
     encoded = kept = replaced = removed = done = 0
     observer.stage("load", f"{len(catalogue):,} documents into {names}")
     try:
@@ -149,8 +145,6 @@ def _row(values: Mapping[str, Any], fields: Sequence[str]) -> Row:
 
 def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, rows: Sequence[Row]) -> int:
     """Write a batch; return how many documents were encoded."""
-    from psycopg.sql import SQL
-
     ask = SQL(
         "SELECT b.document_id, d.fields IS NOT DISTINCT FROM b.fields::jsonb "
         "FROM unnest(%s::text[], %s::text[], %s::text[]) AS b (document_id, text_hash, fields) "
@@ -192,8 +186,6 @@ def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, 
 
 def _remove(connection: Connection, names: Names, wanted: set[str]) -> int:
     """Delete documents that are not `wanted`, page by page; return how many."""
-    from psycopg.sql import SQL
-
     page = SQL(
         "SELECT document_id FROM {} WHERE (%s::text IS NULL OR document_id > %s::text) ORDER BY document_id LIMIT %s"
     ).format(names.of())
