@@ -87,14 +87,21 @@ def product(queries: NDArray[Any], documents: NDArray[Any], out: NDArray[np.floa
     return out[:n]
 
 
+def int8_instructions() -> list[str]:
+    """Return the names of the CPU's instructions for products of int8, as torch reports them."""
+    import torch
+
+    abilities = torch.cpu.get_capabilities()
+    return [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if abilities.get(name)]
+
+
 @cache
 def has_integer_product(dim: int) -> bool:
     """Whether torch multiplies int8 of this size by instructions of the CPU: 2 to 5 times as fast as float32."""
     import torch
 
     # Elsewhere torch falls back on plain loops, which are far slower. At one dim torch 2.13 returns memory as it was.
-    fast = {"amx_int8", "avx512_vnni", "avx_vnni"} & {name for name, has in torch.cpu.get_capabilities().items() if has}
-    if not fast or not torch.backends.mkldnn.is_available() or dim < 2:  # type: ignore[no-untyped-call]
+    if not int8_instructions() or not torch.backends.mkldnn.is_available() or dim < 2:  # type: ignore[no-untyped-call]
         return False
     # A product whose sums saturate at 16 bits shows it at large values.
     signs = np.random.default_rng(0).choice(np.array([-127, 127], dtype=np.int8), (MIN_ROWS + 64, dim))

@@ -56,7 +56,7 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision(name, "pretended"))
+    monkeypatch.setattr(engines, "choose_precision", lambda _: precision.Precision(name, "pretended"))
 
 
 @pytest.mark.parametrize("name", ["torch-bf16", "openvino-fp32"])

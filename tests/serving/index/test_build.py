@@ -400,7 +400,7 @@ def test_auto_converts_a_model_for_many_new_texts_and_for_a_service_alone(
 ):
     pytest.importorskip("openvino")
     monkeypatch.setattr(engine, "WORTH", 40)
-    monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
+    monkeypatch.setattr(engine, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     model, folder = str(tiny_model_path), tmp_path / "i"
 
