@@ -30,11 +30,11 @@ from typing import Literal
 
 import torch
 
-from nestling.config.names import DEFAULT_MODEL
+from nestling.config.names import DEFAULT_MODEL, Kind
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
-from nestling.models.exported_encoder import Encoder
+from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.load import find_model
 from nestling.models.torch_encoder import embed
 from nestling.serving.export import check as export_check
@@ -50,7 +50,9 @@ FORMS: tuple[tuple[Format, Precision], ...] = (
 QUICK = FORMS[::3]
 
 
-def encode_exported(encoder: Encoder, texts: Sequence[str], kind: Literal["query", "document"]) -> export_check.Matrix:
+def encode_exported(
+    encoder: ExportedEncoder, texts: Sequence[str], kind: Literal["query", "document"]
+) -> export_check.Matrix:
     """Encode with the runtime."""
     return encoder.encode(texts, kind=kind)
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, codec, _ = read_model(find_model(options.model))
     _, qrels = judged(options.split, None)
 
-    def encode_torch(texts: Sequence[str], kind: Literal["query", "document"]) -> export_check.Matrix:
+    def encode_torch(texts: Sequence[str], kind: Kind) -> export_check.Matrix:
         return embed(model, texts, kind=kind)
 
     sides: dict[str, export_check.Encode] = {"torch fp32": encode_torch}
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{name:<14} left out: {error}")
                 continue
             sizes[name] = done.size / 1e6
-            sides[name] = partial(encode_exported, Encoder.open(done.folder, threads=threads))
+            sides[name] = partial(encode_exported, ExportedEncoder.open(done.folder, threads=threads))
         speeds = export_check.speeds(list(sides.values()), qrels.queries, qrels.documents)
         rankings = {
             name: export_check.search(encode(qrels.queries, "query"), encode(qrels.documents, "document"), codec)

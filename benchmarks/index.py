@@ -27,9 +27,9 @@ from nestling.judgments.catalogue import Catalogue
 from nestling.judgments.sources import load_judgments
 from nestling.models.encoder import open_encoder
 from nestling.progress import Observer
+from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index.build import index
-from nestling.serving.index.calibrate import exact_top
 from nestling.serving.index.index import Index
 from nestling.serving.index.settings import IndexSettings
 
@@ -39,7 +39,7 @@ MEMORY = """
 import re, sys
 from nestling.serving.index.index import Index
 from nestling.models.encoder import open_encoder
-import nestling.retrieval.code_search
+import nestling.retrieval.exact_search
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 encoder = open_encoder(sys.argv[2])
@@ -116,7 +116,7 @@ def measured(
     opened = Index.open(path)
     asked = encoder.encode(queries, kind="query")
     whole = np.asarray(opened.vectors, dtype=np.float32)
-    _, best = exact_top(asked, whole, 10)
+    _, best = top_k(asked, whole, 10)
     _, found = opened.top_k(asked, 10)
     agreement = float((found >= best.min(axis=1, keepdims=True) - 1e-6).mean())
 

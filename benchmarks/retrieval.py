@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import semantic_search
 
-from nestling.retrieval.code_search import top_k_codes
 from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.exact_search import top_k
 
@@ -107,7 +106,7 @@ def main() -> None:
         codes = codec.encode(documents)
         print(f"{precision}: {codes.nbytes / 2**30:.3f} GiB, encoded in {perf_counter() - start:.1f} s")
         # Bound now, as the loop goes on.
-        ways[precision] = lambda codes=codes, codec=codec: top_k_codes(queries, codes, codec, K)  # type: ignore[misc]
+        ways[precision] = lambda codes=codes, codec=codec: top_k(queries, codes, K, codec)  # type: ignore[misc]
 
     bare_product(queries, documents[:CORPUS_BLOCK])
     seconds = dict.fromkeys(ways, 0.0)

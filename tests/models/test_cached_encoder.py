@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,49 +18,50 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.models import cached_encoder
-from nestling.models.cached_encoder import cached_embed, entry_key, texts_fingerprint
-from nestling.models.torch_encoder import embed
+from nestling.config.names import Kind
+from nestling.models.cached_encoder import CachedEncoder, texts_fingerprint
+from nestling.models.torch_encoder import TorchEncoder, embed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 TEXTS = ["red drill", "sink", "red drill", "a white light"]
-# What a process needs of a model and of `embed` to fill a cache without loading torch.
+# What a process needs to fill a cache without loading torch.
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
-from nestling.models import cached_encoder
+from nestling.config.names import Kind
+from nestling.models.cached_encoder import CachedEncoder
 folder, log = Path(sys.argv[1]), Path(sys.argv[2])
-model = SimpleNamespace(prompts={}, default_prompt_name=None, max_seq_length=64)
-def embed(model, texts, **settings):
-    with log.open("a") as file:
-        file.write("encoded\\n")
-    time.sleep(0.5)
-    return np.arange(3 * len(texts), dtype=np.float32).reshape(-1, 3)
-cached_encoder.embed = embed
+class StandIn:
+    dim, fingerprint, codec, identity = 3, "m", None, {"model": "m"}
+    def encode(self, texts, *, kind):
+        with log.open("a") as file:
+            file.write("encoded\\n")
+        time.sleep(0.5)
+        return np.arange(3 * len(texts), dtype=np.float32).reshape(-1, 3)
 """
-ASK = 'found = cached_encoder.cached_embed(model, "m", ["a", "b"], kind="query", folder=folder)\n'
+ASK = 'found = CachedEncoder(StandIn(), folder).encode(["a", "b"], kind="query")\n'
 
 
-@pytest.fixture
-def model() -> Any:
-    return SimpleNamespace(prompts={}, default_prompt_name=None, max_seq_length=64)
+class StandIn:
+    """Lists what it encodes. A row holds its text's length, its place and 1."""
 
+    dim, fingerprint, codec = 3, "m", None
 
-@pytest.fixture
-def encodings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Stand in for `embed`; list what was encoded. A row holds its text's length, its place and 1."""
-    calls: list[list[str]] = []
+    def __init__(self) -> None:
+        self.identity: dict[str, Any] = {"model": "m"}
+        self.encodings: list[list[str]] = []
 
-    def encode(model: object, texts: list[str], **_: object) -> np.ndarray:
-        calls.append(list(texts))
+    def encode(self, texts: Sequence[str], *, kind: str) -> np.ndarray:
+        self.encodings.append(list(texts))
         return np.array([[len(text), place, 1] for place, text in enumerate(texts)], dtype=np.float32)
 
-    monkeypatch.setattr(cached_encoder, "embed", encode)
-    return calls
+
+@pytest.fixture
+def model() -> StandIn:
+    return StandIn()
 
 
 def start(script: str, folder: Path, log: Path) -> subprocess.Popen[str]:
@@ -79,63 +80,59 @@ def leftovers(folder: Path) -> list[Path]:
 
 def test_rows_are_those_of_embed_and_cannot_be_written_to(tiny_model: SentenceTransformer, tmp_path: Path) -> None:
     for _ in range(2):
-        found = cached_embed(tiny_model, "m", TEXTS, kind="document", folder=tmp_path)
+        found = CachedEncoder(TorchEncoder(tiny_model, "m"), tmp_path).encode(TEXTS)
         np.testing.assert_array_equal(found, embed(tiny_model, TEXTS, kind="document"))
         assert isinstance(found, np.memmap)
         assert not found.flags.writeable
 
 
-def test_the_second_call_encodes_nothing(model: Any, encodings: list[list[str]], tmp_path: Path) -> None:
-    first, second = (cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path) for _ in range(2))
-    assert encodings == [TEXTS]
+def test_the_second_call_encodes_nothing(model: StandIn, tmp_path: Path) -> None:
+    first, second = (CachedEncoder(model, tmp_path).encode(TEXTS, kind="query") for _ in range(2))
+    assert model.encodings == [TEXTS]
     np.testing.assert_array_equal(first, second)
 
 
-def test_numpy_reads_an_entry_by_itself(model: Any, encodings: list[list[str]], tmp_path: Path) -> None:
-    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+def test_numpy_reads_an_entry_by_itself(model: StandIn, tmp_path: Path) -> None:
+    CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
     assert np.load(entries(tmp_path)[0]).tolist() == [[9, 0, 1], [4, 1, 1], [9, 2, 1], [13, 3, 1]]
 
 
-def other_prompts(model: Any) -> None:
-    model.prompts = {"query": "find: "}
-
-
-def shorter(model: Any) -> None:
-    model.max_seq_length = 32
-
-
-@pytest.mark.parametrize("change", [other_prompts, shorter])
-def test_a_model_that_reads_texts_otherwise_is_encoded_anew(
-    model: Any, encodings: list[list[str]], tmp_path: Path, change: Callable[[Any], None]
-) -> None:
-    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
-    change(model)
-    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
-    assert len(encodings) == 2
+def test_without_a_folder_embeddings_are_kept_in_memory(model: StandIn) -> None:
+    encoder = CachedEncoder(model, None)
+    first, second, _ = (encoder.encode(TEXTS, kind=kind) for kind in ("query", "query", "document"))
+    assert first is second
+    assert not first.flags.writeable
+    assert model.encodings == [TEXTS, TEXTS]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"source_fingerprint": "n"},
-        {"kind": "document"},
-        {"texts": TEXTS[::-1]},
-        {"engine": SimpleNamespace(key="torch-bf16")},
+        {"prompts": {"query": "find: "}},
+        {"max_seq_length": 32},
+        {"default_prompt_name": "query"},
+        {"fingerprint": "n"},
+        {"_engine": SimpleNamespace(key="torch-bf16")},
     ],
 )
-def test_another_model_kind_order_or_engine_is_encoded_anew(
-    model: Any, encodings: list[list[str]], tmp_path: Path, change: dict[str, Any]
+def test_what_a_model_reads_of_a_text_is_part_of_the_key(
+    tiny_model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    settings: dict[str, Any] = {"source_fingerprint": "m", "texts": TEXTS, "kind": "query"}
-    cached_embed(model, folder=tmp_path, **settings)
-    found = cached_embed(model, folder=tmp_path, **(settings | change))
-    assert len(encodings) == 2
-    assert found[:, 0].tolist() == [len(text) for text in encodings[1]]
+    encoder = TorchEncoder(tiny_model, "m")
+    before = CachedEncoder(encoder, None).key(TEXTS, "query")
+    assert CachedEncoder(TorchEncoder(tiny_model, "m"), None).key(TEXTS, "query") == before
+    for name, value in change.items():
+        monkeypatch.setattr(encoder if name in vars(encoder) else tiny_model, name, value)
+    assert CachedEncoder(encoder, None).key(TEXTS, "query") != before
 
 
-def test_the_engine_that_leaves_a_model_as_it_is_shares_entries_with_no_engine(model: Any) -> None:
-    plain = SimpleNamespace(key="torch-fp32")
-    assert entry_key(model, "m", TEXTS, kind="query") == entry_key(model, "m", TEXTS, kind="query", engine=plain)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("texts", "kind"), [(TEXTS, "document"), (TEXTS[::-1], "query")])
+def test_another_kind_or_order_is_encoded_anew(model: StandIn, tmp_path: Path, texts: list[str], kind: Kind) -> None:
+    encoder = CachedEncoder(model, tmp_path)
+    encoder.encode(TEXTS, kind="query")
+    found = encoder.encode(texts, kind=kind)
+    assert len(model.encodings) == 2
+    assert found[:, 0].tolist() == [len(text) for text in texts]
 
 
 @given(st.lists(st.text(max_size=5), max_size=5), st.lists(st.text(max_size=5), max_size=5))
@@ -159,7 +156,7 @@ def test_two_processes_at_once_encode_once(tmp_path: Path) -> None:
 DIE_WRITING = """
 def write(file, array, **settings):
     file.write(b"half of it")
-    file.file.flush()
+    file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 np.lib.format.write_array = write
 """
@@ -177,16 +174,14 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_for_whole(t
     assert not leftovers(folder)
 
 
-def test_temporary_files_of_other_entries_go_when_their_lock_is_free(
-    model: Any, encodings: list[list[str]], tmp_path: Path
-) -> None:
+def test_temporary_files_of_other_entries_go_when_their_lock_is_free(model: StandIn, tmp_path: Path) -> None:
     dead, alive, old = (tmp_path / f".{key}.1.part.npy" for key in ("dead", "alive", "old"))
     for path in (dead, alive, old):
         path.write_bytes(b"half")
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(old, (two_days_ago, two_days_ago))
     with FileLock(tmp_path / "alive.lock"), FileLock(tmp_path / "old.lock"):
-        cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+        CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
     assert leftovers(tmp_path) == [alive]
 
 
@@ -216,32 +211,29 @@ def lengthened(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncated, cut_to_the_header, emptied, filled_with_zeros, bit_flipped, lengthened])
 def test_a_damaged_entry_is_noted_and_made_again(
-    model: Any,
-    encodings: list[list[str]],
+    model: StandIn,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     damage: Callable[[bytes], bytes],
 ) -> None:
-    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
     entry = entries(tmp_path)[0]
     whole = entry.read_bytes()
     entry.write_bytes(damage(whole))
-    found = cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+    found = CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
     assert found[:, 0].tolist() == [9, 4, 9, 13]
-    assert len(encodings) == 2
+    assert len(model.encodings) == 2
     assert "encoding again" in caplog.text
     assert entry.read_bytes() == whole
 
 
-def test_an_entry_of_another_number_of_rows_is_made_again(
-    model: Any, encodings: list[list[str]], tmp_path: Path
-) -> None:
-    cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
-    cached_embed(model, "m", TEXTS[:2], kind="query", folder=tmp_path)
+def test_an_entry_of_another_number_of_rows_is_made_again(model: StandIn, tmp_path: Path) -> None:
+    CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
+    CachedEncoder(model, tmp_path).encode(TEXTS[:2], kind="query")
     long, short = sorted(entries(tmp_path), key=lambda path: -path.stat().st_size)
     long.write_bytes(short.read_bytes())
-    assert cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path).shape == (4, 3)
-    assert len(encodings) == 3
+    assert CachedEncoder(model, tmp_path).encode(TEXTS, kind="query").shape == (4, 3)
+    assert len(model.encodings) == 3
 
 
 @pytest.fixture
@@ -263,32 +255,30 @@ def forbid_writing(folder: Path) -> None:
         os.seteuid(65534)
 
 
-def test_a_read_only_folder_gives_what_it_has(
-    model: Any, encodings: list[list[str]], nobody_elses_folder: Path
-) -> None:
-    cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder)
+def test_a_read_only_folder_gives_what_it_has(model: StandIn, nobody_elses_folder: Path) -> None:
+    CachedEncoder(model, nobody_elses_folder).encode(TEXTS, kind="query")
     forbid_writing(nobody_elses_folder)
-    assert cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder)[:, 0].tolist() == [9, 4, 9, 13]
-    assert len(encodings) == 1
+    assert CachedEncoder(model, nobody_elses_folder).encode(TEXTS, kind="query")[:, 0].tolist() == [9, 4, 9, 13]
+    assert len(model.encodings) == 1
 
 
 def test_a_read_only_folder_is_warned_of_and_the_embeddings_returned(
-    model: Any, encodings: list[list[str]], nobody_elses_folder: Path, caplog: pytest.LogCaptureFixture
+    model: StandIn, nobody_elses_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     forbid_writing(nobody_elses_folder)
-    found = cached_embed(model, "m", TEXTS, kind="query", folder=nobody_elses_folder / "deeper")
+    found = CachedEncoder(model, nobody_elses_folder / "deeper").encode(TEXTS, kind="query")
     assert found[:, 0].tolist() == [9, 4, 9, 13]
     assert not found.flags.writeable
     assert "not cached" in caplog.text
 
 
 def test_a_disk_that_takes_no_more_is_warned_of_and_the_embeddings_returned(
-    model: Any, encodings: list[list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
     try:
-        found = cached_embed(model, "m", TEXTS, kind="query", folder=tmp_path)
+        found = CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert found[:, 0].tolist() == [9, 4, 9, 13]
@@ -298,5 +288,5 @@ def test_a_disk_that_takes_no_more_is_warned_of_and_the_embeddings_returned(
 
 
 def test_no_texts_give_no_rows_and_no_file(tiny_model: SentenceTransformer, tmp_path: Path) -> None:
-    assert cached_embed(tiny_model, "m", [], kind="query", folder=tmp_path).shape == (0, 32)
+    assert CachedEncoder(TorchEncoder(tiny_model, "m"), tmp_path).encode([]).shape == (0, 32)
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from fixtures.serving import closed
 from nestling.errors import InputError
-from nestling.models.exported_encoder import MANIFEST, Encoder, Table
+from nestling.models.exported_encoder import MANIFEST, ExportedEncoder, Table
 from nestling.models.tokens import Tokens
 from nestling.serving.export.export import export
 
@@ -40,11 +40,11 @@ def folder(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def encoder(folder: Path) -> Encoder:
-    return Encoder.open(folder, threads=1)
+def encoder(folder: Path) -> ExportedEncoder:
+    return ExportedEncoder.open(folder, threads=1)
 
 
-def test_vectors_are_those_of_sentence_transformers(encoder: Encoder, tiny_model: SentenceTransformer):
+def test_vectors_are_those_of_sentence_transformers(encoder: ExportedEncoder, tiny_model: SentenceTransformer):
     found = encoder.encode(TEXTS)
     assert found.dtype == np.float32
     assert found.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), 32)
@@ -54,13 +54,13 @@ def test_vectors_are_those_of_sentence_transformers(encoder: Encoder, tiny_model
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=ANY_TEXT)
 def test_any_text_has_the_tokens_that_sentence_transformers_gives_it(
-    text: str, encoder: Encoder, tiny_model: SentenceTransformer
+    text: str, encoder: ExportedEncoder, tiny_model: SentenceTransformer
 ):
     expected = tiny_model.preprocess([text])["input_ids"][0].tolist()
     assert encoder._tokens.ids([text]) == [expected]
 
 
-def test_a_lone_surrogate_is_read_as_a_question_mark(encoder: Encoder):
+def test_a_lone_surrogate_is_read_as_a_question_mark(encoder: ExportedEncoder):
     broken, plain = encoder.encode(["drill \ud800"]), encoder.encode(["drill ?"])
     np.testing.assert_array_equal(broken, plain)
 
@@ -68,14 +68,14 @@ def test_a_lone_surrogate_is_read_as_a_question_mark(encoder: Encoder):
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(others=st.lists(ANY_TEXT, max_size=8), size=st.integers(1, 5))
 def test_a_vector_depends_neither_on_the_texts_beside_it_nor_on_the_batch_size(
-    others: list[str], size: int, encoder: Encoder
+    others: list[str], size: int, encoder: ExportedEncoder
 ):
     alone = encoder.encode(["cordless drill"])[0]
     beside = encoder.encode([*others, "cordless drill"], batch_size=size)[-1]
     np.testing.assert_allclose(beside, alone, atol=1e-5)
 
 
-def test_several_threads_get_what_one_gets(encoder: Encoder):
+def test_several_threads_get_what_one_gets(encoder: ExportedEncoder):
     texts = [f"{word} {i}" for i in range(40) for word in ("drill", "white saw", "steel door with water heater")]
     expected = encoder.encode(texts, batch_size=8)
     with ThreadPoolExecutor(4) as pool:
@@ -84,11 +84,11 @@ def test_several_threads_get_what_one_gets(encoder: Encoder):
         np.testing.assert_allclose(each, expected, atol=1e-6)
 
 
-def test_no_texts_give_no_rows(encoder: Encoder):
+def test_no_texts_give_no_rows(encoder: ExportedEncoder):
     assert encoder.encode([]).shape == (0, 32)
 
 
-def test_one_string_in_place_of_a_list_is_refused(encoder: Encoder):
+def test_one_string_in_place_of_a_list_is_refused(encoder: ExportedEncoder):
     with pytest.raises(ValueError, match="list of texts"):
         encoder.encode("drill")
 
@@ -100,8 +100,8 @@ import sys
 for name in {blocked!r}:
     sys.modules[name] = None
 import json
-from nestling.models.exported_encoder import Encoder
-print(json.dumps(Encoder.open({str(folder)!r}).encode({TEXTS!r}).tolist()))
+from nestling.models.exported_encoder import ExportedEncoder
+print(json.dumps(ExportedEncoder.open({str(folder)!r}).encode({TEXTS!r}).tolist()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ print(json.dumps(Encoder.open({str(folder)!r}).encode({TEXTS!r}).tolist()))
 def test_a_missing_engine_is_named_with_the_line_that_installs_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"pip install 'nestling\[runtime\]'"):
-        Encoder.open(folder)
+        ExportedEncoder.open(folder)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
@@ -121,14 +121,14 @@ def test_a_damaged_file_is_refused(name: str, folder: Path, tmp_path: Path):
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: damaged"):
-        Encoder.open(copy)
+        ExportedEncoder.open(copy)
 
 
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path):
     copy = copied(folder, tmp_path)
     (copy / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
-        Encoder.open(copy)
+        ExportedEncoder.open(copy)
 
 
 @pytest.mark.parametrize(
@@ -155,19 +155,19 @@ def test_a_manifest_of_another_form_is_refused_by_file_and_key(change: dict, wha
     about = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**about, **change}))
     with pytest.raises(InputError, match=rf"{MANIFEST}.*{what}|{what}.*{MANIFEST}"):
-        Encoder.open(copy)
+        ExportedEncoder.open(copy)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "model.onnx", "tokenizer.json"])
 def test_a_file_that_may_not_be_read_is_not_called_missing(name: str, folder: Path, tmp_path: Path):
     copy = copied(folder, tmp_path)
     with closed(copy / name), pytest.raises(InputError, match=rf"cannot read .*{name}: permission denied"):
-        Encoder.open(copy)
+        ExportedEncoder.open(copy)
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="give a folder that export wrote"):
-        Encoder.open(tmp_path)
+        ExportedEncoder.open(tmp_path)
 
 
 def test_a_table_gives_the_mean_of_its_rows_and_zeros_for_no_piece(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,8 @@ from scipy.stats import norm
 
 from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
-from nestling.retrieval.codec import LEVELS, OUTERMOST, Codec, fit_codec
+from nestling.retrieval.codec import Codec, fit_codec
+from nestling.retrieval.quantization import LEVELS, OUTERMOST
 
 FITTED = ("int4", "binary")
 
@@ -114,7 +115,7 @@ def test_int4_adapts_its_width_to_rows_that_are_no_gaussians(monkeypatch: pytest
     rows = np.random.default_rng(0).uniform(-1, 1, (200, 64)).astype(np.float32)
     codec = Codec("int4", 64, np.zeros(64, np.float32), np.eye(64, dtype=np.float32))
     lost = ((codec.decode(codec.encode(rows)) - rows) ** 2).mean()
-    monkeypatch.setattr("nestling.retrieval.codec.WIDTHS", (1.0,))
+    monkeypatch.setattr("nestling.retrieval.quantization.WIDTHS", (1.0,))
     assert lost < 0.8 * ((codec.decode(codec.encode(rows)) - rows) ** 2).mean()
 
 

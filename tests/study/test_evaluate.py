@@ -125,7 +125,7 @@ def test_a_second_call_with_a_cache_encodes_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("nestling.models.cached_encoder.embed", refuse)
+    monkeypatch.setattr("nestling.models.torch_encoder.embed", refuse)
     again = nestling.evaluate(split, models, settings=SMALL, cache=tmp_path / "cache")
     assert again.results.equals(first.results)
 

@@ -53,8 +53,7 @@ def index(
     from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder
     from nestling.serving.index.build import index as write
-    from nestling.serving.index.settings import IndexSettings
-    from nestling.serving.index.study import fusion_for
+    from nestling.serving.index.settings import IndexSettings, fusion_for
 
     settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)
     fusion = fusion_for(model, bm25_weight) if bm25 else None

@@ -58,14 +58,12 @@ def postgres(
     from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder, prepare
     from nestling.serving.engines.postgres import server as postgres_server
-    from nestling.serving.engines.postgres.connection import psycopg_
     from nestling.serving.engines.postgres.store import Store
 
     if dsn is not None and data is not None:
         raise InputError("--data is the folder of a server that is started here, and --dsn names another; give one")
     if k < 1:
         raise InputError(f"-k must be 1 or more, not {k}")
-    psycopg_()
     watching = observer()
     read = load_catalogue(
         catalogue,

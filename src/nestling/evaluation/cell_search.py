@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from nestling.config.names import Rotation
 from nestling.evaluation.cells import Cell
 from nestling.retrieval.bm25 import PairScores
-from nestling.retrieval.code_search import rescore, top_k_codes
 from nestling.retrieval.codec import Codec, Codes, fit_codec
-from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.fusion import Top, inner_products
 from nestling.retrieval.rotation import fit_search_rotation, rotated
 from nestling.retrieval.trained_rotation import sampled, train_search_rotation
@@ -92,13 +91,12 @@ class CellSearch:
 
     Attributes:
         queries: (n_queries, dim) float32, as the cell cuts them.
-        codes: the documents' codes, or their float32 embeddings.
         full: embeddings at full size, for rescoring.
     """
 
     cell: Cell
     queries: Matrix
-    codes: Codes | Matrix
+    codes: Codes
     codec: Codec
     full: Vectors
 
@@ -106,29 +104,22 @@ class CellSearch:
     def make(cls, cell: Cell, vectors: Vectors, fitted: Fitted) -> CellSearch:
         """Cut and encode the embeddings of one side as `cell` says."""
         codec = fitted.codec(cell)
-        documents = fitted.cut(cell, vectors.documents)
-        codes = documents if cell.precision == "float32" else codec.encode(documents)
+        codes = codec.encode(fitted.cut(cell, vectors.documents))
         return cls(cell, fitted.cut(cell, vectors.queries), codes, codec, vectors)
 
     def top(self, k: int) -> Top:
         """Return the `k` best documents of each query and their scores; equal scores go to the lower document."""
-        wanted = k * max(1, self.cell.oversampling)
-        if isinstance(self.codes, Codes):
-            found = top_k_codes(self.queries, self.codes, self.codec, wanted)
-        else:
-            found = top_k(self.queries, self.codes, wanted)
         if not self.cell.oversampling:
-            return found
-        return rescore(self.full.queries, found[0], self._stored, k)
+            return top_k(self.queries, self.codes, k, self.codec)
+        found, _ = top_k(self.queries, self.codes, k * self.cell.oversampling, self.codec)
+        return rescore(self.full.queries, found, self._stored, k)
 
     @cached_property
     def pair_scores(self) -> PairScores:
         """Scores any pair of query and document as the cell does in the end."""
         if self.cell.oversampling:
             return inner_products(self.full.queries, self._stored)
-        if isinstance(self.codes, Codes):
-            return inner_products(self.queries, self.codec.decode(self.codes))
-        return inner_products(self.queries, self.codes)
+        return inner_products(self.queries, self.codec.decode(self.codes))
 
     @cached_property
     def _stored(self) -> Matrix:

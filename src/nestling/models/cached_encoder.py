@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nestling.atomic import new_file
+from nestling.config.fingerprint import fingerprint
 from nestling.config.names import Kind
-from nestling.models.torch_encoder import BATCH_SIZE, embed
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from nestling.models.engines.engine import Engine
+from nestling.models.torch_encoder import TorchEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -35,94 +29,68 @@ STALE_SECONDS = 24 * 3600
 READ_AT_ONCE = 1 << 22
 
 
-def cached_embed(
-    model: SentenceTransformer,
-    source_fingerprint: str,
-    texts: Sequence[str],
-    *,
-    kind: Kind,
-    folder: Path,
-    engine: Engine | None = None,
-    batch_size: int = BATCH_SIZE,
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float32]:
-    """Return what `embed` gives, encoding only where no earlier call, of this process or another, has done so.
+class CachedEncoder:
+    """An encoder that encodes only what no earlier call, of this process or another, has encoded.
 
     One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. It appears whole or
     not at all, and one that is damaged is told by its checksum and made again. Processes that want the same entry at
     once encode it once: the others wait for the first. Where the folder or the disk cannot take the entry, the
     embeddings are returned all the same, with a warning in the log. Nothing is ever evicted; to delete the folder, or
     any of its files, is safe.
-
-    Args:
-        model: as for `embed`; its weights must be those that the fingerprint stands for.
-        source_fingerprint: `ModelSource.fingerprint`.
-        texts: order counts: the same texts in another order are another entry.
-        kind: picks the prompt; prompts and the length at which texts are cut are part of the key.
-        folder: of the cache; made if missing.
-        engine: made of the model by `engine_for`; its `key` is part of the entry's.
-        batch_size, progress: as for `embed`; not part of the key. Progress is not told of what is read.
-
-    Returns:
-        (len(texts), dim) float32, not writeable, memory-mapped where it could be written.
     """
-    entry = folder / f"{entry_key(model, source_fingerprint, texts, kind=kind, engine=engine)}.npy"
 
-    def encode() -> NDArray[np.float32]:
-        return embed(model, texts, kind=kind, batch_size=batch_size, progress=progress, engine=engine)
+    def __init__(self, encoder: TorchEncoder, folder: Path | None) -> None:
+        """Take the encoder, and the cache's folder, made if missing; None keeps embeddings in memory."""
+        self.encoder, self.folder = encoder, folder
+        self.dim, self.fingerprint, self.codec = encoder.dim, encoder.fingerprint, encoder.codec
+        self._known: dict[str, NDArray[np.float32]] = {}
 
-    if not len(texts):
-        return encode()
-    found = read_entry(entry, len(texts), np.float32)
-    if found is not None:
-        return found
-    with _locked(entry) as writeable:
+    def encode(self, texts: Sequence[str], *, kind: Kind = "document") -> NDArray[np.float32]:
+        """See `Encoder.encode`; not writeable, memory-mapped where it could be written to the folder.
+
+        The same texts in another order are another entry.
+        """
+        if not len(texts):
+            return self.encoder.encode(texts, kind=kind)
+        key = self.key(texts, kind)
+        if self.folder is not None:
+            return self._from_file(self.folder / f"{key}.npy", texts, kind)
+        if key not in self._known:
+            self._known[key] = self.encoder.encode(texts, kind=kind)
+            self._known[key].flags.writeable = False
+        return self._known[key]
+
+    def key(self, texts: Sequence[str], kind: Kind) -> str:
+        """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
+        settings = {"layout": LAYOUT, "kind": kind, "texts": texts_fingerprint(texts), **self.encoder.identity}
+        return fingerprint(settings, size=16)
+
+    def _from_file(self, entry: Path, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
         found = read_entry(entry, len(texts), np.float32)
         if found is not None:
             return found
-        embeddings = encode()
-        if writeable:
-            try:
-                write_entry(entry, embeddings)
-                _sweep(entry)
-                return _mapped(entry)
-            except OSError as error:
-                logger.warning("embeddings are not cached in %s: %s", folder, error.strerror or error)
-    embeddings.flags.writeable = False
-    return embeddings
-
-
-def entry_key(
-    model: SentenceTransformer,
-    source_fingerprint: str,
-    texts: Sequence[str],
-    *,
-    kind: Kind,
-    engine: Engine | None = None,
-) -> str:
-    """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
-    settings = {
-        "layout": LAYOUT,
-        "model": source_fingerprint,
-        "kind": kind,
-        "engine": "torch-fp32" if engine is None else engine.key,
-        "prompts": model.prompts,
-        "default_prompt": model.default_prompt_name,
-        "max_seq_length": model.max_seq_length,
-        "texts": texts_fingerprint(texts),
-    }
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+        with _locked(entry) as writeable:
+            found = read_entry(entry, len(texts), np.float32)
+            if found is not None:
+                return found
+            embeddings = self.encoder.encode(texts, kind=kind)
+            if writeable:
+                try:
+                    write_entry(entry, embeddings)
+                    _sweep(entry)
+                    mapped: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
+                    return mapped
+                except OSError as error:
+                    logger.warning("embeddings are not cached in %s: %s", entry.parent, error.strerror or error)
+        embeddings.flags.writeable = False
+        return embeddings
 
 
 def texts_fingerprint(texts: Sequence[str]) -> str:
     """Return 32 hex digits of the texts in their order, each with its length, so that no two lists read alike."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        # A lone surrogate, as from a file in a wrong encoding, is no reason to fail here.
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
+    # A lone surrogate, as from a file in a wrong encoding, is no reason to fail here.
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    return fingerprint(b"".join(len(data).to_bytes(8, "little") + data for data in encoded), size=16)
 
 
 def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | None:
@@ -130,8 +98,9 @@ def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | 
     try:
         if not entry.exists():
             return None
-        if _checksum(entry) is None:
-            raise ValueError("its checksum does not fit")
+        with entry.open("rb") as file:
+            if _checksum(file, entry.stat().st_size - CHECKSUM_BYTES) != file.read(CHECKSUM_BYTES):
+                raise ValueError("its checksum does not fit")
         found: NDArray[Number] = np.load(entry, mmap_mode="r", allow_pickle=False)
         if found.ndim != 2 or len(found) != rows or found.dtype != kind:
             raise ValueError(f"it holds {found.shape} {found.dtype} for {rows} texts")
@@ -141,45 +110,21 @@ def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | 
         return None
 
 
-def _mapped(entry: Path) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
-    return found
-
-
-def _checksum(entry: Path) -> bytes | None:
-    """Return the checksum at the end of a file if it is that of what precedes it."""
-    left = entry.stat().st_size - CHECKSUM_BYTES
-    if left < 0:
-        return None
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """Return the checksum of the next `size` bytes of a file, read block by block."""
     value = 0
-    with entry.open("rb") as file:
-        while left:
-            block = file.read(min(left, READ_AT_ONCE))
-            if not block:
-                return None
-            value = zlib.crc32(block, value)
-            left -= len(block)
-        stored = file.read(CHECKSUM_BYTES)
-    return stored if stored == value.to_bytes(CHECKSUM_BYTES, "little") else None
-
-
-class _Summing:
-    """A file to write to that keeps the checksum of what went through."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.value = file, 0
-
-    def write(self, data: bytes) -> int:
-        self.value = zlib.crc32(data, self.value)
-        return self.file.write(data)
+    for start in range(0, size, READ_AT_ONCE):
+        value = zlib.crc32(file.read(min(size - start, READ_AT_ONCE)), value)
+    return value.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def write_entry(entry: Path, embeddings: NDArray[np.floating]) -> None:
     """Write an entry and its checksum, whole or not at all."""
-    with new_file(entry) as temporary, temporary.open("wb") as file:
-        summing = _Summing(file)
-        np.lib.format.write_array(summing, embeddings, allow_pickle=False)
-        file.write(summing.value.to_bytes(CHECKSUM_BYTES, "little"))
+    with new_file(entry) as temporary, temporary.open("w+b") as file:
+        np.lib.format.write_array(file, embeddings, allow_pickle=False)
+        size = file.tell()
+        file.seek(0)
+        file.write(_checksum(file, size))
 
 
 @contextmanager

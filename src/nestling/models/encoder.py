@@ -1,4 +1,4 @@
-"""From a model's name to what encodes with it: an exported folder by the light runtime, anything else by torch."""
+"""What encodes, and from a model's name to it: an exported folder by the light runtime, anything else by torch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.manifests import read_json, shaped
 from nestling.config.names import Kind
 from nestling.errors import InputError
+from nestling.models.exported_encoder import CODEC, MANIFEST, ExportedEncoder
+from nestling.models.load import find_model, load_model
+from nestling.models.torch_encoder import SAMPLED, TorchEncoder
 from nestling.retrieval.codec import Codec
 
 if TYPE_CHECKING:
-    from nestling.models.engines.engine import Engine, Sample
+    from sentence_transformers import SentenceTransformer
 
-RUNTIME = "nestling_runtime.json"
-SAMPLED = ("auto", "openvino-int8")
-"""Engines that depend on the texts to encode."""
+SHRUNK = "nestling_shrunk.json"
+AGAIN = "shrink the model again with nestling shrink"
 
 
-class TextEncoder(Protocol):
-    """What encodes.
+class Encoder(Protocol):
+    """What encodes: `TorchEncoder`, `ExportedEncoder` and `CachedEncoder`.
 
     Attributes:
         dim: size of the vectors.
@@ -42,45 +45,8 @@ class TextEncoder(Protocol):
         ...
 
 
-class TorchEncoder:
-    """A SentenceTransformer that encodes with an engine of torch or OpenVINO."""
-
-    def __init__(self, model: Any, fingerprint: str, codec: Codec | None, engine: str) -> None:
-        self.model, self.fingerprint, self.codec, self.wanted = model, fingerprint, codec, engine
-        with model.truncate_embeddings(None):
-            self.dim = int(model.get_embedding_dimension() or 0)
-        self._engine: Engine | None = None
-        if engine not in SAMPLED:
-            self.prepare(None)
-
-    @property
-    def engine(self) -> Engine:
-        """What encodes; settled by `prepare`, or when it is first asked for."""
-        return self._engine or self.prepare(None)
-
-    def prepare(self, sample: Sample | None) -> Engine:
-        """Settle the engine by a sample of the texts to encode; see `engine_for`."""
-        from nestling.models.engines.engine import engine_for
-
-        self._engine = engine_for(self.wanted, self.model, sample=sample)
-        return self._engine
-
-    def encode(
-        self, texts: Sequence[str], *, kind: Kind = "document", progress: Callable[[int, int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """See `TextEncoder.encode`."""
-        from nestling.models.torch_encoder import embed
-
-        return embed(self.model, texts, kind=kind, engine=self.engine, progress=progress)
-
-
-def is_exported(model: str | Path) -> bool:
-    """Whether this is a folder that `nestling export` wrote."""
-    return (Path(model).expanduser() / RUNTIME).is_file()
-
-
 def prepare(
-    encoder: TextEncoder, documents: Callable[[], Sequence[str]], *, queries: Sequence[str] = (), texts: int | None
+    encoder: Encoder, documents: Callable[[], Sequence[str]], *, queries: Sequence[str] = (), texts: int | None
 ) -> None:
     """Settle what encodes, where it depends on that, by some of the texts and about how many there will be.
 
@@ -94,7 +60,7 @@ def prepare(
         encoder.prepare(Sample(queries, documents(), texts))
 
 
-def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> TextEncoder:
+def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> Encoder:
     """Open what encodes with a model.
 
     Args:
@@ -106,10 +72,9 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
     Raises:
         InputError: the model cannot be had, or needs a package that is not installed.
     """
-    if is_exported(model):
-        from nestling.models.exported_encoder import Encoder
-
-        return Encoder.open(Path(model).expanduser(), threads=threads)
+    folder = Path(model).expanduser()
+    if (folder / MANIFEST).is_file():
+        return ExportedEncoder.open(folder, threads=threads)
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
@@ -117,13 +82,29 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
             f"{model} is no folder that nestling export wrote, and other models need torch: "
             "pip install 'nestling[study]', or export it where that is installed"
         ) from None
-    from nestling.models.load import find_model, load_model
-    from nestling.models.shrunk import SHRUNK, load_shrunk
-
     source = find_model(str(model))
-    codec = None
     if (source.folder / SHRUNK).is_file():
         loaded, codec, _ = load_shrunk(source.folder)
-    else:
-        loaded = load_model(source)
-    return TorchEncoder(loaded, source.fingerprint, codec, engine)
+        return TorchEncoder(loaded, source.fingerprint, codec, engine=engine)
+    return TorchEncoder(load_model(source), source.fingerprint, engine=engine)
+
+
+def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[str, Any]]:
+    """Return a model that `shrink` wrote, the codec for its documents, and what was chosen and why.
+
+    Example:
+        >>> model, codec, about = load_shrunk("small")  # doctest: +SKIP
+        >>> codes = codec.encode(model.encode(documents))  # doctest: +SKIP
+
+    Raises:
+        InputError: the folder was not written by `shrink`.
+    """
+    folder = Path(folder)
+    missing = f"{folder}: holds no {SHRUNK}; give a folder that nestling shrink wrote"
+    about: dict[str, Any] = read_json(folder / SHRUNK, dict[str, Any], advice=AGAIN, missing=missing)
+    for name in ("oversampling", "dim"):
+        shaped(about.get(name), int, str(folder / SHRUNK), AGAIN, name)
+    model = load_model(str(folder))
+    if about["oversampling"]:
+        model.truncate_dim = about["dim"]
+    return model, Codec.load(folder / CODEC), about

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.manifests import read_json, shaped
+from nestling.config.names import Kind
 from nestling.environment import needed
-from nestling.errors import InputError, unread
+from nestling.errors import InputError, first_line, unread
 from nestling.models.tokens import Tokens
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.vectors import truncate
@@ -26,7 +27,7 @@ MANIFEST, TOKENIZER, CODEC = "nestling_runtime.json", "tokenizer.json", "nestlin
 VERSION = 1
 BATCH_SIZE = 64
 TABLE_BATCHES = 64
-KINDS = ("query", "document")
+KINDS = get_args(Kind)
 ADVICE = "export the model again"
 ONNX, OPENVINO, TABLE = "model.onnx", "openvino_model.xml", "table.safetensors"
 INPUTS = ("input_ids", "attention_mask")
@@ -35,8 +36,8 @@ LONG = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
-    """A model that `nestling export` wrote, ready to encode, also from several threads; `Encoder.open` makes one.
+class ExportedEncoder:
+    """A model that `nestling export` wrote, ready to encode, also from several threads; `open` makes one.
 
     Attributes:
         folder: where it was read from.
@@ -64,7 +65,7 @@ class Encoder:
     _forward: Padded | Table
 
     @classmethod
-    def open(cls, folder: Path | str, *, threads: int | None = None) -> Encoder:
+    def open(cls, folder: Path | str, *, threads: int | None = None) -> ExportedEncoder:
         """Read an exported folder; its files are held against their SHA-256.
 
         Args:
@@ -109,14 +110,12 @@ class Encoder:
         self,
         texts: Sequence[str],
         *,
-        kind: Literal["query", "document"] = "document",
+        kind: Kind = "document",
         batch_size: int = BATCH_SIZE,
     ) -> NDArray[np.float32]:
         """Encode texts, as `nestling.models.torch_encoder.embed` does with the model that was exported.
 
-        Each distinct text is encoded once, in batches of like token count. A vector alone and in a
-        batch differ by at most 6e-8 a component in fp32 and int8 (ONNX) and 8e-4 in bf16, over 600 product titles and a
-        fine-tuned all-MiniLM-L6-v2.
+        Each distinct text is encoded once, in batches of like token count.
 
         Args:
             texts: queries or documents; not one string.
@@ -223,7 +222,7 @@ def onnx_forward(path: Path, *, threads: int | None) -> Padded:
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise InputError(f"{path}: onnxruntime cannot read it ({_first(error)}); export the model again") from None
+        raise InputError(f"{path}: onnxruntime cannot read it ({first_line(error)}); export the model again") from None
 
     def forward(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
@@ -253,20 +252,26 @@ def openvino_forward(path: Path, precision: str, *, threads: int | None) -> Padd
             settings["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
-        raise InputError(f"{path}: openvino cannot read it ({_first(error)}); export the model again") from None
+        raise InputError(f"{path}: openvino cannot read it ({first_line(error)}); export the model again") from None
+    infer = request_pool(compiled)
+    return lambda ids, mask: infer(dict(zip(INPUTS, (ids, mask), strict=True)))
+
+
+def request_pool(compiled: Any) -> Callable[[Mapping[str, NDArray[np.int64]]], NDArray[np.float32]]:
+    """Return what runs a compiled model of OpenVINO, from any thread: inputs by name -> its first output."""
     # A request holds its own buffers and serves one call at a time.
     free: deque[Any] = deque()
 
-    def forward(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def infer(inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         try:
             request = free.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        found = np.array(request.infer(dict(zip(INPUTS, (ids, mask), strict=True)), share_inputs=True)[0])
+        found = np.array(request.infer(inputs, share_inputs=True)[0])
         free.append(request)
         return found
 
-    return forward
+    return infer
 
 
 class Table:
@@ -290,7 +295,7 @@ class Table:
             arrays = load_file(path)
             return cls(arrays["rows"], arrays.get("scales"))
         except (OSError, SafetensorError, KeyError) as error:
-            raise unread(path, error, f"{path}: holds no table ({_first(error)}); export the model again") from None
+            raise unread(path, error, f"{path}: holds no table ({first_line(error)}); export the model again") from None
 
     def of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the rows of ids, (n, dim) float32."""
@@ -307,7 +312,3 @@ class Table:
                 seen, times = np.unique(np.asarray(each), return_counts=True)
                 means[row] = (times / len(each)).astype(np.float32) @ self.of(seen)
         return means
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

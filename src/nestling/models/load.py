@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nestling import atomic
+from nestling.config.fingerprint import fingerprint
 from nestling.config.names import DEFAULT_MODEL, Kind
 from nestling.errors import InputError, unread
 
@@ -73,20 +74,16 @@ class ModelSource:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with the weights, the tokenizer or all else that a result depends on."""
-        digest = hashlib.blake2b(digest_size=8)
         files = {
             PurePath(path.relative_to(folder)): path
             for folder in (self.beside or self.folder, self.folder)
             for path in folder.rglob("*")
             if path.suffix in (".safetensors", ".json", ".txt", ".model")
         }
-        for name in sorted(files):
-            digest.update(name.as_posix().encode())
-            with files[name].open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        parts = [name.as_posix().encode() + bytes.fromhex(fingerprint(files[name], size=64)) for name in sorted(files)]
         if self.prompts != self._stored:
-            digest.update(json.dumps(self.prompts, sort_keys=True).encode())
-        return digest.hexdigest()
+            parts.append(json.dumps(self.prompts, sort_keys=True).encode())
+        return fingerprint(b"".join(parts))
 
     @property
     def prompts(self) -> dict[Kind, str]:

@@ -8,12 +8,9 @@ import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from nestling.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 Setting = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -53,8 +50,8 @@ def choose_precision(setting: Setting) -> Precision:
 def keep_freed_memory() -> bool:
     """Keep the C library from handing memory back to the system after every step; return whether it was told so.
 
-    Batches of differing shapes otherwise spend a third of a training on a CPU in page faults (measured with 32 x 220
-    tokens). For the whole process, and only where its C library is glibc.
+    Batches of differing shapes otherwise spend much of a training on a CPU in page faults. For the whole process, and
+    only where its C library is glibc.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     try:
@@ -69,9 +66,8 @@ def keep_freed_memory() -> bool:
 def bound_kernel_cache() -> None:
     """Let oneDNN keep 64 compiled kernels in place of 1,024, unless the environment says otherwise.
 
-    A batch of another size needs kernels of its own, a step some tens of them. Kept, they took 10 MB a step in
-    trainings on titles, scattered so that freed memory could not be handed back. Read when the process first computes
-    with oneDNN, so it comes before that.
+    A batch of another size needs kernels of its own, which lie scattered so that freed memory cannot be handed back.
+    Read when the process first computes with oneDNN, so it comes before that.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 

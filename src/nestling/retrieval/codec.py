@@ -9,39 +9,25 @@ neighbor search").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.atomic import new_file
 from nestling.config.names import PRECISIONS
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
+from nestling.retrieval.quantization import NIBBLES, SIGNS, divide, itq_rotation, pack_bits, pack_levels
+from nestling.retrieval.vectors import ROWS_AT_ONCE, product
 
 FORMAT = "nestling codec 1"
-ROWS_AT_ONCE = 16384
 FIT_ROWS = 16384
-# Of the top 10 by float32, bits return .770 at 0 steps, .802 at 3, .811 at 10 and .814 at 50 (MiniLM, 384 dims, 2,251
-# documents; on documents that were not fitted on, a tenth to a half of that gain).
-FIT_STEPS = 12
+Matrix = NDArray[np.float32]
 LARGEST = float(np.finfo(np.float16).max)
-
-# The 16 values that lose the least of a Gaussian, in 127ths of the outermost, 2.733 standard deviations
-# (Lloyd 1982, "Least squares quantization in PCM"; Max 1960, "Quantizing for minimum distortion").
-HALF = np.array([6, 18, 31, 44, 58, 75, 96, 127])
-LEVELS = np.concatenate([-HALF[::-1], HALF]).astype(np.int8)
-OUTERMOST = 2.733
-# Rows are no exact Gaussians: of these widths each row takes the one that turns it the least.
-WIDTHS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
-FINE = 8
-NEAREST = np.abs(np.arange(-127 * FINE, 127 * FINE + 1)[:, None] / FINE - LEVELS).argmin(axis=1).astype(np.uint8)
-
-# What a byte holds, as integers: two of the levels, low half first; eight signs, high bit first as numpy packs them.
-BYTES = np.arange(256, dtype=np.uint8)
-NIBBLES = np.stack([LEVELS[BYTES & 15], LEVELS[BYTES >> 4]], axis=1)
-SIGNS = np.unpackbits(BYTES[:, None], axis=1).astype(np.int8) * 2 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +54,21 @@ class Codes:
     def nbytes(self) -> int:
         """Bytes of all rows, scales included."""
         return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Queries as `Codec.scores` takes them: a document scores `scale * score + shift`.
+
+    Attributes:
+        rows: (n, dim) float32; for int8, int4 and binary int8.
+        scale: (n,) float32, what a unit of the row is worth.
+        shift: (n,) float32, the inner product of the query with the codec's mean.
+    """
+
+    rows: NDArray[Any]
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +123,9 @@ class Codec:
         Raises:
             InputError: the rows are of another size, hold NaN or infinite values, or are too long for float16.
         """
-        data: NDArray[np.generic] | None = None
-        scales = None if self.is_float else np.zeros(len(rows), dtype=np.float16)
-        for start, block in _blocks(rows, self.dim):
-            part, scale = self._encode(block, start)
-            if data is None:
-                data = np.empty((len(rows), part.shape[1]), dtype=part.dtype)
-            data[start : start + len(block)] = part
-            if scales is not None:
-                scales[start : start + len(block)] = scale
-        assert data is not None
-        return Codes(data, scales, self.fingerprint)
+        parts = [self._encode(block, start) for start, block in _blocks(rows, self.dim)]
+        scales = None if self.is_float else np.concatenate([scale for _, scale in parts])
+        return Codes(np.concatenate([data for data, _ in parts]), scales, self.fingerprint)
 
     def decode(self, codes: Codes) -> NDArray[np.float32]:
         """Return the rows that the codes stand for, (n, dim) float32.
@@ -141,25 +134,24 @@ class Codec:
             InputError: the codes are of another codec.
         """
         self.check(codes)
-        rows = np.empty((len(codes), self.dim), dtype=np.float32)
-        for start in range(0, len(codes), ROWS_AT_ONCE):
+        if self.is_float:
+            return codes.data.astype(np.float32)
+        parts = []
+        for start in range(0, max(len(codes), 1), ROWS_AT_ONCE):
             some = codes[start : start + ROWS_AT_ONCE]
-            if some.scales is None:
-                rows[start : start + len(some)] = some.data
-                continue
             scaled: NDArray[np.floating] = np.multiply(self.integers(some), self.steps(some)[:, None], dtype=np.float64)
             if self.rotation is not None and self.mean is not None:
                 scaled = scaled @ self.rotation.T.astype(np.float64) + self.mean
-            rows[start : start + len(some)] = scaled
-        return rows
+            parts.append(scaled.astype(np.float32))
+        return np.concatenate(parts)
 
     def integers(self, codes: Codes) -> NDArray[np.int8]:
         """Return what int8, int4 or binary codes hold, (n, dim) int8 in -127..127; to be multiplied by `steps`."""
         if self.precision == "int8":
             return codes.data.astype(np.int8, copy=False)
         table = NIBBLES if self.precision == "int4" else SIGNS
-        unpacked: NDArray[np.int8] = table[codes.data].reshape(len(codes), table.shape[1] * codes.data.shape[1])
-        return unpacked[:, : self.dim]
+        unpacked: NDArray[np.int8] = table[codes.data].view(np.int8)[:, : self.dim]
+        return unpacked
 
     def steps(self, codes: Codes) -> NDArray[np.float32]:
         """Return what one unit of `integers` is worth in each row, (n,) float32."""
@@ -176,16 +168,54 @@ class Codec:
         Raises:
             InputError: the queries are of another size, or hold NaN or infinite values.
         """
-        projected = np.empty((len(queries), self.dim), dtype=np.float32)
-        shift = np.zeros(len(queries), dtype=np.float32)
-        for start, block in _blocks(queries, self.dim):
-            stop = start + len(block)
-            if self.rotation is None or self.mean is None:
-                projected[start:stop] = block
-            else:
-                projected[start:stop] = block.astype(np.float64) @ self.rotation
-                shift[start:stop] = block.astype(np.float64) @ self.mean
-        return projected, shift
+        rows = np.concatenate([block for _, block in _blocks(queries, self.dim)])
+        if self.rotation is None or self.mean is None:
+            return rows, np.zeros(len(rows), dtype=np.float32)
+        exact = rows.astype(np.float64)
+        return (exact @ self.rotation).astype(np.float32), (exact @ self.mean).astype(np.float32)
+
+    def prepare(self, queries: NDArray[np.floating]) -> Queries:
+        """Bring queries to the form that is scored; for integer codes each is rounded to int8, by a scale of its own.
+
+        Integers are multiplied exactly, so their order depends on neither blocks, threads nor machine, and float
+        queries would find the same but for a few in a thousand.
+
+        Raises:
+            InputError: as `project`.
+        """
+        projected, shift = self.project(queries)
+        if self.is_float:
+            return Queries(projected, np.ones(len(queries), dtype=np.float32), shift)
+        unit = np.abs(projected).max(axis=1).astype(np.float64) / 127
+        rounded = np.divide(projected, unit[:, None], out=np.zeros(projected.shape), where=unit[:, None] > 0)
+        return Queries(np.rint(rounded).astype(np.int8), unit.astype(np.float32), shift)
+
+    def scores(self, codes: Codes, width: int) -> Callable[[NDArray[Any], Matrix], Matrix]:
+        """Unpack a block of codes, and return what scores rows of `Queries` against it.
+
+        Args:
+            width: columns of the scores; those past the block are of no meaning.
+
+        Returns:
+            A function of rows and of a matrix to write to (see `product`), which gives (n_queries, width) float32.
+
+        Raises:
+            InputError: the codes are of another codec.
+        """
+        self.check(codes)
+        steps = None if self.is_float else self.steps(codes)
+        vectors: NDArray[Any] = codes.data.astype(np.float32, copy=False) if self.is_float else self.integers(codes)
+        if len(codes) < width:
+            vectors = np.pad(vectors, ((0, width - len(codes)), (0, 0)))
+            steps = None if steps is None else np.pad(steps, (0, width - len(codes)))
+
+        def scores(rows: NDArray[Any], out: Matrix) -> Matrix:
+            found = product(rows, vectors, out)
+            if steps is not None:
+                found *= steps
+            return found
+
+        return scores
 
     def check(self, codes: Codes) -> None:
         """Refuse codes of another codec.
@@ -201,9 +231,13 @@ class Codec:
 
     def save(self, path: Path) -> None:
         """Write the codec as one safetensors file, whole or not at all."""
-        from nestling.retrieval.codec_files import save_codec
+        from safetensors.numpy import save_file
 
-        save_codec(self, path)
+        arrays = {"mean": self.mean, "rotation": self.rotation}
+        tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+        about = {"format": FORMAT, "precision": self.precision, "dim": str(self.dim), "fingerprint": self.fingerprint}
+        with new_file(path) as temporary:
+            save_file(tensors, temporary, metadata=about)
 
     @classmethod
     def load(cls, path: Path) -> Codec:
@@ -212,9 +246,23 @@ class Codec:
         Raises:
             InputError: the file is missing, is no codec, or is damaged.
         """
-        from nestling.retrieval.codec_files import load_codec
+        from safetensors import SafetensorError, safe_open
 
-        return load_codec(path)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise unread(path, error, f"{path}: no such file; give the file that Codec.save wrote") from None
+        except (OSError, SafetensorError, ValueError) as error:
+            raise unread(path, error, f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
+        dim = about.get("dim", "")
+        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS or not dim.isdecimal():
+            raise InputError(f"{path}: holds no codec of the form {FORMAT!r}; give the file that Codec.save wrote")
+        codec = cls(about["precision"], int(dim), arrays.get("mean"), arrays.get("rotation"))
+        if codec.fingerprint != about.get("fingerprint"):
+            raise InputError(f"{path}: the codec's content does not fit its fingerprint; fit and save it again")
+        return codec
 
     def _encode(self, block: NDArray[np.float32], start: int) -> tuple[NDArray[np.generic], NDArray[np.float16]]:
         none = np.zeros(len(block), dtype=np.float16)
@@ -228,17 +276,17 @@ class Codec:
             scales = largest.astype(np.float16)
             # A scale rounded down would clip; the integers then follow the scale that is stored, not the exact one.
             scales = np.where(scales < largest, np.nextafter(scales, np.float16(np.inf)), scales)
-            return np.rint(_divide(block * np.float32(127), scales.astype(np.float32))).astype(np.int8), scales
+            return np.rint(divide(block * np.float32(127), scales.astype(np.float32))).astype(np.int8), scales
         if self.rotation is None or self.mean is None:
             raise ValueError(f"a codec of precision {self.precision} needs a mean and a rotation; use fit_codec")
         # In float64, so that the last bit, which depends on the rows beside it in a product, moves no code.
         turned = ((block.astype(np.float64) - self.mean) @ self.rotation).astype(np.float32)
         largest = np.abs(turned).max(axis=1)
-        unit = _divide(turned, largest)
-        data, overlap = _pack_bits(unit) if self.precision == "binary" else _pack_levels(unit)
+        unit = divide(turned, largest)
+        data, overlap = pack_bits(unit) if self.precision == "binary" else pack_levels(unit)
         # With this scale a row's product with itself is exact, so that of one with queries near it is unbiased
         # (Gao and Long 2024, "RaBitQ").
-        exact = _divide((unit * unit).sum(axis=1) * largest, overlap)
+        exact = divide((unit * unit).sum(axis=1) * largest, overlap)
         _refuse_long(exact, start)
         return data, exact.astype(np.float16)
 
@@ -251,10 +299,6 @@ def fit_codec(precision: str, documents: NDArray[np.floating]) -> Codec:
     quantization (Gong and Lazebnik 2011, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes"),
     from a fixed random start, on at most 16,384 documents, evenly spaced. Where a model's dims differ in strength, as
     after PCA, that is what keeps int4 and binary usable.
-
-    Share of float32's recall@10 that is kept on dev of Home Depot titles, three fine-tuned MiniLMs, at 384 and at 48
-    dims: int8 99.9 to 100 % and 99.4 to 100 %; int4 100 % and 98.6 to 100 %; binary 98.7 to 98.9 % and 78 to 88 %,
-    with 4 times as many candidates rescored 100 % and 95 to 99 %.
 
     Args:
         precision: one of `PRECISIONS`.
@@ -275,48 +319,7 @@ def fit_codec(precision: str, documents: NDArray[np.floating]) -> Codec:
         return Codec(precision, dim)
     sample = documents[:: -(-len(documents) // FIT_ROWS)].astype(np.float32)
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return Codec(precision, dim, mean, _fit_turn(sample - mean))
-
-
-def _fit_turn(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    start, upper = np.linalg.qr(np.random.default_rng(0).standard_normal((rows.shape[1], rows.shape[1])))
-    turn = (start * np.where(np.diag(upper) < 0, -1, 1)).astype(np.float32)
-    for _ in range(FIT_STEPS):
-        corners = np.where(rows @ turn > 0, np.float32(1), np.float32(-1))
-        left, _, right = np.linalg.svd((rows.T @ corners).astype(np.float64))
-        turn = (left @ right).astype(np.float32)
-    return turn
-
-
-def _pack_bits(unit: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the signs, packed, and the inner product of each row with its signs."""
-    overlap: NDArray[np.float32] = np.abs(unit).sum(axis=1)
-    return np.packbits(unit > 0, axis=1), overlap
-
-
-def _pack_levels(unit: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return each row's nearest levels, two a byte, and its inner product with them (in units of 1, not 127)."""
-    spread = np.sqrt((unit * unit).mean(axis=1)) * OUTERMOST
-    best = np.full(len(unit), -np.inf, dtype=np.float32)
-    overlap = np.zeros(len(unit), dtype=np.float32)
-    level: NDArray[np.uint8] = np.zeros(unit.shape, dtype=np.uint8)
-    for width in WIDTHS:
-        fine = np.rint(_divide(unit, spread * np.float32(width)).clip(-1, 1) * (127 * FINE)).astype(np.int16)
-        tried = NEAREST[fine + 127 * FINE]
-        values = LEVELS[tried].astype(np.float32) / np.float32(127)
-        product = np.einsum("nd,nd->n", unit, values)
-        cosine = product / np.sqrt(np.einsum("nd,nd->n", values, values))
-        better = cosine > best
-        best[better], overlap[better], level[better] = cosine[better], product[better], tried[better]
-    low, high = level[:, ::2], level[:, 1::2] << np.uint8(4)
-    high = np.pad(high, ((0, 0), (0, low.shape[1] - high.shape[1])))
-    return low | high, overlap
-
-
-def _divide(values: NDArray[np.float32], by: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Divide each row (or value) by its number; 0 where that is 0."""
-    divisors = by if values.ndim == 1 else by[:, None]
-    return np.divide(values, divisors, out=np.zeros_like(values), where=divisors > 0)
+    return Codec(precision, dim, mean, itq_rotation(sample - mean))
 
 
 def _blocks(rows: NDArray[np.floating], dim: int) -> Iterator[tuple[int, NDArray[np.float32]]]:

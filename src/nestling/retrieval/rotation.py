@@ -54,9 +54,7 @@ def fit_rotation(documents: NDArray[np.float32]) -> NDArray[np.float32]:
 def fit_search_rotation(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the rotation for search: the axes along which queries differ, completed by those of documents.
 
-    What a query tells documents apart by lies where queries are. On dev of 20,000 Home Depot titles, a fine-tuned
-    MiniLM, recall@10 at 192, 96 and 48 dims: .734 .674 .555 by the documents' axes, .734 .681 .576 by the queries';
-    joined with a table (lexical.py) .753 .697 .579 and .757 .706 .602.
+    What a query tells documents apart by lies where queries are, so small prefixes find more by these axes.
 
     Args:
         queries: (n_queries, dim) float, of training queries.

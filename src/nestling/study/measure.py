@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -17,14 +17,10 @@ from nestling.models.load import ModelSource, load_model
 from nestling.progress import Observer
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from nestling.config.names import Kind
     from nestling.evaluation.benchmark import Contest, Embed, Measured
     from nestling.evaluation.cells import Cell
     from nestling.evaluation.qrels import Qrels
-    from nestling.models.engines.engine import Engine, Sample
+    from nestling.models.engines.engine import Sample
 
 
 @dataclass(frozen=True)
@@ -102,37 +98,20 @@ def embedder_of(
     Raises:
         InputError: the model cannot be loaded, or the engine cannot be had.
     """
-    from nestling.models.cached_encoder import cached_embed
-    from nestling.models.engines.engine import engine_for
-    from nestling.models.torch_encoder import embed
+    from nestling.models.cached_encoder import CachedEncoder
+    from nestling.models.torch_encoder import TorchEncoder
 
-    observer = observer or Observer()
-    model = load_model(source)
-    # Full size, whatever the folder says of truncation.
-    with model.truncate_embeddings(None):
-        full = int(model.get_embedding_dimension() or 0)
-    made: dict[str, Engine] = {}
-
-    def engine() -> Engine:
-        if not made:
-            made["engine"] = engine_for(settings.engine, model, sample=sample)
-        return made["engine"]
-
-    known: dict[tuple[str, ...], NDArray[np.float32]] = {}
-
-    def encode(texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
-        def told(done: int, total: int) -> None:
-            observer.encoding(name, done, total)
-
-        options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": told, "engine": engine()}
-        if cache is not None:
-            return cached_embed(model, source.fingerprint, texts, kind=kind, folder=cache, **options)
-        key = (kind, *texts)
-        if key not in known:
-            known[key] = embed(model, texts, kind=kind, **options)
-        return known[key]
-
-    return Encoder(encode, full, engine().name, engine().reason)
+    encoder = TorchEncoder(
+        load_model(source),
+        source.fingerprint,
+        engine=settings.engine,
+        batch_size=settings.batch_size,
+        progress=partial((observer or Observer()).encoding, name),
+        sample=sample,
+    )
+    engine = encoder.engine
+    cached = CachedEncoder(encoder, cache)
+    return Encoder(lambda texts, kind: cached.encode(texts, kind=kind), encoder.dim, engine.name, engine.reason)
 
 
 def sample_of(contest: Contest) -> Sample:

@@ -15,8 +15,9 @@ from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.threshold import settle_threshold
+from nestling.models.encoder import SHRUNK
+from nestling.models.exported_encoder import CODEC
 from nestling.models.load import ModelSource, find_model, load_model, save_model
-from nestling.models.shrunk import CODEC, SHRUNK
 from nestling.progress import Observer
 from nestling.study.measure import cells_for, contest_of, embedder_of, sample_of
 

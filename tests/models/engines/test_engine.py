@@ -20,13 +20,13 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.toolshed import generate
 from nestling.models import precision
-from nestling.models.cached_encoder import entry_key
+from nestling.models.cached_encoder import CachedEncoder
 from nestling.models.engines import engine as engines
 from nestling.models.engines import openvino as engine_openvino
 from nestling.models.engines import torch_half
 from nestling.models.engines.engine import Engine, Sample, engine_for
 from nestling.models.load import find_model, load_model
-from nestling.models.torch_encoder import embed
+from nestling.models.torch_encoder import TorchEncoder, embed
 from nestling.retrieval.exact_search import top_k
 from nestling.training.inputs.starts import texts
 from nestling.training.inputs.static import build_static
@@ -56,7 +56,7 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision(name, "pretended"))
+    monkeypatch.setattr(engines, "choose_precision", lambda _: precision.Precision(name, "pretended"))
 
 
 @pytest.mark.parametrize("name", ["torch-bf16", "openvino-fp32"])
@@ -253,8 +253,12 @@ def test_auto_takes_int8_on_a_cpu_with_vnni_and_no_bf16(tiny_model: SentenceTran
 def test_embeddings_of_another_calibration_are_another_entry_of_the_cache(
     tiny_model: SentenceTransformer, int8: Engine
 ) -> None:
-    others = [None, replace(int8, name="openvino-fp32", calibration=""), replace(int8, calibration="0")]
-    keys = {entry_key(tiny_model, "f", TEXTS, kind="query", engine=each) for each in (int8, *others)}
+    others = [engine_for("torch-fp32", tiny_model), replace(int8, name="openvino-fp32", calibration="")]
+    keys = set()
+    for each in (int8, *others, replace(int8, calibration="0")):
+        encoder = TorchEncoder(tiny_model, "f")
+        encoder._engine = each
+        keys.add(CachedEncoder(encoder, None).key(TEXTS, "query"))
     assert len(keys) == 4
 
 

@@ -22,7 +22,7 @@ import pytest
 from fixtures.serving import products
 from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
-from nestling.models.exported_encoder import Encoder
+from nestling.models.exported_encoder import ExportedEncoder
 from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
 from nestling.serving.encode import worker as encode_worker
@@ -100,7 +100,7 @@ def test_an_exported_model_encodes_as_its_runtime_does(tiny_model_path: Path, tm
     source = written(tmp_path / "c.parquet", TITLES[:20])
     done = encode_catalogue(str(tmp_path / "exported"), source, tmp_path / "out", settings=SMALL)
     assert done.folder.recipe.runtime == "onnx-fp32"
-    expected = Encoder.open(tmp_path / "exported", threads=1).encode(TITLES[:20])
+    expected = ExportedEncoder.open(tmp_path / "exported", threads=1).encode(TITLES[:20])
     np.testing.assert_array_equal(all_vectors(tmp_path / "out"), expected)
     with pytest.raises(InputError, match="encoded with runtime onnx-fp32, not torch-fp32"):
         encode_catalogue(str(tiny_model_path), source, tmp_path / "out", settings=SMALL)

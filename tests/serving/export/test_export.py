@@ -23,9 +23,9 @@ from nestling.evaluation.cells import Cell
 from nestling.judgments.split import split_judgments
 from nestling.judgments.split_files import write_split
 from nestling.judgments.toolshed import generate
-from nestling.models.exported_encoder import CODEC, MANIFEST, Encoder
+from nestling.models.encoder import load_shrunk
+from nestling.models.exported_encoder import CODEC, MANIFEST, ExportedEncoder
 from nestling.models.load import find_model
-from nestling.models.shrunk import load_shrunk
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import append_linear
 from nestling.serving.export import check as export_check
@@ -73,7 +73,7 @@ def static(path: Path, *, dim: int = 16) -> SentenceTransformer:
 
 
 def same(done: Exported, model: SentenceTransformer, *, atol: float = 1e-5) -> None:
-    encoder = Encoder.open(done.folder)
+    encoder = ExportedEncoder.open(done.folder)
     for kind in ("query", "document"):
         np.testing.assert_allclose(encoder.encode(TEXTS, kind=kind), embed(model, TEXTS, kind=kind), atol=atol)
 
@@ -101,7 +101,7 @@ def test_given_prompts_are_exported_as_the_library_encodes_with_them(
     prompts = {"query": "drill: ", "document": "saw: "}
     done = export(str(tiny_model_path), tmp_path / "out", format=format, prompts=prompts)
     library = SentenceTransformer(str(tiny_model_path), device="cpu", prompts=prompts)
-    encoder = Encoder.open(done.folder)
+    encoder = ExportedEncoder.open(done.folder)
     assert encoder.fingerprint == find_model(str(tiny_model_path), prompts=prompts).fingerprint
     for kind, encode in (("query", library.encode_query), ("document", library.encode_document)):
         np.testing.assert_allclose(encoder.encode(TEXTS, kind=kind), encode(TEXTS), atol=1e-5)
@@ -112,7 +112,7 @@ def test_prompts_go_along_with_the_kind_of_text(tiny_model_path: Path, tmp_path:
     model.prompts = {"query": "drill: ", "document": "saw: "}
     done = export(save(model), tmp_path / "out")
     same(done, fresh(Path(save(model))))
-    encoder = Encoder.open(done.folder)
+    encoder = ExportedEncoder.open(done.folder)
     assert encoder.prompts == {"query": "drill: ", "document": "saw: "}
 
 
@@ -129,7 +129,7 @@ def test_a_static_model_becomes_a_table_with_its_linear_layers_in_it(tiny_model_
     assert (done.format, done.dim) == ("table", 4)
     assert sorted(path.name for path in done.folder.iterdir()) == [MANIFEST, "table.safetensors", "tokenizer.json"]
     same(done, model)
-    assert not Encoder.open(done.folder).encode([""]).any()
+    assert not ExportedEncoder.open(done.folder).encode([""]).any()
 
 
 def test_a_static_model_in_int8_is_near_and_a_quarter_of_the_size(tiny_model_path: Path, tmp_path: Path, save: Save):
@@ -146,7 +146,7 @@ def test_int8_is_near_float32(
 ):
     monkeypatch.setattr("nestling.serving.export.onnx.LARGE_TABLE", 1000)
     done = export(str(tiny_model_path), tmp_path / "out", format=format, precision="int8", force=True)
-    found, expected = Encoder.open(done.folder).encode(TEXTS), fresh(tiny_model_path).encode(TEXTS)
+    found, expected = ExportedEncoder.open(done.folder).encode(TEXTS), fresh(tiny_model_path).encode(TEXTS)
     assert (found * expected).sum(axis=1).min() > 0.97
     assert np.abs(found - expected).max() > 1e-5
     assert not capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_what_shrink_wrote_keeps_its_size_rotation_and_codec(
 
     done = export(str(tmp_path / "small"), tmp_path / "out", split=split)
 
-    encoder = Encoder.open(done.folder)
+    encoder = ExportedEncoder.open(done.folder)
     assert encoder.codec == fitted.codec(cell)
     assert encoder.oversampling == oversampling
     assert encoder.dim == (32 if oversampling else dim)
@@ -187,12 +187,12 @@ def test_the_manifest_lists_every_file_with_its_digest_and_the_source(tiny_model
 def test_an_export_that_loses_too_much_is_not_written_unless_forced(
     tiny_model_path: Path, tmp_path: Path, split: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    honest = Encoder.encode
+    honest = ExportedEncoder.encode
 
-    def bad(self: Encoder, texts: Any, **options: Any) -> Any:
+    def bad(self: ExportedEncoder, texts: Any, **options: Any) -> Any:
         return np.roll(honest(self, texts, **options), 1, axis=0)
 
-    monkeypatch.setattr(Encoder, "encode", bad)
+    monkeypatch.setattr(ExportedEncoder, "encode", bad)
     with pytest.raises(InputError, match=r"is not written: recall@10 on dev falls from .* --force"):
         export(str(tiny_model_path), tmp_path / "out", split=split)
     assert list(tmp_path.iterdir()) == []

@@ -26,16 +26,13 @@ from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import build as indexing
-from nestling.serving.index import calibrate as calibration
 from nestling.serving.index import index as reading
 from nestling.serving.index import vectors as stored
 from nestling.serving.index.build import WORK, index
-from nestling.serving.index.calibrate import calibrate, exact_top
 from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.index.settings import IndexSettings
-from nestling.serving.index.shortlist import Exact
-from nestling.serving.index.study import fusion_for, study_fusion
+from nestling.serving.index.settings import IndexSettings, fusion_for, study_fusion
+from nestling.serving.index.shortlist import Exact, calibrate
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -298,16 +295,13 @@ def test_the_chosen_length_is_the_shortest_that_finds_the_share_asked_for():
     exact = Exact(codec, codec.encode(cut))
     asked = rng.standard_normal((50, 32)).astype(np.float32)
     top = np.argsort(-(asked @ vectors.T), axis=1)[:, :10]
-    rows, values = exact_top(asked, vectors, 10)
-    assert np.array_equal(np.sort(rows, axis=1), np.sort(top, axis=1))
-    assert np.allclose(np.sort(values, axis=1), np.sort(np.take_along_axis(asked @ vectors.T, top, 1), axis=1))
 
     def share(length: int) -> float:
         found = exact.candidates(asked, length)
         return float(np.mean([np.isin(own, some).mean() for own, some in zip(top, found, strict=True)]))
 
     for target in (0.5, 0.8, 0.95, 1.0):
-        chosen = calibrate(asked, vectors, exact, None, target=target, lists=0)
+        chosen = calibrate(asked, vectors, exact, None, target=target)
         assert chosen.agreement == pytest.approx(share(chosen.shortlist))
         assert chosen.agreement >= target
         shorter = [length for length in (50, 100, 200, 400, 800, 1600) if length < chosen.shortlist]
@@ -324,7 +318,7 @@ class Scattered(WordEncoder):
 
 
 def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(calibration, "LENGTHS", (50,))
+    monkeypatch.setattr(indexing.shortlist, "LENGTHS", (50,))
     notes: list[str] = []
 
     class Told(Observer):
@@ -406,7 +400,7 @@ def test_auto_converts_a_model_for_many_new_texts_and_for_a_service_alone(
 ):
     pytest.importorskip("openvino")
     monkeypatch.setattr(engine, "WORTH", 40)
-    monkeypatch.setattr(precision, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
+    monkeypatch.setattr(engine, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
     monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     model, folder = str(tiny_model_path), tmp_path / "i"
 

@@ -18,11 +18,11 @@ from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, ope
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import fit_codec
+from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Fusion
-from nestling.serving.index.calibrate import exact_top
 from nestling.serving.index.files import MANIFEST, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.index.shortlist import Exact, Inverted, build_inverted
+from nestling.serving.index.shortlist import Exact, build_inverted
 
 N = 300
 TITLES = products(N)
@@ -63,7 +63,7 @@ def test_dense_results_are_those_of_comparing_with_every_document(tmp_path: Path
 def test_an_inverted_file_of_bits_finds_what_scanning_does_where_vectors_share_a_direction(
     tmp_path: Path,
 ):
-    faiss = pytest.importorskip("faiss")
+    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((6000, 32)) + 2 * rng.standard_normal(32)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -71,9 +71,8 @@ def test_an_inverted_file_of_bits_finds_what_scanning_does_where_vectors_share_a
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     codec = fit_codec("binary", vectors)
     exact = Exact(codec, codec.encode(vectors))
-    lists = build_inverted(vectors, codec, tmp_path / "i")
-    inverted = Inverted(faiss.read_index(str(tmp_path / "i")), exact, lists)
-    best, _ = exact_top(asked, vectors, 10)
+    inverted = build_inverted(vectors, exact, tmp_path / "i")
+    best, _ = top_k(asked, vectors, 10)
 
     def share(found: np.ndarray) -> float:
         return float(np.mean([np.isin(own, some).mean() for own, some in zip(best, found, strict=True)]))

@@ -49,10 +49,15 @@ def client(shop: Shop) -> Iterator[TestClient]:
 
 
 def oracle(vectors: np.ndarray, query: np.ndarray, dim: int, precision: str) -> np.ndarray:
-    """Scores of all documents, by decoding every code."""
+    """Scores of all documents, by decoding every code; rounded to 127ths of its largest, a query meets integers."""
     rows = truncate(vectors.astype(np.float32), dim)
     codec = fit_codec(precision, rows)
-    return (codec.decode(codec.encode(rows)) @ truncate(query, dim).T).T[0]
+    codes, [asked] = codec.encode(rows), truncate(query, dim)
+    if codec.is_float:
+        return codec.decode(codes) @ asked
+    [projected], [shift] = codec.project(asked[None])
+    unit = np.abs(projected).max() / 127
+    return (codec.integers(codes) * codec.steps(codes)[:, None]) @ (np.rint(projected / unit) * unit) + shift
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -29,14 +29,14 @@ for name in ("torch", "transformers", "sentence_transformers", "polars", "pyarro
 """
 SLOW = """
 import time
-from nestling.models.exported_encoder import Encoder
-encode = Encoder.encode
+from nestling.models.exported_encoder import ExportedEncoder
+encode = ExportedEncoder.encode
 def slowly(self, texts, **options):
     if "slowly" in texts:
         print("encoding", flush=True)
         time.sleep(1.5)
     return encode(self, texts, **options)
-Encoder.encode = slowly
+ExportedEncoder.encode = slowly
 """
 QUICK = """
 from nestling.serving.service import limits

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.names import ENGINES
-from nestling.errors import InputError
+from nestling.environment import needed
+from nestling.errors import InputError, first_line
+from nestling.models.cached_encoder import texts_fingerprint
+from nestling.models.precision import choose_precision, keep_freed_memory
+from nestling.models.torch_encoder import embed
+from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.vectors import int8_instructions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -152,8 +158,6 @@ def _choices(model: SentenceTransformer, sample: Sample | None) -> list[tuple[st
     """Return the engines for `auto` and why, the best first."""
     import torch
 
-    from nestling.models.precision import choose_precision
-
     where = model.device.type
     if where not in ("cpu", "cuda") or (where == "cpu" and torch.cuda.is_available()):
         return [(STOCK, f"nothing is known of other arithmetic on {where}")]
@@ -165,8 +169,7 @@ def _choices(model: SentenceTransformer, sample: Sample | None) -> list[tuple[st
         return [stock]
     if find_spec("openvino") is None:
         return [(STOCK, f"{precision.reason}; pip install 'nestling[openvino]' for an engine that is faster there")]
-    abilities = torch.cpu.get_capabilities()
-    found = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni") if abilities.get(name)]
+    found = int8_instructions()
     plain = ("openvino-fp32", precision.reason)
     if not found:
         return [plain, stock]
@@ -194,12 +197,10 @@ def _made(name: str, reason: str, model: SentenceTransformer, sample: Sample | N
             view = _with_transformer(model, _transformer(name, model))
             fault = _disagreement(model, view)
     except (RuntimeError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
-        fault = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fault = first_line(error)
     if fault:
         raise InputError(f"engine {name} cannot run this model ({fault}); choose torch-fp32")
     if where.type == "cpu":
-        from nestling.models.precision import keep_freed_memory
-
         keep_freed_memory()
     return Engine(name, reason, view, TOKENS, calibration)
 
@@ -219,10 +220,7 @@ def _transformer(name: str, model: SentenceTransformer) -> nn.Module:
 
 def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransformer, str, str]:
     """Return a view of a model in int8, the fingerprint of what it is calibrated on, and what is wrong with it."""
-    from nestling.environment import needed
-    from nestling.models.cached_encoder import texts_fingerprint
     from nestling.models.engines.openvino import compile_graph, convert, quantize
-    from nestling.models.torch_encoder import embed
 
     needed(f"engine {INT8}", "nncf")
     graph = convert(model[0], "int8", vocabulary=len(model.tokenizer))
@@ -244,9 +242,6 @@ def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransform
 
 def _loss(exact: SentenceTransformer, view: SentenceTransformer, sample: Sample) -> str:
     """Say what int8 loses beyond what it may; empty where nothing is."""
-    from nestling.models.torch_encoder import embed
-    from nestling.retrieval.exact_search import top_k
-
     relevant: list[NDArray[np.int64]] = []
     if sample.judged is None:
         documents = _some(sample.documents, TRIED_DOCUMENTS)

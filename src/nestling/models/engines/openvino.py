@@ -6,7 +6,6 @@ import copy
 import io
 import logging
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nestling.environment import needed
-from nestling.errors import InputError
+from nestling.errors import InputError, first_line
+from nestling.models.exported_encoder import request_pool
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer
@@ -36,24 +36,17 @@ class OpenVinoTransformer(nn.Module):
 
     def __init__(self, compiled: Any, config: Any) -> None:
         super().__init__()
-        self.compiled, self.config = compiled, copy.deepcopy(config)
+        self.config = copy.deepcopy(config)
         self.config.output_hidden_states = False
         self.seen: list[Inputs] | None = None
-        # A request holds its own buffers and serves one call at a time.
-        self._free: deque[Any] = deque()
+        self._infer = request_pool(compiled)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> dict[str, Tensor]:
         """(n, length) int64, twice -> (n, length, hidden) float32."""
         inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         if self.seen is not None:
             self.seen.append(inputs)
-        try:
-            request = self._free.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        found = torch.from_numpy(request.infer(inputs, share_inputs=True)[0])
-        self._free.append(request)
-        return {OUTPUT: found}
+        return {OUTPUT: torch.from_numpy(self._infer(inputs))}
 
 
 class _Traced(nn.Module):
@@ -165,8 +158,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

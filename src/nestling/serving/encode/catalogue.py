@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from nestling.config.names import MAX_UNPACKED
 from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.models.encoder import TextEncoder, open_encoder
+from nestling.models.encoder import Encoder, open_encoder
 from nestling.progress import Observer
 from nestling.serving.encode.files import (
     MANIFEST,
@@ -162,7 +162,7 @@ def _encode(
     source: Source,
     out: Path,
     recipe: Recipe,
-    encoder: TextEncoder,
+    encoder: Encoder,
     cluster: Cluster | None,
     workers: int,
     observer: Observer,
@@ -245,7 +245,7 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _recipe(encoder: TextEncoder, settings: EncodeSettings, threads: int) -> Recipe:
+def _recipe(encoder: Encoder, settings: EncodeSettings, threads: int) -> Recipe:
     dim = settings.dim or encoder.dim
     if dim > encoder.dim:
         raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")

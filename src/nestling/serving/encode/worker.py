@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.models.encoder import TextEncoder, TorchEncoder, open_encoder
-from nestling.models.exported_encoder import Encoder
-from nestling.models.torch_encoder import embed
+from nestling.models.encoder import Encoder, open_encoder
+from nestling.models.exported_encoder import ExportedEncoder
+from nestling.models.torch_encoder import TorchEncoder, embed
 from nestling.retrieval.vectors import truncate
 from nestling.serving.encode.files import Part, Recipe, input_fingerprint, part_name, text_hashes, write_part
 from nestling.serving.encode.partitions import Slice, Source
@@ -40,7 +40,7 @@ class Job:
 class Worker:
     """An encoder and a job. A partition is encoded in one call, so its vectors depend on nothing outside of it."""
 
-    def __init__(self, job: Job, encoder: TextEncoder | None = None) -> None:
+    def __init__(self, job: Job, encoder: Encoder | None = None) -> None:
         """Open the job's encoder, unless one is given.
 
         Raises:
@@ -77,19 +77,19 @@ class Worker:
 
 
 def encoded(
-    encoder: TextEncoder, texts: Sequence[str], *, batch: int, progress: Progress | None = None
+    encoder: Encoder, texts: Sequence[str], *, batch: int, progress: Progress | None = None
 ) -> NDArray[np.float32]:
-    """Encode documents with a number of texts in a forward pass; see `TextEncoder.encode`."""
+    """Encode documents with a number of texts in a forward pass; see `Encoder.encode`."""
     if isinstance(encoder, TorchEncoder):
         return embed(encoder.model, texts, kind="document", batch_size=batch, engine=encoder.engine, progress=progress)
-    if isinstance(encoder, Encoder):
+    if isinstance(encoder, ExportedEncoder):
         return encoder.encode(texts, batch_size=batch)
     return encoder.encode(texts)
 
 
-def runtime_of(encoder: TextEncoder) -> tuple[str, str]:
+def runtime_of(encoder: Encoder) -> tuple[str, str]:
     """Return what runs an encoder's model and on what, as in ("torch-fp32", "cpu")."""
-    if isinstance(encoder, Encoder):
+    if isinstance(encoder, ExportedEncoder):
         return f"{encoder.format}-{encoder.precision}", "cpu"
     if isinstance(encoder, TorchEncoder):
         return str(encoder.engine.name), str(encoder.model.device.type)
@@ -97,7 +97,7 @@ def runtime_of(encoder: TextEncoder) -> tuple[str, str]:
 
 
 @contextmanager
-def threads_of(encoder: TextEncoder, threads: int) -> Iterator[None]:
+def threads_of(encoder: Encoder, threads: int) -> Iterator[None]:
     """Let torch use so many threads meanwhile; an exported model has its number from when it was opened."""
     if not isinstance(encoder, TorchEncoder):
         yield

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import Kind
 from nestling.evaluation.measures import Measure
-from nestling.models.exported_encoder import Encoder
+from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import embed
-from nestling.retrieval.code_search import rescore, top_k_codes
 from nestling.retrieval.codec import Codec
-from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LEAST_AGREEMENT = 0.9
 TIMED_DOCUMENTS, TIMED_QUERIES, SHARES, ROUNDS = 256, 40, 4, 2
 
 Matrix = NDArray[np.float32]
-Encode = Callable[[Sequence[str], Literal["query", "document"]], Matrix]
+Encode = Callable[[Sequence[str], Kind], Matrix]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,12 @@ class Check:
 
 
 def check_export(
-    model: SentenceTransformer, encoder: Encoder, qrels: Qrels, *, texts: Literal["dev", "toolshed"], threads: int
+    model: SentenceTransformer,
+    encoder: ExportedEncoder,
+    qrels: Qrels,
+    *,
+    texts: Literal["dev", "toolshed"],
+    threads: int,
 ) -> Check:
     """Compare a model in torch with its export.
 
@@ -113,10 +118,10 @@ def check_export(
         texts: where they come from.
     """
 
-    def by_torch(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_torch(some: Sequence[str], kind: Kind) -> Matrix:
         return truncate(embed(model, some, kind=kind), encoder.dim)
 
-    def by_export(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_export(some: Sequence[str], kind: Kind) -> Matrix:
         return encoder.encode(some, kind=kind)
 
     rankings, sides = [], []
@@ -147,7 +152,7 @@ def search(queries: Matrix, documents: Matrix, codec: Codec | None, *, oversampl
     if codec is None:
         return top_k(queries, documents, K)[0]
     codes = codec.encode(truncate(documents, codec.dim))
-    found = top_k_codes(truncate(queries, codec.dim), codes, codec, K * max(1, oversampling))[0]
+    found = top_k(truncate(queries, codec.dim), codes, K * max(1, oversampling), codec)[0]
     if not oversampling:
         return found
     # What rescoring reads lies in float16.
@@ -182,7 +187,7 @@ def speeds(sides: Sequence[Encode], queries: Sequence[str], documents: Sequence[
     return [Speed(len(some) / float(t), float(a), float(b)) for t, a, b in zip(taken, p50, p95, strict=True)]
 
 
-def seconds(encode: Encode, texts: Sequence[str], kind: Literal["query", "document"]) -> float:
+def seconds(encode: Encode, texts: Sequence[str], kind: Kind) -> float:
     """Return what one call takes."""
     start = time.perf_counter()
     encode(texts, kind)

@@ -14,7 +14,7 @@ from nestling import atomic
 from nestling.config.names import Kind
 from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, Encoder
+from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, ExportedEncoder
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
@@ -44,7 +44,7 @@ class Exported:
     """What an export wrote.
 
     Attributes:
-        folder: for `Encoder.open`.
+        folder: for `ExportedEncoder.open`.
         format: `onnx`, `openvino`, or `table` of a static model.
         dim: size of the vectors.
         size: bytes of the folder.
@@ -71,7 +71,7 @@ def export(
     force: bool = False,
     observer: Observer | None = None,
 ) -> Exported:
-    """Write a model as a folder that `serving.encoder.Encoder` reads without torch.
+    """Write a model as a folder that `ExportedEncoder` reads without torch.
 
     A static model becomes a table, whatever the format. int8 is weights and activations in 8 bits, calibrated on
     training texts of the split, or on the generated catalogue without one.
@@ -136,7 +136,7 @@ def export(
             atomic.write_json(folder / MANIFEST, manifest)
             observer.stage("check it against torch", "dev" if split else "no split: the generated catalogue")
             threads = torch_threads()
-            encoder = Encoder.open(folder, threads=threads)
+            encoder = ExportedEncoder.open(folder, threads=threads)
             check = check_export(loaded, encoder, qrels, texts="dev" if split else "toolshed", threads=threads)
             if check.fault and not force:
                 raise InputError(
@@ -154,7 +154,7 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
 
     One that is searched by rescoring keeps its full size, which the second step needs.
     """
-    from nestling.models.shrunk import SHRUNK, load_shrunk
+    from nestling.models.encoder import SHRUNK, load_shrunk
 
     if not (source.folder / SHRUNK).is_file():
         return load_model(source, device="cpu").eval(), None, None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nestling.environment import needed
-from nestling.errors import InputError
-from nestling.models.engines.openvino import first_line, quantize, quiet
+from nestling.errors import InputError, first_line
+from nestling.models.engines.openvino import quantize, quiet
 from nestling.models.exported_encoder import INPUTS, ONNX
 from nestling.models.tokens import Tokens
 from nestling.serving.export.graph import example, whole

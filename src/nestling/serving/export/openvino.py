@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling.environment import needed
-from nestling.errors import InputError
-from nestling.models.engines.openvino import Inputs, first_line, quantize, quiet
+from nestling.errors import InputError, first_line
+from nestling.models.engines.openvino import Inputs, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, OPENVINO
 from nestling.models.tokens import Tokens
 from nestling.serving.export.graph import example, whole

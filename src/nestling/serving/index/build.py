@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +18,18 @@ from nestling import atomic
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
-from nestling.models.encoder import TextEncoder, open_encoder, prepare
+from nestling.models.encoder import Encoder, open_encoder, prepare
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
-from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
-from nestling.retrieval.vectors import truncate
 from nestling.serving.index import documents, files, shortlist
-from nestling.serving.index.calibrate import Calibrated, calibrate
 from nestling.serving.index.files import Manifest
-from nestling.serving.index.settings import IndexSettings
-from nestling.serving.index.study import study_fusion, study_queries
+from nestling.serving.index.settings import IndexSettings, study_fusion, study_queries
 from nestling.serving.index.vectors import encode_chunks, write_vectors
 
 logger = logging.getLogger(__name__)
 
-ROWS = 65_536
 CALIBRATED_ON = 256
 WORK = ".work"
 TAKEN_OVER = (files.VECTORS, files.TABLE, files.CODEC)
@@ -60,7 +56,7 @@ class Indexed:
 
 
 def index(
-    encoder: TextEncoder | str | Path,
+    encoder: Encoder | str | Path,
     catalogue: Catalogue | str | Path,
     out: Path | str,
     *,
@@ -113,13 +109,6 @@ def index(
         return builder.build(old)
 
 
-def _in_force(out: Path) -> str | None:
-    try:
-        return files.read_manifest(out).generation
-    except InputError:
-        return None
-
-
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     if out.is_file():
@@ -139,7 +128,7 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _earlier(out: Path, encoder: TextEncoder, settings: IndexSettings) -> Manifest | None:
+def _earlier(out: Path, encoder: Encoder, settings: IndexSettings) -> Manifest | None:
     if not (out / files.MANIFEST).exists():
         return None
     old = files.read_manifest(out)
@@ -156,29 +145,18 @@ def _earlier(out: Path, encoder: TextEncoder, settings: IndexSettings) -> Manife
     return old
 
 
+@dataclass(eq=False)
 class _Builder:
     """One call of `index`."""
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        catalogue: Catalogue,
-        out: Path,
-        model: str,
-        settings: IndexSettings,
-        fusion: Fusion | None,
-        queries: Sequence[str] | None,
-        observer: Observer,
-    ) -> None:
-        self.encoder = encoder
-        self.catalogue = catalogue
-        self.out = out
-        self.model = model
-        self.settings = settings
-        self.fusion = fusion
-        self.queries = queries
-        self.observer = observer
-        self.work = out / WORK / encoder.fingerprint
+    encoder: Encoder
+    catalogue: Catalogue
+    out: Path
+    model: str
+    settings: IndexSettings
+    fusion: Fusion | None
+    queries: Sequence[str] | None
+    observer: Observer
 
     def build(self, old: Manifest | None) -> Indexed:
         frame = self.catalogue.frame
@@ -186,15 +164,17 @@ class _Builder:
         if self._is_inverted(len(texts)):
             # Said before hours of encoding, not after.
             shortlist.library()
-        before = _in_force(self.out)
+        before = None
+        with suppress(InputError):
+            before = files.read_manifest(self.out).generation
         self._tidy({before})
-        number = int(old.generation) + 1 if old else self._free()
-        generation = f"{number:06d}"
-        known = self._known(old)
+        taken = [int(path.name) for path in self.out.iterdir() if path.name.isdigit()]
+        generation = f"{int(old.generation) + 1 if old else max(taken, default=0) + 1:06d}"
+        ids, known = self._known(old)
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         missing = [text for text in place if text not in known]
         prepare(self.encoder, lambda: list(place), queries=self.queries or (), texts=len(missing))
-        fresh = encode_chunks(self.encoder, missing, self.work, self.observer)
+        fresh = encode_chunks(self.encoder, missing, self.out / WORK / self.encoder.fingerprint, self.observer)
         with atomic.new_folder(self.out / generation) as folder:
             earlier = None if old is None else self.out / old.generation / files.VECTORS
             vectors = write_vectors(
@@ -216,7 +196,7 @@ class _Builder:
                 warning=warning,
                 fusion=self.fusion.as_dict() if self.fusion and lexical else None,
                 fields=self.catalogue.fields,
-                settings=self.settings.as_dict(),
+                settings=asdict(self.settings),
                 source=self.catalogue.source,
                 version=VERSION,
                 files=files.describe(folder),
@@ -225,9 +205,7 @@ class _Builder:
         shutil.rmtree(self.out / WORK, ignore_errors=True)
         self._tidy({generation, before})
         kept = sum(text in known for text in texts)
-        removed = 0
-        if old is not None:
-            removed = len(set(self._ids_before) - set(frame["document_id"]))
+        removed = len(ids - set(frame["document_id"]))
         memory = codec.bytes_per_vector if not chosen.lists else manifest.files[files.INVERTED][0] / len(texts)
         logger.info("index %s: %d documents, %d texts encoded", self.out, len(texts), len(missing))
         return Indexed(self.out, manifest, len(missing), kept, removed, float(memory))
@@ -239,7 +217,7 @@ class _Builder:
 
     def _shortlist(
         self, folder: Path, vectors: NDArray[np.float16], codec: Codec, texts: Sequence[str]
-    ) -> tuple[Codec, Calibrated, str]:
+    ) -> tuple[Codec, shortlist.Calibrated, str]:
         """Write what finds candidates: the first of an inverted file, codes and whole vectors that meets the target.
 
         Returns:
@@ -250,22 +228,20 @@ class _Builder:
         exact = self._exact(folder, vectors, codec)
         if self._is_inverted(len(texts)):
             self.observer.stage("inverted file", f"{len(texts):,} documents")
-            lists = shortlist.build_inverted(vectors, codec, folder / files.INVERTED)
-            read = shortlist.library().read_index(str(folder / files.INVERTED))
-            inverted = shortlist.Inverted(read, exact, lists)
+            inverted = shortlist.build_inverted(vectors, exact, folder / files.INVERTED)
             self.observer.stage("choose the shortlist's length")
-            chosen = calibrate(questions, vectors, exact, inverted, target=target, lists=lists)
+            chosen = shortlist.calibrate(questions, vectors, exact, inverted, target=target)
             if chosen.agreement >= target:
                 return codec, chosen, ""
             missed.append(f"an inverted file found {chosen.agreement:.1%}")
             (folder / files.INVERTED).unlink()
         self.observer.stage("choose the shortlist's length")
-        chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+        chosen = shortlist.calibrate(questions, vectors, exact, None, target=target)
         if chosen.agreement < target:
             missed.append(f"{codec.dim} dims of {codec.precision}, all scanned, {chosen.agreement:.1%}")
             instead, codec = "whole vectors", Codec("float16", self.encoder.dim)
             exact = self._exact(folder, vectors, codec)
-            chosen = calibrate(questions, vectors, exact, None, target=target, lists=0)
+            chosen = shortlist.calibrate(questions, vectors, exact, None, target=target)
         if not missed:
             return codec, chosen, ""
         warning = (
@@ -276,18 +252,12 @@ class _Builder:
         logger.warning("index %s: %s", self.out, warning)
         return codec, chosen, warning
 
-    def _free(self) -> int:
-        taken = [int(path.name) for path in self.out.iterdir() if path.name.isdigit()]
-        return max(taken, default=0) + 1
-
-    def _known(self, old: Manifest | None) -> dict[str, int]:
-        """Return the texts of the earlier index and the rows of their vectors."""
-        self._ids_before: list[str] = []
+    def _known(self, old: Manifest | None) -> tuple[set[str], dict[str, int]]:
+        """Return the ids of the earlier index, and its texts with the rows of their vectors."""
         if old is None:
-            return {}
+            return set(), {}
         table = pl.read_parquet(self.out / old.generation / files.TABLE, columns=list(OWN))
-        self._ids_before = table["document_id"].to_list()
-        return {text: row for row, text in enumerate(table["document"])}
+        return set(table["document_id"]), {text: row for row, text in enumerate(table["document"])}
 
     def _codec(self, vectors: NDArray[np.float16], old: Manifest | None) -> Codec:
         if self.encoder.codec is not None:
@@ -298,24 +268,17 @@ class _Builder:
             # A catalogue that has grown may be past what is scanned whole.
             if (before.dim, before.precision) == (dim, precision):
                 return before
-        sample = vectors[:: -(-len(vectors) // FIT_ROWS)].astype(np.float32)
-        return fit_codec(precision, truncate(sample, dim))
+        return shortlist.fit(vectors, dim, precision)
 
     def _exact(self, folder: Path, vectors: NDArray[np.float16], codec: Codec) -> shortlist.Exact:
         """Write the codec and its codes, made of the vectors as they are stored, so that updates change none."""
         codec.save(folder / files.CODEC)
         (folder / files.SCALES).unlink(missing_ok=True)
-        parts = []
-        for start in range(0, len(vectors), ROWS):
-            block = truncate(vectors[start : start + ROWS].astype(np.float32), codec.dim)
-            parts.append(codec.encode(block))
-        data = np.concatenate([part.data for part in parts])
-        np.save(folder / files.CODES, data)
-        scales = None
-        if parts[0].scales is not None:
-            scales = np.concatenate([part.scales for part in parts if part.scales is not None])
-            np.save(folder / files.SCALES, scales)
-        return shortlist.Exact(codec, Codes(data, scales, codec.fingerprint))
+        codes = shortlist.encode(vectors, codec)
+        np.save(folder / files.CODES, codes.data)
+        if codes.scales is not None:
+            np.save(folder / files.SCALES, codes.scales)
+        return shortlist.Exact(codec, codes)
 
     def _questions(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return vectors of the queries to choose by, evenly spaced; without any, of a few words of documents."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,10 @@ def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mappin
     """
     offsets = np.zeros(len(ids) + 1, dtype=np.uint64)
     with (folder / ROWS).open("wb") as file:
-        for row, line in enumerate(_lines(ids, texts, fields)):
-            offsets[row + 1] = offsets[row] + np.uint64(file.write(line))
+        for row, (key, text) in enumerate(zip(ids, texts, strict=True)):
+            value = {"id": key, "text": text, "fields": {name: values[row] for name, values in fields.items()}}
+            # Lone surrogates, which JSON can hold and UTF-8 cannot, stay escapes.
+            offsets[row + 1] = offsets[row] + np.uint64(file.write(json.dumps(value).encode() + b"\n"))
     np.save(folder / OFFSETS, offsets)
     filters: dict[str, list[str]] = {}
     for name, values in fields.items():
@@ -148,10 +150,3 @@ def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mappin
 
 def _column(number: int) -> str:
     return f"filter-{number}.npy"
-
-
-def _lines(ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> Iterable[bytes]:
-    for row, (key, text) in enumerate(zip(ids, texts, strict=True)):
-        value = {"id": key, "text": text, "fields": {name: values[row] for name, values in fields.items()}}
-        # Lone surrogates, which JSON can hold and UTF-8 cannot, stay escapes.
-        yield json.dumps(value).encode() + b"\n"

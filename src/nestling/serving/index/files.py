@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nestling import atomic
+from nestling.config.fingerprint import fingerprint
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
 from nestling.retrieval.fusion import Fusion
@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
 def describe(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and BLAKE2b of every file under a folder, by its path there."""
     return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, _digest(path))
+        path.relative_to(folder).as_posix(): (path.stat().st_size, fingerprint(path, size=16))
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -115,11 +115,6 @@ def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = 
             raise unread(path, error, f"{path} is missing, so the index is damaged; {AGAIN}") from None
         if there != size:
             raise InputError(f"{path} has {there:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
-        if (content if isinstance(content, bool) else name in content) and _digest(path) != digest:
+        if (content if isinstance(content, bool) else name in content) and fingerprint(path, size=16) != digest:
             raise InputError(f"{path} has other content than was written, so the index is damaged; {AGAIN}")
     return generation
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

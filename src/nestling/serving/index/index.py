@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError, unread
-from nestling.models.encoder import TextEncoder, open_encoder
+from nestling.models.encoder import Encoder, open_encoder
 from nestling.retrieval.bm25 import Lexical, PairScores
-from nestling.retrieval.code_search import rescore
 from nestling.retrieval.codec import Codec, Codes
-from nestling.retrieval.fusion import Fusion, Top
+from nestling.retrieval.exact_search import rescore
+from nestling.retrieval.fusion import Fusion, Top, inner_products
 from nestling.serving.index import files
 from nestling.serving.index.documents import Documents, Filters
 from nestling.serving.index.files import Manifest
@@ -68,7 +68,7 @@ class Index:
 
     path: Path
     manifest: Manifest
-    encoder: TextEncoder
+    encoder: Encoder
     documents: Documents
     shortlist: Shortlist
     vectors: NDArray[np.float16]
@@ -133,7 +133,7 @@ class Index:
             raise unread(folder, error, f"{folder} cannot be read ({error}); {files.AGAIN}") from None
 
     @classmethod
-    def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: TextEncoder) -> Index:
+    def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: Encoder) -> Index:
         codec = Codec.load(folder / files.CODEC)
         lists = manifest.lists
         if lists and not has_library():
@@ -199,8 +199,8 @@ class Index:
         if chosen not in self.modes:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")
         allowed = self.documents.allowed(filters)
-        if chosen == "lexical":
-            return self._hits(self._by_words(queries, k, allowed))
+        if chosen == "lexical" and self.lexical is not None:
+            return self.hits(self.lexical.top_k(queries, k, allowed=allowed))
         vectors = self.encoder.encode(queries, kind="query")
         return self.search_vectors(vectors, k, queries=queries if chosen == "fused" else None, allowed=allowed)
 
@@ -219,17 +219,36 @@ class Index:
             queries: their texts, for fusion.
             allowed: (n_documents,) bool, of the documents to search.
         """
-        if queries is None or self.fusion is None or self.lexical is None:
-            return self._hits(self.top_k(vectors, k, allowed=allowed))
+
+        def dense(n: int) -> Top:
+            return self.top_k(vectors, n, allowed=allowed)
+
+        if queries is None or self.fusion is None:
+            return self.hits(dense(k))
+        return self.hits(self.fuse(queries, k, dense, inner_products(vectors, self.vectors), allowed))
+
+    def fuse(
+        self,
+        queries: Sequence[str],
+        k: int,
+        dense: Callable[[int], Top],
+        dense_scores: PairScores,
+        allowed: Allowed = None,
+    ) -> Top:
+        """Return the `k` best of a dense search with BM25 added as this index adds it; see `Fusion.fuse`.
+
+        Args:
+            dense: gives so many of the best documents of each query.
+
+        Raises:
+            InputError: the index adds no BM25.
+        """
+        if self.fusion is None or self.lexical is None:
+            raise InputError("this index adds no BM25; choose dense or lexical")
         depth = max(self.fusion.depth, k)
-        fused = self.fusion.fuse(
-            self.top_k(vectors, depth, allowed=allowed),
-            self._by_words(queries, depth, allowed),
-            k,
-            dense_scores=self._pair_scores(vectors),
-            lexical_scores=self.lexical.pair_scores(queries),
-        )
-        return self._hits(fused)
+        by_words = self.lexical.top_k(queries, depth, allowed=allowed)
+        of_words = self.lexical.pair_scores(queries)
+        return self.fusion.fuse(dense(depth), by_words, k, dense_scores=dense_scores, lexical_scores=of_words)
 
     def top_k(
         self,
@@ -257,20 +276,8 @@ class Index:
         found[~vectors.any(axis=1)] = -1
         return rescore(vectors, found, self.vectors, k)
 
-    def _by_words(self, queries: Sequence[str], k: int, allowed: Allowed) -> Top:
-        assert self.lexical is not None
-        if k < 1:
-            raise ValueError(f"k must be 1 or more, got {k}")
-        return self.lexical.top_k(queries, k, allowed=allowed)
-
-    def _pair_scores(self, vectors: NDArray[np.float32]) -> PairScores:
-        def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = np.einsum("nd,nd->n", vectors[rows], self.vectors[columns].astype(np.float32))
-            return found
-
-        return of_pairs
-
-    def _hits(self, top: Top) -> list[list[Hit]]:
+    def hits(self, top: Top) -> list[list[Hit]]:
+        """Return the documents of rows and scores, (n_queries, k) each; -1 is no row."""
         return [
             [
                 Hit(rank, document["id"], float(score), document["text"], document["fields"], int(row))

@@ -1,12 +1,14 @@
-"""What an index is to be like."""
+"""What an index is to be like: its settings, and what the study of a run's model knows for it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 from nestling.config.names import PRECISIONS
-from nestling.errors import InputError
+from nestling.errors import InputError, unread
+from nestling.retrieval.fusion import Fusion
 
 AUTO = "auto"
 EXACT_UP_TO = 50_000
@@ -19,9 +21,7 @@ class IndexSettings:
 
     Attributes:
         shortlist: `DIM:PRECISION` of the codes that find candidates. `auto` is what a shrunk model brings along, else
-            whole float32 vectors up to `exact_up_to` documents and one bit a dim beyond. Of a million titles with
-            variations, 400 candidates by 384 bits (50 bytes) hold .9988 of the exact top 10; by 96 dims of int4 (50
-            bytes) .9931; by 48 dims of int8 (50 bytes) .9337, and .9938 takes 6,400.
+            whole float32 vectors up to `exact_up_to` documents and one bit a dim beyond.
         exact_up_to: with more documents than this an inverted file is built.
         target: share of the exact top 10 that a search must find, on queries made of the documents' words.
         bm25: index the words too.
@@ -53,13 +53,63 @@ class IndexSettings:
         """Whether so many documents are searched by an inverted file, which holds no floating-point numbers."""
         return n > self.exact_up_to and precision in ("int8", "int4", "binary")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields, fit for JSON."""
-        return asdict(self)
-
     def _parts(self) -> tuple[int, str]:
         dim, _, precision = self.shortlist.partition(":")
         if not dim.isdigit() or int(dim) < 1 or precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise InputError(f"--shortlist {self.shortlist!r}: give auto or DIMS:PRECISION, as in 48:int8, of {known}")
         return int(dim), precision
+
+
+def study_fusion(model: str | Path) -> Fusion | None:
+    """Return the fusion of a run's model at its full size in float32; None where no study tells of it.
+
+    Args:
+        model: RUNS/NAME/models/VARIANT; anything else is no model of a run.
+    """
+    folder = Path(model).expanduser()
+    told = folder.parent.parent / "evaluation" / f"{folder.name}.json"
+    if folder.parent.name != "models" or not told.is_file():
+        return None
+    try:
+        fusions = json.loads(told.read_text(encoding="utf-8"))["fusions"]
+        sizes = {int(cell.split()[0]): cell for cell in fusions if cell.split()[1:] == ["float32"]}
+        return Fusion.from_dict(fusions[sizes[max(sizes)]]) if sizes else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{told} cannot be read ({error}); run nestling run again, or give --bm25-weight"
+        raise unread(told, error, what) from None
+
+
+def study_queries(model: str | Path) -> list[str] | None:
+    """Return the distinct queries of the dev side of a run's model; None where no study tells of them."""
+    folder = Path(model).expanduser()
+    dev = folder.parent.parent / "split" / "dev.parquet"
+    if folder.parent.name != "models" or not dev.is_file():
+        return None
+    import polars as pl
+
+    try:
+        return pl.read_parquet(dev, columns=["query"])["query"].unique(maintain_order=True).to_list()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unread(dev, error, f"{dev} cannot be read ({error}); make it again with nestling run") from None
+
+
+def fusion_for(model: str, asked: str | None) -> Fusion | None:
+    """Return how BM25 is added: by a weight that is given, by the study of a model that is named, or of `model`.
+
+    Raises:
+        InputError: `asked` is neither a weight nor a model that a study measured.
+    """
+    if asked is None:
+        return study_fusion(model)
+    try:
+        weight = float(asked)
+    except ValueError:
+        found = study_fusion(asked)
+        if found is None:
+            raise InputError(
+                f"--bm25-weight {asked!r}: give a number, as in 0.1, or a run's model whose weight to take, as in "
+                "runs/NAME/models/VARIANT"
+            ) from None
+        return found
+    return Fusion(weight)

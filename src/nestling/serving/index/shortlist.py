@@ -1,23 +1,23 @@
-"""The first step of a search: few candidates from few bytes a document, exactly or by an inverted file."""
+"""The first step of a search: few candidates from few bytes a document, exactly or by an inverted file; how many."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.environment import needed
-from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.vectors import truncate
 
 Allowed = NDArray[np.bool_] | None
 
-BLOCK = 32_768
-ROUNDING = 1e-6
+BLOCK = 65_536
 FEW = 50_000
 """So many allowed documents or fewer are scored one by one, whatever the index."""
 LISTS_A_ROOT = {"binary": 1, "int4": 4, "int8": 4}
@@ -27,19 +27,26 @@ TRAINED_ON = 64
 ROUNDS = 10
 SCALAR = {"int8": "QT_8bit", "int4": "QT_4bit"}
 
+TOP = 10
+LENGTHS = (50, 100, 200, 400, 800, 1_600, 2_400, 3_200, 4_800, 6_400, 9_600, 12_800, 25_600)
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0)
+SAME = 1e-6
+"""Scores that differ by less are equal but for the order of their terms."""
 
-class Shortlist(Protocol):
-    """What finds candidates."""
 
-    def candidates(
-        self, queries: NDArray[np.float32], m: int, allowed: Allowed, lists: int | None
-    ) -> NDArray[np.int64]:
-        """Return rows, (n_queries, m) int64, -1 where there are no more; in no order.
+def fit(vectors: NDArray[np.float16], dim: int, precision: str) -> Codec:
+    """Fit a codec on the first `dim` components of at most 16,384 of (n, full) vectors, evenly spaced."""
+    sample = vectors[:: -(-len(vectors) // FIT_ROWS)].astype(np.float32)
+    return fit_codec(precision, truncate(sample, dim))
 
-        Args:
-            queries: (n_queries, full) float32.
-            lists: how many of an inverted file to look into; None for its own choice.
-        """
+
+def encode(vectors: NDArray[np.float16], codec: Codec) -> Codes:
+    """Encode the first components of (n, full) vectors, block by block."""
+    blocks = (vectors[start : start + BLOCK].astype(np.float32) for start in range(0, len(vectors), BLOCK))
+    parts = [codec.encode(truncate(block, codec.dim)) for block in blocks]
+    scales = [part.scales for part in parts if part.scales is not None]
+    data = np.concatenate([part.data for part in parts])
+    return Codes(data, np.concatenate(scales) if scales else None, codec.fingerprint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,49 +63,15 @@ class Exact:
     def candidates(
         self, queries: NDArray[np.float32], m: int, allowed: Allowed = None, lists: int | None = None
     ) -> NDArray[np.int64]:
-        """See `Shortlist.candidates`. Equal scores go to the lower row."""
-        asked, _ = self.codec.project(truncate(queries, self.codec.dim))
+        """Return rows, (n_queries, m) int64, best first, equal scores to the lower row; -1 where there are no more.
+
+        Args:
+            queries: (n_queries, full) float32.
+            lists: of an inverted file alone.
+        """
         rows = None if allowed is None else np.flatnonzero(allowed)
-        n = len(self.codes) if rows is None else len(rows)
-        found = np.full((len(queries), m), -1, dtype=np.int64)
-        if not n or not len(queries):
-            return found
-        keep = min(m, n)
-        best = np.full((len(queries), keep), -np.inf, dtype=np.float32)
-        places = np.full((len(queries), keep), -1, dtype=np.int64)
-        for start in range(0, n, BLOCK):
-            some = slice(start, min(start + BLOCK, n)) if rows is None else rows[start : start + BLOCK]
-            scores = asked @ self._vectors(self.codes[some]).T
-            numbers = np.arange(start, start + scores.shape[1]) if rows is None else rows[start : start + BLOCK]
-            joined = np.concatenate([best, scores], axis=1)
-            order = np.argpartition(-joined, keep - 1, axis=1)[:, :keep] if joined.shape[1] > keep else None
-            every = np.concatenate([places, np.broadcast_to(numbers, scores.shape)], axis=1)
-            if order is not None:
-                joined, every = np.take_along_axis(joined, order, axis=1), np.take_along_axis(every, order, axis=1)
-            best, places = joined, every
-        found[:, :keep] = places
-        return found
-
-    def ranks(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many documents score higher than each of `rows`, (n_queries, m) int64: 0 for the best."""
-        asked, _ = self.codec.project(truncate(queries, self.codec.dim))
-        own = self._vectors(self.codes[rows.ravel()]).reshape(*rows.shape, -1)
-        least = np.einsum("qmd,qd->qm", own, asked)
-        # So that a document is not above itself by the order in which a product is added up.
-        least = least + np.abs(least) * ROUNDING
-        ranks = np.zeros(rows.shape, dtype=np.int64)
-        for start in range(0, len(self.codes), BLOCK):
-            scores = asked @ self._vectors(self.codes[start : start + BLOCK]).T
-            for place in range(rows.shape[1]):
-                ranks[:, place] += (scores > least[:, place, None]).sum(axis=1)
-        return ranks
-
-    def _vectors(self, codes: Codes) -> NDArray[np.float32]:
-        if self.codec.is_float:
-            return codes.data.astype(np.float32)
-        # The mean's share is the same for all documents of a query, so it moves no rank.
-        scaled: NDArray[np.float32] = self.codec.integers(codes) * self.codec.steps(codes)[:, None]
-        return scaled
+        best, _ = top_k(truncate(queries, self.codec.dim), self.codes, m, self.codec, rows=rows)
+        return np.pad(best, ((0, 0), (0, m - best.shape[1])), constant_values=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +79,7 @@ class Inverted:
     """An inverted file of faiss: the library's own codes, in lists by nearest centre.
 
     int8 and int4 are its scalar quantizers; binary is RaBitQ (Gao and Long 2024, arXiv 2405.12497), on the axes that
-    the codec turned. Chosen by measuring on a million vectors of real titles with variations, one thread: 48 dims of
-    int8 are built in 15 s with 57 bytes a document and have .888 of the exact top 10 among 400 candidates in 0.5 ms;
-    usearch's graph (int8, connectivity 16) took 315 s and 197 bytes for .895 in 0.7 ms.
+    the codec rotated. A graph (usearch) found the same in twenty times the time and three times the bytes.
 
     Attributes:
         index: faiss's, read into memory.
@@ -123,7 +94,12 @@ class Inverted:
     def candidates(
         self, queries: NDArray[np.float32], m: int, allowed: Allowed = None, lists: int | None = None
     ) -> NDArray[np.int64]:
-        """See `Shortlist.candidates`."""
+        """Return rows, (n_queries, m) int64, -1 where there are no more.
+
+        Args:
+            queries: (n_queries, full) float32.
+            lists: how many to look into; by default as many as the index was made for.
+        """
         faiss = library()
         if allowed is not None and np.count_nonzero(allowed) <= FEW:
             return self.exact.candidates(queries, m, allowed)
@@ -141,14 +117,18 @@ class Inverted:
         return rows
 
 
-def build_inverted(vectors: Any, codec: Codec, path: Path, *, block: int = 100_000) -> int:
-    """Write an inverted file over the first `codec.dim` components of (n, full) vectors; return its number of lists.
+Shortlist = Exact | Inverted
+"""What finds candidates."""
+
+
+def build_inverted(vectors: Any, exact: Exact, path: Path) -> Inverted:
+    """Write an inverted file over the first components of (n, full) vectors, as many as the codes hold, and read it.
 
     Raises:
         InputError: faiss is missing.
     """
     faiss = library()
-    n, dim = len(vectors), codec.dim
+    codec, n, dim = exact.codec, len(vectors), exact.codec.dim
     lists = max(1, int(LISTS_A_ROOT[codec.precision] * n**0.5))
     coarse = faiss.IndexFlatIP(dim)
     if codec.precision == "binary":
@@ -168,10 +148,55 @@ def build_inverted(vectors: Any, codec: Codec, path: Path, *, block: int = 100_0
         return np.asarray((cut - codec.mean) @ codec.rotation, dtype=np.float32)
 
     index.train(rows(np.sort(np.random.default_rng(0).permutation(n)[: TRAINED_ON * lists])))
-    for start in range(0, n, block):
-        index.add(rows(slice(start, start + block)))
+    for start in range(0, n, BLOCK):
+        index.add(rows(slice(start, start + BLOCK)))
     faiss.write_index(index, str(path))
-    return lists
+    return Inverted(faiss.read_index(str(path)), exact, lists)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Length of the shortlist, lists to look into (0 without an inverted file), and the share of the top 10 found."""
+
+    shortlist: int
+    lists: int
+    agreement: float
+
+
+def calibrate(
+    queries: NDArray[np.float32], vectors: Any, exact: Exact, inverted: Inverted | None, *, target: float
+) -> Calibrated:
+    """Choose the cheapest search that finds `target` of the exact top 10 of these queries.
+
+    First the length, with all codes scanned, so that half of what may be missed is missed there; then the lists.
+
+    Args:
+        queries: (n, full) float32.
+        vectors: (n_documents, full) float16 or float32.
+    """
+    whole = Codec("float16", vectors.shape[1])
+    rows, best = top_k(queries, Codes(vectors, None, whole.fingerprint), TOP, whole)
+    # By scores, as of equal documents at the tenth place one is as good as the other.
+    least = best.min(axis=1, keepdims=True) - SAME
+
+    def agreement(candidates: NDArray[np.int64]) -> float:
+        _, scores = rescore(queries, candidates, vectors, best.shape[1])
+        return float((scores >= least).sum() / best.size)
+
+    wanted = target if inverted is None else (1 + target) / 2
+    lengths = [min(len(vectors), length) for length in LENGTHS]
+    found = exact.candidates(queries, lengths[-1])
+    places = np.concatenate([np.flatnonzero(np.isin(*each)) for each in zip(found, rows, strict=True)])
+    shortlist = next((length for length in lengths if (places < length).sum() / rows.size >= wanted), lengths[-1])
+    if inverted is None:
+        return Calibrated(shortlist, 0, agreement(found[:, :shortlist]))
+    share, looked = 0.0, inverted.lists
+    for part in SHARES:
+        looked = max(1, round(inverted.lists * part))
+        share = agreement(inverted.candidates(queries, shortlist, None, looked))
+        if share >= target:
+            break
+    return Calibrated(shortlist, looked, share)
 
 
 def has_library() -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
-from nestling.models.cached_encoder import read_entry, write_entry
-from nestling.models.encoder import TextEncoder
+from nestling.models.cached_encoder import read_entry, texts_fingerprint, write_entry
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 
 CHUNK = 4_096
@@ -21,15 +19,11 @@ CHUNK = 4_096
 ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Texts and the file of their vectors, (n, dim) float16."""
-
-    texts: Sequence[str]
-    path: Path
+Chunk = tuple[Sequence[str], Path]
+"""Texts and the file of their vectors, (n, dim) float16."""
 
 
-def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
+def encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
     """Encode distinct texts chunk by chunk into files under `work`; what is there and whole is not encoded again."""
     chunks = []
     if texts:
@@ -37,12 +31,11 @@ def encode_chunks(encoder: TextEncoder, texts: Sequence[str], work: Path, observ
     try:
         for start in range(0, len(texts), CHUNK):
             some = texts[start : start + CHUNK]
-            digest = hashlib.blake2b("\x00".join(some).encode("utf-8", "surrogatepass"), digest_size=16)
-            path = work / f"{digest.hexdigest()}.npy"
+            path = work / f"{texts_fingerprint(some)}.npy"
             there = read_entry(path, len(some), np.float16)
             if there is None or there.shape[1] != encoder.dim:
                 write_entry(path, encoder.encode(some, kind="document").astype(np.float16))
-            chunks.append(Chunk(some, path))
+            chunks.append((some, path))
             observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
     finally:
         observer.done()
@@ -76,14 +69,13 @@ def write_vectors(
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
             vectors[start : start + ROWS][part >= 0] = earlier[part[part >= 0]]
-    wanted: dict[str, list[int]] = {text: [] for chunk in fresh for text in chunk.texts}
+    wanted: dict[str, list[int]] = {text: [] for some, _ in fresh for text in some}
     for row, text in enumerate(texts):
         if text in wanted:
             wanted[text].append(row)
-    for chunk in fresh:
-        found = np.load(chunk.path)
-        for number, text in enumerate(chunk.texts):
-            vectors[wanted[text]] = found[number]
+    for some, path_of_some in fresh:
+        for text, vector in zip(some, np.load(path_of_some), strict=True):
+            vectors[wanted[text]] = vector
     vectors.flush()
     del vectors
     mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")

@@ -14,19 +14,16 @@ from numpy.typing import NDArray
 from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import PairScores
-from nestling.retrieval.code_search import rescore
-from nestling.retrieval.codec import FIT_ROWS, Codec, Codes, fit_codec
+from nestling.retrieval.codec import Codec, Codes
+from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.fusion import Top
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.index import Index, Mode
+from nestling.serving.index.index import Hit, Index, Mode
+from nestling.serving.index.shortlist import encode, fit
 
 MOST_DOCUMENTS = 200_000
 MOST_BYTES = 512 * 2**20
 SMALLEST = 8
-BLOCK = 16_384
-SAME = 1e-6
-SPARE = 32
-"""So many more candidates than asked for are scored again, in one order of terms, so that equal vectors tie."""
 
 
 def dims_of(full: int) -> tuple[int, ...]:
@@ -39,11 +36,11 @@ def dims_of(full: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Documents at one size and precision. Floats are cut from the index's vectors as they are needed.
+    """Documents at one size and precision, as `top_k` takes them.
 
     Attributes:
         vectors: (n, full) float16: what the index holds, so float32 is no finer than that.
-        codes: of int8, int4 and binary.
+        codes: of int8, int4 and binary; floats are cut from the index's vectors as they are needed.
     """
 
     codec: Codec
@@ -52,61 +49,36 @@ class Cell:
 
     @classmethod
     def make(cls, vectors: NDArray[np.float16], dim: int, precision: str) -> Cell:
-        """Fit a codec on at most 16,384 documents, evenly spaced, as `nestling index` does, and encode all."""
-        sample = np.asarray(vectors[:: -(-len(vectors) // FIT_ROWS)], dtype=np.float32)
-        codec = fit_codec(precision, truncate(sample, dim))
-        if codec.is_float:
-            return cls(codec, vectors)
-        parts = [
-            codec.encode(truncate(np.asarray(vectors[start : start + BLOCK], dtype=np.float32), dim))
-            for start in range(0, len(vectors), BLOCK)
-        ]
-        scales = np.concatenate([part.scales for part in parts if part.scales is not None])
-        return cls(codec, vectors, Codes(np.concatenate([part.data for part in parts]), scales, codec.fingerprint))
+        """Fit a codec and encode all documents, as `nestling index` does."""
+        codec = fit(vectors, dim, precision)
+        return cls(codec, vectors, None if codec.is_float else encode(vectors, codec))
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         return 0 if self.codes is None else self.codes.nbytes
 
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Codes:
+        if self.codes is not None:
+            return self.codes[rows]
+        return self.codec.encode(truncate(self.vectors[rows].astype(np.float32), self.codec.dim))
+
     def top_k(self, query: NDArray[np.float32], k: int) -> Top:
-        """Return the `k` documents of the highest inner products with a query's own vector cut to the size.
-
-        Args:
-            query: (1, full) float32.
-
-        Returns:
-            indices: (1, min(k, n)) int64, and scores, float32, descending; equal scores by lower row.
-        """
-        asked, shift = self.codec.project(truncate(query, self.codec.dim))
-        n = len(self.vectors)
-        scores = np.concatenate([self._rows(slice(at, at + BLOCK)) @ asked[0] for at in range(0, n, BLOCK)])
-        some = min(n, k + SPARE)
-        rows = np.sort(np.argpartition(-scores, some - 1)[:some])
-        # Ties at the end of the candidates go to lower rows too; a product's last bits depend on where a row lies.
-        last = np.flatnonzero(np.abs(scores - scores[rows].min()) <= SAME)[:some]
-        rows = np.union1d(rows, last)
-        places, found = rescore(asked, np.arange(len(rows))[None], self._rows(rows), min(k, n))
-        return rows[places], found + shift[:, None]
+        """Return the `k` best documents of a query's own vector, (1, full), cut to the size."""
+        return top_k(truncate(query, self.codec.dim), self, k, self.codec)
 
     def pair_scores(self, query: NDArray[np.float32]) -> PairScores:
         """Return what scores pairs of one query, (1, full), with documents."""
-        asked, shift = self.codec.project(truncate(query, self.codec.dim))
+        asked = truncate(query, self.codec.dim)[0]
 
         def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = self._rows(columns) @ asked[0] + shift[0]
+            found: NDArray[np.float32] = np.einsum("nd,d->n", self.codec.decode(self[columns]), asked)
             return found
 
         return of_pairs
-
-    def _rows(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return documents where the codec projects queries to, (n, dim)."""
-        if self.codes is None:
-            cut = truncate(np.asarray(self.vectors[rows], dtype=np.float32), self.codec.dim)
-            return cut if self.codec.precision == "float32" else cut.astype(np.float16).astype(np.float32)
-        some = self.codes[rows]
-        scaled: NDArray[np.float32] = self.codec.integers(some) * self.codec.steps(some)[:, None]
-        return scaled
 
 
 class Cells:
@@ -161,17 +133,7 @@ class Cells:
         """
         if not fused:
             return cell.top_k(vector, k)
-        index = self.index
-        if index.fusion is None or index.lexical is None:
-            raise InputError("this index adds no BM25; choose dense or lexical")
-        depth = max(index.fusion.depth, k)
-        return index.fusion.fuse(
-            cell.top_k(vector, depth),
-            index.lexical.top_k([query], depth),
-            k,
-            dense_scores=cell.pair_scores(vector),
-            lexical_scores=index.lexical.pair_scores([query]),
-        )
+        return self.index.fuse([query], k, lambda depth: cell.top_k(vector, depth), cell.pair_scores(vector))
 
 
 def recall(found: Sequence[str], wanted: frozenset[str]) -> float:
@@ -181,20 +143,17 @@ def recall(found: Sequence[str], wanted: frozenset[str]) -> float:
 
 def hits_of(index: Index, top: Top) -> list[dict[str, Any]]:
     """Return one query's results as they are sent."""
-    pairs = [(int(row), float(score)) for row, score in zip(top[0][0], top[1][0], strict=True) if row >= 0]
-    documents = [index.documents.get(row) for row, _ in pairs]
-    return [
-        {"rank": rank, "id": one["id"], "score": score, "text": one["text"], "fields": one["fields"]}
-        for rank, ((_, score), one) in enumerate(zip(pairs, documents, strict=True), start=1)
-    ]
+    return _sent(index.hits(top)[0])
 
 
 def as_served(index: Index, query: str, vector: NDArray[np.float32] | None, k: int, mode: Mode) -> list[dict[str, Any]]:
     """Search an index in its own way; `vector`, (1, full), is needed but for `lexical`."""
     if mode == "lexical" or vector is None:
-        [hits] = index.search([query], k, mode="lexical")
-    else:
-        [hits] = index.search_vectors(vector, k, queries=[query] if mode == "fused" else None)
+        return _sent(index.search([query], k, mode="lexical")[0])
+    return _sent(index.search_vectors(vector, k, queries=[query] if mode == "fused" else None)[0])
+
+
+def _sent(hits: list[Hit]) -> list[dict[str, Any]]:
     return [
         {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
         for hit in hits

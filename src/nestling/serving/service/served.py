@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling.errors import InputError
-from nestling.models.encoder import TextEncoder, prepare
+from nestling.models.encoder import Encoder, prepare
 from nestling.serving.index.files import Manifest, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.service.batcher import Encode
@@ -42,13 +42,13 @@ class Source:
 class Encoding:
     """An encoder as a batcher takes it: one object a kind of text, the same for all indexes of the model."""
 
-    encoder: TextEncoder
+    encoder: Encoder
     query: Encode
     document: Encode
     count: Callable[[Sequence[str]], int]
 
     @classmethod
-    def of(cls, encoder: TextEncoder) -> Encoding:
+    def of(cls, encoder: Encoder) -> Encoding:
         """Wrap an encoder."""
         return cls(
             encoder,
@@ -195,7 +195,7 @@ def public_name(model: str) -> str:
     return Path(model).name or "model"
 
 
-def token_counter(encoder: TextEncoder) -> Callable[[Sequence[str]], int]:
+def token_counter(encoder: Encoder) -> Callable[[Sequence[str]], int]:
     """Return what counts the tokens that an encoder reads of texts, truncated as it truncates; safe from any thread.
 
     Of an encoder whose tokenizer is not known here, words are counted.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from nestling.errors import InputError
+import psycopg
+
+from nestling.errors import InputError, first_line
 from nestling.progress import Observer
-
-if TYPE_CHECKING:
-    import psycopg
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +34,14 @@ class Connection:
             dsn: as libpq takes it; what it leaves out comes from PGHOST and the like.
 
         Raises:
-            InputError: psycopg is missing, or the server is not there or lets nobody in.
+            InputError: the server is not there or lets nobody in.
         """
-        psycopg_()
         self._dsn, self.waits, self.observer = dsn, waits, observer or Observer()
         self._prepare: Callable[[psycopg.Connection[Any]], None] | None = None
         self._connection: psycopg.Connection[Any] | None = None
         try:
             self._connection = self._open()
-        except psycopg_().Error as error:
+        except psycopg.Error as error:
             raise InputError(_refused(error)) from None
 
     def prepared(self, prepare: Callable[[psycopg.Connection[Any]], None]) -> None:
@@ -66,17 +64,15 @@ class Connection:
                             self._prepare(self._connection)
                 with self._connection.transaction():
                     return work(self._connection)
-            except psycopg_().Error as error:
+            except psycopg.Error as error:
                 if not _passes(error):
                     raise _explained(error) from None
-                logger.warning("postgres: %s", _first(error))
+                logger.warning("postgres: %s", first_line(error))
                 self.close()
                 if wait is None:
-                    raise InputError(
-                        f"PostgreSQL went away and did not come back in {len(self.waits)} attempts ({_first(error)}); "
-                        + AGAIN
-                    ) from None
-                self.observer.note(f"PostgreSQL: {_first(error)}; trying again in {wait:g} s")
+                    gone = f"PostgreSQL went away and did not come back in {len(self.waits)} attempts"
+                    raise InputError(f"{gone} ({first_line(error)}); {AGAIN}") from None
+                self.observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
                 time.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -88,29 +84,14 @@ class Connection:
 
     def _open(self) -> psycopg.Connection[Any]:
         options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "client_encoding": "utf8"}
-        found: psycopg.Connection[Any] = psycopg_().connect(
+        found: psycopg.Connection[Any] = psycopg.connect(
             self._dsn, autocommit=True, application_name="nestling", **options
         )
         return found
 
 
-def psycopg_() -> Any:
-    """Return psycopg.
-
-    Raises:
-        InputError: it, or the package pgvector, is not installed.
-    """
-    try:
-        import pgvector.psycopg  # noqa: F401
-        import psycopg
-    except ImportError:
-        raise InputError("PostgreSQL needs packages that are missing: pip install 'nestling[postgres]'") from None
-    return psycopg
-
-
 def _passes(error: Exception) -> bool:
     """Whether the same work may go well on a new connection."""
-    psycopg = psycopg_()
     state = getattr(error, "sqlstate", None)
     if state is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
@@ -120,7 +101,7 @@ def _passes(error: Exception) -> bool:
 def _refused(error: Exception) -> str:
     """Say why there is no connection. The address may hold a password, so it is never quoted."""
     text = str(error)
-    if not isinstance(error, psycopg_().OperationalError):
+    if not isinstance(error, psycopg.OperationalError):
         return "--dsn cannot be read; give it as postgresql://USER@HOST:PORT/DATABASE"
     # These come before there is a session, as text without a code.
     missing = "does not exist" in text
@@ -138,23 +119,19 @@ def _refused(error: Exception) -> str:
 
 def _explained(error: Exception) -> Exception:
     """Return what the user can mend as an InputError; anything else is a fault of the program and stays as it is."""
-    errors = psycopg_().errors
-    text = _first(error)
+    errors = psycopg.errors
+    text = first_line(error)
     if isinstance(error, errors.InsufficientPrivilege):
         return InputError(f"PostgreSQL: {text}; have its owner grant this user the right, or connect as another")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return InputError(f"PostgreSQL: {text}; connect to the server that takes writes, this one is a copy")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.UndefinedColumn):
         return InputError(f"PostgreSQL: {text}; what nestling postgres made was altered: drop it and load anew")
-    if isinstance(error, psycopg_().IntegrityError):
+    if isinstance(error, psycopg.IntegrityError):
         return InputError(f"PostgreSQL: {text}; that rule is not Nestling's: drop it, or give another --table")
-    if isinstance(error, psycopg_().OperationalError):
+    if isinstance(error, psycopg.OperationalError):
         return InputError(f"PostgreSQL: {text}; mend that, {AGAIN}")
     return error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _last(text: str) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import psycopg
+from psycopg.sql import SQL
 
+from nestling.config.fingerprint import fingerprint
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
-from nestling.models.encoder import TextEncoder
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres.connection import Connection
+from nestling.serving.engines.postgres.schema import Meta
 from nestling.serving.engines.postgres.sql import Names, create_indexes
-
-if TYPE_CHECKING:
-    import psycopg
-
-    from nestling.serving.engines.postgres.schema import Meta
 
 IDS_AT_ONCE = 10_000
 LONGEST_ID = 2_000
@@ -68,11 +66,6 @@ def as_json(fields: Mapping[str, Any]) -> str:
     return json.dumps({storable(name): _storable(value) for name, value in fields.items()}, ensure_ascii=False)
 
 
-def text_hash(text: str) -> str:
-    """Return 32 hex digits (BLAKE2b) of a text that can be stored."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def check(catalogue: Catalogue) -> None:
     """See that ids and names of fields can be stored as they are.
 
@@ -99,7 +92,7 @@ def load(
     connection: Connection,
     names: Names,
     meta: Meta,
-    encoder: TextEncoder,
+    encoder: Encoder,
     catalogue: Catalogue,
     *,
     batch: int,
@@ -113,8 +106,6 @@ def load(
     Raises:
         InputError: the server went away and did not come back.
     """
-    from psycopg.sql import SQL
-
     encoded = kept = replaced = removed = done = 0
     observer.stage("load", f"{len(catalogue):,} documents into {names}")
     try:
@@ -149,13 +140,11 @@ def _row(values: Mapping[str, Any], fields: Sequence[str]) -> Row:
     text = storable(values["document"])
     own = {name: values[name] for name in fields}
     replaced = text != values["document"] or any(value != _storable(value) for value in own.values())
-    return Row(values["document_id"], text, as_json(own), text_hash(text), replaced)
+    return Row(values["document_id"], text, as_json(own), fingerprint(text.encode(), size=16), replaced)
 
 
-def _upsert(connection: Connection, names: Names, meta: Meta, encoder: TextEncoder, rows: Sequence[Row]) -> int:
+def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, rows: Sequence[Row]) -> int:
     """Write a batch; return how many documents were encoded."""
-    from psycopg.sql import SQL
-
     ask = SQL(
         "SELECT b.document_id, d.fields IS NOT DISTINCT FROM b.fields::jsonb "
         "FROM unnest(%s::text[], %s::text[], %s::text[]) AS b (document_id, text_hash, fields) "
@@ -197,8 +186,6 @@ def _upsert(connection: Connection, names: Names, meta: Meta, encoder: TextEncod
 
 def _remove(connection: Connection, names: Names, wanted: set[str]) -> int:
     """Delete documents that are not `wanted`, page by page; return how many."""
-    from psycopg.sql import SQL
-
     page = SQL(
         "SELECT document_id FROM {} WHERE (%s::text IS NULL OR document_id > %s::text) ORDER BY document_id LIMIT %s"
     ).format(names.of())

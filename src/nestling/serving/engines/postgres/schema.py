@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg.sql import SQL, Identifier, Literal
 
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.serving.engines.postgres import sql as made
-from nestling.serving.engines.postgres.connection import psycopg_
 from nestling.serving.engines.postgres.sql import Names, Shortlist
 
-if TYPE_CHECKING:
-    import psycopg
-
-    Psycopg = psycopg.Connection[Any]
+Psycopg = psycopg.Connection[Any]
 
 OLDEST = (0, 8)
 """pgvector from which an index is scanned on until enough documents pass."""
@@ -74,7 +74,7 @@ def create_extension(connection: Psycopg) -> None:
     Raises:
         InputError: the server has none, or the user may not, or the database does not hold Unicode.
     """
-    errors = psycopg_().errors
+    errors = psycopg.errors
     encoding = connection.execute("SHOW server_encoding").fetchone()
     if encoding != ("UTF8",):
         raise InputError("this database does not hold Unicode; make one with createdb --encoding UTF8")
@@ -98,8 +98,6 @@ def use_vectors(connection: Psycopg) -> None:
     Raises:
         InputError: the database has no pgvector.
     """
-    from pgvector.psycopg import register_vector
-
     schema = vector_schema(connection)
     if schema is None:
         raise InputError("this database has no pgvector, so no table of nestling postgres; load one first")
@@ -118,15 +116,13 @@ def read_meta(connection: Psycopg, names: Names) -> Meta | None:
     Raises:
         InputError: what is there is of another format or not Nestling's.
     """
-    from psycopg.sql import SQL, Identifier
-
     other = f"{names}_meta is no table that this version of Nestling made; give another --table"
     if not _exists(connection, names, "meta"):
         return None
     columns = SQL(", ").join(Identifier(name) for name in made.META)
     try:
         row = connection.execute(SQL("SELECT {} FROM {}").format(columns, names.of("meta"))).fetchone()
-    except psycopg_().errors.UndefinedColumn:
+    except psycopg.errors.UndefinedColumn:
         raise InputError(other) from None
     if row is None or row[0] != made.FORMAT:
         raise InputError(other)
@@ -145,8 +141,6 @@ def set_up(connection: Psycopg, names: Names, wanted: Meta, *, shortlist_given: 
     Raises:
         InputError: the table is another model's or not Nestling's, or does not fit.
     """
-    from psycopg.sql import SQL, Literal
-
     # Two calls at a time would each make it.
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"nestling {names}"])
     there = read_meta(connection, names)

