@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -16,7 +18,7 @@ TYPES = {
 LONGEST = 400
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """A request that is not answered as asked; `reason` names the counter of refusals it goes into, if any."""
 
     def __init__(
@@ -29,9 +31,8 @@ class RefusedError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.reason, self.headers = status, message, reason, dict(headers or {})
-        self.param, self.code = param, code
+        super().__init__(status, message, headers)
+        self.reason, self.param, self.code = reason, param, code
 
 
 def encoded(value: Any) -> bytes:

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +20,14 @@ from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index, Mode, refuse_blank
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded
-from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError
+from nestling.serving.service.batcher import Batcher, Encode, QueueFullError
 from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served, bytes_of, described
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
-from nestling.serving.service.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 COMPARISONS = 16
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
@@ -35,26 +35,42 @@ UNNAMED = "text-embedding-ada-002"
 Vectors = NDArray[np.float32]
 
 
+class _Threads(ThreadPoolExecutor):
+    """A pool that refuses rather than lets more than `most` jobs run or wait."""
+
+    def __init__(self, threads: int, most: int) -> None:
+        super().__init__(threads)
+        self._room = threading.Semaphore(most)
+
+    async def run(self, job: Callable[[], bytes]) -> bytes:
+        """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
+        if not self._room.acquire(blocking=False):
+            raise busy()
+        future = self.submit(job)
+        future.add_done_callback(lambda _: self._room.release())
+        return await asyncio.wrap_future(future)
+
+
 class Service:
-    """Indexes, the encoder's queue and the threads that search; `state` is loading, ready or stopping."""
+    """Indexes, the encoder's queue and the threads that search."""
 
     def __init__(self, indexes: Indexes, *, limits: Limits, metrics: Metrics) -> None:
         self.indexes, self.limits, self.metrics = indexes, limits, metrics
-        self.state = "loading"
+        self.state: Literal["loading", "ready"] = "loading"
         self._batcher = Batcher(
-            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch
+            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch.observe
         )
-        metrics.watch_queue(lambda: self._batcher.waiting)
-        threads = max(2, min(8, os.cpu_count() or 2))
-        self._searching = Workers(threads, limits.queue, name="nestling-search")
+        indexes.on_swap = lambda outcome: metrics.swaps.labels(outcome).inc()
+        metrics.queue.set_function(lambda: self._batcher.waiting)
+        self._searching = _Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
         # Comparisons may make cells, which takes seconds, so that they have a thread of their own.
-        self._comparing = Workers(1, COMPARISONS, name="nestling-compare")
+        self._comparing = _Threads(1, COMPARISONS)
 
     def close(self) -> None:
         """End all threads, once what they do is done."""
         self._batcher.close()
-        self._searching.close()
-        self._comparing.close()
+        for threads in (self._searching, self._comparing):
+            threads.shutdown(cancel_futures=True)
 
     async def search(self, asked: SearchRequest) -> bytes:
         """Answer a search."""
@@ -207,20 +223,14 @@ class Service:
             return await asyncio.wrap_future(self._batcher.submit(encode, texts))
         except QueueFullError:
             raise busy() from None
-        except ClosedError:
-            raise RefusedError(503, "the server is shutting down; try again", reason="stopping") from None
-        except (RefusedError, asyncio.CancelledError):
-            raise
         # What a model raises on a text is not known beforehand, and its words may name files.
         except Exception:
             logger.exception("the encoder failed on a request")
             raise RefusedError(500, "the encoder failed on a text of this request", reason="encoder") from None
 
-    async def _work(self, workers: Workers, job: Callable[[], T]) -> T:
+    async def _work(self, threads: _Threads, job: Callable[[], bytes]) -> bytes:
         try:
-            return await workers.run(job)
-        except QueueFullError:
-            raise busy() from None
+            return await threads.run(job)
         except InputError as error:
             # What was asked has been checked, so it is the index; the line names a file, which is for the log.
             logger.error("a request could not be answered: %s", error)
