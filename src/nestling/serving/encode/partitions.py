@@ -12,8 +12,8 @@ import polars as pl
 from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
-from nestling.judgments import files
 from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
+from nestling.judgments.files import listed
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.sources import Raw, joined, nearest
 
@@ -65,11 +65,6 @@ class Source:
         return with_ids(kept)["document_id"].to_list(), kept["document"].to_list()
 
 
-def is_parquet_folder(source: str | Path) -> bool:
-    """Whether a folder holds Parquet files, itself or in folders of its own."""
-    return bool(_files(Path(source).expanduser()))
-
-
 def open_source(
     source: str | Path,
     work: Path,
@@ -94,8 +89,8 @@ def open_source(
     Raises:
         InputError: a source that cannot be read, or lacks a column.
     """
-    if is_parquet_folder(source):
-        return _of_folder(Path(source).expanduser(), str(source), partition, tuple(document), document_id)
+    if paths := _parquet_files(Path(source).expanduser()):
+        return _of_files(paths, str(source), partition, tuple(document), document_id)
     found = load_catalogue(
         source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
     )
@@ -106,12 +101,12 @@ def open_source(
     return Source(found.source, ("document",), "document_id", slices, tuple(found.told()))
 
 
-def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
+def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
     import pyarrow as pa
     from pyarrow import parquet
 
     sizes: list[tuple[Path, int]] = []
-    for path in _files(folder):
+    for path in paths:
         try:
             about = parquet.read_metadata(path)
             there = list(about.schema.to_arrow_schema().names)
@@ -123,21 +118,20 @@ def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...
             key = key or next(iter(usual("document_id", there)), None)
             if not document:
                 what = "cannot tell which column is the document"
-                raise InputError(f"{path}: {what}; give --document one of: {files.listed(there)}")
+                raise InputError(f"{path}: {what}; give --document one of: {listed(there)}")
         for option, asked in (("--document", document), ("--document-id", (key,) if key else ())):
             for column in asked:
                 if column not in there:
-                    what = f"no column {files.listed([column])!r}{nearest(column, there)}"
-                    raise InputError(f"{path}: {what}; give {option} one of: {files.listed(there)}")
+                    what = f"no column {listed([column])!r}{nearest(column, there)}"
+                    raise InputError(f"{path}: {what}; give {option} one of: {listed(there)}")
         sizes.append((path.resolve(), int(about.num_rows)))
     if not any(rows for _, rows in sizes):
         raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
     return Source(name, document, key, _cut(sizes, partition))
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
+def _parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder and its folders; none of anything else."""
     found = (path for path in folder.rglob("*.parquet") if path.is_file())
     # Writers of Parquet keep what is not data under names that start so.
     return sorted(path for path in found if not any(p[0] in "._" for p in path.relative_to(folder).parts))
