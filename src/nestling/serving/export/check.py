@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import Kind
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import Encoder
 from nestling.models.torch_encoder import embed
@@ -31,7 +32,7 @@ LEAST_AGREEMENT = 0.9
 TIMED_DOCUMENTS, TIMED_QUERIES, SHARES, ROUNDS = 256, 40, 4, 2
 
 Matrix = NDArray[np.float32]
-Encode = Callable[[Sequence[str], Literal["query", "document"]], Matrix]
+Encode = Callable[[Sequence[str], Kind], Matrix]
 
 
 @dataclass(frozen=True)
@@ -113,26 +114,26 @@ def check_export(
         texts: where they come from.
     """
 
-    def by_torch(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_torch(some: Sequence[str], kind: Kind) -> Matrix:
         return truncate(embed(model, some, kind=kind), encoder.dim)
 
-    def by_export(some: Sequence[str], kind: Literal["query", "document"]) -> Matrix:
+    def by_export(some: Sequence[str], kind: Kind) -> Matrix:
         return encoder.encode(some, kind=kind)
 
-    rankings, sides = [], []
+    rankings, vectors = [], []
     for encode in (by_torch, by_export):
         queries, documents = encode(qrels.queries, "query"), encode(qrels.documents, "document")
         rankings.append(search(queries, documents, encoder.codec, oversampling=encoder.oversampling))
-        sides.append(np.concatenate([queries, documents]))
-    recall = [float(Measure("recall", K).per_query(ranking, qrels).mean()) for ranking in rankings]
-    cosines = np.einsum("nd,nd->n", sides[0], sides[1])
+        vectors.append(np.concatenate([queries, documents]))
+    recall_torch, recall_exported = (float(Measure("recall", K).per_query(each, qrels).mean()) for each in rankings)
+    cosines = np.einsum("nd,nd->n", *vectors)
     torch_speed, exported_speed = speeds([by_torch, by_export], qrels.queries, qrels.documents)
     return Check(
         texts=texts,
         queries=qrels.n_queries,
         documents=qrels.n_documents,
-        recall_torch=recall[0],
-        recall_exported=recall[1],
+        recall_torch=recall_torch,
+        recall_exported=recall_exported,
         agreement=agreement(*rankings),
         cosine_mean=float(cosines.mean()),
         cosine_lowest=float(cosines.min()),
@@ -173,17 +174,16 @@ def speeds(sides: Sequence[Encode], queries: Sequence[str], documents: Sequence[
     for turn in range(ROUNDS):
         for place, part in enumerate(parts):
             for side, encode in enumerate(sides):
-                batched[turn, place, side] = seconds(encode, part, "document")
+                batched[turn, place, side] = _seconds(encode, part, "document")
     for place, query in enumerate(asked):
         for side, encode in enumerate(sides):
-            single[place, side] = seconds(encode, [query], "query")
+            single[place, side] = _seconds(encode, [query], "query")
     taken = batched.min(axis=0).sum(axis=0)
     p50, p95 = np.quantile(single, [0.5, 0.95], axis=0) * 1000
     return [Speed(len(some) / float(t), float(a), float(b)) for t, a, b in zip(taken, p50, p95, strict=True)]
 
 
-def seconds(encode: Encode, texts: Sequence[str], kind: Literal["query", "document"]) -> float:
-    """Return what one call takes."""
+def _seconds(encode: Encode, texts: Sequence[str], kind: Kind) -> float:
     start = time.perf_counter()
     encode(texts, kind)
     return time.perf_counter() - start
