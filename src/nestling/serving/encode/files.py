@@ -30,11 +30,7 @@ class Recipe:
         fingerprint: of the model.
         runtime: what runs it: `torch-fp32`, or an export's format and precision, as `onnx-int8`.
         device: `cpu` or `cuda`.
-        dim: size of the vectors.
-        precision: `float32` or `float16`, as they are stored.
-        partition: most rows of a file.
-        batch: texts of a forward pass.
-        threads: of an encoder; with another number an engine may add in another order.
+        dim, precision, partition, batch, threads: as `EncodeSettings` has them.
     """
 
     fingerprint: str

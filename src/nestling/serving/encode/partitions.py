@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from polars import selectors
 
 from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
@@ -53,7 +53,8 @@ class Source:
         columns = [*self.document, *([self.document_id] if self.document_id else [])]
         try:
             scan = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
-            found = scan.select(pl.col([_literal(name) for name in dict.fromkeys(columns)])).collect()
+            # By name, since polars takes ^...$ for a pattern and * for all columns.
+            found = scan.select(selectors.by_name(*dict.fromkeys(columns))).collect()
         except (OSError, pl.exceptions.PolarsError) as error:
             what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
             raise unread(Path(part.path), error, what) from None
@@ -142,8 +143,3 @@ def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]
         (path, start, min(partition, rows - start)) for path, rows in sizes for start in range(0, rows, partition)
     ]
     return tuple(Slice(number, str(path), start, rows) for number, (path, start, rows) in enumerate(pieces))
-
-
-def _literal(name: str) -> str:
-    # polars takes ^...$ for a pattern and * for all columns.
-    return f"^{re.escape(name)}$" if name == "*" or re.fullmatch(r"\^.*\$", name) else name

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.index import Index, Mode, refuse_blank
+from nestling.serving.index.index import Index, Mode
 from nestling.serving.service import compare
 from nestling.serving.service.answers import RefusedError, busy, encoded
 from nestling.serving.service.batcher import Batcher, Encode, QueueFullError
@@ -83,7 +83,7 @@ class Service:
 
         def job() -> bytes:
             at = time.perf_counter()
-            found = _found(self._current(served, vectors).index, queries, vectors, mode, asked)
+            found = _found(served.index, queries, vectors, mode, asked)
             search_ms = _since(at)
             results = [
                 {
@@ -138,7 +138,7 @@ class Service:
 
         def job() -> bytes:
             columns = [
-                _column(asked, column, self._current(served, vector), mode, vector, encode_ms)
+                _column(asked, column, served, mode, vector, encode_ms)
                 for column, served, mode, vector, encode_ms in ways
             ]
             judged = any(served.judged.of(asked.query) is not None for _, served, _, _, _ in ways)
@@ -154,25 +154,23 @@ class Service:
         vector = await self._encode(served.encoding.query, [asked.query])
 
         def job() -> bytes:
-            now = self._current(served, vector)
-            top = {}
-            for dim in now.cells.dims:
-                cell = now.cells.cell(dim, asked.precision)
-                found = compare.hits_of(now.index, cell.top_k(vector, TOP))
-                top[dim] = [hit["id"] for hit in found], cell.codec.bytes_per_vector
-            judged = now.judged.of(asked.query)
-            full = now.cells.cell(None, None).top_k(vector, TOP)
-            wanted = judged or frozenset(hit["id"] for hit in compare.hits_of(now.index, full))
+            def top(cell: compare.Cell) -> list[str]:
+                return [hit["id"] for hit in compare.hits_of(served.index, cell.top_k(vector, TOP))]
+
+            judged = served.judged.of(asked.query)
+            wanted = judged or frozenset(top(served.cells.cell(None, None)))
+            sizes = []
+            for dim in served.cells.dims:
+                cell = served.cells.cell(dim, asked.precision)
+                kept = compare.recall(top(cell), wanted)
+                sizes.append({"dim": dim, "bytes": cell.codec.bytes_per_vector, "recall": kept})
             return encoded(
                 {
                     "index": served.source.name,
                     "precision": asked.precision,
                     "against": "judged" if judged else "full size",
                     "wanted": len(wanted),
-                    "sizes": [
-                        {"dim": dim, "bytes": size, "recall": compare.recall(found, wanted)}
-                        for dim, (found, size) in top.items()
-                    ],
+                    "sizes": sizes,
                 }
             )
 
@@ -212,12 +210,6 @@ class Service:
             raise RefusedError(404, f"no index of that name is served; there is {', '.join(self.indexes.names)}")
         return served
 
-    def _current(self, served: Served, vector: Vectors | None) -> Served:
-        """Return the generation in force, unless a vector made before, or the mode chosen, does not fit it."""
-        now = self._served(served.source.name)
-        same = (vector is None or now.encoding is served.encoding) and now.index.modes == served.index.modes
-        return now if same else served
-
     async def _encode(self, encode: Encode, texts: Sequence[str]) -> Vectors:
         try:
             return await asyncio.wrap_future(self._batcher.submit(encode, texts))
@@ -239,7 +231,6 @@ class Service:
 
 def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
     try:
-        refuse_blank(queries)
         allowed = index.documents.allowed(asked.filters)
     except InputError as error:
         raise RefusedError(422, str(error)) from None
