@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestling.serving.service.batcher import Batcher, QueueFullError
+from nestling.serving.service.answers import QueueFullError
+from nestling.serving.service.batcher import Batcher
 
 WAIT = 10
 

@@ -35,6 +35,14 @@ class RefusedError(HTTPException):
         self.reason, self.param, self.code = reason, param, code
 
 
+class QueueFullError(RefusedError):
+    """Too much is waiting already."""
+
+    def __init__(self) -> None:
+        message = "too many requests are waiting; try again"
+        super().__init__(429, message, reason="queue_full", headers={"Retry-After": "1"})
+
+
 def encoded(value: Any) -> bytes:
     """Return JSON in ASCII, since documents may hold lone surrogates, which UTF-8 cannot."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -45,10 +53,3 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     kind = TYPES.get(status, "invalid_request_error")
     return encoded({"error": {"message": line[:LONGEST], "type": kind, "param": param, "code": code}})
-
-
-def busy() -> RefusedError:
-    """Return the answer of a server whose queue is full."""
-    return RefusedError(
-        429, "too many requests are waiting; try again", reason="queue_full", headers={"Retry-After": "1"}
-    )

@@ -14,6 +14,7 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.serving.service.answers import QueueFullError
 from nestling.serving.service.limits import MANY, TEXTS
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ CHARACTERS = 32_768
 Vectors = NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
 """n texts -> (n, dim) float32. Requests that bring the same object are encoded in one call."""
-
-
-class QueueFullError(Exception):
-    """Too much is waiting already."""
 
 
 @dataclass(eq=False)

@@ -19,8 +19,8 @@ from nestling.errors import InputError
 from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index, Mode
 from nestling.serving.service import compare
-from nestling.serving.service.answers import RefusedError, busy, encoded
-from nestling.serving.service.batcher import Batcher, Encode, QueueFullError
+from nestling.serving.service.answers import QueueFullError, RefusedError, encoded
+from nestling.serving.service.batcher import Batcher, Encode
 from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served, bytes_of, described
@@ -45,7 +45,7 @@ class _Threads(ThreadPoolExecutor):
     async def run(self, job: Callable[[], bytes]) -> bytes:
         """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
         if not self._room.acquire(blocking=False):
-            raise busy()
+            raise QueueFullError
         future = self.submit(job)
         future.add_done_callback(lambda _: self._room.release())
         return await asyncio.wrap_future(future)
@@ -112,12 +112,14 @@ class Service:
         vectors = await self._encode(encoding.query if asked.input_type == "query" else encoding.document, texts)
 
         def job() -> bytes:
-            cut = truncate(vectors, dim)
-            as_text = asked.encoding_format == "base64"
+            def sent(row: NDArray[np.float32]) -> str | list[float]:
+                as_text = asked.encoding_format == "base64"
+                return base64.b64encode(row.astype("<f4")).decode("ascii") if as_text else row.tolist()
+
             # Row by row, and text by text: whatever takes long at a stretch keeps all other threads waiting.
             rows = [
-                encoded({"object": "embedding", "index": n, "embedding": _base64(row) if as_text else row.tolist()})
-                for n, row in enumerate(cut)
+                encoded({"object": "embedding", "index": n, "embedding": sent(row)})
+                for n, row in enumerate(truncate(vectors, dim))
             ]
             tokens = sum(encoding.count([text]) for text in texts)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -214,7 +216,7 @@ class Service:
         try:
             return await asyncio.wrap_future(self._batcher.submit(encode, texts))
         except QueueFullError:
-            raise busy() from None
+            raise
         # What a model raises on a text is not known beforehand, and its words may name files.
         except Exception:
             logger.exception("the encoder failed on a request")
@@ -281,10 +283,6 @@ def _mode(served: Served, asked: Mode | None) -> Mode:
 
 def _as_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "nestling"}
-
-
-def _base64(row: NDArray[np.float32]) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
 
 
 def _since(began: float) -> float:
