@@ -114,7 +114,7 @@ class Service:
         def job() -> bytes:
             def sent(row: NDArray[np.float32]) -> str | list[float]:
                 as_text = asked.encoding_format == "base64"
-                return base64.b64encode(row.astype("<f4")).decode("ascii") if as_text else row.tolist()
+                return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if as_text else row.tolist()
 
             # Row by row, and text by text: whatever takes long at a stretch keeps all other threads waiting.
             rows = [
