@@ -83,8 +83,8 @@ def test_the_address_is_one_that_a_browser_opens():
 def test_what_is_loopback_serves_local_names_alone():
     assert [is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.9.1", "::1", "[::1]")] == [True] * 5
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.com", "localhost.com"))
-    assert allowed_hosts("127.8.9.1") == {"localhost", "127.0.0.1", "[::1]", "127.8.9.1"}
-    assert allowed_hosts("0.0.0.0") is None
+    assert allowed_hosts("127.8.9.1") == ["localhost", "127.0.0.1", "[::1]", "127.8.9.1"]
+    assert allowed_hosts("0.0.0.0") == ["*"]
 
 
 def test_indexes_are_called_by_their_folders_or_as_they_are_named(tmp_path: Path):

@@ -56,17 +56,15 @@ def encode(
         max_unpacked=max_unpacked,
         observer=watcher,
     )
-    folder = done.folder
+    folder, partitions = done.folder, len(done.folder.partitions)
     if as_json:
-        counts = {"documents": folder.rows, "partitions": len(folder.parts), "encoded": done.encoded, "kept": done.kept}
+        counts = {"documents": folder.rows, "partitions": partitions, "encoded": done.encoded, "kept": done.kept}
         about = {"model": folder.model, "source": folder.source, "workers": done.workers, **asdict(folder.recipe)}
         print(json.dumps({"out": str(out), **counts, **about}))
         return
-    recipe = folder.recipe
-    counts_line = f"{len(folder.parts):,} partitions: {done.encoded:,} encoded, {done.kept:,} as before"
-    console = Console()
+    recipe, console = folder.recipe, Console()
     for line in (
-        f"documents   {folder.rows:,} in {counts_line}",
+        f"documents   {folder.rows:,} in {partitions:,} partitions: {done.encoded:,} encoded, {done.kept:,} as before",
         f"vectors     {recipe.dim} dims, {recipe.precision}, by {recipe.runtime} on {recipe.device}",
         f"folder      {clean(str(out))}",
     ):

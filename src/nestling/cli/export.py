@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -49,7 +49,8 @@ def export(
         observer=observer(),
     )
     if as_json:
-        print(json.dumps(as_dict(done)))
+        about = {"format": done.format, "precision": done.precision, "dim": done.dim, "bytes": done.size}
+        print(json.dumps({"out": str(done.folder), **about, "check": done.check.as_dict()}))
         return
     console = Console()
     console.print(check_table(done))
@@ -86,15 +87,3 @@ def check_table(done: Exported) -> Table:
         times = (f"{value:.2f} ms" for value in (speed.p50_ms, speed.p95_ms))
         table.add_row(name, f"{recall:.4f}", f"{speed.documents_per_second:,.0f}", *times)
     return table
-
-
-def as_dict(done: Exported) -> dict[str, Any]:
-    """Return what an export did, as JSON takes it."""
-    return {
-        "out": str(done.folder),
-        "format": done.format,
-        "precision": done.precision,
-        "dim": done.dim,
-        "bytes": done.size,
-        "check": done.check.as_dict(),
-    }

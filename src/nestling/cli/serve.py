@@ -73,10 +73,8 @@ def serve(
     def opened(source: Source) -> Index:
         return Index.open(source.path, model=source.model, engine=engine, threads=threads)
 
-    metrics = Metrics()
     judged = read_judged(split, threshold=threshold) if split else None
-    indexes = Indexes(sources, judged=judged, opener=opened, on_swap=metrics.swap)
-    service = Service(indexes, limits=limits, metrics=metrics)
+    service = Service(Indexes(sources, judged=judged, opener=opened), limits=limits, metrics=Metrics())
     app = create_app(service, hosts=listening.allowed_hosts(host), key=key)
     sock = listening.bind(host, port)
     _log_to_stderr()

@@ -181,7 +181,7 @@ def test_a_scale_that_is_not_1_to_3_needs_a_threshold(shop: Shop, monkeypatch):
     split = read_split(shop.split)
     other = replace(split, test=replace(split.test, scale=(0.0, 5.0)))
     monkeypatch.setattr("nestling.judgments.split_files.read_split", lambda _: other)
-    with pytest.raises(InputError, match="on a scale of 0 to 5 give --threshold"):
+    with pytest.raises(InputError, match="on a scale of 0 to 5 give the threshold above which a document is relevant"):
         read_judged(shop.split)
     low, high = (read_judged(shop.split, threshold=threshold).relevant for threshold in (1.5, 2.5))
     assert all(high[query] <= low[query] for query in high)

@@ -20,7 +20,6 @@ from nestling.models.encoder import Encoder, open_encoder
 from nestling.progress import Observer
 from nestling.serving.encode.files import (
     MANIFEST,
-    WORK,
     EncodedFolder,
     Part,
     Recipe,
@@ -37,7 +36,7 @@ from nestling.serving.encode.worker import Job, Worker, runtime_of
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "float16"]
-LOCK = ".lock"
+LOCK, WORK = ".lock", ".work"
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,8 @@ def encode_catalogue(
 ) -> Encoded:
     """Encode a catalogue's documents, or what has changed of them since the last call.
 
-    A partition is encoded in one call of the encoder and written as one file, whole or not at all, and the file says
-    what it was made from: the model, the settings, the ids and the texts. A later call reads the texts again and
-    encodes the partitions of which that no longer holds. The engines differ only in where that call takes place, so
-    they give the same bits on the same kind of machine.
+    A partition is encoded in one call of the encoder and written as one file, which says what it was made from. The
+    engines differ only in where that call takes place, so they give the same bits on the same kind of machine.
 
     Args:
         model: as `open_encoder` takes it; under Ray it has to lead to the same model on every machine.
@@ -130,10 +127,9 @@ def encode_catalogue(
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
     needed("nestling encode", "pyarrow")
-    with ExitStack() as stack:
-        stack.enter_context(_locked(out))
-        earlier = read_encoded(out, complete=False) if (out / MANIFEST).exists() else None
-        work = out / WORK
+    work = out / WORK
+    with _locked(out), ExitStack() as stack:
+        earlier = read_encoded(out) if (out / MANIFEST).exists() else None
         shutil.rmtree(work, ignore_errors=True)
         # Before the cluster, so that it goes after Ray's workers have.
         stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -167,53 +163,50 @@ def _encode(
     workers: int,
     observer: Observer,
 ) -> Encoded:
-    _remove(path for path in out.glob(".part-*.part.parquet"))
-    there = EncodedFolder(out, model, source.name, recipe, False, (), versions())
-    there.write()
+    _remove(out.glob(".part-*.part.parquet"))
     observer.stage("look at what is there", f"{len(source.slices):,} partitions")
-    parts = {part.number: made for part in source.slices if (made := _kept(out, source, part, recipe)) is not None}
+    parts = {part: made for part in source.slices if (made := _kept(out, source, part, recipe)) is not None}
     kept = len(parts)
-    replace(there, parts=_in_order(parts)).write()
-    missing = [part for part in source.slices if part.number not in parts]
+    folder = EncodedFolder(model, source.name, recipe, False, tuple(parts.values()), versions())
+    folder.write(out)
+    missing = [part for part in source.slices if part not in parts]
     total = sum(part.rows for part in missing)
     if missing:
         where = "in this process" if cluster is None else f"on Ray, {workers} workers of {recipe.threads} CPUs"
         observer.stage("encode", f"{total:,} documents in {len(missing):,} partitions, {where}")
-    # Ray's workers have another working directory.
-    name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
-    job = Job(name, out.expanduser().resolve(), source, recipe)
-    done = 0
-    try:
-        if cluster is None:
-            worker = Worker(job, encoder)
-            made_parts = _local(worker, missing, total, observer)
-        else:
-            del encoder
-            made_parts = encode_on_ray(job, missing, workers=workers) if missing else iter(())
-        numbers = {part_name(part.number): part for part in missing}
-        for made in made_parts:
-            part = numbers[made.file]
-            parts[part.number] = made
-            done += part.rows
-            observer.encoding("", done, total)
-    finally:
-        observer.done()
-    folder = replace(there, parts=_in_order(parts), complete=True)
-    folder.write()
-    listed = {part.file for part in folder.parts}
+        # Ray's workers have another working directory.
+        name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+        job = Job(name, out.expanduser().resolve(), source, recipe)
+        done = 0
+        try:
+            for part, made in (
+                _encode_here(Worker(job, encoder), missing, total, observer)
+                if cluster is None
+                else encode_on_ray(job, missing, workers=workers)
+            ):
+                parts[part] = made
+                done += part.rows
+                observer.encoding("", done, total)
+        finally:
+            observer.done()
+    folder = replace(folder, partitions=tuple(parts[part] for part in source.slices), complete=True)
+    folder.write(out)
+    listed = {part.file for part in folder.partitions}
     _remove(path for path in out.glob("part-*.parquet") if path.name not in listed)
     logger.info("encoded %s: %d partitions, %d kept", out, len(missing), kept)
     return Encoded(folder, len(missing), kept, workers)
 
 
-def _local(worker: Worker, slices: Sequence[Slice], total: int, observer: Observer) -> Iterator[Part]:
+def _encode_here(
+    worker: Worker, slices: Sequence[Slice], total: int, observer: Observer
+) -> Iterator[tuple[Slice, Part]]:
     before = 0
     for part in slices:
 
         def progress(done: int, _: int, before: int = before) -> None:
             observer.encoding("", min(before + done, total), total)
 
-        yield worker.encode(part, progress)
+        yield part, worker.encode(part, progress)
         before += part.rows
 
 
@@ -234,15 +227,12 @@ def _locked(out: Path) -> Iterator[None]:
     if out.is_dir() and not any((out / name).exists() for name in (MANIFEST, LOCK)) and any(out.iterdir()):
         raise InputError(f"{out} holds something else than vectors, so nothing is written there; give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(out / LOCK).acquire(timeout=0)
     except Timeout:
         raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def _recipe(encoder: Encoder, settings: EncodeSettings, threads: int) -> Recipe:
@@ -276,7 +266,8 @@ def _threads(
         return earlier.recipe.threads
     if cluster is not None and workers is not None:
         return max(1, min(sum(cluster.cpus) // workers, max(cluster.cpus, default=1)))
-    return _usual_threads()
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else _cores()
 
 
 def _workers(recipe: Recipe, cluster: Cluster | None, asked: int | None, observer: Observer) -> int:
@@ -292,19 +283,8 @@ def _workers(recipe: Recipe, cluster: Cluster | None, asked: int | None, observe
     return min(asked or room, room)
 
 
-def _usual_threads() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return _cores()
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _in_order(parts: dict[int, Part]) -> tuple[Part, ...]:
-    return tuple(parts[number] for number in sorted(parts))
 
 
 def _remove(paths: Iterator[Path]) -> None:

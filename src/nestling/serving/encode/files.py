@@ -16,10 +16,10 @@ from nestling import atomic
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 
-MANIFEST, WORK = "encoded.json", ".work"
+MANIFEST = "encoded.json"
 FORMAT = 1
 KEY = b"nestling_encoded"
-ADVICE = "give nestling encode the same command again"
+ADVICE = "encode it anew"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class Recipe:
         fingerprint: of the model.
         runtime: what runs it: `torch-fp32`, or an export's format and precision, as `onnx-int8`.
         device: `cpu` or `cuda`.
-        dim: size of the vectors.
-        precision: `float32` or `float16`, as they are stored.
-        partition: most rows of a file.
-        batch: texts of a forward pass.
-        threads: of an encoder; with another number an engine may add in another order.
+        dim, precision, partition, batch, threads: as `EncodeSettings` has them.
     """
 
     fingerprint: str
@@ -73,36 +69,6 @@ class EncodedFolder:
         versions: of the libraries, of the last call.
     """
 
-    folder: Path
-    model: str
-    source: str
-    recipe: Recipe
-    complete: bool
-    parts: tuple[Part, ...]
-    versions: dict[str, str]
-
-    @property
-    def rows(self) -> int:
-        """Documents in all."""
-        return sum(part.rows for part in self.parts)
-
-    def write(self) -> None:
-        """Write encoded.json, whole or not at all."""
-        about = {
-            "nestling_encoded": FORMAT,
-            "model": self.model,
-            "source": self.source,
-            "complete": self.complete,
-            "documents": self.rows,
-            "recipe": asdict(self.recipe),
-            "partitions": [asdict(part) for part in self.parts],
-            "versions": self.versions,
-        }
-        atomic.write_json(self.folder / MANIFEST, about)
-
-
-@dataclass(frozen=True)
-class _Told:
     model: str
     source: str
     recipe: Recipe
@@ -110,29 +76,28 @@ class _Told:
     partitions: tuple[Part, ...]
     versions: dict[str, str]
 
+    @property
+    def rows(self) -> int:
+        """Documents in all."""
+        return sum(part.rows for part in self.partitions)
 
-def read_encoded(folder: Path, *, complete: bool = True) -> EncodedFolder:
+    def write(self, folder: Path) -> None:
+        """Write encoded.json, whole or not at all."""
+        atomic.write_json(folder / MANIFEST, {"nestling_encoded": FORMAT, "documents": self.rows, **asdict(self)})
+
+
+def read_encoded(folder: Path) -> EncodedFolder:
     """Read what a folder says of itself.
 
-    Args:
-        complete: refuse one that is not.
-
     Raises:
-        InputError: the folder was not written by nestling encode, is damaged, of another form, or not complete.
+        InputError: the folder was not written by nestling encode, is damaged, or of another form.
     """
     path = folder / MANIFEST
-    missing = f"{folder}: holds no {MANIFEST}; give a folder of nestling encode"
-    about = read_json(path, Any, advice="encode it anew", missing=missing)
+    about = read_json(path, Any, advice=ADVICE)
     form = about.get("nestling_encoded") if isinstance(about, dict) else None
     if form != FORMAT:
-        raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; encode it anew")
-    told: _Told = shaped(about, _Told, str(path), "encode it anew")
-    for part in told.partitions:
-        if Path(part.file).name != part.file:
-            raise InputError(f"{path}: {part.file!a} is no file of the folder; encode it anew")
-    found = EncodedFolder(folder, told.model, told.source, told.recipe, told.complete, told.partitions, told.versions)
-    if complete and not found.complete:
-        raise InputError(f"{folder}: not all of it is encoded; {ADVICE}, it goes on where it stopped")
+        raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; {ADVICE}")
+    found: EncodedFolder = shaped(about, EncodedFolder, str(path), ADVICE)
     return found
 
 
@@ -186,27 +151,3 @@ def part_fingerprint(path: Path) -> str | None:
     except (OSError, pa.ArrowException):
         return None
     return None if found is None else str(found, "ascii", "replace")
-
-
-def read_part(folder: EncodedFolder, part: Part) -> tuple[list[str], list[str], NDArray[np.floating[Any]]]:
-    """Return ids, text hashes and (rows, dim) vectors of a partition, in the precision in which they are stored.
-
-    Raises:
-        InputError: the file is missing, damaged, or not the one that encoded.json lists.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = folder.folder / part.file
-    if part_fingerprint(path) != part.fingerprint:
-        raise InputError(f"{path}: missing, damaged or not the file that {MANIFEST} lists; {ADVICE}")
-    try:
-        table = parquet.read_table(path).combine_chunks()
-        flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table["embedding"].chunks]
-        vectors = np.concatenate([np.zeros(0, folder.recipe.precision), *flat]).reshape(-1, folder.recipe.dim)
-        ids, hashes = table["document_id"].to_pylist(), table["text_hash"].to_pylist()
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); remove it, and {ADVICE}") from None
-    if not len(ids) == len(vectors) == part.rows:
-        raise InputError(f"{path}: has not the {part.rows} rows that {MANIFEST} lists; remove it, and {ADVICE}")
-    return ids, hashes, vectors

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from polars import selectors
 
 from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
-from nestling.judgments import files
 from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
+from nestling.judgments.files import listed
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.sources import Raw, joined, nearest
 
@@ -53,7 +53,8 @@ class Source:
         columns = [*self.document, *([self.document_id] if self.document_id else [])]
         try:
             scan = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
-            found = scan.select(pl.col([_literal(name) for name in dict.fromkeys(columns)])).collect()
+            # By name, since polars takes ^...$ for a pattern and * for all columns.
+            found = scan.select(selectors.by_name(*dict.fromkeys(columns))).collect()
         except (OSError, pl.exceptions.PolarsError) as error:
             what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
             raise unread(Path(part.path), error, what) from None
@@ -63,11 +64,6 @@ class Source:
         ids = raw.text(self.document_id).str.strip_chars() if self.document_id else empty
         kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
         return with_ids(kept)["document_id"].to_list(), kept["document"].to_list()
-
-
-def is_parquet_folder(source: str | Path) -> bool:
-    """Whether a folder holds Parquet files, itself or in folders of its own."""
-    return bool(_files(Path(source).expanduser()))
 
 
 def open_source(
@@ -94,8 +90,8 @@ def open_source(
     Raises:
         InputError: a source that cannot be read, or lacks a column.
     """
-    if is_parquet_folder(source):
-        return _of_folder(Path(source).expanduser(), str(source), partition, tuple(document), document_id)
+    if paths := _parquet_files(Path(source).expanduser()):
+        return _of_files(paths, str(source), partition, tuple(document), document_id)
     found = load_catalogue(
         source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
     )
@@ -106,12 +102,12 @@ def open_source(
     return Source(found.source, ("document",), "document_id", slices, tuple(found.told()))
 
 
-def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
+def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
     import pyarrow as pa
     from pyarrow import parquet
 
     sizes: list[tuple[Path, int]] = []
-    for path in _files(folder):
+    for path in paths:
         try:
             about = parquet.read_metadata(path)
             there = list(about.schema.to_arrow_schema().names)
@@ -123,21 +119,20 @@ def _of_folder(folder: Path, name: str, partition: int, document: tuple[str, ...
             key = key or next(iter(usual("document_id", there)), None)
             if not document:
                 what = "cannot tell which column is the document"
-                raise InputError(f"{path}: {what}; give --document one of: {files.listed(there)}")
+                raise InputError(f"{path}: {what}; give --document one of: {listed(there)}")
         for option, asked in (("--document", document), ("--document-id", (key,) if key else ())):
             for column in asked:
                 if column not in there:
-                    what = f"no column {files.listed([column])!r}{nearest(column, there)}"
-                    raise InputError(f"{path}: {what}; give {option} one of: {files.listed(there)}")
+                    what = f"no column {listed([column])!r}{nearest(column, there)}"
+                    raise InputError(f"{path}: {what}; give {option} one of: {listed(there)}")
         sizes.append((path.resolve(), int(about.num_rows)))
     if not any(rows for _, rows in sizes):
         raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
     return Source(name, document, key, _cut(sizes, partition))
 
 
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
+def _parquet_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder and its folders; none of anything else."""
     found = (path for path in folder.rglob("*.parquet") if path.is_file())
     # Writers of Parquet keep what is not data under names that start so.
     return sorted(path for path in found if not any(p[0] in "._" for p in path.relative_to(folder).parts))
@@ -148,8 +143,3 @@ def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]
         (path, start, min(partition, rows - start)) for path, rows in sizes for start in range(0, rows, partition)
     ]
     return tuple(Slice(number, str(path), start, rows) for number, (path, start, rows) in enumerate(pieces))
-
-
-def _literal(name: str) -> str:
-    # polars takes ^...$ for a pattern and * for all columns.
-    return f"^{re.escape(name)}$" if name == "*" or re.fullmatch(r"\^.*\$", name) else name

@@ -1,33 +1,27 @@
-"""The engine for more than one process or machine: Ray Data hands partitions to workers that write their files."""
+"""The engine for more than one process or machine: a pool of Ray's actors, each with an encoder of its own."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nestling.environment import needed
-from nestling.errors import InputError
-from nestling.serving.encode.files import WORK, Part
+from nestling.errors import InputError, first_line
+from nestling.serving.encode.files import Part
 from nestling.serving.encode.partitions import Slice
 from nestling.serving.encode.worker import Job, Worker
 
 SECONDS_TO_ANSWER = 5.0
 TRIES = 4
-"""Of a partition. Ray starts a worker that died again without end, also one that dies of its partition."""
+"""Of a partition. Ray would start a worker that died again without end, also one that dies of its partition."""
 OBJECTS = 100 * 2**20
 """Bytes of a local cluster's object store: only numbers of partitions pass through it."""
-LONGEST_FOLDER = 32
-"""Ray's sockets lie some 65 characters below its folder, and a socket's path may have 107."""
-# A client of HTTP/2, and so of gRPC, begins with these; a server answers with its settings, frame type 4.
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-SETTINGS_FRAME = 4
 
 
 @dataclass(frozen=True)
@@ -60,29 +54,31 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray tells of each pool of workers, on standard error, that its retries might fail.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray = needed("--engine ray", "ray", "ray.data")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield _seen(ray)
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    folder = None
-    try:
-        if address is None:
-            base = tempfile.gettempdir()
-            folder = tempfile.mkdtemp(prefix="nestling-ray-", dir=base if len(base) <= LONGEST_FOLDER - 21 else "/tmp")
-            quiet |= {"include_dashboard": False, "object_store_memory": OBJECTS, "_temp_dir": folder}
-            ray.init(address="local", num_cpus=cpus, **quiet)
-        else:
-            _connect(ray, address, quiet)
-        yield _seen(ray)
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    ray = needed("--engine ray", "ray")
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+            if address is None:
+                # Below /tmp whatever TMPDIR says, since Ray's sockets lie in it, and a socket's path is short.
+                folder = TemporaryDirectory(prefix="nestling-ray-", dir="/tmp", ignore_cleanup_errors=True)
+                options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+                options |= {"object_store_memory": OBJECTS, "_temp_dir": stack.enter_context(folder)}
+            elif address != "auto":
+                _check_answers(address)
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(**options)
+            # Ray leaves the process where a cluster is not what it expects.
+            except (SystemExit, ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+                if address is None:
+                    raise
+                why = "" if isinstance(error, SystemExit) else f" ({first_line(error)})"
+                raise InputError(f"--address {address}: no Ray cluster to connect to{why}; see that it runs") from None
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster(tuple(int(n.get("CPU", 0)) for n in alive), tuple(int(n.get("GPU", 0)) for n in alive))
 
 
-def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterator[Part]:
+def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterator[tuple[Slice, Part]]:
     """Encode partitions on the cluster that is connected; yield each when its file is there, in any order.
 
     A worker is an actor that opens the encoder once and has as many CPUs as the recipe has threads. A partition whose
@@ -93,123 +89,48 @@ def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterato
         OSError: a worker could not write, as on a full disk.
     """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
-    from ray.data.exceptions import SystemException
+    from ray.util import ActorPool
 
-    DataContext.get_current().enable_progress_bars = False
-    by_number = {part.number: part for part in slices}
-    # A partition is one item and one block: Ray splits and joins blocks, but never what is inside an item.
-    items = ray.data.from_items([{"number": number} for number in by_number], override_num_blocks=len(by_number))
-    done = items.map_batches(
-        _Actor,
-        fn_constructor_args=(job, by_number),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=job.recipe.threads,
-        num_gpus=1 if job.recipe.device == "cuda" else None,
-    )
+    gpus = 1 if job.recipe.device == "cuda" else 0
+    actor = ray.remote(num_cpus=job.recipe.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES - 1)(_Actor)
+    pool = ActorPool([actor.remote(job) for _ in range(workers)])
     try:
-        for row in done.iter_rows():
-            if row["errno"]:
-                raise OSError(int(row["errno"]), os.strerror(int(row["errno"])), str(row["fault"]))
-            if row["fault"]:
-                raise InputError(str(row["fault"]))
-            yield Part(str(row["file"]), int(row["rows"]), str(row["fingerprint"]))
-    except (ray.exceptions.RayError, SystemException) as error:
-        if isinstance(error, ray.exceptions.RayTaskError):
-            raise
-        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[-1]
+        yield from pool.map_unordered(lambda one, part: one.encode.remote(part), slices)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, InputError | OSError) else error) from None
+    except ray.exceptions.RayError as error:
         raise InputError(
-            f"the Ray cluster lost its workers or could not start them ({why}); see that nestling is installed on "
-            "every machine, and give the same command again: what is encoded is kept"
+            f"the Ray cluster lost its workers or could not start them ({first_line(error)}); see that nestling is "
+            "installed on every machine, where memory ran out give fewer --workers, or a smaller --partition and "
+            "another folder, and give the same command again: what is encoded is kept"
         ) from None
 
 
 class _Actor:
-    """A worker in a process of Ray's. Bad input comes back as a row, for Ray would wrap what is raised."""
+    """A worker in a process of Ray's, made when it is first used, for Ray hides what is wrong before that."""
 
-    def __init__(self, job: Job, by_number: dict[int, Slice]) -> None:
+    def __init__(self, job: Job) -> None:
         # Read when tokenizers first starts its threads, of which there would else be one for each core.
         os.environ["RAYON_NUM_THREADS"] = str(job.recipe.threads)
-        self.job, self.by_number = job, by_number
+        self.job = job
         self.worker: Worker | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        made, fault, number = Part("", 0, ""), "", 0
-        part = self.by_number[int(batch["number"][0])]
-        try:
-            self.worker = self.worker or Worker(self.job)
-            self._count(part)
-            made = self.worker.encode(part)
-        except InputError as error:
-            fault = str(error)
-        except OSError as error:
-            if error.errno is None:
-                raise
-            fault, number = str(error.filename or self.job.out), error.errno
-        return {
-            "file": [made.file],
-            "rows": [made.rows],
-            "fingerprint": [made.fingerprint],
-            "fault": [fault],
-            "errno": [number],
-        }
-
-    def _count(self, part: Slice) -> None:
-        """Count the times that a partition is begun, in a file, for what dies of it forgets.
-
-        Raises:
-            InputError: it was begun too often.
-        """
-        path = self.job.out / WORK / f"tries-{part.number}"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("ab") as file:
-            if file.tell() >= TRIES:
-                raise InputError(
-                    f"{part.path}, rows {part.start:,} to {part.start + part.rows:,}: {TRIES} workers died of it; "
-                    "where memory ran out, give fewer --workers, or a smaller --partition and another folder"
-                )
-            file.write(b".")
-
-
-def _seen(ray: Any) -> Cluster:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(tuple(int(n.get("CPU", 0)) for n in alive), tuple(int(n.get("GPU", 0)) for n in alive))
-
-
-def _connect(ray: Any, address: str, quiet: dict[str, Any]) -> None:
-    if address != "auto":
-        _check_answers(address)
-    try:
-        ray.init(address=address, **quiet)
-    except (SystemExit, ConnectionError, RuntimeError, ValueError, AssertionError) as error:
-        # Ray leaves the process where a cluster is not what it expects.
-        why = (
-            ""
-            if isinstance(error, SystemExit)
-            else f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
-        )
-        raise InputError(f"--address {address}: no Ray cluster to connect to{why}; see that it runs") from None
+    def encode(self, part: Slice) -> tuple[Slice, Part]:
+        self.worker = self.worker or Worker(self.job)
+        return part, self.worker.encode(part)
 
 
 def _check_answers(address: str) -> None:
-    """See that a server of gRPC answers, for Ray itself tries for two minutes.
+    """See that something listens, for Ray itself tries for two minutes.
 
     Raises:
-        InputError: nothing answers within seconds, or something else does.
+        InputError: nothing answers within seconds.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address {address!r}: give HOST:PORT of a Ray cluster, as in 10.0.0.5:6379, or auto")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return
-            connection.settimeout(SECONDS_TO_ANSWER)
-            connection.sendall(PREFACE)
-            head = connection.recv(9)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         raise InputError(f"--address {address}: does not answer ({why}); see that the Ray cluster runs") from None
-    if len(head) < 4 or head[3] != SETTINGS_FRAME:
-        raise InputError(f"--address {address}: what answers there is no Ray cluster; give its HOST:PORT")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,47 +63,41 @@ class Worker:
         Raises:
             InputError: the partition cannot be read.
         """
+        recipe = self.job.recipe
         ids, texts = self.job.source.read(part)
         hashes = text_hashes(texts)
-        made = Part(part_name(part.number), len(ids), input_fingerprint(self.job.recipe, ids, hashes))
-        recipe = self.job.recipe
-        with threads_of(self.encoder, recipe.threads):
-            vectors = encoded(self.encoder, texts, batch=recipe.batch, progress=progress)
+        made = Part(part_name(part.number), len(ids), input_fingerprint(recipe, ids, hashes))
+        vectors = self._vectors(texts, progress)
         if recipe.dim < self.encoder.dim:
             vectors = truncate(vectors, recipe.dim)
         write_part(self.job.out / made.file, ids, hashes, vectors.astype(recipe.precision), made.fingerprint)
         return made
 
-
-def encoded(
-    encoder: Encoder, texts: Sequence[str], *, batch: int, progress: Progress | None = None
-) -> NDArray[np.float32]:
-    """Encode documents with a number of texts in a forward pass; see `Encoder.encode`."""
-    if isinstance(encoder, TorchEncoder):
-        return embed(encoder.model, texts, kind="document", batch_size=batch, engine=encoder.engine, progress=progress)
-    if isinstance(encoder, ExportedEncoder):
-        return encoder.encode(texts, batch_size=batch)
-    return encoder.encode(texts)
+    def _vectors(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+        encoder, batch = self.encoder, self.job.recipe.batch
+        if isinstance(encoder, ExportedEncoder):
+            return encoder.encode(texts, batch_size=batch)
+        assert isinstance(encoder, TorchEncoder)
+        with torch_threads(self.job.recipe.threads):
+            return embed(
+                encoder.model, texts, kind="document", batch_size=batch, engine=encoder.engine, progress=progress
+            )
 
 
 def runtime_of(encoder: Encoder) -> tuple[str, str]:
     """Return what runs an encoder's model and on what, as in ("torch-fp32", "cpu")."""
     if isinstance(encoder, ExportedEncoder):
         return f"{encoder.format}-{encoder.precision}", "cpu"
-    if isinstance(encoder, TorchEncoder):
-        return str(encoder.engine.name), str(encoder.model.device.type)
-    return type(encoder).__name__, "cpu"
+    assert isinstance(encoder, TorchEncoder)
+    return encoder.engine.name, str(encoder.model.device.type)
 
 
 @contextmanager
-def threads_of(encoder: Encoder, threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Let torch use so many threads meanwhile; an exported model has its number from when it was opened."""
-    if not isinstance(encoder, TorchEncoder):
-        yield
-        return
     import torch
 
-    before: Any = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield

@@ -124,20 +124,20 @@ def check_export(
     def by_export(some: Sequence[str], kind: Kind) -> Matrix:
         return encoder.encode(some, kind=kind)
 
-    rankings, sides = [], []
+    rankings, vectors = [], []
     for encode in (by_torch, by_export):
         queries, documents = encode(qrels.queries, "query"), encode(qrels.documents, "document")
         rankings.append(search(queries, documents, encoder.codec, oversampling=encoder.oversampling))
-        sides.append(np.concatenate([queries, documents]))
-    recall = [float(Measure("recall", K).per_query(ranking, qrels).mean()) for ranking in rankings]
-    cosines = np.einsum("nd,nd->n", sides[0], sides[1])
+        vectors.append(np.concatenate([queries, documents]))
+    recall_torch, recall_exported = (float(Measure("recall", K).per_query(each, qrels).mean()) for each in rankings)
+    cosines = np.einsum("nd,nd->n", *vectors)
     torch_speed, exported_speed = speeds([by_torch, by_export], qrels.queries, qrels.documents)
     return Check(
         texts=texts,
         queries=qrels.n_queries,
         documents=qrels.n_documents,
-        recall_torch=recall[0],
-        recall_exported=recall[1],
+        recall_torch=recall_torch,
+        recall_exported=recall_exported,
         agreement=agreement(*rankings),
         cosine_mean=float(cosines.mean()),
         cosine_lowest=float(cosines.min()),
@@ -178,17 +178,16 @@ def speeds(sides: Sequence[Encode], queries: Sequence[str], documents: Sequence[
     for turn in range(ROUNDS):
         for place, part in enumerate(parts):
             for side, encode in enumerate(sides):
-                batched[turn, place, side] = seconds(encode, part, "document")
+                batched[turn, place, side] = _seconds(encode, part, "document")
     for place, query in enumerate(asked):
         for side, encode in enumerate(sides):
-            single[place, side] = seconds(encode, [query], "query")
+            single[place, side] = _seconds(encode, [query], "query")
     taken = batched.min(axis=0).sum(axis=0)
     p50, p95 = np.quantile(single, [0.5, 0.95], axis=0) * 1000
     return [Speed(len(some) / float(t), float(a), float(b)) for t, a, b in zip(taken, p50, p95, strict=True)]
 
 
-def seconds(encode: Encode, texts: Sequence[str], kind: Kind) -> float:
-    """Return what one call takes."""
+def _seconds(encode: Encode, texts: Sequence[str], kind: Kind) -> float:
     start = time.perf_counter()
     encode(texts, kind)
     return time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,7 +18,6 @@ from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
-from nestling.serving.export.graph import refuse_unknown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -90,7 +89,10 @@ def export(
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
+
     from nestling.serving.export.check import check_export
+    from nestling.serving.export.table import write_table
+    from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
 
     out, observer = Path(out), observer or Observer()
     if format not in FORMATS or precision not in PRECISIONS:
@@ -117,7 +119,11 @@ def export(
         with atomic.new_folder(out) as folder:
             tokens = write_tokens(loaded, folder)
             used = prompts_of(loaded)
-            write_model(loaded, tokens, folder, format, precision, calibration_texts(train, used))
+            if static:
+                write_table(loaded, folder, precision=precision)
+            else:
+                write = write_openvino if format == "openvino" else write_onnx
+                write(loaded, tokens, folder, precision=precision, calibration=calibration_texts(train, used))
             if codec is not None:
                 codec.save(folder / CODEC)
             manifest = {
@@ -131,11 +137,13 @@ def export(
                 "source": {"model": Path(model).name or model, "fingerprint": source.fingerprint},
                 "shrunk": about,
                 "versions": versions(),
-                "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+                "files": {
+                    path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
+                },
             }
             atomic.write_json(folder / MANIFEST, manifest)
             observer.stage("check it against torch", "dev" if split else "no split: the generated catalogue")
-            threads = torch_threads()
+            threads = torch.get_num_threads()
             encoder = ExportedEncoder.open(folder, threads=threads)
             check = check_export(loaded, encoder, qrels, texts="dev" if split else "toolshed", threads=threads)
             if check.fault and not force:
@@ -169,29 +177,6 @@ def is_static(model: SentenceTransformer) -> bool:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     return isinstance(model[0], StaticEmbedding)
-
-
-def write_model(
-    model: SentenceTransformer,
-    tokens: Tokens,
-    folder: Path,
-    format: Format,
-    precision: Precision,
-    calibration: Sequence[str],
-) -> None:
-    """Write the model's own files; each writer's docstring says what and when it refuses."""
-    if is_static(model):
-        from nestling.serving.export.table import write_table
-
-        write_table(model, folder, precision=precision)
-    elif format == "openvino":
-        from nestling.serving.export.openvino import write_openvino
-
-        write_openvino(model, tokens, folder, precision=precision, calibration=calibration)
-    else:
-        from nestling.serving.export.onnx import write_onnx
-
-        write_onnx(model, tokens, folder, precision=precision, calibration=calibration)
 
 
 def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
@@ -255,16 +240,3 @@ def calibration_texts(train: Judgments, prompts: Mapping[Kind, str]) -> list[str
         chosen = np.random.default_rng(0).permutation(len(distinct))[:CALIBRATION]
         texts += [prompts[kind] + distinct[place] for place in np.sort(chosen)]
     return texts
-
-
-def torch_threads() -> int:
-    """Return how many threads torch computes with."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,9 +32,8 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
 
     if precision not in ("fp32", "int8"):
         raise InputError(f"a static model's table is exported in fp32 or int8, not in {precision}")
-    modules = list(model)
-    rows = modules[0].embedding.weight.detach().cpu().double().numpy()
-    for place, module in enumerate(modules[1:], 1):
+    rows = model[0].embedding.weight.detach().cpu().double().numpy()
+    for place, module in enumerate(list(model)[1:], 1):
         if isinstance(module, Normalize) and module.module_output_name == module.module_input_name:
             continue
         plain = (
@@ -54,9 +53,6 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
     arrays = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
     if precision == "int8":
         scales = np.abs(rows).max(axis=1) / 127
-        safe = np.where(scales > 0, scales, 1.0)
-        arrays = {
-            "rows": np.rint(rows / safe[:, None]).astype(np.int8),
-            "scales": scales.astype(np.float32),
-        }
+        whole_rows = np.rint(rows / np.where(scales > 0, scales, 1.0)[:, None]).astype(np.int8)
+        arrays = {"rows": whole_rows, "scales": scales.astype(np.float32)}
     save_file(arrays, folder / TABLE)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
 TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -16,7 +18,7 @@ TYPES = {
 LONGEST = 400
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """A request that is not answered as asked; `reason` names the counter of refusals it goes into, if any."""
 
     def __init__(
@@ -29,9 +31,16 @@ class RefusedError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.reason, self.headers = status, message, reason, dict(headers or {})
-        self.param, self.code = param, code
+        super().__init__(status, message, headers)
+        self.reason, self.param, self.code = reason, param, code
+
+
+class QueueFullError(RefusedError):
+    """Too much is waiting already."""
+
+    def __init__(self) -> None:
+        message = "too many requests are waiting; try again"
+        super().__init__(429, message, reason="queue_full", headers={"Retry-After": "1"})
 
 
 def encoded(value: Any) -> bytes:
@@ -44,10 +53,3 @@ def error_body(status: int, message: str, *, param: str | None = None, code: str
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     kind = TYPES.get(status, "invalid_request_error")
     return encoded({"error": {"message": line[:LONGEST], "type": kind, "param": param, "code": code}})
-
-
-def busy() -> RefusedError:
-    """Return the answer of a server whose queue is full."""
-    return RefusedError(
-        429, "too many requests are waiting; try again", reason="queue_full", headers={"Retry-After": "1"}
-    )

@@ -14,6 +14,7 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.serving.service.answers import QueueFullError
 from nestling.serving.service.limits import MANY, TEXTS
 
 logger = logging.getLogger(__name__)
@@ -24,14 +25,6 @@ CHARACTERS = 32_768
 Vectors = NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
 """n texts -> (n, dim) float32. Requests that bring the same object are encoded in one call."""
-
-
-class QueueFullError(Exception):
-    """Too much is waiting already."""
-
-
-class ClosedError(Exception):
-    """Nothing new is taken."""
 
 
 @dataclass(eq=False)
@@ -70,10 +63,10 @@ class Batcher:
     def __init__(
         self,
         *,
-        max_batch: int = 64,
-        max_wait: float = 0.002,
-        queue: int = 256,
-        on_batch: Callable[[int], None] | None = None,
+        max_batch: int,
+        max_wait: float,
+        queue: int,
+        on_batch: Callable[[int], None] = lambda texts: None,
     ) -> None:
         """Start the thread.
 
@@ -83,10 +76,7 @@ class Batcher:
             queue: texts that may wait in requests of up to 64; of larger requests 16,384 may.
             on_batch: told the number of texts of each call.
         """
-        if max_batch < 1 or queue < 1 or max_wait < 0:
-            raise ValueError(f"max_batch, queue and max_wait must be positive: {max_batch}, {queue}, {max_wait}")
-        self._max_batch, self._max_wait, self._queue = max_batch, max_wait, queue
-        self._on_batch = on_batch or (lambda size: None)
+        self._max_batch, self._max_wait, self._queue, self._on_batch = max_batch, max_wait, queue, on_batch
         self._few: deque[_Piece] = deque()
         self._many: deque[_Piece] = deque()
         self._turns = cycle((self._few, self._many))
@@ -100,11 +90,6 @@ class Batcher:
         """How many texts wait."""
         return len(self._few) + len(self._many)
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing new is taken."""
-        return self._closed
-
     def submit(self, encode: Encode, texts: Sequence[str]) -> Future[Vectors]:
         """Queue a request's texts; the future gives (len(texts), dim) float32, in their order, or what went wrong.
 
@@ -112,15 +97,14 @@ class Batcher:
 
         Raises:
             QueueFullError: the queue has no room for all of them.
-            ClosedError: the batcher was closed.
-            ValueError: there is no text.
+            ValueError: there is no text, or the batcher was closed.
         """
         if not texts:
             raise ValueError("a request needs at least one text")
         request = _Request(encode, tuple(texts))
         with self._changed:
             if self._closed:
-                raise ClosedError
+                raise ValueError("the batcher is closed")
             few = len(request.texts) <= TEXTS
             pieces, most = (self._few, self._queue) if few else (self._many, MANY)
             if len(pieces) + len(request.texts) > most:

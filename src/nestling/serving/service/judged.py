@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nestling.errors import InputError
+from nestling.environment import needed
 from nestling.judgments.identity import normalise
 from nestling.serving.index.documents import Documents
 
@@ -39,27 +39,20 @@ def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
     """Read the test side of a folder that `nestling split` wrote.
 
     Args:
-        threshold: a document is relevant above this score; by default 2.5 on a scale of 1 to 3.
+        threshold: a document is relevant above this score; see `settle_threshold`.
 
     Raises:
         InputError: the folder is no split, polars is missing, or the scale needs a threshold.
     """
-    try:
-        import polars as pl
+    needed("--split", "polars")
+    from nestling.judgments.split_files import read_split
+    from nestling.judgments.threshold import settle_threshold
 
-        from nestling.judgments.split_files import read_split
-    except ModuleNotFoundError as error:
-        raise InputError(f"--split needs {error.name}: pip install 'nestling[study]'") from None
     test = read_split(split).test
-    low, high = test.scale
-    if threshold is None and test.all_alike and (low, high) != (1.0, 3.0):
-        threshold = (low + high) / 2
-    if threshold is None and (low, high) != (1.0, 3.0):
-        raise InputError(f"{split}: on a scale of {low:g} to {high:g} give --threshold, above which is relevant")
-    positive = test.frame.filter(pl.col("score") > (2.5 if threshold is None else threshold))
+    above = test.frame["score"] > settle_threshold(test, threshold)
     texts: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
-    for query, document in positive.select("query", "document_id").iter_rows():
+    for query, document in test.frame.filter(above).select("query", "document_id").iter_rows():
         key = normalise(query)
         texts.setdefault(key, query)
         relevant.setdefault(key, set()).add(document)

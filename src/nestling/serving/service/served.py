@@ -13,7 +13,7 @@ from typing import Any
 
 from nestling.errors import InputError
 from nestling.models.encoder import Encoder, prepare
-from nestling.serving.index.files import Manifest, read_manifest
+from nestling.serving.index.files import INVERTED, Manifest, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.service.batcher import Encode
 from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
@@ -38,24 +38,13 @@ class Source:
     model: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
 class Encoding:
     """An encoder as a batcher takes it: one object a kind of text, the same for all indexes of the model."""
 
-    encoder: Encoder
-    query: Encode
-    document: Encode
-    count: Callable[[Sequence[str]], int]
-
-    @classmethod
-    def of(cls, encoder: Encoder) -> Encoding:
-        """Wrap an encoder."""
-        return cls(
-            encoder,
-            partial(encoder.encode, kind="query"),
-            partial(encoder.encode, kind="document"),
-            token_counter(encoder),
-        )
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.count = encoder, token_counter(encoder)
+        self.query: Encode = partial(encoder.encode, kind="query")
+        self.document: Encode = partial(encoder.encode, kind="document")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +60,24 @@ class Served:
 
 
 class Indexes:
-    """Opens indexes and keeps them up to date. Reading is safe from any thread; opening is done one at a time."""
+    """Opens indexes and keeps them up to date. Reading is safe from any thread; opening is done one at a time.
+
+    Attributes:
+        on_swap: called with `opened` or `failed` for each new generation.
+    """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        *,
-        judged: Judged | None = None,
-        opener: Opener | None = None,
-        on_swap: Callable[[str], None] | None = None,
+        self, sources: Sequence[Source], *, judged: Judged | None = None, opener: Opener | None = None
     ) -> None:
         """Take what to open; nothing is opened yet.
 
         Args:
             opener: opens an index; by default `Index.open`.
-            on_swap: told `opened` or `failed` of each new generation.
         """
-        if not sources or len({source.name for source in sources}) < len(sources):
-            raise ValueError("indexes need at least one source, each with a name of its own")
+        self.on_swap: Callable[[str], None] = lambda outcome: None
         self._sources = {source.name: source for source in sources}
         self._judged = judged or Judged()
         self._open = opener or (lambda source: Index.open(source.path, model=source.model))
-        self._on_swap = on_swap or (lambda outcome: None)
         self._served: dict[str, Served] = {}
         self._encodings: dict[tuple[str, str], Encoding] = {}
         self._failed: dict[str, tuple[Manifest | str, float]] = {}
@@ -109,11 +94,10 @@ class Indexes:
 
     def find(self, model: str | None) -> Served | None:
         """Return an index by its own name, its model's or its model's fingerprint, the first without one."""
-        every = [self._served[name] for name in self.names]
         if model is None:
-            return every[0]
+            return self.get(None)
         return self.get(model) or next(
-            (one for one in every if model in (one.model, one.index.manifest.fingerprint)), None
+            (one for one in self.all() if model in (one.model, one.index.manifest.fingerprint)), None
         )
 
     def all(self) -> list[Served]:
@@ -136,42 +120,36 @@ class Indexes:
         One that cannot be opened is logged, and the old one goes on; it is tried again after a minute, when there is
         another, or when `force` is given.
         """
-        swapped = []
         with self._lock:
-            for name, source in self._sources.items():
-                found: Manifest | str
-                try:
-                    found = read_manifest(source.path)
-                except InputError as error:
-                    found = str(error)
-                if found == self._served[name].index.manifest:
-                    self._failed.pop(name, None)
-                    continue
-                before, at = self._failed.get(name, (None, 0.0))
-                if before == found and not force and time.monotonic() - at < AGAIN_AFTER:
-                    continue
-                if self._swap(source, found):
-                    swapped.append(name)
-        return swapped
+            return [name for name, source in self._sources.items() if self._refreshed(name, source, force)]
 
-    def _swap(self, source: Source, found: Manifest | str) -> bool:
+    def _refreshed(self, name: str, source: Source, force: bool) -> bool:
+        found: Manifest | str
+        try:
+            found = read_manifest(source.path)
+        except InputError as error:
+            found = str(error)
+        if found == self._served[name].index.manifest:
+            self._failed.pop(name, None)
+            return False
+        before, at = self._failed.get(name, (None, 0.0))
+        if before == found and not force and time.monotonic() - at < AGAIN_AFTER:
+            return False
         try:
             if isinstance(found, str):
                 raise InputError(found)
-            self._served[source.name] = self._opened(source)
+            self._served[name] = self._opened(source)
         # Whatever is wrong with what came, what is served goes on.
         except Exception as error:
-            self._failed[source.name] = found, time.monotonic()
-            logger.error("index %s: its new generation is not served, the old one goes on: %s", source.name, error)
-            self._on_swap("failed")
+            self._failed[name] = found, time.monotonic()
+            logger.error("index %s: its new generation is not served, the old one goes on: %s", name, error)
+            self.on_swap("failed")
             return False
-        self._failed.pop(source.name, None)
+        self._failed.pop(name, None)
         in_use = {id(served.encoding) for served in self._served.values()}
         self._encodings = {key: one for key, one in self._encodings.items() if id(one) in in_use}
-        logger.info(
-            "index %s: generation %s is served", source.name, self._served[source.name].index.manifest.generation
-        )
-        self._on_swap("opened")
+        logger.info("index %s: generation %s is served", name, self._served[name].index.manifest.generation)
+        self.on_swap("opened")
         return True
 
     def _opened(self, source: Source) -> Served:
@@ -181,18 +159,15 @@ class Indexes:
         key = name, index.encoder.fingerprint
         if key not in self._encodings:
             prepare(index.encoder, lambda: index.documents.some(SAMPLE), texts=None)
-            self._encodings[key] = Encoding.of(index.encoder)
+            self._encodings[key] = Encoding(index.encoder)
         encoding = self._encodings[key]
         index = replace(index, encoder=encoding.encoder)
         judged = self._judged
         if judged.relevant and len(index) <= MOST_DOCUMENTS:
             judged = judged.within(index.documents)
-        return Served(source, public_name(source.model or index.manifest.model), index, encoding, Cells(index), judged)
-
-
-def public_name(model: str) -> str:
-    """Return a model's name without the folders that it lies in, which tell of a machine."""
-    return Path(model).name or "model"
+        # Without the folders that it lies in, which tell of a machine.
+        public_name = Path(source.model or index.manifest.model).name or "model"
+        return Served(source, public_name, index, encoding, Cells(index), judged)
 
 
 def token_counter(encoder: Encoder) -> Callable[[Sequence[str]], int]:
@@ -245,8 +220,6 @@ def described(served: Served) -> Mapping[str, Any]:
 
 def bytes_of(index: Index) -> float:
     """Return the bytes of a document in what a search scans: the code, or what an inverted file takes in all."""
-    from nestling.serving.index.files import INVERTED
-
     if index.manifest.lists and INVERTED in index.manifest.files:
         return index.manifest.files[INVERTED][0] / max(1, len(index))
     exact: Any = getattr(index.shortlist, "exact", index.shortlist)

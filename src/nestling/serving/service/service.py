@@ -6,28 +6,28 @@ import asyncio
 import base64
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.index import Index, Mode, refuse_blank
+from nestling.serving.index.index import Index, Mode
 from nestling.serving.service import compare
-from nestling.serving.service.answers import RefusedError, busy, encoded
-from nestling.serving.service.batcher import Batcher, ClosedError, Encode, QueueFullError
+from nestling.serving.service.answers import QueueFullError, RefusedError, encoded
+from nestling.serving.service.batcher import Batcher, Encode
 from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served, bytes_of, described
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
-from nestling.serving.service.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 COMPARISONS = 16
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
@@ -35,26 +35,42 @@ UNNAMED = "text-embedding-ada-002"
 Vectors = NDArray[np.float32]
 
 
+class _Threads(ThreadPoolExecutor):
+    """A pool that refuses rather than lets more than `most` jobs run or wait."""
+
+    def __init__(self, threads: int, most: int) -> None:
+        super().__init__(threads)
+        self._room = threading.Semaphore(most)
+
+    async def run(self, job: Callable[[], bytes]) -> bytes:
+        """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
+        if not self._room.acquire(blocking=False):
+            raise QueueFullError
+        future = self.submit(job)
+        future.add_done_callback(lambda _: self._room.release())
+        return await asyncio.wrap_future(future)
+
+
 class Service:
-    """Indexes, the encoder's queue and the threads that search; `state` is loading, ready or stopping."""
+    """Indexes, the encoder's queue and the threads that search."""
 
     def __init__(self, indexes: Indexes, *, limits: Limits, metrics: Metrics) -> None:
         self.indexes, self.limits, self.metrics = indexes, limits, metrics
-        self.state = "loading"
+        self.state: Literal["loading", "ready"] = "loading"
         self._batcher = Batcher(
-            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch
+            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch.observe
         )
-        metrics.watch_queue(lambda: self._batcher.waiting)
-        threads = max(2, min(8, os.cpu_count() or 2))
-        self._searching = Workers(threads, limits.queue, name="nestling-search")
+        indexes.on_swap = lambda outcome: metrics.swaps.labels(outcome).inc()
+        metrics.queue.set_function(lambda: self._batcher.waiting)
+        self._searching = _Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
         # Comparisons may make cells, which takes seconds, so that they have a thread of their own.
-        self._comparing = Workers(1, COMPARISONS, name="nestling-compare")
+        self._comparing = _Threads(1, COMPARISONS)
 
     def close(self) -> None:
         """End all threads, once what they do is done."""
         self._batcher.close()
-        self._searching.close()
-        self._comparing.close()
+        for threads in (self._searching, self._comparing):
+            threads.shutdown(cancel_futures=True)
 
     async def search(self, asked: SearchRequest) -> bytes:
         """Answer a search."""
@@ -67,7 +83,7 @@ class Service:
 
         def job() -> bytes:
             at = time.perf_counter()
-            found = _found(self._current(served, vectors).index, queries, vectors, mode, asked)
+            found = _found(served.index, queries, vectors, mode, asked)
             search_ms = _since(at)
             results = [
                 {
@@ -96,12 +112,14 @@ class Service:
         vectors = await self._encode(encoding.query if asked.input_type == "query" else encoding.document, texts)
 
         def job() -> bytes:
-            cut = truncate(vectors, dim)
-            as_text = asked.encoding_format == "base64"
+            def sent(row: NDArray[np.float32]) -> str | list[float]:
+                as_text = asked.encoding_format == "base64"
+                return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if as_text else row.tolist()
+
             # Row by row, and text by text: whatever takes long at a stretch keeps all other threads waiting.
             rows = [
-                encoded({"object": "embedding", "index": n, "embedding": _base64(row) if as_text else row.tolist()})
-                for n, row in enumerate(cut)
+                encoded({"object": "embedding", "index": n, "embedding": sent(row)})
+                for n, row in enumerate(truncate(vectors, dim))
             ]
             tokens = sum(encoding.count([text]) for text in texts)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -122,7 +140,7 @@ class Service:
 
         def job() -> bytes:
             columns = [
-                _column(asked, column, self._current(served, vector), mode, vector, encode_ms)
+                _column(asked, column, served, mode, vector, encode_ms)
                 for column, served, mode, vector, encode_ms in ways
             ]
             judged = any(served.judged.of(asked.query) is not None for _, served, _, _, _ in ways)
@@ -138,25 +156,23 @@ class Service:
         vector = await self._encode(served.encoding.query, [asked.query])
 
         def job() -> bytes:
-            now = self._current(served, vector)
-            top = {}
-            for dim in now.cells.dims:
-                cell = now.cells.cell(dim, asked.precision)
-                found = compare.hits_of(now.index, cell.top_k(vector, TOP))
-                top[dim] = [hit["id"] for hit in found], cell.codec.bytes_per_vector
-            judged = now.judged.of(asked.query)
-            full = now.cells.cell(None, None).top_k(vector, TOP)
-            wanted = judged or frozenset(hit["id"] for hit in compare.hits_of(now.index, full))
+            def top(cell: compare.Cell) -> list[str]:
+                return [hit["id"] for hit in compare.hits_of(served.index, cell.top_k(vector, TOP))]
+
+            judged = served.judged.of(asked.query)
+            wanted = judged or frozenset(top(served.cells.cell(None, None)))
+            sizes = []
+            for dim in served.cells.dims:
+                cell = served.cells.cell(dim, asked.precision)
+                kept = compare.recall(top(cell), wanted)
+                sizes.append({"dim": dim, "bytes": cell.codec.bytes_per_vector, "recall": kept})
             return encoded(
                 {
                     "index": served.source.name,
                     "precision": asked.precision,
                     "against": "judged" if judged else "full size",
                     "wanted": len(wanted),
-                    "sizes": [
-                        {"dim": dim, "bytes": size, "recall": compare.recall(found, wanted)}
-                        for dim, (found, size) in top.items()
-                    ],
+                    "sizes": sizes,
                 }
             )
 
@@ -196,31 +212,19 @@ class Service:
             raise RefusedError(404, f"no index of that name is served; there is {', '.join(self.indexes.names)}")
         return served
 
-    def _current(self, served: Served, vector: Vectors | None) -> Served:
-        """Return the generation in force, unless a vector made before, or the mode chosen, does not fit it."""
-        now = self._served(served.source.name)
-        same = (vector is None or now.encoding is served.encoding) and now.index.modes == served.index.modes
-        return now if same else served
-
     async def _encode(self, encode: Encode, texts: Sequence[str]) -> Vectors:
         try:
             return await asyncio.wrap_future(self._batcher.submit(encode, texts))
         except QueueFullError:
-            raise busy() from None
-        except ClosedError:
-            raise RefusedError(503, "the server is shutting down; try again", reason="stopping") from None
-        except (RefusedError, asyncio.CancelledError):
             raise
         # What a model raises on a text is not known beforehand, and its words may name files.
         except Exception:
             logger.exception("the encoder failed on a request")
             raise RefusedError(500, "the encoder failed on a text of this request", reason="encoder") from None
 
-    async def _work(self, workers: Workers, job: Callable[[], T]) -> T:
+    async def _work(self, threads: _Threads, job: Callable[[], bytes]) -> bytes:
         try:
-            return await workers.run(job)
-        except QueueFullError:
-            raise busy() from None
+            return await threads.run(job)
         except InputError as error:
             # What was asked has been checked, so it is the index; the line names a file, which is for the log.
             logger.error("a request could not be answered: %s", error)
@@ -229,7 +233,6 @@ class Service:
 
 def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
     try:
-        refuse_blank(queries)
         allowed = index.documents.allowed(asked.filters)
     except InputError as error:
         raise RefusedError(422, str(error)) from None
@@ -280,10 +283,6 @@ def _mode(served: Served, asked: Mode | None) -> Mode:
 
 def _as_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "nestling"}
-
-
-def _base64(row: NDArray[np.float32]) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
 
 
 def _since(began: float) -> float:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from nestling.errors import InputError
 from nestling.serving.index.documents import check_filters
+from nestling.serving.index.index import Mode
 from nestling.serving.service.limits import (
     CHARACTERS,
     EMBED_CHARACTERS,
@@ -43,7 +44,6 @@ Filters = Annotated[
     Field(max_length=FIELDS, description="Field to a value or several of which one is enough; all fields must fit."),
     BeforeValidator(_texts_alone),
 ]
-Mode = Literal["fused", "dense", "lexical"]
 Precision = Literal["float32", "float16", "int8", "int4", "binary"]
 IndexName = Annotated[Name | None, Field(description="By default the first that is served.")]
 
@@ -288,7 +288,7 @@ class QueriesAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """Whether requests are answered."""
 
-    status: Literal["ready", "loading", "stopping"]
+    status: Literal["ready", "loading"]
 
 
 class ErrorDetail(BaseModel):
