@@ -14,7 +14,7 @@ from nestling.config.experiment import Variant
 from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.config.yaml_files import load_experiment, make_experiment, make_settings
 from nestling.errors import InputError
-from nestling.study.stages import source_of
+from nestling.study.train import source_of
 from nestling.training.recipes.registry import RECIPES
 
 

@@ -20,7 +20,7 @@ from nestling.judgments.toolshed import generate
 from nestling.progress import Observer, TrainingProgress
 from nestling.report import tables
 from nestling.study import run as pipeline
-from nestling.study.stages import load
+from nestling.study.data import load
 
 
 class Recorder(Observer):

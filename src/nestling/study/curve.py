@@ -17,9 +17,11 @@ from nestling.config.experiment import Experiment
 from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
+from nestling.evaluation.results import write_table
 from nestling.judgments.table import Judgments
 from nestling.progress import Observer
 from nestling.study.log import logged_to
+from nestling.study.train import fit_watched
 from nestling.study.tune.context import Ground, prepare
 
 logger = logging.getLogger(__name__)
@@ -177,8 +179,6 @@ def _checked(shares: Sequence[float]) -> tuple[float, ...]:
 
 def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Observer) -> Point:
     """Read what an earlier call made of a share, or train on it."""
-    from nestling.training.trainer import fit
-
     settings = ground.settings.model_copy(update={"seed": ground.settings.seed + seed})
     job = ground.job(settings)
     made_from = fingerprint(ground.split_print, ground.variant.name, job.fingerprint(), share, seed)
@@ -197,19 +197,17 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
     observer.stage(title, f"{len(sample):,} records")
     work = folder / name
     try:
-        result = fit(
+        result = fit_watched(
+            title,
             sample,
             ground.split.dev,
             job,
             output=work / "model",
             work=work / "training",
-            report=lambda progress: observer.training(title, progress),
-            note=observer.note,
+            observer=observer,
         )
     except InputError as error:
         raise InputError(f"{title} ({len(sample):,} records): {error}") from error
-    finally:
-        observer.done()
     before, after = ({m: figures[f"dev_{m}"] for m in MEASURES} for figures in (result.before, result.after))
     point = Point(share, seed, len(sample), sample.query_keys.n_unique(), before, after)
     atomic.write_json(path, {"made_from": made_from, **asdict(point)})
@@ -241,8 +239,7 @@ def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
         "verdict": said,
     }
     atomic.write_json(files[0], value)
-    with atomic.new_file(files[1]) as temporary:
-        results.write_parquet(temporary)
+    write_table(files[1], results)
     queries = ground.split.dev.query_keys.n_unique()
     source = short_source(ground.source)
     subtitle = f"{source}: {ground.variant.name}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
