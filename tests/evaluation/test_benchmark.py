@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
+from fixtures.qrels import as_dicts
 from nestling.evaluation.benchmark import Benchmark, Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
@@ -81,7 +82,7 @@ def other_judgments(qrels: Qrels) -> Qrels:
 
 def trec_recall_and_mrr(qrels: Qrels, ranking: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """recall@10 and MRR@10 by trec_eval, (n_queries,) each; -1 is no document."""
-    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in qrels.as_dicts()[2].items()}
+    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in as_dicts(qrels)[2].items()}
     run = {
         query_id: {qrels.document_ids[column]: -float(rank) for rank, column in enumerate(row) if column >= 0}
         for query_id, row in zip(qrels.query_ids, ranking[:, :10].tolist(), strict=True)

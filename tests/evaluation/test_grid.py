@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, cells_of
@@ -56,7 +57,7 @@ def trec_eval(qrels: Qrels, ranking: np.ndarray) -> dict[str, np.ndarray]:
             qrels.document_ids[column]: round(100 * gain)
             for column, gain in zip(qrels.judged_columns[entries], qrels.gains[entries], strict=True)
         }
-    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in qrels.as_dicts()[2].items()}
+    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in as_dicts(qrels)[2].items()}
     run = {
         query_id: {qrels.document_ids[column]: -float(rank) for rank, column in enumerate(row) if column >= 0}
         for query_id, row in zip(qrels.query_ids, ranking.tolist(), strict=True)
@@ -78,7 +79,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     stock = InformationRetrievalEvaluator(
-        *qrels.as_dicts(),
+        *as_dicts(qrels),
         accuracy_at_k=[3],
         precision_recall_at_k=[5, 10],
         mrr_at_k=[10],

@@ -11,6 +11,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
@@ -42,7 +43,7 @@ def random_qrels(rng: np.random.Generator, scores: list[float]) -> Qrels:
 
 def expected(run_path: Path, name: str, qrels: Qrels, *, graded: bool = False) -> np.ndarray:
     """The measure as trec_eval -c has it of the run, (n_queries,): of gains with `graded`, else of 0 and 1."""
-    known = qrels.as_dicts()[2]
+    known = as_dicts(qrels)[2]
     # Sixths, as the gain of a text that is there two or three times is a mean, and trec_eval takes whole numbers.
     level = int(6 * THRESHOLD) + 1 if graded else 1
     judged: dict[str, dict[str, int]] = {}
