@@ -9,7 +9,7 @@ import polars as pl
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.grid import CELL
-from nestling.evaluation.significance import compare_all
+from nestling.evaluation.significance import RESAMPLES, compare_all
 
 MANY = 50
 """Of more cells than this the smallest that keeps enough is likely one that was lucky, so it is chosen strictly."""
@@ -24,14 +24,14 @@ KEPT = {
 }
 
 
-def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, seed: int = 0) -> pl.DataFrame:
+def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES) -> pl.DataFrame:
     """Return what share of the full float32 embedding's quality each cell keeps.
 
     Args:
         per_query: what `measure_cells` returns, for one model; the largest float32 cell is what others are held
             against.
         measure: one of its measures, as in `recall@10`.
-        resamples, seed: of the paired bootstrap.
+        resamples: of the paired bootstrap.
 
     Returns:
         a row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval of
@@ -55,7 +55,7 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, s
     series = {str(cell): values for cell, values in cells.items()}
     bounds = {str(full): (0.0, 0.0)}
     if len(cells) > 1:
-        compared = compare_all(series, reference=str(full), resamples=resamples, seed=seed)
+        compared = compare_all(series, reference=str(full), resamples=resamples)
         bounds |= {row["b"]: (row["low"], row["high"]) for row in compared.iter_rows(named=True)}
     rows = []
     for cell, values in cells.items():

@@ -95,35 +95,21 @@ def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
     system = [name for name in per_query.columns if name not in ("query_id", "query", *measures)]
     head = {"slice": pl.String, "label": pl.String, "queries": pl.Int64}
     tail = {"measure": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-    ids = per_query["query_id"].unique(maintain_order=True)
-    names, values = _matrix(per_query, ids, system, measures)
-
-    place = {query_id: number for number, query_id in enumerate(ids)}
+    tables = per_query.partition_by(system, maintain_order=True, as_dict=True) if system else {(): per_query}
+    queries = per_query["query_id"].n_unique()
+    for name, table in tables.items():
+        if not table.height == table["query_id"].n_unique() == queries:
+            raise ValueError(f"{name or 'the table'} has {table.height} rows for {queries} queries; each takes one")
+    names = [(*name, measure) for name in tables for measure in measures]
     rows: list[tuple[object, ...]] = []
     for (kind, label), group in slices.group_by("slice", "label", maintain_order=True):
-        columns = [place[query_id] for query_id in group["query_id"] if query_id in place]
-        if columns:
-            some = values[:, columns]
-            low, high = interval(some)
-            figures = zip(names, some.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
-            rows += [(kind, label, len(columns), *name, *numbers) for name, *numbers in figures]
+        some = [table.filter(pl.col("query_id").is_in(group["query_id"].implode())) for table in tables.values()]
+        if some[0].height:
+            values = np.concatenate([table.select(measures).cast(pl.Float64).to_numpy().T for table in some])
+            low, high = interval(values)
+            figures = zip(names, values.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
+            rows += [(kind, label, values.shape[1], *name, *numbers) for name, *numbers in figures]
     return pl.DataFrame(rows, schema={**head, **per_query.select(system).schema, **tail}, orient="row")
-
-
-def _matrix(
-    per_query: pl.DataFrame, ids: pl.Series, system: list[str], measures: list[str]
-) -> tuple[list[tuple[object, ...]], NDArray[np.float64]]:
-    """Return the name (system, measure) of each series, and its values in the order of `ids`, (n_series, n_ids)."""
-    names: list[tuple[object, ...]] = []
-    series: list[NDArray[np.float64]] = []
-    tables = per_query.group_by(system, maintain_order=True) if system else [((), per_query)]
-    for name, table in tables:
-        values = ids.to_frame().join(table, on="query_id", how="left", maintain_order="left")
-        if values.height != len(ids) or table.height != len(ids):
-            raise ValueError(f"{name or 'the table'} has {table.height} rows for {len(ids)} queries; each takes one")
-        names += [(*name, measure) for measure in measures]
-        series += [values[measure].cast(pl.Float64).to_numpy() for measure in measures]
-    return names, np.array(series).reshape(len(names), len(ids))
 
 
 def _bands(counts: NDArray[np.int64], noun: str) -> Groups:

@@ -155,13 +155,11 @@ class Encoder:
     """A model that encodes for a benchmark.
 
     Attributes:
-        full: its own embedding size.
-        cells: the grid that the settings ask for on it.
+        cells: the grid that the settings ask for on it, the full float32 embedding first.
         engine: what it computes with.
     """
 
     embed: Embed
-    full: int
     cells: list[Cell]
     engine: str
 
@@ -213,7 +211,7 @@ def encoder_of(
         rotations=settings.rotations,
         oversampling=settings.oversampling,
     )
-    return Encoder(encode, full, cells, engine.name)
+    return Encoder(encode, cells, engine.name)
 
 
 def _read_run(name: str, path: Path, benchmark: Benchmark, observer: Observer) -> System:

@@ -127,8 +127,8 @@ def shrink(
     try:
         observer.stage(f"encode {model}")
         encoder = encoder_of(model, source, test, settings, cache=cache, observer=observer)
-        full = Cell(encoder.full)
-        cells = list(dict.fromkeys([full, *encoder.cells]))
+        cells = encoder.cells
+        full = cells[0]
         strict = len(cells) > MANY if strict is None else strict
         fitted = Fitted(lambda: dev.training(encoder.embed), sizes_in(cells))
         fusions = dev.fusions(encoder.embed, cells, fitted) if fuse else {}
