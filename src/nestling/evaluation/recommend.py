@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import polars as pl
 
 from nestling.errors import InputError
@@ -64,7 +62,7 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES
         where = (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes)
         rows.append((*where, value, value / base, 1 + low / base, 1 + high / base, False))
     table = pl.DataFrame(rows, schema=KEPT, orient="row")
-    return table.with_columns(pl.Series("front", _front(table)))
+    return table.with_columns(_front(table).alias("front"))
 
 
 def smallest(kept: pl.DataFrame, keep: float, *, strict: bool = False, rescored: bool = False) -> Cell | None:
@@ -95,11 +93,8 @@ def _in_order(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort(*by, maintain_order=True)
 
 
-def _front(table: pl.DataFrame) -> Sequence[bool]:
-    ordered = _in_order(table.with_row_index("row"))
-    best, front = -1.0, set()
-    for row in ordered.iter_rows(named=True):
-        if row["value"] > best + 1e-12:
-            best = row["value"]
-            front.add(row["row"])
-    return [row in front for row in range(table.height)]
+def _front(table: pl.DataFrame) -> pl.Series:
+    rows = table.with_row_index("row")
+    ordered = _in_order(rows)
+    best = ordered["value"].cum_max().shift(1, fill_value=-1.0)
+    return rows["row"].is_in(ordered.filter(ordered["value"] > best + 1e-12)["row"].implode())

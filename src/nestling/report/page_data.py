@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from nestling.config.manifests import read_json
 from nestling.config.names import FUSED, PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
@@ -140,14 +140,9 @@ def load_page_data(folder: RunFolder) -> PageData:
     Raises:
         InputError: the folder holds no finished run, or a table is damaged or of an earlier version.
     """
-    try:
-        study = json.loads(folder.results_json.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
-        ) from None
-    except ValueError:
-        raise InputError(f"{folder.results_json} is damaged; make it again with nestling run") from None
+    missing = f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
+    advice = "make it again with nestling run"
+    study: dict[str, Any] = read_json(folder.results_json, dict[str, Any], advice=advice, missing=missing)
     needed = ("experiment", "inspection", "split", "test", "training", "data", "seconds", "versions", "hardware")
     for key in needed:
         if key not in study:

@@ -24,20 +24,8 @@ def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
     if isinstance(data, Judgments):
         return data
     settings = DataSettings(source=data) if isinstance(data, str) else data
-    judgments = load_judgments(
-        settings.source,
-        query=settings.query,
-        document=settings.document,
-        score=settings.score,
-        query_id=settings.query_id,
-        document_id=settings.document_id,
-        scale=settings.scale,
-        split=settings.hub_split,
-        revision=settings.revision,
-        records=settings.records,
-        seed=seed,
-        max_unpacked=settings.max_unpacked,
-    )
+    others = settings.model_dump(exclude={"source", "hub_split", "threshold"})
+    judgments = load_judgments(settings.source, split=settings.hub_split, seed=seed, **others)
     if settings.records is None or settings.records == len(judgments):
         return judgments
     return judgments.sample(settings.records, seed=seed)

@@ -134,7 +134,7 @@ class Texts:
 
     def pairs(self, above: float) -> float:
         """Return how many records are scored above `above`."""
-        return self.share * float((self.judgments.frame["score"] > above).sum())
+        return self.share * len(self.judgments.above(above))
 
 
 def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -189,23 +188,21 @@ class _Study:
                 "give --overwrite to make it again"
             )
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, stage: str, make: Callable[[], Made]) -> Made:
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.perf_counter() - start
+        made = make()
+        self.seconds[stage] = time.perf_counter() - start
+        return made
 
     def _inspect(self) -> Inspection:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
         self.observer.stage("inspect", self.judgments.source + encoding)
-        with self._timed("inspect"):
-            inspection = data.inspect(self.judgments, model=source_of(self.experiment), threshold=self.threshold)
-            if not self.folder.is_done("inspection", self.prints["split"], self.folder.inspection):
-                atomic.write_json(self.folder.inspection, inspection.as_dict())
-                charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
-                self.folder.mark("inspection", self.prints["split"])
+        model = source_of(self.experiment)
+        inspection = self._timed("inspect", lambda: data.inspect(self.judgments, model=model, threshold=self.threshold))
+        if not self.folder.is_done("inspection", self.prints["split"], self.folder.inspection):
+            atomic.write_json(self.folder.inspection, inspection.as_dict())
+            charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
+            self.folder.mark("inspection", self.prints["split"])
         for note in self.judgments.notes:
             logger.warning("%s: %s", self.judgments.source, note)
             self.observer.note(note)
@@ -226,8 +223,7 @@ class _Study:
             self.observer.stage(stage, "done before")
             return read()
         self.observer.stage(stage)
-        with self._timed(stage):
-            made = make()
+        made = self._timed(stage, make)
         self.folder.mark(name, self.prints[name])
         return made
 

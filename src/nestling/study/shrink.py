@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,20 +204,15 @@ def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
 
 
 def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
-    cell, sides = choice.cell, {"dev": choice.dev, "test": choice.test}
+    figures = ("value", "kept", "kept_low", "kept_high")
     return {
         "model": model,
-        "dim": cell.dim,
-        "precision": cell.precision,
-        "rotation": cell.rotation,
-        "oversampling": cell.oversampling,
-        "bytes": cell.bytes,
+        **asdict(choice.cell),
+        "bytes": choice.cell.bytes,
         "measure": measure,
         "with_bm25": fuse,
         "asked_to_keep": keep,
-        **{
-            side: {name: row[name] for name in ("value", "kept", "kept_low", "kept_high")}
-            for side, row in sides.items()
-        },
+        "dev": {name: choice.dev[name] for name in figures},
+        "test": {name: choice.test[name] for name in figures},
         "data": data.train.fingerprint,
     }

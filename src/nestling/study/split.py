@@ -6,11 +6,10 @@ import logging
 from pathlib import Path
 
 from nestling.config.experiment import DataSettings, SplitSettings
-from nestling.config.run_folder import RunFolder, fingerprint
+from nestling.config.run_folder import fingerprint
 from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.split_files import read_split, write_split
+from nestling.judgments.split_files import write_split
 from nestling.judgments.table import Judgments
-from nestling.progress import Observer
 from nestling.study.data import load
 
 logger = logging.getLogger(__name__)
@@ -45,20 +44,3 @@ def split(
 def split_print(judgments: Judgments, settings: SplitSettings) -> str:
     """Return the fingerprint of what a split is made from, by which a run's folder knows its own."""
     return fingerprint(judgments.fingerprint, settings.model_dump(mode="json"))
-
-
-def split_of_run(folder: RunFolder, judgments: Judgments, settings: SplitSettings, observer: Observer) -> Split:
-    """Read the split of a run's folder, or make it where there is none or it was made from something else."""
-    made_from = split_print(judgments, settings)
-    if folder.is_done("split", made_from, folder.split):
-        observer.stage("split", "done before")
-        found = read_split(folder.split)
-        if found.warning:
-            observer.note(found.warning)
-        return found
-    observer.stage("split")
-    made = split(judgments, out=folder.split, settings=settings)
-    folder.mark("split", made_from)
-    for line in made.told():
-        observer.note(line)
-    return made
