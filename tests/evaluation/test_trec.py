@@ -159,7 +159,7 @@ def test_a_run_deeper_than_asked_is_cut_and_a_shallower_one_filled_up(tmp_path: 
     (tmp_path / "a.run").write_text("".join(f"q{q} Q0 d{d} 0 {d} x\n" for q in (1, 2, 3) for d in (1, 2, 3)))
     run = read_run(tmp_path / "a.run")
     assert run_to_ranking(run, QRELS, depth=2).ranking.tolist() == [[2, 1]] * 3
-    assert run_to_ranking(run, QRELS).ranking.shape == (3, 100)
+    assert run_to_ranking(run, QRELS, depth=100).ranking.shape == (3, 100)
     with pytest.raises(ValueError, match="depth"):
         run_to_ranking(run, QRELS, depth=0)
 
@@ -201,7 +201,7 @@ def test_a_missing_file_and_a_run_for_other_queries_are_refused(tmp_path: Path) 
         read_run(tmp_path / "none.run")
     (tmp_path / "a.run").write_text("7 Q0 d1 1 2 x\n")
     with pytest.raises(InputError, match="none of the run's queries is in the qrels: it has '7', they have 'q1'"):
-        run_to_ranking(read_run(tmp_path / "a.run"), QRELS)
+        run_to_ranking(read_run(tmp_path / "a.run"), QRELS, depth=3)
 
 
 def test_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
     for (kind, label), group in slices.group_by("slice", "label", maintain_order=True):
         some = [table.filter(pl.col("query_id").is_in(group["query_id"].implode())) for table in tables.values()]
         if some[0].height:
-            values = np.concatenate([table.select(measures).cast(pl.Float64).to_numpy().T for table in some])
+            # By columns, so that means are summed in one order, whatever the number of systems.
+            series = [table.select(measures).cast(pl.Float64).to_numpy().T for table in some]
+            values = np.asfortranarray(np.concatenate(series))
             low, high = interval(values)
             figures = zip(names, values.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
             rows += [(kind, label, values.shape[1], *name, *numbers) for name, *numbers in figures]

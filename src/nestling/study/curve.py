@@ -84,9 +84,8 @@ def curve(
 ) -> Curve:
     """Train a variant on growing shares of the run's train split and measure each on dev.
 
-    The recipe stays as it is, epochs too, so that a tenth of the data is a tenth of the steps. Each finished share is
-    kept: the same call goes on after an interruption, and shares and seeds may be added. The test split is not
-    looked at. Models are not kept.
+    Epochs stay as they are, so that a tenth of the data is a tenth of the steps. Each finished share is kept: the same
+    call goes on after an interruption, and shares and seeds may be added. The test split is not looked at.
 
     Args:
         variant: its name; by default the first that is trained.
