@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -60,9 +61,18 @@ def ours(model: SentenceTransformer, qrels: Qrels) -> Figures:
 
 def stock(model: SentenceTransformer, qrels: Qrels) -> Figures:
     """One run of InformationRetrievalEvaluator for each size, each of which encodes everything."""
+    bounds = pairwise(qrels.relevant_indptr)
+    sides = (
+        dict(zip(qrels.query_ids, qrels.queries, strict=True)),
+        dict(zip(qrels.document_ids, qrels.documents, strict=True)),
+        {
+            query_id: {qrels.document_ids[column] for column in qrels.relevant_columns[start:stop]}
+            for query_id, (start, stop) in zip(qrels.query_ids, bounds, strict=True)
+        },
+    )
     figures: Figures = {}
     for dim in DIMS:
-        evaluator = InformationRetrievalEvaluator(*qrels.as_dicts(), truncate_dim=dim, write_csv=False)
+        evaluator = InformationRetrievalEvaluator(*sides, truncate_dim=dim, write_csv=False)
         results = evaluator(model)
         figures[dim] = {name: float(results[f"cosine_{name}"]) for name in COMPARED}
     return figures

@@ -25,7 +25,7 @@ _HOMES = {
     "evaluate": "nestling.study.evaluate",
     "export": "nestling.serving.export.export",
     "index": "nestling.serving.index.build",
-    "inspect": "nestling.study.stages",
+    "inspect": "nestling.study.data",
     "load_catalogue": "nestling.judgments.catalogue",
     "load_experiment": "nestling.config.yaml_files",
     "load_judgments": "nestling.judgments.sources",
@@ -33,8 +33,8 @@ _HOMES = {
     "load_shrunk": "nestling.models.encoder",
     "run": "nestling.study.run",
     "shrink": "nestling.study.shrink",
-    "split": "nestling.study.stages",
-    "train": "nestling.study.stages",
+    "split": "nestling.study.split",
+    "train": "nestling.study.train",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
     from nestling.serving.index.build import index as index
     from nestling.serving.index.index import Index as Index
     from nestling.serving.index.settings import IndexSettings as IndexSettings
+    from nestling.study.data import inspect as inspect
     from nestling.study.evaluate import Evaluation as Evaluation
     from nestling.study.evaluate import evaluate as evaluate
     from nestling.study.run import Run as Run
     from nestling.study.run import run as run
     from nestling.study.shrink import shrink as shrink
-    from nestling.study.stages import inspect as inspect
-    from nestling.study.stages import split as split
-    from nestling.study.stages import train as train
+    from nestling.study.split import split as split
+    from nestling.study.train import train as train
 
     Encoder = ExportedEncoder
 

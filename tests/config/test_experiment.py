@@ -15,7 +15,7 @@ from nestling.config.recipes import RECIPES
 from nestling.config.training import Matryoshka, TrainingSettings
 from nestling.config.yaml_files import load_experiment, make_experiment, make_settings
 from nestling.errors import InputError
-from nestling.study.stages import source_of
+from nestling.study.train import source_of
 
 
 def written(folder: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""A contest of models and BM25 on one side, and what it learns from the other sides."""
+"""A benchmark of models and BM25 on one side, and what it learns from the other sides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 import pytrec_eval
 
-from nestling.evaluation.benchmark import Contest, Kind
+from fixtures.qrels import as_dicts
+from nestling.evaluation.benchmark import Benchmark, Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.fusion_weight import TRUST, WEIGHTS
@@ -58,9 +59,9 @@ def qrels_of(records: int, seed: int) -> Qrels:
     return Qrels.from_judgments(judged(records, seed), threshold=2.5)
 
 
-def contest(**changes: object) -> Contest:
+def benchmark(**changes: object) -> Benchmark:
     """Test of 124 documents, dev of 96 (fewer than there are candidates), and a training side."""
-    whole = Contest(qrels_of(400, 3), qrels_of(300, 2), judged(300, 1), MEASURES)
+    whole = Benchmark(qrels_of(400, 3), qrels_of(300, 2), judged(300, 1), MEASURES)
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -81,7 +82,7 @@ def other_judgments(qrels: Qrels) -> Qrels:
 
 def trec_recall_and_mrr(qrels: Qrels, ranking: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """recall@10 and MRR@10 by trec_eval, (n_queries,) each; -1 is no document."""
-    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in qrels.as_dicts()[2].items()}
+    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in as_dicts(qrels)[2].items()}
     run = {
         query_id: {qrels.document_ids[column]: -float(rank) for rank, column in enumerate(row) if column >= 0}
         for query_id, row in zip(qrels.query_ids, ranking[:, :10].tolist(), strict=True)
@@ -101,7 +102,7 @@ def sorted_by(scores: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "stem"), [("bm25", False), ("bm25-stemmed", True)])
 def test_bm25_is_what_trec_eval_says_of_its_scores_and_has_no_size(name: str, stem: bool) -> None:
-    table, qrels = contest().lexical(name)[0], contest().test
+    table, qrels = benchmark().lexical(name)[0], benchmark().test
     scores = Lexical.fit(qrels.documents, stem=stem).scores(qrels.queries)
     recall, mrr = trec_recall_and_mrr(qrels, sorted_by(scores))
     assert table["recall@10"].to_numpy() == pytest.approx(recall, abs=1e-9)
@@ -125,19 +126,19 @@ def test_bm25_knows_the_language_it_is_told() -> None:
         threshold=2.5,
     )
     hit = (Measure.parse("hit@1"),)
-    assert Contest(german, None, None, hit, "german").lexical("bm25-stemmed")[0]["hit@1"].to_list() == [1.0, 1.0]
-    assert Contest(german, None, None, hit).lexical("bm25-stemmed")[0]["hit@1"].to_list() == [0.0, 1.0]
+    assert Benchmark(german, None, None, hit, "german").lexical("bm25-stemmed")[0]["hit@1"].to_list() == [1.0, 1.0]
+    assert Benchmark(german, None, None, hit).lexical("bm25-stemmed")[0]["hit@1"].to_list() == [0.0, 1.0]
 
 
 def test_a_model_alone_is_measured_as_the_grid_measures_it() -> None:
-    encode, one = BagOfWords(), contest()
+    encode, one = BagOfWords(), benchmark()
     frame = judged(300, 1).frame
     queries, documents = (frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
     train = Vectors(encode(queries, "query"), encode(documents, "document"))
     vectors = Vectors(encode(one.test.queries, "query"), encode(one.test.documents, "document"))
-    expected = measure_cells(vectors, one.test, CELLS, MEASURES, Fitted(lambda: train))
+    expected = measure_cells(vectors, one.test, CELLS, MEASURES, Fitted(lambda: train)).per_query
     measured = one.model(encode, CELLS, fuse=False)
-    assert measured.alone.equals(expected)
+    assert measured.alone.per_query.equals(expected)
     assert (measured.fused, measured.fusions) == (None, {})
     assert measured.seconds > 0
 
@@ -146,18 +147,18 @@ def test_texts_are_counted_once_however_many_queries_have_them() -> None:
     pairs = Qrels.from_judgments(judged(400, 3), threshold=2.5, protocol="per-pair")
     queries = len(qrels_of(400, 3).queries)
     assert pairs.n_queries > queries
-    measured = contest(test=pairs).model(BagOfWords(), CELLS[:1], fuse=False)
+    measured = benchmark(test=pairs).model(BagOfWords(), CELLS[:1], fuse=False)
     assert measured.texts == queries + len(set(pairs.documents))
 
 
 def test_plain_float32_encodes_the_test_side_alone() -> None:
-    encode, one = BagOfWords(), contest()
+    encode, one = BagOfWords(), benchmark()
     one.model(encode, [Cell(DIM), Cell(8), Cell(8, "int8", "none", 2)], fuse=False)
     assert encode.asked == [("query", one.test.queries), ("document", one.test.documents)]
 
 
 def test_a_rotation_is_fitted_on_the_distinct_texts_of_the_training_side() -> None:
-    encode, one = BagOfWords(), contest()
+    encode, one = BagOfWords(), benchmark()
     one.model(encode, [Cell(8, "float32", "pca"), Cell(8, "binary", "pca")], fuse=False)
     frame = judged(300, 1).frame
     queries, documents = (list(dict.fromkeys(frame[side].to_list())) for side in ("query", "document"))
@@ -173,13 +174,13 @@ def test_a_rotation_is_trained_once_for_all_sizes_of_the_grid(monkeypatch: pytes
 
     monkeypatch.setattr("nestling.evaluation.cell_search.train_search_rotation", noting)
     cells = [Cell(DIM), Cell(8, "float32", "trained"), Cell(4, "int4", "trained", 2), Cell(4, "int8")]
-    contest().model(BagOfWords(), cells, fuse=False)
+    benchmark().model(BagOfWords(), cells, fuse=False)
     assert asked == [(DIM, 8, 4)]
 
 
 @pytest.mark.parametrize("has_dev", [True, False])
 def test_without_a_training_side_a_rotation_is_fitted_on_queries_of_dev_and_documents_of_test(has_dev: bool) -> None:
-    encode, one = BagOfWords(), contest(train=None)
+    encode, one = BagOfWords(), benchmark(train=None)
     if not has_dev:
         one = replace(one, dev=None)
     one.model(encode, [Cell(8, "float32", "pca")], fuse=False)
@@ -191,7 +192,7 @@ def test_without_a_training_side_no_judgment_of_test_is_used() -> None:
     cells = [Cell(8, "float32", "pca"), Cell(8, "int4")]
     rankings = []
     for test in (qrels_of(400, 3), other_judgments(qrels_of(400, 3))):
-        one = contest(train=None, dev=None, test=test)
+        one = benchmark(train=None, dev=None, test=test)
         fitted = Fitted(lambda one=one: one.training(BagOfWords()))  # type: ignore[misc]
         rankings.append([CellSearch.make(cell, one.vectors(BagOfWords()), fitted).top(10)[0] for cell in cells])
     for first, second in zip(*rankings, strict=True):
@@ -199,18 +200,18 @@ def test_without_a_training_side_no_judgment_of_test_is_used() -> None:
 
 
 def test_without_a_dev_side_there_is_no_fusion() -> None:
-    measured = contest(dev=None).model(BagOfWords(), CELLS, fuse=True)
+    measured = benchmark(dev=None).model(BagOfWords(), CELLS, fuse=True)
     assert (measured.fused, measured.fusions) == (None, {})
 
 
 def test_weights_are_chosen_on_dev_alone() -> None:
-    as_it_is = contest().model(BagOfWords(), CELLS, fuse=True)
-    other_test = contest(test=other_judgments(qrels_of(400, 3))).model(BagOfWords(), CELLS, fuse=True)
-    other_corpus = contest(test=qrels_of(200, 5)).model(BagOfWords(), CELLS, fuse=True)
+    as_it_is = benchmark().model(BagOfWords(), CELLS, fuse=True)
+    other_test = benchmark(test=other_judgments(qrels_of(400, 3))).model(BagOfWords(), CELLS, fuse=True)
+    other_corpus = benchmark(test=qrels_of(200, 5)).model(BagOfWords(), CELLS, fuse=True)
     assert list(as_it_is.fusions) == list(CELLS)
     assert other_test.fusions == other_corpus.fusions == as_it_is.fusions
-    assert other_test.alone["recall@10"].to_list() != as_it_is.alone["recall@10"].to_list()
-    other_dev = contest(dev=other_judgments(qrels_of(300, 2))).model(BagOfWords(), CELLS, fuse=True)
+    assert other_test.alone.per_query["recall@10"].to_list() != as_it_is.alone.per_query["recall@10"].to_list()
+    other_dev = benchmark(dev=other_judgments(qrels_of(300, 2))).model(BagOfWords(), CELLS, fuse=True)
     assert other_dev.fusions != as_it_is.fusions
 
 
@@ -266,56 +267,56 @@ def test_the_weight_lies_between_the_middle_of_the_best_on_dev_and_that_of_equal
     spread = sums_of(dev, cell, 0.0).std(axis=1).mean() / lexical.astype(np.float64).std(axis=1).mean()
     middle = np.log(WEIGHTS[first] * WEIGHTS[last]) / 2
     wanted = np.exp((dev.n_queries * middle + TRUST * np.log(spread)) / (dev.n_queries + TRUST))
-    fusion = contest().model(BagOfWords(), [cell], fuse=True).fusions[cell]
+    fusion = benchmark().model(BagOfWords(), [cell], fuse=True).fusions[cell]
     assert fusion.weight == pytest.approx(wanted, rel=0.01)
 
 
 def test_the_first_ten_of_a_fusion_on_test_are_those_of_a_sort_of_all_sums() -> None:
-    one, encode = contest(), BagOfWords()
+    one, encode = benchmark(), BagOfWords()
     measured = one.model(encode, [Cell(8)], fuse=True)
     weight = measured.fusions[Cell(8)].weight
     ranking = np.argsort(-sums_of(one.test, Cell(8), weight).astype(np.float32), axis=1, kind="stable")
     assert measured.fused is not None
     recall, mrr = trec_recall_and_mrr(one.test, ranking)
-    assert measured.fused["recall@10"].to_numpy() == pytest.approx(recall, abs=1e-9)
-    assert measured.fused["mrr@10"].to_numpy() == pytest.approx(mrr, abs=1e-9)
+    assert measured.fused.per_query["recall@10"].to_numpy() == pytest.approx(recall, abs=1e-9)
+    assert measured.fused.per_query["mrr@10"].to_numpy() == pytest.approx(mrr, abs=1e-9)
 
 
 def test_fused_figures_stand_in_the_order_and_shape_of_those_alone() -> None:
-    measured = contest().model(BagOfWords(), CELLS, fuse=True)
+    measured = benchmark().model(BagOfWords(), CELLS, fuse=True)
     assert measured.fused is not None
-    assert measured.fused.schema == measured.alone.schema
+    assert measured.fused.per_query.schema == measured.alone.per_query.schema
     where = [*CELL, "query_id", "query"]
-    assert measured.fused.select(where).equals(measured.alone.select(where))
+    assert measured.fused.per_query.select(where).equals(measured.alone.per_query.select(where))
 
 
 def test_words_help_embeddings_that_are_small() -> None:
-    measured = contest().model(BagOfWords(), CELLS[1:3], fuse=True)
+    measured = benchmark().model(BagOfWords(), CELLS[1:3], fuse=True)
     assert measured.fused is not None
     fused, alone = (
         table.group_by("precision").agg(pl.col("mrr@10").mean()).sort("precision")["mrr@10"].to_numpy()
-        for table in (measured.fused, measured.alone)
+        for table in (measured.fused.per_query, measured.alone.per_query)
     )
     assert (fused > alone + 0.1).all()
 
 
-def weight_0(one: Contest, cells: Sequence[Cell], depth: int = 100) -> tuple[pl.DataFrame, pl.DataFrame]:
+def weight_0(one: Benchmark, cells: Sequence[Cell], depth: int = 100) -> tuple[pl.DataFrame, pl.DataFrame]:
     """A model alone, and fused with a weight of 0."""
     encode = BagOfWords()
     fitted = Fitted(lambda: one.training(encode))
     vectors = one.vectors(encode)
-    alone = measure_cells(vectors, one.test, cells, one.measures, fitted)
-    return alone, one.fused(vectors, dict.fromkeys(cells, Fusion(0.0, depth=depth)), fitted)
+    alone = measure_cells(vectors, one.test, cells, one.measures, fitted).per_query
+    return alone, one.fused(vectors, dict.fromkeys(cells, Fusion(0.0, depth=depth)), fitted).per_query
 
 
 @pytest.mark.parametrize("cell", [Cell(DIM), Cell(8), Cell(8, "float16", "pca")], ids=str)
 def test_a_weight_of_0_is_the_dense_ranking(cell: Cell) -> None:
-    alone, fused = weight_0(contest(), [cell])
+    alone, fused = weight_0(benchmark(), [cell])
     assert fused.equals(alone)
 
 
 def test_measures_deeper_than_the_candidates_are_of_the_whole_fused_ranking() -> None:
-    one = contest(test=qrels_of(1200, 4), measures=(Measure.parse("recall@150"),))
+    one = benchmark(test=qrels_of(1200, 4), measures=(Measure.parse("recall@150"),))
     assert one.test.n_documents > 200
     chosen = one.model(BagOfWords(), [Cell(8)], fuse=True).fusions[Cell(8)]
     alone, fused = weight_0(one, [Cell(8)], depth=chosen.depth)
@@ -326,20 +327,20 @@ def test_a_dev_side_of_few_documents_does_not_cut_what_test_has_to_choose_from()
     small = qrels_of(60, 2)
     assert small.n_documents < 30
     measures = (Measure.parse("recall@60"),)
-    measured = contest(dev=small, measures=measures).model(BagOfWords(), [Cell(8)], fuse=True)
+    measured = benchmark(dev=small, measures=measures).model(BagOfWords(), [Cell(8)], fuse=True)
     assert measured.fusions[Cell(8)].depth == 100
     test, weight = qrels_of(400, 3), measured.fusions[Cell(8)].weight
     ranking = np.argsort(-sums_of(test, Cell(8), weight).astype(np.float32), axis=1, kind="stable")
     assert measured.fused is not None
-    assert measured.fused["recall@60"].to_list() == measures[0].per_query(ranking, test).tolist()
+    assert measured.fused.per_query["recall@60"].to_list() == measures[0].per_query(ranking, test).tolist()
 
 
 def test_a_corpus_smaller_than_what_is_measured_is_ranked_whole() -> None:
     deep = (Measure.parse("recall@500"),)
-    one = contest(test=qrels_of(60, 2), dev=qrels_of(60, 6), measures=deep)
+    one = benchmark(test=qrels_of(60, 2), dev=qrels_of(60, 6), measures=deep)
     measured = one.model(BagOfWords(), [Cell(4), Cell(4, "binary", "pca", 2)], fuse=True)
     assert measured.fused is not None
-    assert measured.alone["recall@500"].unique().to_list() == [1.0]
-    assert measured.fused["recall@500"].unique().to_list() == [1.0]
+    assert measured.alone.per_query["recall@500"].unique().to_list() == [1.0]
+    assert measured.fused.per_query["recall@500"].unique().to_list() == [1.0]
     lexical = one.lexical("bm25")[0]["recall@500"].to_numpy()
     assert 0 < lexical.mean() <= 1

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, cells_of
@@ -56,7 +57,7 @@ def trec_eval(qrels: Qrels, ranking: np.ndarray) -> dict[str, np.ndarray]:
             qrels.document_ids[column]: round(100 * gain)
             for column, gain in zip(qrels.judged_columns[entries], qrels.gains[entries], strict=True)
         }
-    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in qrels.as_dicts()[2].items()}
+    relevant = {query_id: dict.fromkeys(found, 1) for query_id, found in as_dicts(qrels)[2].items()}
     run = {
         query_id: {qrels.document_ids[column]: -float(rank) for rank, column in enumerate(row) if column >= 0}
         for query_id, row in zip(qrels.query_ids, ranking.tolist(), strict=True)
@@ -78,7 +79,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     stock = InformationRetrievalEvaluator(
-        *qrels.as_dicts(),
+        *as_dicts(qrels),
         accuracy_at_k=[3],
         precision_recall_at_k=[5, 10],
         mrr_at_k=[10],
@@ -89,7 +90,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
         write_predictions=True,
     )
     theirs = stock(tiny_model, output_path=str(tmp_path))
-    table = measure_cells(vectors, qrels, [Cell(dim)], MEASURES, Fitted(unasked))
+    table = measure_cells(vectors, qrels, [Cell(dim)], MEASURES, Fitted(unasked)).per_query
     names = {
         "recall@10": "cosine_recall@10",
         "mrr@10": "cosine_mrr@10",
@@ -116,7 +117,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
 @pytest.mark.parametrize("cell", [Cell(32), Cell(8), Cell(8, "int8"), Cell(4, "binary", "pca", 3)], ids=str)
 def test_each_cell_by_query_is_what_trec_eval_says_of_its_ranking(cell: Cell, qrels: Qrels, vectors: Vectors) -> None:
     fitted = Fitted(lambda: vectors)
-    table = measure_cells(vectors, qrels, [cell], MEASURES, fitted)
+    table = measure_cells(vectors, qrels, [cell], MEASURES, fitted).per_query
     expected = trec_eval(qrels, ranking_of(cell, vectors, fitted))
     for name, values in expected.items():
         assert table[name].to_numpy() == pytest.approx(values, abs=1e-9), name
@@ -125,14 +126,14 @@ def test_each_cell_by_query_is_what_trec_eval_says_of_its_ranking(cell: Cell, qr
 
 def test_rotation_at_full_size_leaves_recall_as_it_is(qrels: Qrels, vectors: Vectors) -> None:
     cells = [Cell(32), Cell(32, "float32", "pca")]
-    table = measure_cells(vectors, qrels, cells, MEASURES[:1], Fitted(lambda: vectors))
+    table = measure_cells(vectors, qrels, cells, MEASURES[:1], Fitted(lambda: vectors)).per_query
     plain, turned = (table.filter(pl.col("rotation") == name)["recall@10"].to_list() for name in ("none", "pca"))
     assert turned == plain
 
 
 def test_the_table_has_a_row_for_each_cell_and_query_in_order(qrels: Qrels, vectors: Vectors) -> None:
     cells = cells_of((32, 8), precisions=("float32", "binary"), rotations=("none", "pca"), oversampling=(4,))
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors))
+    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
     names = [str(measure) for measure in MEASURES]
     assert table.columns == [*CELL, "query_id", "query", *names]
     assert measures_in(table) == names
@@ -149,8 +150,8 @@ def test_the_table_has_a_row_for_each_cell_and_query_in_order(qrels: Qrels, vect
 
 def test_cells_are_measured_as_they_are_alone(qrels: Qrels, vectors: Vectors) -> None:
     cells = cells_of((32, 8), precisions=("float32", "int4"), rotations=("none", "pca"), oversampling=(4,))
-    together = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors))
-    apart = [measure_cells(vectors, qrels, [cell], MEASURES, Fitted(lambda: vectors)) for cell in cells]
+    together = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
+    apart = [measure_cells(vectors, qrels, [cell], MEASURES, Fitted(lambda: vectors)).per_query for cell in cells]
     assert together.equals(pl.concat(apart))
 
 
@@ -195,7 +196,7 @@ def test_the_columns_of_a_cell_say_which_it_is() -> None:
 
 def test_means_are_those_of_numpy_and_lie_in_their_intervals(qrels: Qrels, vectors: Vectors) -> None:
     cells = cells_of((32, 16, 4), precisions=("float32", "binary"), oversampling=(2,))
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors))
+    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
     summary = summarise("tiny", table)
     assert dict(summary.schema) == SCHEMA
     assert summary["variant"].unique().to_list() == ["tiny"]
@@ -215,7 +216,7 @@ def test_means_are_those_of_numpy_and_lie_in_their_intervals(qrels: Qrels, vecto
 
 def test_the_interval_of_a_row_does_not_depend_on_the_rows_beside_it(qrels: Qrels, vectors: Vectors) -> None:
     cells = [Cell(32), Cell(8)]
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(unasked))
+    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(unasked)).per_query
     together = summarise("tiny", table)
     apart = [summarise("tiny", table.filter(pl.col("dim") == cell.dim)) for cell in cells]
     for name in ("value", "low", "high"):

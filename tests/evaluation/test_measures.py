@@ -7,6 +7,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.measures import MEASURES, Measure
 from nestling.evaluation.qrels import Qrels
@@ -92,7 +93,7 @@ def test_binary_measures_agree_with_the_sentence_transformers_evaluator(k: int) 
 
     qrels, ranking = random_case(7)
     stock = InformationRetrievalEvaluator(
-        *qrels.as_dicts(), accuracy_at_k=[k], precision_recall_at_k=[k], mrr_at_k=[k], map_at_k=[k]
+        *as_dicts(qrels), accuracy_at_k=[k], precision_recall_at_k=[k], mrr_at_k=[k], map_at_k=[k]
     )
     hits = [
         [{"corpus_id": qrels.document_ids[column], "score": float(-rank)} for rank, column in enumerate(row)]

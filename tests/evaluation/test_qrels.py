@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import PROTOCOLS, Protocol, Qrels
@@ -82,7 +83,7 @@ def test_ceiling_is_below_one_where_a_query_has_more_than_k_relevant_documents(j
 
 
 def test_dictionaries_speak_of_ids(judgments: Judgments) -> None:
-    queries, corpus, relevant = Qrels.from_judgments(judgments, threshold=2.5).as_dicts()
+    queries, corpus, relevant = as_dicts(Qrels.from_judgments(judgments, threshold=2.5))
     assert queries == {"d1": "drill", "s1": "saw"}
     assert corpus["d10"] == "a saw"
     assert relevant == {"d1": {"d3"}, "s1": {"d10", "d2"}}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nestling.errors import InputError
-from nestling.evaluation.significance import SCHEMA, compare, compare_all, holm, interval
+from nestling.evaluation.significance import SCHEMA, compare_all, holm, interval
+
+
+def compare(a, b, **options) -> SimpleNamespace:
+    """The one row of a comparison of two systems."""
+    return SimpleNamespace(**compare_all({"a": a, "b": b}, **options).row(0, named=True))
 
 
 def recalls(seed: int, shape: int | tuple[int, ...]) -> np.ndarray:

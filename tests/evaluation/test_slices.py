@@ -230,8 +230,8 @@ def test_the_intervals_are_those_of_the_group_alone() -> None:
     ids = [f"q{i}" for i in range(40)]
     slices = pl.DataFrame({"query_id": ids, "slice": "half", "label": ["first"] * 20 + ["second"] * 20})
     per_query = pl.DataFrame({"variant": "base", "query_id": ids, "recall@10": values})
-    table = slice_table(per_query, slices, resamples=500, confidence=0.8, seed=4)
-    low, high = interval(values[20:], resamples=500, confidence=0.8, seed=4)
+    table = slice_table(per_query, slices)
+    low, high = interval(values[20:])
     assert table.row(1)[-3:] == pytest.approx((values[20:].mean(), float(low), float(high)))
 
 
@@ -263,9 +263,7 @@ def test_home_depot_slices_share_out_all_queries_and_their_means_average_to_the_
     rng = np.random.default_rng(0)
     ranking = np.stack([rng.permutation(qrels.n_documents)[:400] for _ in range(qrels.n_queries)])
     values = Measure.parse("recall@400").per_query(ranking, qrels)
-    table = slice_table(
-        pl.DataFrame({"variant": "random", "query_id": qrels.query_ids, "recall@400": values}), slices, resamples=500
-    )
+    table = slice_table(pl.DataFrame({"variant": "random", "query_id": qrels.query_ids, "recall@400": values}), slices)
     assert {"query length", "word overlap"} <= set(table["slice"])
     for _, kind in table.group_by("slice"):
         assert kind["queries"].sum() == qrels.n_queries

@@ -11,6 +11,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.qrels import as_dicts
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
@@ -42,7 +43,7 @@ def random_qrels(rng: np.random.Generator, scores: list[float]) -> Qrels:
 
 def expected(run_path: Path, name: str, qrels: Qrels, *, graded: bool = False) -> np.ndarray:
     """The measure as trec_eval -c has it of the run, (n_queries,): of gains with `graded`, else of 0 and 1."""
-    known = qrels.as_dicts()[2]
+    known = as_dicts(qrels)[2]
     # Sixths, as the gain of a text that is there two or three times is a mean, and trec_eval takes whole numbers.
     level = int(6 * THRESHOLD) + 1 if graded else 1
     judged: dict[str, dict[str, int]] = {}
@@ -158,7 +159,7 @@ def test_a_run_deeper_than_asked_is_cut_and_a_shallower_one_filled_up(tmp_path: 
     (tmp_path / "a.run").write_text("".join(f"q{q} Q0 d{d} 0 {d} x\n" for q in (1, 2, 3) for d in (1, 2, 3)))
     run = read_run(tmp_path / "a.run")
     assert run_to_ranking(run, QRELS, depth=2).ranking.tolist() == [[2, 1]] * 3
-    assert run_to_ranking(run, QRELS).ranking.shape == (3, 100)
+    assert run_to_ranking(run, QRELS, depth=100).ranking.shape == (3, 100)
     with pytest.raises(ValueError, match="depth"):
         run_to_ranking(run, QRELS, depth=0)
 
@@ -200,7 +201,7 @@ def test_a_missing_file_and_a_run_for_other_queries_are_refused(tmp_path: Path) 
         read_run(tmp_path / "none.run")
     (tmp_path / "a.run").write_text("7 Q0 d1 1 2 x\n")
     with pytest.raises(InputError, match="none of the run's queries is in the qrels: it has '7', they have 'q1'"):
-        run_to_ranking(read_run(tmp_path / "a.run"), QRELS)
+        run_to_ranking(read_run(tmp_path / "a.run"), QRELS, depth=3)
 
 
 def test_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from fixtures.places import HOME_DEPOT
+from fixtures.qrels import as_dicts
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
@@ -31,7 +32,7 @@ def figures(qrels: Qrels, queries: np.ndarray, documents: np.ndarray, dim: int) 
 def stock_figures(model: SentenceTransformer, qrels: Qrels, dim: int) -> dict[str, float]:
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-    results = InformationRetrievalEvaluator(*qrels.as_dicts(), truncate_dim=dim, write_csv=False)(model)
+    results = InformationRetrievalEvaluator(*as_dicts(qrels), truncate_dim=dim, write_csv=False)(model)
     return {name: float(results[f"cosine_{name}"]) for name in ("recall@10", "mrr@10")}
 
 
@@ -190,7 +191,7 @@ def real_text() -> tuple[Qrels, np.ndarray, np.ndarray, dict[str, float]]:
     )
     # One call for all sizes: it encodes once, and each size is a way to score.
     scores = {str(dim): lambda one, other, dim=dim: cos_sim(one[:, :dim], other[:, :dim]) for dim in DIMS}
-    evaluator = InformationRetrievalEvaluator(*qrels.as_dicts(), score_functions=scores, write_csv=False)
+    evaluator = InformationRetrievalEvaluator(*as_dicts(qrels), score_functions=scores, write_csv=False)
     return qrels, queries, documents, evaluator(model)
 
 

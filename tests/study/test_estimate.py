@@ -212,5 +212,5 @@ def test_without_an_observer_nothing_is_timed(tiny_model_path: Path, tmp_path: P
     def never(*_: object, **__: object) -> Rates:
         raise AssertionError("timed")
 
-    monkeypatch.setattr(run, "measure", never)
+    monkeypatch.setattr("nestling.study.estimate.measure", never)
     assert run.run(tiny_study(tiny_model_path, "pretrained"), runs=tmp_path).queries

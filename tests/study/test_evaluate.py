@@ -11,12 +11,12 @@ import pytest
 import nestling
 from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
+from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.progress import Observer
-from nestling.study.measure import contest_of, sample_of
 
 SMALL = EvaluationSettings(dims=(32, 8), measures=("recall@10", "mrr@10"))
 
@@ -65,16 +65,16 @@ def test_a_table_without_a_dev_side_gets_no_fusion(split: Split, tiny_model_path
 
 
 def test_int8_engines_are_calibrated_on_the_training_side_and_tried_on_dev(split: Split):
-    contest = contest_of(split, SMALL, 2.5)
-    sample = sample_of(contest)
-    assert contest.dev is not None
+    benchmark = Benchmark.of(split, SMALL, 2.5)
+    sample = benchmark.sample
+    assert benchmark.dev is not None
     assert sample.documents == split.train.frame["document"].to_list()
-    assert sample.judged is contest.dev
-    counts = [side.n_queries + side.n_documents for side in (contest.test, contest.dev)]
+    assert sample.judged is benchmark.dev
+    counts = [side.n_queries + side.n_documents for side in (benchmark.test, benchmark.dev)]
     assert sample.texts == sum(counts)
 
-    alone = sample_of(contest_of(split.test, SMALL, 2.5))
-    assert (alone.documents, alone.judged, alone.texts) == (contest.test.documents, None, counts[0])
+    alone = Benchmark.of(split.test, SMALL, 2.5).sample
+    assert (alone.documents, alone.judged, alone.texts) == (benchmark.test.documents, None, counts[0])
 
 
 def test_the_grid_has_a_row_for_each_cell(split: Split, tiny_model_path: Path):
@@ -146,3 +146,10 @@ def test_a_wrong_setting_is_named(field: str, wrong: object, said: str):
 
 def test_float32_is_always_measured():
     assert EvaluationSettings(precisions=("binary", "int8")).precisions == ("float32", "int8", "binary")
+
+
+def test_the_per_pair_protocol_makes_a_query_of_every_positive(tiny_model_path: Path):
+    judgments = generate(200, seed=0)
+    settings = EvaluationSettings(dims=(32,), protocol="per-pair")
+    found = nestling.evaluate(judgments, {"tiny": str(tiny_model_path)}, settings=settings)
+    assert found.results["queries"].unique().to_list() == [len(judgments.above(2.5))]

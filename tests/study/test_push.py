@@ -24,11 +24,15 @@ from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.model_card import write_cards
 from nestling.report.page_data import load_page_data
-from nestling.study.push import plan, push
+from nestling.study.push import plan, send
 
 TOKEN = "hf_of_this_test"
 REPO = "shop/search-model"
 FIGURES = {name: {Cell(32): [1.0] * found + [0.0] * (8 - found)} for name, found in (("pretrained", 4), ("mnrl", 6))}
+
+
+def push(run: Path, variant: str, repo_id: str, *, force: bool = False, **options: Any) -> str:
+    return send(plan(run, variant, repo_id, force=force), **options)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from fixtures.qrels import as_dicts
 from fixtures.tiny import build_tiny_model
 from nestling.config.experiment import DataSettings, EvaluationSettings, Experiment
 from nestling.config.run_folder import RunFolder
@@ -20,7 +21,7 @@ from nestling.judgments.toolshed import generate
 from nestling.progress import Observer, TrainingProgress
 from nestling.report import tables
 from nestling.study import run as pipeline
-from nestling.study.stages import load
+from nestling.study.data import load
 
 
 class Recorder(Observer):
@@ -143,7 +144,7 @@ def test_the_documents_on_top_are_kept_and_give_the_same_figures(finished: pipel
 
     rankings = pl.read_parquet(finished.folder / "rankings.parquet")
     qrels = Qrels.from_judgments(read_split(finished.folder / "split").test, threshold=2.5)
-    _, _, relevant = qrels.as_dicts()
+    _, _, relevant = as_dicts(qrels)
     per_query = pl.read_parquet(finished.folder / "per_query.parquet")
     systems = rankings.select("variant", "dim").unique().rows()
     assert len(systems) == 6 * 2 + 2
@@ -196,7 +197,7 @@ def test_the_pretrained_row_is_the_stock_evaluators(finished: pipeline.Run, tiny
     from nestling.judgments.split_files import read_split
 
     qrels = Qrels.from_judgments(read_split(finished.folder / "split").test, threshold=2.5)
-    queries, corpus, relevant = qrels.as_dicts()
+    queries, corpus, relevant = as_dicts(qrels)
     stock = InformationRetrievalEvaluator(queries, corpus, relevant, truncate_dim=8)(tiny_model)
     row = finished.results.filter(
         (pl.col("variant") == "pretrained") & (pl.col("dim") == 8) & (pl.col("measure") == "recall@10")

@@ -95,10 +95,10 @@ def inspect(
 ) -> None:
     """Say what the data holds: counts, lengths, the score histogram, its dip, and what each threshold keeps."""
     from nestling.report import inspection_view as view
-    from nestling.study import stages
+    from nestling.study.data import inspect as inspect_data
 
     settings = _data(data, columns)
-    found = stages.inspect(settings, model=model, threshold=settings.threshold, seed=seed)
+    found = inspect_data(settings, model=model, threshold=settings.threshold, seed=seed)
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
@@ -135,14 +135,14 @@ def split(
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.render.terminal import terminal
     from nestling.report.tables import split_table
-    from nestling.study import stages
+    from nestling.study.split import split as split_data
 
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists; give another folder, or --overwrite")
     if out.exists() and not (out / SUMMARY).exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is no split, so it is not replaced; give another folder")
     settings = make_settings(SplitSettings, test=test, dev=dev, method=method, seed=seed)
-    made = stages.split(_data(data, columns), out=out, settings=settings)
+    made = split_data(_data(data, columns), out=out, settings=settings)
     summary = summarise(made)
     for note in (*made.train.notes, made.warning):
         if note and (observer := _observer()):
@@ -176,14 +176,14 @@ def train(
     """
     from nestling.config.training import Matryoshka, TrainingSettings
     from nestling.config.yaml_files import make_settings
-    from nestling.study import stages
+    from nestling.study.train import train as train_model
 
     prefixes = None
     if matryoshka or weights:
         prefixes = make_settings(
             Matryoshka, dims=dims and numbers(dims, int), weights=weights and numbers(weights, float)
         )
-    result = stages.train(
+    result = train_model(
         split,
         out=out,
         recipe=recipe,

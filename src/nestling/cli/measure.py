@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -49,10 +49,13 @@ def evaluate(
 
     The first model is what the others are compared with.
     """
+    import polars as pl
+
     from nestling.config.experiment import EvaluationSettings
     from nestling.config.names import LEXICAL
     from nestling.config.yaml_files import make_settings
-    from nestling.report import tables
+    from nestling.evaluation.recommend import kept_by
+    from nestling.report import grid_view, tables
     from nestling.report.render.terminal import terminal
     from nestling.study import evaluate as evaluating
 
@@ -82,31 +85,24 @@ def evaluate(
         observer=observer(),
     )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "protocol": found.protocol,
-                    "ceiling@10": found.ceiling,
-                    "results": found.results.to_dicts(),
-                    "comparisons": found.comparisons.to_dicts(),
-                    "slices": found.slices.to_dicts(),
-                }
-            )
-        )
+        written = {name: getattr(found, name).to_dicts() for name in ("results", "comparisons", "slices")}
+        print(json.dumps({"protocol": protocol, "ceiling@10": found.ceiling, **written}))
         return
     out = Console()
     first = next(iter(named))
-    caption = f"{found.protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
+    caption = f"{protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
     out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
     rows = tables.by_dim(found.results)
     for measure in settings.measures[:2]:
         out.print(terminal(tables.by_dim_table(rows, measure)))
-    for measure in settings.measures[:1]:
-        if not found.comparisons.is_empty():
-            out.print(terminal(tables.comparison_table(_of(found.comparisons, measure))))
-        out.print(terminal(tables.slices_table(_of(found.slices, measure))))
+    of_first = pl.col("measure") == settings.measures[0]
+    if not found.comparisons.is_empty():
+        out.print(terminal(tables.comparison_table(found.comparisons.filter(of_first))))
+    out.print(terminal(tables.slices_table(found.slices.filter(of_first))))
     if len(settings.precisions) > 1 or rotate or oversampling:
-        _print_grids(out, found.per_query, list(named), settings.measures[0])
+        for name in named:
+            kept = kept_by(found.per_query.filter(pl.col("variant") == name).drop("variant"), settings.measures[0])
+            out.print(grid_view.grid_table(kept, settings.measures[0], title=name))
 
 
 def shrink(
@@ -134,6 +130,7 @@ def shrink(
 ) -> None:
     """Find the smallest embeddings that keep a share of a model's quality: chosen on dev, confirmed on test."""
     from nestling.config.experiment import EvaluationSettings
+    from nestling.config.run_folder import RunFolder
     from nestling.config.yaml_files import make_settings
     from nestling.study import shrink as shrinking
 
@@ -148,13 +145,11 @@ def shrink(
     )
     if documents < 1:
         raise InputError(f"--documents must be 1 or more, not {documents:g}")
-    folder = Path(model)
-    run = folder.parent.parent
     if split is None:
-        split = run / "split"
-        if not (folder.is_dir() and split.is_dir()):
+        run = RunFolder.of_model(model)
+        if run is None or not run.split.is_dir():
             raise InputError(f"{model} is not in a run's folder, so give the split that it was trained on with --split")
-        cache = cache or run / "embeddings"
+        split, cache = run.split, cache or run.embeddings
     found = shrinking.shrink(
         model,
         split,
@@ -170,32 +165,22 @@ def shrink(
         cache=cache,
         observer=observer(),
     )
+    pictures: tuple[Path, ...] = ()
     if picture is not None:
         from nestling.report import charts, grid_charts
 
         stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
-        chart = grid_charts.pareto(found.kept, measure, subtitle=f"{folder.name}, on dev", keep=keep)
-        paths = charts.save(chart, stem)
+        chart = grid_charts.pareto(found.kept, measure, subtitle=f"{Path(model).name}, on dev", keep=keep)
+        pictures = tuple(charts.save(chart, stem))
     if as_json:
-        print(json.dumps(_as_json(found)))
+        print(json.dumps({**asdict(found), "kept": found.kept.to_dicts(), "out": out and str(out)}))
         return
     console = Console()
     _print_advice(console, found, documents=int(documents))
-    for path in paths if picture is not None else ():
+    for path in pictures:
         console.print(f"picture     {path}", soft_wrap=True, highlight=False)
     if out is not None:
         console.print(f"model       {out}", soft_wrap=True, highlight=False)
-
-
-def _print_grids(out: Console, per_query: Any, models: list[str], measure: str) -> None:
-    import polars as pl
-
-    from nestling.evaluation.recommend import kept_by
-    from nestling.report import grid_view
-
-    for name in models:
-        kept = kept_by(per_query.filter(pl.col("variant") == name).drop("variant"), measure)
-        out.print(grid_view.grid_table(kept, measure, title=name))
 
 
 def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
@@ -221,28 +206,6 @@ def _doubt(choice: Choice, found: Shrunk) -> list[str]:
         return []
     advice = "a higher --keep leaves a margin" if found.strict else "--strict chooses with a margin"
     return [f"on test that is less than the {found.keep:.1%} asked for: {advice}"]
-
-
-def _as_json(found: Shrunk) -> dict[str, Any]:
-    choices = {"alone": found.alone, "rescored": found.rescored}
-    return {
-        "full": found.full,
-        "measure": found.measure,
-        "keep": found.keep,
-        "strict": found.strict,
-        **{
-            name: choice and {"cell": asdict(choice.cell), "dev": choice.dev, "test": choice.test}
-            for name, choice in choices.items()
-        },
-        "kept": found.kept.to_dicts(),
-        "out": None if found.out is None else str(found.out),
-    }
-
-
-def _of(table: Any, measure: str) -> Any:
-    import polars as pl
-
-    return table.filter(pl.col("measure") == measure)
 
 
 def _runs(texts: tuple[str, ...]) -> dict[str, Path]:

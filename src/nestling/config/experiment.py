@@ -276,6 +276,11 @@ class Experiment(Settings):
                 ) from None
         return self
 
+    @property
+    def trained(self) -> tuple[Variant, ...]:
+        """The variants that are trained."""
+        return tuple(variant for variant in self.variants if variant.recipe != PRETRAINED)
+
     def base_of(self, variant: Variant) -> str:
         """Return the name of the model that `variant` starts from."""
         return variant.base or self.model

@@ -15,7 +15,7 @@ from nestling import atomic
 from nestling.config.manifests import read_json
 from nestling.errors import InputError
 
-STATE = "state.json"
+STATE, MODELS = "state.json", "models"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -48,9 +48,19 @@ class RunFolder:
         self.curve = path / "curve"
         self.log = path / "log.jsonl"
 
+    @classmethod
+    def of_model(cls, model: str | Path) -> RunFolder | None:
+        """Return the run that a model lies in; None where its path is not RUNS/NAME/models/VARIANT.
+
+        >>> RunFolder.of_model("runs/demo/models/graded").path.as_posix()
+        'runs/demo'
+        """
+        folder = Path(model).expanduser()
+        return cls(folder.parent.parent) if folder.parent.name == MODELS else None
+
     def model(self, variant: str) -> Path:
         """Return the folder of a variant's model."""
-        return self.path / "models" / variant
+        return self.path / MODELS / variant
 
     def training(self, variant: str) -> Path:
         """Return the folder of a variant's checkpoints while it trains, and of its summary afterwards."""

@@ -6,20 +6,13 @@ import difflib
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nestling.config.experiment import (
-    DEMO,
-    DataSettings,
-    EvaluationSettings,
-    Experiment,
-    SplitSettings,
-    Variant,
-)
-from nestling.config.training import REMOVED, Matryoshka, TrainingSettings
+from nestling.config.experiment import DEMO, Experiment
+from nestling.config.training import REMOVED, TrainingSettings
 from nestling.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -69,11 +62,9 @@ def make_experiment(
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(part for part in first["loc"] if isinstance(part, str | int))
-        known = lines or {}
+        location, known = error.errors()[0]["loc"], lines or {}
         line = next((known[location[:n]] for n in range(len(location), 0, -1) if location[:n] in known), None)
-        raise InputError(f"{where}{f', line {line}' if line else ''}: {_explain(first, location)}") from None
+        raise InputError(f"{where}{f', line {line}' if line else ''}: {_explain(error, Experiment)}") from None
 
 
 def make_settings(kind: type[Settings], **values: Any) -> Settings:
@@ -85,12 +76,13 @@ def make_settings(kind: type[Settings], **values: Any) -> Settings:
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(part for part in first["loc"] if isinstance(part, str | int))
-        raise InputError(_explain(first, location, kind)) from None
+        raise InputError(_explain(error, kind)) from None
 
 
-def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] = Experiment) -> str:
+def _explain(errors: ValidationError, kind: type[BaseModel]) -> str:
+    """Return the first of the errors as `KEY: what is wrong`."""
+    error: Any = errors.errors()[0]
+    location = error["loc"]
     key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
         if location[-1] in REMOVED and (kind is TrainingSettings or "training" in location):
@@ -105,16 +97,10 @@ def _explain(error: Any, location: tuple[str | int, ...], kind: type[BaseModel] 
 
 
 def _fields(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    inner: dict[str, type[BaseModel]] = {
-        "data": DataSettings,
-        "split": SplitSettings,
-        "training": TrainingSettings,
-        "variants": Variant,
-        "matryoshka": Matryoshka,
-        "evaluation": EvaluationSettings,
-    }
     for part in location:
-        model = inner.get(str(part), model)
+        field = model.model_fields.get(str(part))
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return list(model.model_fields)
 
 

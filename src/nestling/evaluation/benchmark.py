@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
+from nestling.config.experiment import EvaluationSettings
 from nestling.config.names import Kind
+from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, sizes_in
 from nestling.evaluation.fusion_weight import fit_fusion
-from nestling.evaluation.grid import RANKED, Seen, by_query, measure_cells, ranked
+from nestling.evaluation.grid import System, measure_cells, measure_tops
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
+from nestling.judgments.split import Split
 from nestling.judgments.table import Judgments
+from nestling.models.engines.engine import Sample
+from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical, PairScores
 from nestling.retrieval.fusion import Fusion, Top
 
@@ -33,26 +39,21 @@ class Measured:
     """One model's figures.
 
     Attributes:
-        alone: a table as `measure_cells` returns.
-        fused: the same with BM25 added, where it was asked for.
+        alone: those of the model by itself.
+        fused: those with BM25 added, where it was asked for.
         fusions: for each cell the fusion that was fitted on dev.
-        ranked, ranked_fused: the documents on top in the plain float32 cells, rows of `grid.RANKED`.
         texts: how many distinct texts of the test side were encoded, in `seconds` (none where a cache had them).
-        engine: what encoded them.
     """
 
-    alone: pl.DataFrame
-    fused: pl.DataFrame | None
+    alone: System
+    fused: System | None
     fusions: dict[Cell, Fusion]
-    ranked: pl.DataFrame
-    ranked_fused: pl.DataFrame
     texts: int
     seconds: float
-    engine: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
+class Benchmark:
     """A test side, and the sides that may be learnt from.
 
     Attributes:
@@ -70,15 +71,53 @@ class Contest:
     measures: tuple[Measure, ...]
     language: str = "english"
 
-    def lexical(self, name: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side.
+    @classmethod
+    def of(
+        cls,
+        data: Split | Judgments,
+        settings: EvaluationSettings,
+        threshold: float,
+        *,
+        side: Literal["dev", "test"] = "test",
+        observer: Observer | None = None,
+    ) -> Benchmark:
+        """Make one side of a split the test side, or a table as it is; a dev that is measured is not learnt from.
 
-        Returns:
-            a table as `measure_cells` returns, dim 0; and the documents on top, rows of `grid.RANKED`.
+        Args:
+            observer: told how many documents of that side have the text of another.
+
+        Raises:
+            InputError: nothing on that side is relevant.
         """
+
+        def qrels(judgments: Judgments) -> Qrels:
+            return Qrels.from_judgments(judgments, threshold=threshold, protocol=settings.protocol)
+
+        test = qrels(data if isinstance(data, Judgments) else data.sides[side])
+        if test.n_merged and observer is not None:
+            observer.note(f"{test.n_merged:,} documents have the text of another one and count as one with it")
+        dev = None
+        if isinstance(data, Split) and side == "test":
+            # Nothing relevant to choose a weight by: the study goes on without fusions.
+            with suppress(InputError):
+                dev = qrels(data.dev)
+        train = data.train if isinstance(data, Split) else None
+        return cls(test, dev, train, tuple(map(Measure.parse, settings.measures)), settings.language)
+
+    @property
+    def sample(self) -> Sample:
+        """What an int8 engine is calibrated on, the training side, and tried on, the dev side."""
+        texts = sum(side.n_queries + side.n_documents for side in (self.test, self.dev) if side is not None)
+        if self.train is None:
+            return Sample(self.test.queries, self.test.documents, texts, self.dev)
+        frame = self.train.frame
+        return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, self.dev)
+
+    def lexical(self, name: str) -> System:
+        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side; its rows have dim 0."""
         index = self._index(stem=name == STEMMED)
-        top = index.top_k(self.test.queries, max(measure.k for measure in self.measures))
-        return by_query(None, top[0], self.test, self.measures), ranked(None, top, self.test)
+        top = index.top_k(self.test.queries, self._deepest)
+        return measure_tops([(None, top)], self.test, self.measures)
 
     def model(self, embed: Embed, cells: Sequence[Cell], *, fuse: bool) -> Measured:
         """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added.
@@ -90,24 +129,13 @@ class Contest:
         vectors = self.vectors(embed)
         seconds = time.perf_counter() - start
         fitted = Fitted(lambda: self.training(embed), sizes_in(cells))
-        tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
-        fused_tops: list[pl.DataFrame] = [pl.DataFrame(schema=RANKED)]
-        alone = measure_cells(vectors, self.test, cells, self.measures, fitted, seen=self._keep(tops))
+        alone = measure_cells(vectors, self.test, cells, self.measures, fitted)
         fusions: dict[Cell, Fusion] = {}
         fused = None
         if fuse and self.dev is not None:
-            chooser = replace(self, test=self.dev, dev=None)
-            fusions = chooser.fusions(embed, cells, fitted)
-            fused = self.fused(vectors, fusions, fitted, seen=self._keep(fused_tops))
-        texts = len(set(self.test.queries)) + len(set(self.test.documents))
-        return Measured(alone, fused, fusions, pl.concat(tops), pl.concat(fused_tops), texts, seconds)
-
-    def _keep(self, into: list[pl.DataFrame]) -> Seen:
-        def keep(cell: Cell | None, top: Top) -> None:
-            if cell is None or cell == Cell(cell.dim):
-                into.append(ranked(cell, top, self.test))
-
-        return keep
+            fusions = replace(self, test=self.dev, dev=None).fusions(embed, cells, fitted)
+            fused = self.fused(vectors, fusions, fitted)
+        return Measured(alone, fused, fusions, len(set(self.test.queries)) + len(set(self.test.documents)), seconds)
 
     def vectors(self, embed: Embed) -> Vectors:
         """Encode the test side."""
@@ -137,31 +165,27 @@ class Contest:
             found[cell] = replace(fusion, depth=self._depth)
         return found
 
-    def fused(
-        self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted, *, seen: Seen | None = None
-    ) -> pl.DataFrame:
-        """Measure the fusion of each cell with BM25; a table as `measure_cells` returns."""
-        top, pairs = self._words
-        deepest = max(measure.k for measure in self.measures)
-        tables = []
-        for cell, fusion in fusions.items():
+    def fused(self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted) -> System:
+        """Measure the fusion of each cell with BM25."""
+
+        def fuse(cell: Cell, fusion: Fusion) -> Top:
             search = CellSearch.make(cell, vectors, fitted)
-            fused = fusion.fuse(
-                search.top(self._depth),
-                top,
-                deepest,
-                dense_scores=search.pair_scores,
-                lexical_scores=pairs,
+            top, pairs = self._words
+            return fusion.fuse(
+                search.top(self._depth), top, self._deepest, dense_scores=search.pair_scores, lexical_scores=pairs
             )
-            if seen is not None:
-                seen(cell, fused)
-            tables.append(by_query(cell, fused[0], self.test, self.measures))
-        return pl.concat(tables)
+
+        tops = ((cell, fuse(cell, fusion)) for cell, fusion in fusions.items())
+        return measure_tops(tops, self.test, self.measures)
+
+    @property
+    def _deepest(self) -> int:
+        return max(measure.k for measure in self.measures)
 
     @property
     def _depth(self) -> int:
         # A ranking that is measured deeper would end with its candidates.
-        return max(CANDIDATES, *(measure.k for measure in self.measures))
+        return max(CANDIDATES, self._deepest)
 
     @cached_property
     def _words(self) -> tuple[Top, PairScores]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -41,8 +42,19 @@ RANKED = {
 }
 SHOWN = 10
 """Documents of a ranking that are kept for people to look at."""
-Seen = Callable[[Cell | None, Top], None]
 NOT_MEASURES = ("variant", *CELL, "query_id", "query")
+
+
+class System(NamedTuple):
+    """What is measured of one system: a model, its fusion with BM25, or a ranking without embeddings.
+
+    Attributes:
+        per_query: the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
+        ranked: the documents on top in the plain float32 cells, rows of `RANKED`.
+    """
+
+    per_query: pl.DataFrame
+    ranked: pl.DataFrame
 
 
 def sizes_of(full: int, dims: Sequence[int] | None) -> tuple[int, ...]:
@@ -63,36 +75,31 @@ def sizes_of(full: int, dims: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def measure_cells(
-    vectors: Vectors,
-    qrels: Qrels,
-    cells: Sequence[Cell],
-    measures: Sequence[Measure],
-    fitted: Fitted,
-    *,
-    seen: Seen | None = None,
-) -> pl.DataFrame:
+    vectors: Vectors, qrels: Qrels, cells: Sequence[Cell], measures: Sequence[Measure], fitted: Fitted
+) -> System:
     """Search in every cell and measure each query.
 
     Args:
         vectors: embeddings of the queries and documents of `qrels`.
         fitted: what rotations and codecs are fitted with.
-        seen: told of each cell's ranking.
-
-    Returns:
-        the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
     """
     deepest = max(measure.k for measure in measures)
-    tables = []
-    for cell in cells:
-        top = CellSearch.make(cell, vectors, fitted).top(deepest)
-        if seen is not None:
-            seen(cell, top)
+    tops = ((cell, CellSearch.make(cell, vectors, fitted).top(deepest)) for cell in cells)
+    return measure_tops(tops, qrels, measures)
+
+
+def measure_tops(tops: Iterable[tuple[Cell | None, Top]], qrels: Qrels, measures: Sequence[Measure]) -> System:
+    """Measure what cells (None: without embeddings) found, each query by itself."""
+    tables, ranked_tables = [], [pl.DataFrame(schema=RANKED)]
+    for cell, top in tops:
         tables.append(by_query(cell, top[0], qrels, measures))
-    return pl.concat(tables)
+        if cell is None or cell == Cell(cell.dim):
+            ranked_tables.append(ranked(cell, top, qrels))
+    return System(pl.concat(tables), pl.concat(ranked_tables))
 
 
 def by_query(cell: Cell | None, ranking: Ranking, qrels: Qrels, measures: Sequence[Measure]) -> pl.DataFrame:
-    """Return one ranking's figures by query, in the columns that `measure_cells` returns.
+    """Return one ranking's figures by query, in the columns of `System.per_query`.
 
     Args:
         cell: how documents were stored; None where there are no embeddings.

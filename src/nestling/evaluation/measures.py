@@ -89,13 +89,11 @@ class Measure:
 
 
 def _recall(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    recall: PerQuery = _count(ranking, qrels) / qrels.n_relevant
-    return recall
+    return _count(ranking, qrels) / qrels.n_relevant
 
 
 def _precision(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    precision: PerQuery = _count(ranking, qrels) / k
-    return precision
+    return _count(ranking, qrels) / k
 
 
 def _hit(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
@@ -110,8 +108,7 @@ def _mrr(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
 def _map(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
     hits = _hits(ranking, qrels)
     precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    average: PerQuery = (precisions * hits).sum(axis=1) / np.minimum(k, qrels.n_relevant)
-    return average
+    return np.asarray((precisions * hits).sum(axis=1) / np.minimum(k, qrels.n_relevant), dtype=np.float64)
 
 
 def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
@@ -126,8 +123,7 @@ def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
     ideal = np.bincount(
         rows[top], weights=qrels.gains[best_first][top] / np.log2(rank[top] + 2), minlength=qrels.n_queries
     )
-    normalised: PerQuery = np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
-    return normalised
+    return np.asarray(np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0), dtype=np.float64)
 
 
 MEASURES: dict[str, Callable[[Ranking, Qrels, int], PerQuery]] = {
@@ -145,8 +141,7 @@ def _hits(ranking: Ranking, qrels: Qrels) -> NDArray[np.bool_]:
 
 
 def _count(ranking: Ranking, qrels: Qrels) -> PerQuery:
-    count: PerQuery = _hits(ranking, qrels).sum(axis=1, dtype=np.float64)
-    return count
+    return np.asarray(_hits(ranking, qrels).sum(axis=1), dtype=np.float64)
 
 
 def _find(

@@ -65,11 +65,6 @@ class Qrels:
         A query without a relevant document is no row; its documents stay in the corpus. Rows are sorted by normalised
         query, then (in "per-pair") by document id.
 
-        Args:
-            judgments: the table.
-            threshold: a document is relevant when its score is greater; in the unit of the scores.
-            protocol: what counts as one query.
-
         Raises:
             InputError: no score is above the threshold, or the protocol is unknown.
         """
@@ -161,18 +156,6 @@ class Qrels:
         """
         return float(np.mean(np.minimum(k, self.n_relevant) / self.n_relevant))
 
-    def as_dicts(self) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]]:
-        """Return queries, corpus and relevant documents by id, as InformationRetrievalEvaluator takes them."""
-        relevant = {
-            query_id: {self.document_ids[column] for column in self.relevant_columns[start:stop]}
-            for query_id, start, stop in zip(
-                self.query_ids, self.relevant_indptr[:-1], self.relevant_indptr[1:], strict=True
-            )
-        }
-        queries = dict(zip(self.query_ids, self.queries, strict=True))
-        corpus = dict(zip(self.document_ids, self.documents, strict=True))
-        return queries, corpus, relevant
-
 
 def _indptr(rows: pl.Series, n_rows: int) -> NDArray[np.int64]:
     counts = np.bincount(rows.to_numpy(), minlength=n_rows)
@@ -182,15 +165,11 @@ def _indptr(rows: pl.Series, n_rows: int) -> NDArray[np.int64]:
 def _unique_ids(ids: Sequence[str]) -> list[str]:
     # A source may give one id to queries that differ in text; as keys of a dict they would merge.
     taken = set(ids)
-    if len(taken) == len(ids):
-        return list(ids)
-    seen: set[str] = set()
-    unique = []
+    unique: dict[str, None] = {}
     for name in ids:
         candidate, n = name, 1
-        while candidate in seen or (n > 1 and candidate in taken):
+        while candidate in unique or (n > 1 and candidate in taken):
             n += 1
             candidate = f"{name}#{n}"
-        seen.add(candidate)
-        unique.append(candidate)
-    return unique
+        unique[candidate] = None
+    return list(unique)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import polars as pl
 
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.grid import CELL
-from nestling.evaluation.significance import compare_all
+from nestling.evaluation.significance import RESAMPLES, compare_all
 
 MANY = 50
 """Of more cells than this the smallest that keeps enough is likely one that was lucky, so it is chosen strictly."""
@@ -24,14 +22,14 @@ KEPT = {
 }
 
 
-def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, seed: int = 0) -> pl.DataFrame:
+def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES) -> pl.DataFrame:
     """Return what share of the full float32 embedding's quality each cell keeps.
 
     Args:
         per_query: what `measure_cells` returns, for one model; the largest float32 cell is what others are held
             against.
         measure: one of its measures, as in `recall@10`.
-        resamples, seed: of the paired bootstrap.
+        resamples: of the paired bootstrap.
 
     Returns:
         a row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval of
@@ -55,7 +53,7 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, s
     series = {str(cell): values for cell, values in cells.items()}
     bounds = {str(full): (0.0, 0.0)}
     if len(cells) > 1:
-        compared = compare_all(series, reference=str(full), resamples=resamples, seed=seed)
+        compared = compare_all(series, reference=str(full), resamples=resamples)
         bounds |= {row["b"]: (row["low"], row["high"]) for row in compared.iter_rows(named=True)}
     rows = []
     for cell, values in cells.items():
@@ -64,7 +62,7 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = 10_000, s
         where = (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes)
         rows.append((*where, value, value / base, 1 + low / base, 1 + high / base, False))
     table = pl.DataFrame(rows, schema=KEPT, orient="row")
-    return table.with_columns(pl.Series("front", _front(table)))
+    return table.with_columns(_front(table).alias("front"))
 
 
 def smallest(kept: pl.DataFrame, keep: float, *, strict: bool = False, rescored: bool = False) -> Cell | None:
@@ -95,11 +93,8 @@ def _in_order(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort(*by, maintain_order=True)
 
 
-def _front(table: pl.DataFrame) -> Sequence[bool]:
-    ordered = _in_order(table.with_row_index("row"))
-    best, front = -1.0, set()
-    for row in ordered.iter_rows(named=True):
-        if row["value"] > best + 1e-12:
-            best = row["value"]
-            front.add(row["row"])
-    return [row in front for row in range(table.height)]
+def _front(table: pl.DataFrame) -> pl.Series:
+    rows = table.with_row_index("row")
+    ordered = _in_order(rows)
+    best = ordered["value"].cum_max().shift(1, fill_value=-1.0)
+    return rows["row"].is_in(ordered.filter(ordered["value"] > best + 1e-12)["row"].implode())

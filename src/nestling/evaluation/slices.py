@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.significance import CONFIDENCE, RESAMPLES, interval
+from nestling.evaluation.significance import interval
 from nestling.judgments.identity import normalise
 from nestling.judgments.table import Judgments
 
@@ -75,14 +75,7 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
     return pl.concat(tables)
 
 
-def slice_table(
-    per_query: pl.DataFrame,
-    slices: pl.DataFrame,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> pl.DataFrame:
+def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
     """Return the mean of every measure on every group, with its bootstrap interval over the group's queries.
 
     Args:
@@ -90,7 +83,6 @@ def slice_table(
             measure, and further columns (variant, dim ...) that together name the system. All systems have the same
             queries.
         slices: what `slices_of` returns; a group none of whose queries is in `per_query` is left out.
-        resamples, confidence, seed: as `significance.interval` takes them.
 
     Returns:
         Columns slice, label, queries (how many the group has), the columns that name the system, measure, value, low,
@@ -101,61 +93,38 @@ def slice_table(
     """
     measures = [name for name, dtype in per_query.schema.items() if dtype.is_float()]
     system = [name for name in per_query.columns if name not in ("query_id", "query", *measures)]
-    schema: dict[str, pl.DataType] = {
-        "slice": pl.String(),
-        "label": pl.String(),
-        "queries": pl.Int64(),
-        **{name: per_query.schema[name] for name in system},
-        "measure": pl.String(),
-        "value": pl.Float64(),
-        "low": pl.Float64(),
-        "high": pl.Float64(),
-    }
-    ids = per_query["query_id"].unique(maintain_order=True)
-    names, values = _matrix(per_query, ids, system, measures)
-
-    place = {query_id: number for number, query_id in enumerate(ids)}
+    head = {"slice": pl.String, "label": pl.String, "queries": pl.Int64}
+    tail = {"measure": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    tables = per_query.partition_by(system, maintain_order=True, as_dict=True) if system else {(): per_query}
+    queries = per_query["query_id"].n_unique()
+    for name, table in tables.items():
+        if not table.height == table["query_id"].n_unique() == queries:
+            raise ValueError(f"{name or 'the table'} has {table.height} rows for {queries} queries; each takes one")
+    names = [(*name, measure) for name in tables for measure in measures]
     rows: list[tuple[object, ...]] = []
     for (kind, label), group in slices.group_by("slice", "label", maintain_order=True):
-        columns = [place[query_id] for query_id in group["query_id"] if query_id in place]
-        if not columns:
-            continue
-        some = values[:, columns]
-        low, high = interval(some, resamples=resamples, confidence=confidence, seed=seed)
-        figures = zip(names, some.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
-        rows += [(kind, label, len(columns), *name, *numbers) for name, *numbers in figures]
-    return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _matrix(
-    per_query: pl.DataFrame, ids: pl.Series, system: list[str], measures: list[str]
-) -> tuple[list[tuple[object, ...]], NDArray[np.float64]]:
-    """Return the name (system, measure) of each series, and its values in the order of `ids`, (n_series, n_ids)."""
-    names: list[tuple[object, ...]] = []
-    series: list[NDArray[np.float64]] = []
-    wanted = pl.DataFrame({"query_id": ids})
-    tables = per_query.group_by(system, maintain_order=True) if system else [((), per_query)]
-    for name, table in tables:
-        values = wanted.join(table, on="query_id", how="left", maintain_order="left")
-        if values.height != len(ids) or table.height != len(ids):
-            raise ValueError(f"{name or 'the table'} has {table.height} rows for {len(ids)} queries; each takes one")
-        names += [(*name, measure) for measure in measures]
-        series += [values[measure].cast(pl.Float64).to_numpy() for measure in measures]
-    return names, np.array(series).reshape(len(names), len(ids))
+        some = [table.filter(pl.col("query_id").is_in(group["query_id"].implode())) for table in tables.values()]
+        if some[0].height:
+            # By columns, so that means are summed in one order, whatever the number of systems.
+            series = [table.select(measures).cast(pl.Float64).to_numpy().T for table in some]
+            values = np.asfortranarray(np.concatenate(series))
+            low, high = interval(values)
+            figures = zip(names, values.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
+            rows += [(kind, label, values.shape[1], *name, *numbers) for name, *numbers in figures]
+    return pl.DataFrame(rows, schema={**head, **per_query.select(system).schema, **tail}, orient="row")
 
 
 def _bands(counts: NDArray[np.int64], noun: str) -> Groups:
     """Put neighbouring counts together until a band is full."""
-    found, queries = np.unique(counts, return_counts=True)
     bands: list[list[int]] = [[]]
-    sizes = [0]
-    for count, number in zip(found.tolist(), queries.tolist(), strict=True):
-        if sizes[-1] >= FULL * len(counts):
+    size = 0
+    for count, queries in zip(*(each.tolist() for each in np.unique(counts, return_counts=True)), strict=True):
+        if size >= FULL * len(counts):
             bands.append([])
-            sizes.append(0)
+            size = 0
         bands[-1].append(count)
-        sizes[-1] += number
-    if len(bands) > 1 and sizes[-1] < FULL / 2 * len(counts):
+        size += queries
+    if len(bands) > 1 and size < FULL / 2 * len(counts):
         last = bands.pop()
         bands[-1] += last
     starts = np.array([band[0] for band in bands])

@@ -20,7 +20,6 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.files import read_bytes
 
 RUN_FIELDS = ("query_id", "Q0", "document_id", "rank", "score", "tag")
-DEPTH = 100
 
 # What trec_eval splits at.
 _SPACE = r"[ \t\r\x0b\x0c]"
@@ -34,9 +33,8 @@ class RunRanking:
         ranking: (n_queries, depth) int64, document columns, best first, for `Measure.per_query`. -1 pads a row, and
             stands between documents where the run has one outside the corpus: not relevant, but it takes its place.
         unknown_queries: queries of the run that the qrels lack; they are dropped.
-        missing_queries: queries of the qrels that the run lacks; their rows are empty, and every measure of them is 0,
-            as with trec_eval -c.
-        unknown_documents: distinct documents of the run, for queries that the qrels have, that the corpus lacks.
+        missing_queries: queries of the qrels that the run lacks; every measure of them is 0, as with trec_eval -c.
+        unknown_documents: distinct documents, for queries that the qrels have, that the corpus lacks.
     """
 
     ranking: NDArray[np.int64]
@@ -46,10 +44,7 @@ class RunRanking:
 
 
 def read_run(path: Path) -> pl.DataFrame:
-    """Read a run and rank it anew, as trec_eval does: its rank column is not looked at.
-
-    The order is by falling score, in single precision; equal scores break by falling document id, compared by code
-    points.
+    """Read a run and rank it anew, as trec_eval does: by falling score in single precision, then by falling id.
 
     Returns:
         query_id, document_id, rank (Int64 from 1), score (Float64), tag. Queries in the order of the file, best first.
@@ -74,17 +69,14 @@ def read_run(path: Path) -> pl.DataFrame:
     )
 
 
-def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int = DEPTH) -> RunRanking:
+def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking:
     """Put a run into the rows and columns of qrels, so that it is measured as a ranking of ours.
 
-    Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place.
-
-    Where the corpus has fewer documents than a measure's k, the measure looks no deeper than the corpus is large, so
-    documents outside the corpus can there push others out that trec_eval still counts.
+    Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place. Where
+    the corpus has fewer documents than a measure's k, documents outside it can push others out that trec_eval counts.
 
     Args:
-        run: query_id, document_id and rank (from 1, none twice in a query), as `read_run` returns them.
-        qrels: with the query ids that the run was made for.
+        run: as `read_run` returns it.
         depth: how many places to keep; at least the largest k of the measures.
 
     Raises:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from nestling.config.manifests import read_json
 from nestling.config.names import FUSED, PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
-from nestling.evaluation.grid import CELL, SCHEMA
-from nestling.evaluation.significance import SCHEMA as COMPARED
+from nestling.evaluation.results import Results
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.report.page_tuning import Finding, findings
 from nestling.report.tables import plain, reference_of
-
-RANKED = ("variant", "dim", "query_id", "rank", "document_id", "score")
-SLICED = ("slice", "label", "queries", "variant", "measure", "value", "low", "high")
-DEV_RECALL = "dev_recall@10"
+from nestling.training.result import RECALL as DEV_RECALL
+from nestling.training.result import ended_below
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ class PageData:
         results: long table, columns as `grid.SCHEMA`.
         per_query: a row for each variant, cell and query; a column a measure.
         comparisons: columns as `significance.SCHEMA`.
-        slices: groups of queries, columns as `SLICED` at least; None where the run has none.
-        rankings: the documents on top, columns as `RANKED`; None where the run kept none.
+        slices: groups of queries; None where the run has none.
+        rankings: the documents on top, columns as `grid.RANKED`; None where the run kept none.
         test: the test side's judgments, for texts; None where the split is gone.
         leaks: what two sides share, as `Split.leaks` says it of the tables; None where the split is gone.
         histogram: the SVG of the score histogram; None where it is gone.
@@ -94,12 +90,12 @@ class PageData:
     @property
     def regressions(self) -> dict[str, str]:
         """The variants that ended on dev below their base or their own start, and which of the two."""
-        found = {}
-        for name, training in self.study["training"].items():
-            after, base, before = (float(training[when][DEV_RECALL]) for when in ("after", "base", "before"))
-            if after < max(base, before):
-                found[name] = "its base" if after < base else "where its training began"
-        return found
+        words = {"base": "its base", "start": "where its training began"}
+        below = {
+            name: ended_below(training["base"], training["before"], training["after"])
+            for name, training in self.study["training"].items()
+        }
+        return {name: words[where] for name, where in below.items() if where}
 
     @property
     def leak_check(self) -> str:
@@ -144,44 +140,27 @@ def load_page_data(folder: RunFolder) -> PageData:
     Raises:
         InputError: the folder holds no finished run, or a table is damaged or of an earlier version.
     """
-    try:
-        study = json.loads(folder.results_json.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
-        ) from None
-    except ValueError:
-        raise InputError(f"{folder.results_json} is damaged; make it again with nestling run") from None
+    missing = f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
+    advice = "make it again with nestling run"
+    study: dict[str, Any] = read_json(folder.results_json, dict[str, Any], advice=advice, missing=missing)
     needed = ("experiment", "inspection", "split", "test", "training", "data", "seconds", "versions", "hardware")
     for key in needed:
         if key not in study:
             raise InputError(
                 f"{folder.results_json} lacks {key!r}, so an earlier version wrote it; run nestling run again"
             )
+    found = Results.read(folder)
     split = read_split(folder.split) if folder.split.is_dir() else None
     histogram = folder.path / "scores.svg"
     return PageData(
         study=study,
-        results=_table(folder.results, tuple(SCHEMA)),
-        per_query=_table(folder.per_query, ("variant", *CELL, "query_id", "query")),
-        comparisons=_table(folder.comparisons, tuple(COMPARED)),
-        slices=_table(folder.slices, SLICED) if folder.slices.is_file() else None,
-        rankings=_table(folder.rankings, RANKED) if folder.rankings.is_file() else None,
+        results=found.results,
+        per_query=found.per_query,
+        comparisons=found.comparisons,
+        slices=None if found.slices.is_empty() else found.slices,
+        rankings=None if found.rankings.is_empty() else found.rankings,
         test=split.test if split else None,
         leaks=split.leaks() if split else None,
         histogram=histogram.read_text(encoding="utf-8") if histogram.is_file() else None,
         findings=findings(folder),
     )
-
-
-def _table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
-    try:
-        table = pl.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} holds no {path.name}; make it with nestling run") from None
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path} cannot be read as Parquet ({error}); make it again with nestling run") from None
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise InputError(f"{path} lacks column {missing[0]!r}, so an earlier version wrote it; run nestling run again")
-    return table

@@ -16,9 +16,10 @@ from nestling.errors import InputError, clean
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all
-from nestling.report.page_data import DEV_RECALL, PageData, load_page_data
+from nestling.report.page_data import PageData, load_page_data
 from nestling.report.runs_settings import Values, environment_apart, settings_apart, told, told_apart
 from nestling.report.tables import plain
+from nestling.training.result import RECALL as DEV_RECALL
 
 FEWEST, MOST = 2, 8
 """Runs that one comparison takes."""

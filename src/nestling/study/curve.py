@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from nestling import atomic
 from nestling.config.experiment import Experiment
 from nestling.config.run_folder import RunFolder, fingerprint
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
+from nestling.evaluation.results import write_table
 from nestling.judgments.table import Judgments
 from nestling.progress import Observer
 from nestling.study.log import logged_to
+from nestling.study.train import fit_watched
 from nestling.study.tune.context import Ground, prepare
 
 logger = logging.getLogger(__name__)
@@ -81,9 +84,8 @@ def curve(
 ) -> Curve:
     """Train a variant on growing shares of the run's train split and measure each on dev.
 
-    The recipe stays as it is, epochs too, so that a tenth of the data is a tenth of the steps. Each finished share is
-    kept: the same call goes on after an interruption, and shares and seeds may be added. The test split is not
-    looked at. Models are not kept.
+    Epochs stay as they are, so that a tenth of the data is a tenth of the steps. Each finished share is kept: the same
+    call goes on after an interruption, and shares and seeds may be added. The test split is not looked at.
 
     Args:
         variant: its name; by default the first that is trained.
@@ -101,10 +103,9 @@ def curve(
         raise InputError(f"a curve needs 1 seed or more, not {seeds}")
     observer = observer or Observer()
     ground = prepare(experiment, variant, runs=runs, observer=observer)
-    folder = ground.folder.curve
-    with RunFolder(folder).locked(), logged_to(ground.folder.log):
-        points = tuple(_point(ground, folder, share, seed, observer) for share in shares for seed in range(seeds))
-        return _finish(ground, folder, points)
+    with RunFolder(ground.folder.curve).locked(), logged_to(ground.folder.log):
+        points = tuple(_point(ground, share, seed, observer) for share in shares for seed in range(seeds))
+        return _finish(ground, points)
 
 
 def nested_sample(train: Judgments, share: float, *, seed: int) -> Judgments:
@@ -122,9 +123,12 @@ def nested_sample(train: Judgments, share: float, *, seed: int) -> Judgments:
     return train.take(np.flatnonzero(rank < queries))
 
 
-def slope_per_doubling(records: Sequence[float], values: Sequence[float]) -> float:
-    """Return the change of a measure for twice the records: the least-squares slope over log2 of the records."""
-    return float(np.polyfit(np.log2(np.asarray(records, dtype=np.float64)), np.asarray(values), 1)[0])
+def slope_per_doubling(records: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Return the change of a measure for twice the records, and its standard error: least squares over log2."""
+    if len(set(records)) < 2:
+        return 0.0, 0.0
+    line = stats.linregress(np.log2(records), values)
+    return float(line.slope), float(line.stderr)
 
 
 def last_doubling(points: Sequence[Point]) -> list[Point]:
@@ -137,15 +141,6 @@ def last_doubling(points: Sequence[Point]) -> list[Point]:
     return chosen
 
 
-def standard_error(records: Sequence[float], values: Sequence[float]) -> float:
-    """Return the standard error of `slope_per_doubling`; 0 where two points leave nothing to estimate it from."""
-    x, y = np.log2(np.asarray(records, dtype=np.float64)), np.asarray(values, dtype=np.float64)
-    if len(x) < 3:
-        return 0.0
-    left = y - np.polyval(np.polyfit(x, y, 1), x)
-    return float(np.sqrt((left @ left) / (len(x) - 2) / ((x - x.mean()) @ (x - x.mean()))))
-
-
 def verdict(points: Sequence[Point]) -> tuple[float, str]:
     """Return the slope of recall@10 over the last doubling, and what follows from it in a sentence.
 
@@ -153,8 +148,8 @@ def verdict(points: Sequence[Point]) -> tuple[float, str]:
     """
     chosen = last_doubling(points)
     records, values = [p.records for p in chosen], [p.after["recall@10"] for p in chosen]
-    slope = slope_per_doubling(records, values)
-    flat = max(FLAT, 2 * standard_error(records, values))
+    slope, error = slope_per_doubling(records, values)
+    flat = max(FLAT, 2 * error)
     low, high = min(records), max(records)
     facts = f"From {low:,} to {high:,} training records recall@10 on dev changes by {slope:+.4f} for each doubling"
     if slope >= flat:
@@ -175,12 +170,10 @@ def _checked(shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(shares)))
 
 
-def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Observer) -> Point:
+def _point(ground: Ground, share: float, seed: int, observer: Observer) -> Point:
     """Read what an earlier call made of a share, or train on it."""
-    from nestling.training.trainer import fit
-
-    settings = ground.settings.model_copy(update={"seed": ground.settings.seed + seed})
-    job = ground.job(settings)
+    folder = ground.folder.curve
+    job = ground.job(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
     made_from = fingerprint(ground.split_print, ground.variant.name, job.fingerprint(), share, seed)
     name = f"share-{share:g}-seed-{seed}"
     title = f"share {share:g}" + (f", seed {seed}" if seed else "")
@@ -197,19 +190,17 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
     observer.stage(title, f"{len(sample):,} records")
     work = folder / name
     try:
-        result = fit(
+        result = fit_watched(
+            title,
             sample,
             ground.split.dev,
             job,
             output=work / "model",
             work=work / "training",
-            report=lambda progress: observer.training(title, progress),
-            note=observer.note,
+            observer=observer,
         )
     except InputError as error:
         raise InputError(f"{title} ({len(sample):,} records): {error}") from error
-    finally:
-        observer.done()
     before, after = ({m: figures[f"dev_{m}"] for m in MEASURES} for figures in (result.before, result.after))
     point = Point(share, seed, len(sample), sample.query_keys.n_unique(), before, after)
     atomic.write_json(path, {"made_from": made_from, **asdict(point)})
@@ -219,33 +210,25 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
     return point
 
 
-def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
+def _finish(ground: Ground, points: tuple[Point, ...]) -> Curve:
     from nestling.report.charts import save, short_source
     from nestling.study.tune.charts import learning_curve
 
+    folder, variant, before = ground.folder.curve, ground.variant.name, points[0].before
     rows = [
         (point.share, point.seed, point.records, point.queries, measure, value)
         for point in points
         for measure, value in point.after.items()
     ]
-    names = ["share", "seed", "records", "queries", "measure", "value"]
-    results = pl.DataFrame(rows, schema=names, orient="row")
-    before = points[0].before
-    slope, said = verdict(points)
+    results = pl.DataFrame(rows, schema=["share", "seed", "records", "queries", "measure", "value"], orient="row")
+    slope, sentence = verdict(points)
     files = [folder / "curve.json", folder / "curve.parquet"]
-    value = {
-        "variant": ground.variant.name,
-        "before": before,
-        "points": [asdict(point) for point in points],
-        "slope": slope,
-        "verdict": said,
-    }
-    atomic.write_json(files[0], value)
-    with atomic.new_file(files[1]) as temporary:
-        results.write_parquet(temporary)
+    value = {"variant": variant, "before": before, "points": [asdict(point) for point in points]}
+    atomic.write_json(files[0], {**value, "slope": slope, "verdict": sentence})
+    write_table(files[1], results)
     queries = ground.split.dev.query_keys.n_unique()
     source = short_source(ground.source)
-    subtitle = f"{source}: {ground.variant.name}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
+    subtitle = f"{source}: {variant}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
     files.append(save(learning_curve(results, before=before, subtitle=subtitle), folder / "curve")[0])
-    logger.info("curve of %s: %s", ground.variant.name, said)
-    return Curve(ground.variant.name, points, results, before, slope, said, folder, tuple(files))
+    logger.info("curve of %s: %s", variant, sentence)
+    return Curve(variant, points, results, before, slope, sentence, folder, tuple(files))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from nestling.config.experiment import Experiment, Variant
 from nestling.config.training import ConcatStatic, Distill, Rotate, TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
@@ -133,7 +134,7 @@ class Texts:
 
     def pairs(self, above: float) -> float:
         """Return how many records are scored above `above`."""
-        return self.share * float((self.judgments.frame["score"] > above).sum())
+        return self.share * len(self.judgments.above(above))
 
 
 def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
@@ -163,6 +164,44 @@ def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
     if any(isinstance(each, ConcatStatic) for each in steps):
         parts.append(table)
     return parts
+
+
+def plan(
+    experiment: Experiment,
+    judgments: Judgments,
+    bases: Mapping[str, ModelSource],
+    jobs: Mapping[str, Job],
+    done: Collection[str],
+) -> dict[str, list[float]]:
+    """Return the stages of a run in order, and about how many seconds each takes here; none for what is done.
+
+    Args:
+        bases: what each variant starts from.
+        jobs: of the variants that are trained.
+        done: names of what lies in the run's folder, as its state has them.
+    """
+    sides = experiment.split
+    train, dev, test = (Texts(judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test))
+    rates: dict[str, Rates] = {}
+
+    def seconds(what: str, variant: Variant, work: list[Work]) -> list[float]:
+        if what in done:
+            return []
+        base = experiment.base_of(variant)
+        if base not in rates:
+            rates[base] = measure(bases[variant.name], judgments, experiment.training)
+        return [each.at(rates[base]) for each in work]
+
+    planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
+    for variant in experiment.trained:
+        work = trainings(jobs[variant.name], train, dev)
+        planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, work)
+    for variant in experiment.variants:
+        # A table encodes in next to no time.
+        encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
+        work = [Work(encoded=encoded, seconds=EVALUATION)]
+        planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
+    return planned | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
 
 
 class Timeline:

@@ -1,54 +1,77 @@
-"""The stage that measures: models, BM25, fusions and other engines' runs on the test side, in one comparison."""
+"""Evaluate models, BM25, fusions and other engines' runs on the test side of a split, in one comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from nestling.config.experiment import EvaluationSettings
 from nestling.config.names import FUSED
+from nestling.evaluation.benchmark import Benchmark, Embed
+from nestling.evaluation.cells import Cell, cells_of
+from nestling.evaluation.grid import RANKED, System, by_query, sizes_of
+from nestling.evaluation.qrels import Qrels
+from nestling.evaluation.results import Results
+from nestling.evaluation.trec import read_run, run_to_ranking
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
-from nestling.models.load import find_model
+from nestling.models.load import ModelSource, find_model, load_model
 from nestling.progress import Observer
-from nestling.study.measure import compare_variants, contest_of, full_rows, measure_model
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` measured.
+class Evaluation(Results):
+    """What `evaluate` measured: the tables, and the test side that they are of."""
+
+    test: Qrels
+
+    @property
+    def ceiling(self) -> float:
+        """The highest recall@10 that any ranking could reach."""
+        return self.test.ceiling(10)
+
+    @property
+    def protocol(self) -> str:
+        """What counts as a query: `per-query` or `per-pair`."""
+        return self.test.protocol
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured at once: a model and its fusion, BM25, or another engine's run.
 
     Attributes:
-        results: long table, columns as `grid.SCHEMA`: means over queries with their intervals.
-        per_query: variant, the columns of `grid.CELL`, query_id, query and one column a measure.
-        comparisons: variants at full size against the first model, columns as `significance.SCHEMA`.
-        slices: variants at full size by group of queries (`slices.slice_table`).
-        ceiling: the highest recall@10 that any ranking could reach.
-        protocol: `per-query` or `per-pair`.
+        systems: by the variants' names.
+        about: of a model its engine, the texts encoded and the seconds of that, and the fusion of each cell.
     """
 
-    results: pl.DataFrame
-    per_query: pl.DataFrame
-    comparisons: pl.DataFrame
-    slices: pl.DataFrame
-    ceiling: float
-    protocol: str
+    systems: dict[str, System]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+Sink = Callable[[Sequence[str], Callable[[], Part]], Part]
+"""Called with the variants of a part, the first of which names it, and what measures them: it may save what that gives,
+or return what was saved instead."""
 
 
 def evaluate(
     data: Split | Judgments | Path | str,
-    models: Mapping[str, str],
+    models: Mapping[str, str | ModelSource],
     *,
     settings: EvaluationSettings | None = None,
     threshold: float | None = None,
     prompts: Mapping[str, str] | None = None,
     runs: Mapping[str, Path] | None = None,
+    reference: str | None = None,
     cache: Path | None = None,
+    sink: Sink | None = None,
     observer: Observer | None = None,
 ) -> Evaluation:
     """Measure models, BM25 and the fusion of both in every cell of a grid, on the test side of a split.
@@ -56,58 +79,139 @@ def evaluate(
     Args:
         data: a split, the folder of one, or a table of judgments, which is measured as it is (then without fusion,
             since no dev side is there to choose its weight on).
-        models: names for the table, and for each a folder, a bundled model or a hub id. The first is what the others
-            are compared with.
+        models: names for the table, and for each a folder, a bundled model or a hub id.
         prompts: what to put before a query and a document, for models that store none; see `find_model`.
         runs: names, and for each a ranking of any other engine as a TREC run.
+        reference: the variant that all are compared with; the first model by default.
         cache: a folder for embeddings, so that a second call encodes nothing again.
+        sink: where parts go as they are measured; without one nowhere.
 
     Raises:
         InputError: a model cannot be had, a size is larger than a model's embedding, nothing is relevant, or a run
             does not fit.
     """
-    from nestling.evaluation.grid import by_query, summarise
-    from nestling.evaluation.slices import slice_table, slices_of
-    from nestling.evaluation.trec import read_run, run_to_ranking
-
-    settings = settings or EvaluationSettings()
+    settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
         data = read_split(Path(data))
-    judgments = data.test if isinstance(data, Split) else data
-    observer = observer or Observer()
-    if isinstance(data, Split) and data.warning:
-        observer.note(data.warning)
-    contest = contest_of(data, settings, settle_threshold(judgments, threshold), observer=observer)
-    sources = {name: find_model(model, prompts=prompts) for name, model in models.items()}
-    found: dict[str, pl.DataFrame] = {}
-    for name, path in (runs or {}).items():
-        observer.stage(f"read {name}")
-        ranked = run_to_ranking(read_run(path), contest.test, depth=max(m.k for m in contest.measures))
-        for count, what in (
-            (ranked.unknown_queries, "queries of the run are not among the test queries"),
-            (ranked.missing_queries, "test queries are missing in the run and count as 0"),
-            (ranked.unknown_documents, "documents of the run are not in the corpus"),
-        ):
-            if count:
-                observer.note(f"{count:,} {what}")
-        found[name] = by_query(None, ranked.ranking, contest.test, contest.measures)
+        if data.warning:
+            observer.note(data.warning)
+    judgments, train = (data.test, data.train) if isinstance(data, Split) else (data, None)
+    benchmark = Benchmark.of(data, settings, settle_threshold(judgments, threshold), observer=observer)
+    sources = {
+        name: find_model(model, prompts=prompts) if isinstance(model, str) else model for name, model in models.items()
+    }
+    systems = {name: _read_run(name, path, benchmark, observer) for name, path in (runs or {}).items()}
+
+    def watched(names: Sequence[str], measure: Callable[[], Part]) -> Part:
+        observer.stage(f"evaluate {names[0]}")
+        return measure()
+
+    sink = sink or watched
     for name, source in sources.items():
-        observer.stage(f"evaluate {name}")
-        measured = measure_model(name, source, contest, settings, cache=cache, observer=observer)
-        found[name] = measured.alone
-        if measured.fused is not None:
-            found[name + FUSED] = measured.fused
+        names = [name, name + FUSED] if settings.fusion and benchmark.dev is not None else [name]
+        measure = partial(measure_model, name, source, benchmark, settings, cache=cache, observer=observer)
+        systems |= sink(names, measure).systems
     for name in settings.baselines:
-        observer.stage(f"evaluate {name}")
-        found[name], _ = contest.lexical(name)
-    train = data.train if isinstance(data, Split) else None
-    per_query = pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in found.items()])
-    plain = [full_rows(table).select(pl.lit(name).alias("variant"), pl.all()) for name, table in found.items()]
-    return Evaluation(
-        results=pl.concat([summarise(name, table) for name, table in found.items()]),
-        per_query=per_query,
-        comparisons=compare_variants(found, next(iter(sources), None)),
-        slices=slice_table(pl.concat(plain), slices_of(contest.test, train=train)),
-        ceiling=contest.test.ceiling(10),
-        protocol=settings.protocol,
+        systems |= sink([name], lambda name=name: Part({name: benchmark.lexical(name)})).systems  # type: ignore[misc]
+    results = Results.of(systems, benchmark.test, train=train, reference=reference or next(iter(sources), None))
+    return Evaluation(**vars(results), test=benchmark.test)
+
+
+def measure_model(
+    name: str,
+    source: ModelSource,
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None = None,
+    observer: Observer,
+) -> Part:
+    """Measure one model in every cell that the settings ask for, alone and fused with BM25.
+
+    Raises:
+        InputError: as `encoder_of`; or a size is larger than the model's embedding.
+    """
+    try:
+        encoder = encoder_of(name, source, benchmark, settings, cache=cache, observer=observer)
+        measured = benchmark.model(encoder.embed, encoder.cells, fuse=settings.fusion)
+    finally:
+        observer.done()
+    systems = {name: measured.alone}
+    if measured.fused is not None:
+        systems[name + FUSED] = measured.fused
+    about = {
+        "engine": encoder.engine,
+        "texts": measured.texts,
+        "seconds": measured.seconds,
+        "fusions": {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()},
+    }
+    return Part(systems, about)
+
+
+@dataclass(frozen=True)
+class GridEncoder:
+    """A model that encodes for a benchmark.
+
+    Attributes:
+        cells: the grid that the settings ask for on it, the full float32 embedding first.
+        engine: what it computes with.
+    """
+
+    embed: Embed
+    cells: list[Cell]
+    engine: str
+
+
+def encoder_of(
+    name: str,
+    source: ModelSource,
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None = None,
+    observer: Observer,
+) -> GridEncoder:
+    """Load a model and return what encodes with it.
+
+    Args:
+        name: the variant's, for the observer.
+        cache: a folder for embeddings; None keeps them in memory, as long as what is returned lives.
+
+    Raises:
+        InputError: the model cannot be loaded, the engine cannot be had, or a size is larger than the embedding.
+    """
+    from nestling.models.cached_encoder import CachedEncoder
+    from nestling.models.torch_encoder import TorchEncoder
+
+    encoder = TorchEncoder(
+        load_model(source),
+        source.fingerprint,
+        engine=settings.engine,
+        batch_size=settings.batch_size,
+        progress=partial(observer.encoding, name),
+        sample=benchmark.sample,
     )
+    engine = encoder.engine
+    if settings.engine == "auto":
+        observer.note(f"engine {engine.name}: {engine.reason}")
+    cached = CachedEncoder(encoder, cache)
+    cells = cells_of(
+        sizes_of(encoder.dim, settings.dims),
+        precisions=settings.precisions,
+        rotations=settings.rotations,
+        oversampling=settings.oversampling,
+    )
+    return GridEncoder(lambda texts, kind: cached.encode(texts, kind=kind), cells, engine.name)
+
+
+def _read_run(name: str, path: Path, benchmark: Benchmark, observer: Observer) -> System:
+    observer.stage(f"read {name}")
+    ranked = run_to_ranking(read_run(path), benchmark.test, depth=max(m.k for m in benchmark.measures))
+    for count, what in (
+        (ranked.unknown_queries, "queries of the run are not among the test queries"),
+        (ranked.missing_queries, "test queries are missing in the run and count as 0"),
+        (ranked.unknown_documents, "documents of the run are not in the corpus"),
+    ):
+        if count:
+            observer.note(f"{count:,} {what}")
+    return System(by_query(None, ranked.ranking, benchmark.test, benchmark.measures), pl.DataFrame(schema=RANKED))

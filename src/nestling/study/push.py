@@ -55,7 +55,7 @@ class Upload:
 
 
 def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Upload:
-    """Check a run's model and return what `push` sends, without a look at the network and without writing anything.
+    """Check a run's model and return what `send` sends, without a look at the network and without writing anything.
 
     The card is the one in the model's folder, else made from the run's tables; its usage snippet names the repository.
 
@@ -94,37 +94,6 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
     return Upload(repo_id, variant, model, dict(sorted(files.items())), sent)
 
 
-def push(
-    run: Path,
-    variant: str,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    endpoint: str | None = None,
-    force: bool = False,
-) -> str:
-    """Upload a run's trained model with its card to a hub, in one commit; return the commit's URL.
-
-    The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
-    token is what huggingface_hub finds: HF_TOKEN, or that of a login. Afterwards the card in the model's folder is the
-    one that was sent.
-
-    Args:
-        run, variant, repo_id, force: as for `plan`.
-        private: make the repository private; one that exists and is public is refused.
-        revision: a branch; the main one by default.
-        message: of the commit.
-        endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
-
-    Raises:
-        InputError: as `plan` does; or there is no token, the hub refuses it, cannot be reached or must not be.
-    """
-    upload = plan(run, variant, repo_id, force=force)
-    return send(upload, private=private, revision=revision, message=message, endpoint=endpoint)
-
-
 def send(
     upload: Upload,
     *,
@@ -133,7 +102,21 @@ def send(
     message: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Send what `plan` returned; arguments, result and errors as those of `push`."""
+    """Upload what `plan` returned to a hub, in one commit; return the commit's URL.
+
+    The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
+    token is what huggingface_hub finds: HF_TOKEN, or that of a login. Afterwards the card in the model's folder is the
+    one that was sent.
+
+    Args:
+        private: make the repository private; one that exists and is public is refused.
+        revision: a branch; the main one by default.
+        message: of the commit.
+        endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
+
+    Raises:
+        InputError: there is no token, the hub refuses it, cannot be reached or must not be.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     if endpoint is not None and not re.match(r"https?://[^/\s]", endpoint):

@@ -1,45 +1,50 @@
-"""Runs an Experiment stage by stage into its folder; skips what is done, goes on with what was interrupted."""
+"""Run a study stage by stage into its folder; what is done is skipped, what was interrupted goes on."""
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
 from nestling import atomic
-from nestling.config.experiment import DEMO, Experiment, Variant
-from nestling.config.names import PRETRAINED
+from nestling.config.experiment import DEMO, Experiment
 from nestling.config.run_folder import RunFolder, fingerprint
-from nestling.environment import PICTURES, needed
+from nestling.environment import PICTURES, hardware, needed, versions
 from nestling.errors import InputError
+from nestling.evaluation.grid import System, sizes_of
+from nestling.evaluation.results import write_table
 from nestling.judgments.split import Split
-from nestling.judgments.split_files import read_split
+from nestling.judgments.split_files import read_split, summarise
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
-from nestling.models.load import load_model
+from nestling.models.engines.engine import engine_for
+from nestling.models.load import ModelSource, find_model, load_model
 from nestling.progress import Observer
 from nestling.report import charts, pages, tables
-from nestling.study import measure as measuring
-from nestling.study import stages
-from nestling.study.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
+from nestling.study import data
+from nestling.study.estimate import plan
+from nestling.study.evaluate import Evaluation, Part, evaluate
 from nestling.study.log import logged_to
-from nestling.study.results import StudyResults
-from nestling.study.run_evaluation import RunEvaluation
+from nestling.study.split import split, split_print
+from nestling.study.train import fit_watched, job_of_variant, source_of
 from nestling.training.inputs.scored import check_scores
+from nestling.training.result import SUMMARY, TrainingResult, read_result
 
 if TYPE_CHECKING:
-    from nestling.evaluation.qrels import Qrels
     from nestling.judgments.inspection import Inspection
-    from nestling.training.result import TrainingResult
     from nestling.training.spec import Job
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -96,21 +101,18 @@ def run(
     experiment = experiment or Experiment.model_validate(DEMO)
     folder = RunFolder(runs / experiment.name)
     _check_models(experiment)
-    judgments = stages.load(experiment.data, seed=experiment.split.seed)
+    judgments = data.load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
-    for variant in experiment.variants:
-        if variant.recipe != PRETRAINED:
-            check_scores(judgments, experiment.training_of(variant))
+    for variant in experiment.trained:
+        check_scores(judgments, experiment.training_of(variant))
     with folder.locked(), logged_to(folder.log):
         logger.info("run %s of %s begins", experiment.name, judgments.source)
-        return _Study(experiment, folder, judgments, threshold, overwrite, observer).run()
+        watched = observer is not None
+        return _Study(experiment, folder, judgments, threshold, overwrite, observer or Observer(), watched).run()
 
 
 def _check_models(experiment: Experiment) -> None:
     """Find every base model and try the sizes and the engine on it, before hours are spent."""
-    from nestling.evaluation.grid import sizes_of
-    from nestling.models.engines.engine import engine_for
-
     for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
         model = load_model(name)
         if experiment.evaluation.engine != "auto":
@@ -123,135 +125,84 @@ def _check_models(experiment: Experiment) -> None:
                 raise InputError(f"model {name!r}: {error}") from None
 
 
+@dataclass
 class _Study:
-    """The state of one call of `run`: what it was given, and how long its parts took."""
+    """One call of `run`: what it was given, what each output is made from, and how long its stages took.
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        folder: RunFolder,
-        judgments: Judgments,
-        threshold: float,
-        overwrite: bool,
-        observer: Observer | None,
-    ) -> None:
-        self.experiment = experiment
-        self.folder = folder
-        self.judgments = judgments
-        self.threshold = threshold
-        self.overwrite = overwrite
-        self.observer = observer or Observer()
-        self.watched = observer is not None
-        self.seconds: dict[str, float] = {}
+    Attributes:
+        watched: whether the observer is anyone's, for whom a few batches are timed beforehand.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    judgments: Judgments
+    threshold: float
+    overwrite: bool
+    observer: Observer
+    watched: bool
+    prints: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def bases(self) -> dict[str, ModelSource]:
+        """What each variant starts from."""
+        return {variant.name: source_of(self.experiment, variant) for variant in self.experiment.variants}
 
     def run(self) -> Run:
-        jobs = {variant.name: self._job(variant) for variant in self.experiment.variants}
-        prints = self._fingerprints(jobs)
-        self._refuse_others(prints)
+        jobs = {
+            variant.name: job_of_variant(self.experiment, variant, self.threshold, cache=self.folder.tokens)
+            for variant in self.experiment.trained
+        }
+        self.prints = self._fingerprints(jobs)
+        self._refuse_others()
         atomic.write_text(self.folder.experiment, self.experiment.to_yaml())
         if self.watched:
-            self.observer.plan(self._plan(jobs, prints))
-        inspection = self._inspect(prints["split"])
-        split = self._split(prints["split"])
-        trainings = {}
-        for name, job in jobs.items():
-            if job is not None:
-                trainings[name] = self._train(name, job, split, prints[f"model {name}"])
-        evaluation = self._evaluate(split, prints)
-        return self._finish(inspection, split, trainings, evaluation)
+            done = [name for name, made_from in self.folder.state.items() if self.prints.get(name) == made_from]
+            self.observer.plan(plan(self.experiment, self.judgments, self.bases, jobs, done))
+        inspection = self._inspect()
+        sides = self._split()
+        results = {name: self._train(name, job, sides) for name, job in jobs.items()}
+        return self._finish(inspection, sides, results, self._evaluate(sides))
 
-    def _job(self, variant: Variant) -> Job | None:
-        if variant.recipe == PRETRAINED:
-            return None
-        return stages.job_of(
-            variant.recipe,
-            base=stages.source_of(self.experiment, variant),
-            matryoshka=variant.matryoshka,
-            settings=self.experiment.training_of(variant),
-            threshold=self.threshold,
-            dims=self.experiment.evaluation.dims,
-            cache=self.folder.tokens,
-        )
-
-    def _fingerprints(self, jobs: dict[str, Job | None]) -> dict[str, str]:
+    def _fingerprints(self, jobs: dict[str, Job]) -> dict[str, str]:
         """What every output is made from, so that a change is noticed."""
-        split = stages.split_print(self.judgments, self.experiment.split)
+        sides = split_print(self.judgments, self.experiment.split)
         measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
-        prints = {"split": split}
+        prints = {"split": sides}
         for name in self.experiment.evaluation.baselines:
-            prints[f"evaluation {name}"] = fingerprint(split, self.threshold, measured)
+            prints[f"evaluation {name}"] = fingerprint(sides, self.threshold, measured)
         for variant in self.experiment.variants:
-            job = jobs[variant.name]
-            made_from = [
-                split,
-                stages.source_of(self.experiment, variant).fingerprint if job is None else job.fingerprint(),
-            ]
+            job = jobs.get(variant.name)
+            made_from = [sides, self.bases[variant.name].fingerprint if job is None else job.fingerprint()]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
         return prints
 
-    def _refuse_others(self, prints: dict[str, str]) -> None:
+    def _refuse_others(self) -> None:
         """Refuse to replace a split or a model that was made from something else, unless asked to."""
-        state = self.folder.state
-        stale = [name for name in state if name in prints and state[name] != prints[name]]
-        stale = [name for name in stale if not name.startswith("evaluation ")]
+        known = {name: made_from for name, made_from in self.folder.state.items() if not name.startswith("evaluation ")}
+        stale = [name for name, made_from in known.items() if self.prints.get(name, made_from) != made_from]
         if stale and not self.overwrite:
             raise InputError(
                 f"{self.folder.path}: its {stale[0]} was made from other data or settings; choose another --name, or "
                 "give --overwrite to make it again"
             )
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, stage: str, make: Callable[[], Made]) -> Made:
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.perf_counter() - start
+        made = make()
+        self.seconds[stage] = time.perf_counter() - start
+        return made
 
-    def _plan(self, jobs: dict[str, Job | None], prints: dict[str, str]) -> dict[str, list[float]]:
-        """Return the stages in order, and about how many seconds each takes here; none for what is done."""
-        state, sides = self.folder.state, self.experiment.split
-        train, dev, test = (
-            Texts(self.judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test)
-        )
-        rates: dict[str, Rates] = {}
-
-        def seconds(what: str, variant: Variant, work: list[Work]) -> list[float]:
-            if state.get(what) == prints[what]:
-                return []
-            base = self.experiment.base_of(variant)
-            if base not in rates:
-                rates[base] = measure(
-                    stages.source_of(self.experiment, variant), self.judgments, self.experiment.training
-                )
-            return [each.at(rates[base]) for each in work]
-
-        planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
-        for variant in self.experiment.variants:
-            job = jobs[variant.name]
-            if job is not None:
-                planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, trainings(job, train, dev))
-        for variant in self.experiment.variants:
-            # A table encodes in next to no time.
-            encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
-            work = [Work(encoded=encoded, seconds=EVALUATION)]
-            planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
-        return (
-            planned | {f"evaluate {name}": [] for name in self.experiment.evaluation.baselines} | {"report": [REPORT]}
-        )
-
-    def _inspect(self, made_from: str) -> Inspection:
+    def _inspect(self) -> Inspection:
         encoding = f", read as {self.judgments.encoding}" if self.judgments.encoding else ""
         self.observer.stage("inspect", self.judgments.source + encoding)
-        with self._timed("inspect"):
-            inspection = stages.inspect(
-                self.judgments, model=stages.source_of(self.experiment), threshold=self.threshold
-            )
-            if not self.folder.is_done("inspection", made_from, self.folder.inspection):
-                atomic.write_json(self.folder.inspection, inspection.as_dict())
-                charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
-                self.folder.mark("inspection", made_from)
+        model = source_of(self.experiment)
+        inspection = self._timed("inspect", lambda: data.inspect(self.judgments, model=model, threshold=self.threshold))
+        if not self.folder.is_done("inspection", self.prints["split"], self.folder.inspection):
+            atomic.write_json(self.folder.inspection, inspection.as_dict())
+            charts.save(charts.score_histogram(inspection), self.folder.path / "scores")
+            self.folder.mark("inspection", self.prints["split"])
         for note in self.judgments.notes:
             logger.warning("%s: %s", self.judgments.source, note)
             self.observer.note(note)
@@ -264,87 +215,134 @@ class _Study:
         )
         return inspection
 
-    def _split(self, made_from: str) -> Split:
-        if self.folder.is_done("split", made_from, self.folder.split):
-            self.observer.stage("split", "done before")
-            found = read_split(self.folder.split)
-            if found.warning:
-                self.observer.note(found.warning)
-            return found
-        self.observer.stage("split")
-        with self._timed("split"):
-            made = stages.split(self.judgments, out=self.folder.split, settings=self.experiment.split)
-        self.folder.mark("split", made_from)
-        for line in made.told():
-            self.observer.note(line)
+    def _once(
+        self, stage: str, name: str, paths: Sequence[Path], read: Callable[[], Made], make: Callable[[], Made]
+    ) -> Made:
+        """Read what an earlier call made from the same, else make it and mark it as done."""
+        if self.folder.is_done(name, self.prints[name], *paths):
+            self.observer.stage(stage, "done before")
+            return read()
+        self.observer.stage(stage)
+        made = self._timed(stage, make)
+        self.folder.mark(name, self.prints[name])
         return made
 
-    def _train(self, name: str, job: Job, split: Split, made_from: str) -> TrainingResult:
-        from nestling.training.result import read_result
-        from nestling.training.trainer import fit
+    def _split(self) -> Split:
+        def read() -> Split:
+            known = read_split(self.folder.split)
+            if known.warning:
+                self.observer.note(known.warning)
+            return known
 
+        def make() -> Split:
+            made = split(self.judgments, out=self.folder.split, settings=self.experiment.split)
+            for line in made.told():
+                self.observer.note(line)
+            return made
+
+        return self._once("split", "split", [self.folder.split], read, make)
+
+    def _train(self, name: str, job: Job, sides: Split) -> TrainingResult:
         model, work = self.folder.model(name), self.folder.training(name)
-        if self.folder.is_done(f"model {name}", made_from, model, work / "summary.json"):
-            self.observer.stage(f"train {name}", "done before")
-            return read_result(work)
-        self.observer.stage(f"train {name}")
-        with self._timed(f"train {name}"):
-            try:
-                result = fit(
-                    split.train,
-                    split.dev,
-                    job,
-                    output=model,
-                    work=work,
-                    report=lambda progress: self.observer.training(name, progress),
-                    note=self.observer.note,
-                )
-            finally:
-                self.observer.done()
-        self.folder.mark(f"model {name}", made_from)
-        self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
-        return result
 
-    def _evaluate(self, split: Split, prints: dict[str, str]) -> tuple[Qrels, dict[str, pl.DataFrame]]:
-        contest = measuring.contest_of(split, self.experiment.evaluation, self.threshold, observer=self.observer)
-        evaluation = RunEvaluation(self.experiment, self.folder, contest, prints, self.observer, self._timed)
-        return contest.test, evaluation.all()
+        def make() -> TrainingResult:
+            result = fit_watched(name, sides.train, sides.dev, job, output=model, work=work, observer=self.observer)
+            self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
+            return result
+
+        return self._once(f"train {name}", f"model {name}", [model, work / SUMMARY], lambda: read_result(work), make)
+
+    def _evaluate(self, sides: Split) -> Evaluation:
+        trained = {v.name: find_model(str(self.folder.model(v.name))) for v in self.experiment.trained}
+        return evaluate(
+            sides,
+            {**self.bases, **trained},
+            settings=self.experiment.evaluation,
+            threshold=self.threshold,
+            reference=self._reference,
+            cache=self.folder.embeddings,
+            sink=self._measured,
+            observer=self.observer,
+        )
+
+    def _measured(self, names: Sequence[str], measure: Callable[[], Part]) -> Part:
+        """Measure a part and keep its tables, or read what an earlier call kept."""
+        name, folder = names[0], self.folder
+        paths = {each: (folder.evaluation(each), folder.ranking(each)) for each in names}
+
+        def read() -> Part:
+            return Part({each: System(*map(pl.read_parquet, two)) for each, two in paths.items()})
+
+        def make() -> Part:
+            part = measure()
+            for each, system in part.systems.items():
+                for path, table in zip(paths[each], system, strict=True):
+                    write_table(path, table)
+            if part.about:
+                atomic.write_json(folder.measured(name), part.about)
+            return part
+
+        every = [path for two in paths.values() for path in two]
+        return self._once(f"evaluate {name}", f"evaluation {name}", every, read, make)
+
+    @property
+    def _reference(self) -> str | None:
+        return tables.reference_of([(v.name, v.recipe, self.experiment.base_of(v)) for v in self.experiment.variants])
 
     def _finish(
-        self,
-        inspection: Inspection,
-        split: Split,
-        trainings: dict[str, TrainingResult],
-        evaluation: tuple[Qrels, dict[str, pl.DataFrame]],
+        self, inspection: Inspection, sides: Split, results: dict[str, TrainingResult], found: Evaluation
     ) -> Run:
-        qrels, found = evaluation
-        names = [(v.name, v.recipe, self.experiment.base_of(v)) for v in self.experiment.variants]
-        reference = tables.reference_of(names)
-        study = StudyResults(
-            self.experiment,
-            self.judgments,
-            self.threshold,
-            inspection,
-            split,
-            trainings,
-            qrels,
-            found,
-            reference or names[0][0],
-            self.seconds,
-        )
         self.observer.stage("report")
-        results, comparisons, pictures = study.write(self.folder)
+        found.write(self.folder)
+        atomic.write_json(self.folder.results_json, self._as_json(inspection, sides, results, found))
+        source, test = charts.short_source(self.judgments.source), found.test
+        subtitle = f"{source}: {test.n_queries:,} test queries, {test.n_documents:,} documents, {test.protocol}"
+        pictures = tuple(
+            charts.save(charts.measure_by_dim(found.results, name, subtitle=subtitle), self.folder.picture(name))[0]
+            for name in self.experiment.evaluation.measures[:2]
+        )
         report = pages.write_pages(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,
             folder=self.folder.path,
-            results=results,
-            comparisons=comparisons,
-            reference=reference,
-            regressions=tuple(name for name, result in trainings.items() if result.regression),
-            ceiling=qrels.ceiling(10),
-            queries=qrels.n_queries,
+            results=found.results,
+            comparisons=found.comparisons,
+            reference=self._reference,
+            regressions=tuple(name for name, result in results.items() if result.regression),
+            ceiling=found.ceiling,
+            queries=test.n_queries,
             pictures=pictures,
             report=report,
         )
+
+    def _as_json(
+        self, inspection: Inspection, sides: Split, results: dict[str, TrainingResult], found: Evaluation
+    ) -> dict[str, Any]:
+        folder = self.folder
+        # Of parts that an earlier call did, only its own file knows how long they took.
+        earlier: dict[str, float] = {}
+        if folder.results_json.is_file():
+            earlier = json.loads(folder.results_json.read_text(encoding="utf-8")).get("seconds", {})
+        models = [variant.name for variant in self.experiment.variants]
+        return {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "experiment": self.experiment.model_dump(mode="json"),
+            "threshold": self.threshold,
+            "data": {"source": self.judgments.source, "fingerprint": self.judgments.fingerprint},
+            "inspection": inspection.as_dict(),
+            "split": summarise(sides),
+            "test": {
+                "protocol": found.protocol,
+                "queries": found.test.n_queries,
+                "documents": found.test.n_documents,
+                "ceiling@10": found.ceiling,
+            },
+            "training": {name: result.as_dict() for name, result in results.items()},
+            "evaluation": {name: json.loads(folder.measured(name).read_text(encoding="utf-8")) for name in models},
+            "results": found.results.to_dicts(),
+            "comparisons": found.comparisons.to_dicts(),
+            "seconds": {**earlier, **self.seconds},
+            "versions": versions(),
+            "hardware": hardware(),
+        }

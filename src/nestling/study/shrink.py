@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
 from nestling import atomic
 from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
+from nestling.evaluation.benchmark import Benchmark
+from nestling.evaluation.cell_search import Fitted
+from nestling.evaluation.cells import Cell, sizes_in
+from nestling.evaluation.grid import measure_cells
+from nestling.evaluation.recommend import MANY, cell_of, kept_by, smallest
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.threshold import settle_threshold
@@ -19,11 +24,7 @@ from nestling.models.encoder import SHRUNK
 from nestling.models.exported_encoder import CODEC
 from nestling.models.load import ModelSource, find_model, load_model, save_model
 from nestling.progress import Observer
-from nestling.study.measure import cells_for, contest_of, embedder_of, sample_of
-
-if TYPE_CHECKING:
-    from nestling.evaluation.cell_search import Fitted
-    from nestling.evaluation.cells import Cell
+from nestling.study.evaluate import encoder_of
 
 MEASURE = "recall@10"
 GRID: dict[str, Any] = {
@@ -40,7 +41,7 @@ class Choice:
     """A cell that keeps enough.
 
     Attributes:
-        dev, test: its row of `advice.KEPT` on either side; test was not looked at for the choice.
+        dev, test: its row of `recommend.KEPT` on either side; test was not looked at for the choice.
     """
 
     cell: Cell
@@ -56,7 +57,7 @@ class Shrunk:
         full: the model's own size.
         measure: by which quality is counted.
         strict: whether the lower end of a share's interval had to reach `keep`.
-        kept: every cell on dev, columns as `advice.KEPT`.
+        kept: every cell on dev, columns as `recommend.KEPT`.
         alone: the smallest cell that keeps enough by itself; None where none does.
         rescored: the one of fewest bytes in memory whose shortlist is rescored; None where none has fewer.
         out: the folder that the model was written to, if it was.
@@ -97,7 +98,7 @@ def shrink(
         data: a split or the folder of one.
         keep: share of the full float32 embedding's `measure` to keep, above 0 to 1.
         strict: the lower end of the share's interval of 95 % on dev must reach `keep`, not the share itself; by
-            default where the grid has more than `advice.MANY` cells, of which some keep enough by luck.
+            default where the grid has more than `recommend.MANY` cells, of which some keep enough by luck.
         measure: what quality is.
         settings: the grid; by default all precisions, with and without rotation and rescoring, at the model's own
             size, its half, quarter and eighth.
@@ -112,11 +113,6 @@ def shrink(
         InputError: the model or the data cannot be had, `keep` is out of range, `out` exists, or no cell keeps enough
             and `out` was asked for.
     """
-    from nestling.evaluation.cell_search import Fitted
-    from nestling.evaluation.cells import Cell, sizes_in
-    from nestling.evaluation.grid import measure_cells
-    from nestling.evaluation.recommend import MANY, kept_by, smallest
-
     if not 0 < keep <= 1:
         raise InputError(f"keep must be above 0 and at most 1, as in 0.98; not {keep:g}")
     if out is not None and out.exists():
@@ -127,37 +123,34 @@ def shrink(
         data = read_split(Path(data))
     threshold = settle_threshold(data.test, threshold)
     source = find_model(model, prompts=prompts)
-    sides = {
-        side: contest_of(data, settings, threshold, side=side, observer=observer if side == "test" else None)
-        for side in ("dev", "test")
-    }
+    dev = Benchmark.of(data, settings, threshold, side="dev")
+    test = Benchmark.of(data, settings, threshold, observer=observer)
     try:
         observer.stage(f"encode {model}")
-        sample = sample_of(sides["test"])
-        encoder = embedder_of(model, source, settings, sample=sample, cache=cache, observer=observer)
-        full = Cell(encoder.full)
-        cells = list(dict.fromkeys([full, *cells_for(encoder.full, settings)]))
+        encoder = encoder_of(model, source, test, settings, cache=cache, observer=observer)
+        cells = encoder.cells
+        full = cells[0]
         strict = len(cells) > MANY if strict is None else strict
-        fitted = Fitted(lambda: sides["dev"].training(encoder.embed), sizes_in(cells))
+        fitted = Fitted(lambda: dev.training(encoder.embed), sizes_in(cells))
+        fusions = dev.fusions(encoder.embed, cells, fitted) if fuse else {}
 
-        fusions = sides["dev"].fusions(encoder.embed, cells, fitted) if fuse else {}
-
-        def kept_on(side: str, some: Sequence[Cell]) -> pl.DataFrame:
-            contest = sides[side]
-            vectors = contest.vectors(encoder.embed)
+        def kept_on(side: Benchmark, some: Sequence[Cell]) -> pl.DataFrame:
+            vectors = side.vectors(encoder.embed)
             if fuse:
-                return kept_by(contest.fused(vectors, {cell: fusions[cell] for cell in some}, fitted), measure)
-            return kept_by(measure_cells(vectors, contest.test, some, contest.measures, fitted), measure)
+                found = side.fused(vectors, {cell: fusions[cell] for cell in some}, fitted)
+            else:
+                found = measure_cells(vectors, side.test, some, side.measures, fitted)
+            return kept_by(found.per_query, measure)
 
         observer.stage(f"measure {len(cells)} cells on dev")
-        kept = kept_on("dev", cells)
+        kept = kept_on(dev, cells)
         alone = smallest(kept, keep, strict=strict)
         rescored = smallest(kept, keep, strict=strict, rescored=True)
         if rescored is not None and (not rescored.oversampling or (alone and rescored.bytes >= alone.bytes)):
             rescored = None
         observer.stage("measure the choice on test")
         wanted = list(dict.fromkeys([full, *(cell for cell in (alone, rescored) if cell)]))
-        on_test = kept_on("test", wanted)
+        on_test = kept_on(test, wanted)
         choices = {cell: Choice(cell, _row(kept, cell), _row(on_test, cell)) for cell in wanted}
     finally:
         observer.done()
@@ -208,26 +201,19 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
 
 
 def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
-    from nestling.evaluation.recommend import cell_of
-
     return next(row for row in kept.iter_rows(named=True) if cell_of(row) == cell)
 
 
 def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
-    cell, sides = choice.cell, {"dev": choice.dev, "test": choice.test}
+    figures = ("value", "kept", "kept_low", "kept_high")
     return {
         "model": model,
-        "dim": cell.dim,
-        "precision": cell.precision,
-        "rotation": cell.rotation,
-        "oversampling": cell.oversampling,
-        "bytes": cell.bytes,
+        **asdict(choice.cell),
+        "bytes": choice.cell.bytes,
         "measure": measure,
         "with_bm25": fuse,
         "asked_to_keep": keep,
-        **{
-            side: {name: row[name] for name in ("value", "kept", "kept_low", "kept_high")}
-            for side, row in sides.items()
-        },
+        "dev": {name: choice.dev[name] for name in figures},
+        "test": {name: choice.test[name] for name in figures},
         "data": data.train.fingerprint,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nestling import atomic
 
@@ -27,6 +27,15 @@ MEAN = "_mean"
 def selection(dims: Sequence[int]) -> str:
     """Return the name of the dev figure that epochs are chosen by, where these sizes are trained."""
     return RECALL + MEAN if len(dims) > 1 else RECALL
+
+
+def ended_below(
+    base: Mapping[str, float], before: Mapping[str, float], after: Mapping[str, float]
+) -> Literal["base", "start"] | None:
+    """Return what a training ended below on dev, its base or its own start; None where it is no regression."""
+    if after[RECALL] < base[RECALL]:
+        return "base"
+    return "start" if after[RECALL] < before[RECALL] else None
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,12 @@ class TrainingResult:
     @property
     def regression(self) -> bool:
         """Whether the trained model retrieves worse on dev than its base, or than it did before its training."""
-        return self.after[RECALL] < max(self.base[RECALL], self.before[RECALL])
+        return ended_below(self.base, self.before, self.after) is not None
 
     @property
     def beaten_by(self) -> str:
         """What a regression is worse than, in words: the base model wherever that is so."""
-        return "its base" if self.after[RECALL] < self.base[RECALL] else "before its training"
+        return "its base" if ended_below(self.base, self.before, self.after) == "base" else "before its training"
 
     def told(self) -> str:
         """Return dev recall@10 before and after in a line, the base's too where that is another, and a regression."""

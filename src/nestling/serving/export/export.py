@@ -89,6 +89,7 @@ def export(
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
+    import torch
 
     from nestling.serving.export.check import check_export
     from nestling.serving.export.table import write_table

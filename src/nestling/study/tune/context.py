@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from nestling.config.experiment import Experiment, Variant
-from nestling.config.names import PRETRAINED
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
@@ -19,7 +18,9 @@ from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
-from nestling.study import stages
+from nestling.study.data import load
+from nestling.study.split import split, split_print
+from nestling.study.train import job_of_variant
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import selection
 
@@ -49,7 +50,7 @@ class Ground:
 
     def job(self, settings: TrainingSettings) -> Job:
         """Return the training of the variant with these settings."""
-        return _job(self.experiment, self.variant, settings, self.threshold)
+        return job_of_variant(self.experiment, self.variant, self.threshold, settings=settings)
 
     @cached_property
     def metric(self) -> str:
@@ -71,14 +72,14 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     """
     chosen = find_variant(experiment, variant)
     settings = experiment.training_of(chosen)
-    judgments = stages.load(experiment.data, seed=experiment.split.seed)
+    judgments = load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
     check_scores(judgments, settings)
-    _job(experiment, chosen, settings, threshold)
+    job_of_variant(experiment, chosen, threshold)
     folder = RunFolder(runs / experiment.name)
-    made_from = stages.split_print(judgments, experiment.split)
-    split = _split(judgments, experiment, folder, made_from, observer)
-    return Ground(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
+    made_from = split_print(judgments, experiment.split)
+    sides = _split(judgments, experiment, folder, made_from, observer)
+    return Ground(experiment, chosen, settings, folder, sides, made_from, threshold, judgments.source)
 
 
 def find_variant(experiment: Experiment, name: str | None) -> Variant:
@@ -87,7 +88,7 @@ def find_variant(experiment: Experiment, name: str | None) -> Variant:
     Raises:
         InputError: there is none, or it is not trained.
     """
-    trained = [variant for variant in experiment.variants if variant.recipe != PRETRAINED]
+    trained = experiment.trained
     names = ", ".join(variant.name for variant in trained) or "none"
     if name is None and trained:
         return trained[0]
@@ -95,17 +96,6 @@ def find_variant(experiment: Experiment, name: str | None) -> Variant:
         if variant.name == name:
             return variant
     raise InputError(f"{experiment.name} trains no variant{f' {name!r}' if name else ''}; it trains {names}")
-
-
-def _job(experiment: Experiment, variant: Variant, settings: TrainingSettings, threshold: float) -> Job:
-    return stages.job_of(
-        variant.recipe,
-        base=stages.source_of(experiment, variant),
-        matryoshka=variant.matryoshka,
-        settings=settings,
-        threshold=threshold,
-        dims=experiment.evaluation.dims,
-    )
 
 
 def _split(
@@ -125,7 +115,7 @@ def _split(
             return read_split(folder.split)
         with folder.locked():
             observer.stage("split")
-            made = stages.split(judgments, out=folder.split, settings=experiment.split)
+            made = split(judgments, out=folder.split, settings=experiment.split)
             folder.mark("split", made_from)
         for line in made.told():
             observer.note(line)

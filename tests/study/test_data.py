@@ -1,4 +1,4 @@
-"""The stages as functions: what a notebook would call, on the tiny model and tables made by hand."""
+"""Loading, sampling and inspecting judgments, and the threshold that is settled for them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,17 @@ import polars as pl
 import pytest
 
 import nestling
-from nestling.config.experiment import DataSettings, EvaluationSettings
-from nestling.config.training import TrainingSettings
+from nestling.config.experiment import DataSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.judgments.toolshed import generate
-from nestling.study.stages import load
+from nestling.study.data import load
 
 
 def scored(*scores: float) -> Judgments:
     frame = pl.DataFrame({"query": ["q"] * len(scores), "document": [f"d{n}" for n in range(len(scores))]})
     return Judgments.from_frame(frame.with_columns(pl.Series("score", scores)))
-
-
-def test_the_public_names_can_all_be_had():
-    assert all(getattr(nestling, name) is not None for name in nestling.__all__)
-    assert set(nestling.__all__) <= set(dir(nestling))
-    with pytest.raises(AttributeError, match="no attribute 'sing'"):
-        _ = nestling.sing
 
 
 def test_the_threshold_is_2_5_on_a_scale_of_1_to_3():
@@ -77,35 +69,3 @@ def test_inspection_counts_what_is_there(tiny_model_path: Path):
     assert found.kept == (judgments.frame["score"] > 2.5).sum()
     assert sum(bar.count for bar in found.bars) == 200
     assert found.per_query[0] <= found.per_query[2] <= found.per_query[4]
-
-
-def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: Path):
-    split = nestling.split(generate(300, seed=0), out=tmp_path / "split")
-    settings = TrainingSettings(epochs=1, batch_size=16, precision="fp32")
-    tiny = str(tiny_model_path)
-    result = nestling.train(tmp_path / "split", out=tmp_path / "mine", base=tiny, settings=settings)
-    # The default recipe: pairs from the middle of the scale upwards, and a query made of each document.
-    assert result.examples == len(split.train.above(1.99)) + split.train.document_keys.n_unique()
-    models = {"base": tiny, "mine": str(tmp_path / "mine")}
-    only = EvaluationSettings(dims=(32, 8), baselines=(), fusion=False)
-    found = nestling.evaluate(tmp_path / "split", models, settings=only)
-    assert found.results.select("variant", "dim").unique().sort("variant", "dim").rows() == [
-        ("base", 8),
-        ("base", 32),
-        ("mine", 8),
-        ("mine", 32),
-    ]
-    assert 0 < found.ceiling <= 1
-
-
-def test_a_model_folder_that_exists_is_not_replaced(tiny_model_path: Path, tmp_path: Path):
-    split = nestling.split(generate(300, seed=0))
-    with pytest.raises(InputError, match="exists; give another folder"):
-        nestling.train(split, out=tmp_path, base=str(tiny_model_path))
-
-
-def test_the_per_pair_protocol_makes_a_query_of_every_positive(tiny_model_path: Path):
-    judgments = generate(200, seed=0)
-    settings = EvaluationSettings(dims=(32,), protocol="per-pair")
-    found = nestling.evaluate(judgments, {"tiny": str(tiny_model_path)}, settings=settings)
-    assert found.results["queries"].unique().to_list() == [len(judgments.above(2.5))]

@@ -1,0 +1,133 @@
+"""Results: the tables that an evaluation comes to, made, written and read in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nestling import atomic
+from nestling.config.run_folder import RunFolder
+from nestling.errors import InputError
+from nestling.evaluation.grid import CELL, RANKED, SCHEMA, System, measures_in, summarise
+from nestling.evaluation.qrels import Qrels
+from nestling.evaluation.significance import SCHEMA as COMPARED
+from nestling.evaluation.significance import compare_all
+from nestling.evaluation.slices import slice_table, slices_of
+from nestling.judgments.table import Judgments
+
+COLUMNS = {
+    "results": tuple(SCHEMA),
+    "per_query": ("variant", *CELL, "query_id", "query"),
+    "comparisons": tuple(COMPARED),
+    "slices": ("slice", "label", "queries", "variant", "measure", "value", "low", "high"),
+    "rankings": ("variant", *RANKED),
+}
+"""The columns that each table has at least."""
+LATER = ("slices", "rankings")
+"""Tables that runs of earlier versions lack: they are read as empty."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation came to.
+
+    Attributes:
+        results: long table, columns as `grid.SCHEMA`: means over queries with their intervals.
+        per_query: variant, the columns of `grid.CELL`, query_id, query and one column a measure.
+        comparisons: variants at full size against the reference, columns as `significance.SCHEMA`; p is corrected for
+            the number of comparisons on the same measure.
+        slices: variants at full size by group of queries (`slices.slice_table`).
+        rankings: variant, and the documents on top in the plain float32 cells, columns as `grid.RANKED`.
+    """
+
+    results: pl.DataFrame
+    per_query: pl.DataFrame
+    comparisons: pl.DataFrame
+    slices: pl.DataFrame
+    rankings: pl.DataFrame
+
+    @classmethod
+    def of(
+        cls, systems: Mapping[str, System], test: Qrels, *, train: Judgments | None, reference: str | None
+    ) -> Results:
+        """Make the tables of what was measured on one test side.
+
+        Args:
+            systems: what was measured, by the variants' names.
+            train: what the models were trained on, for the slices of what training knew.
+            reference: the variant that all are compared with; None compares each with each.
+        """
+        full = {name: _full_rows(system.per_query) for name, system in systems.items()}
+        return cls(
+            results=pl.concat([summarise(name, system.per_query) for name, system in systems.items()]),
+            per_query=_named({name: system.per_query for name, system in systems.items()}),
+            comparisons=_compared(full, reference),
+            slices=slice_table(_named(full), slices_of(test, train=train)),
+            rankings=_named({name: system.ranked for name, system in systems.items()}),
+        )
+
+    def write(self, folder: RunFolder) -> None:
+        """Write each table as Parquet."""
+        for name in COLUMNS:
+            write_table(getattr(folder, name), getattr(self, name))
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Results:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: a table is missing, damaged or of an earlier version.
+        """
+        paths = {name: getattr(folder, name) for name in COLUMNS}
+        return cls(**{name: _read(path, COLUMNS[name], optional=name in LATER) for name, path in paths.items()})
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    with atomic.new_file(path) as temporary:
+        table.write_parquet(temporary)
+
+
+def _read(path: Path, columns: tuple[str, ...], *, optional: bool) -> pl.DataFrame:
+    if optional and not path.is_file():
+        return pl.DataFrame(schema=columns)
+    try:
+        table = pl.read_parquet(path)
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no {path.name}; make it with nestling run") from None
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path} cannot be read as Parquet ({error}); make it again with nestling run") from None
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise InputError(f"{path} lacks column {missing[0]!r}, so an earlier version wrote it; run nestling run again")
+    return table
+
+
+def _named(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in tables.items()])
+
+
+def _full_rows(per_query: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of a variant's full float32 embedding (of BM25: all)."""
+    plain = per_query.filter(
+        pl.col("precision").is_in(["float32", ""]), pl.col("rotation") == "none", pl.col("oversampling") == 0
+    )
+    return plain.filter(pl.col("dim") == pl.col("dim").max())
+
+
+def _compared(full: Mapping[str, pl.DataFrame], reference: str | None) -> pl.DataFrame:
+    if len(full) < 2:
+        return pl.DataFrame(schema=COMPARED)
+    return pl.concat(
+        [
+            compare_all(
+                {name: table[measure].to_numpy() for name, table in full.items()},
+                measures=(measure,),
+                reference=reference,
+            )
+            for measure in measures_in(next(iter(full.values())))
+        ]
+    )
