@@ -13,9 +13,10 @@ from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
 from nestling.judgments import files
-from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
+from nestling.judgments.catalogue import OWN, load_catalogue
 from nestling.judgments.identity import VISIBLE
-from nestling.judgments.sources import Raw, joined, nearest
+from nestling.judgments.sources import Raw, joined, nearest, usual
+from nestling.judgments.table import with_ids
 
 
 @dataclass(frozen=True)
