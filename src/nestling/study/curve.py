@@ -20,7 +20,7 @@ from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.progress import Observer
 from nestling.study.log import logged_to
-from nestling.study.tune.context import Ground, prepare
+from nestling.study.tune.context import Context, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _checked(shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(shares)))
 
 
-def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Observer) -> Point:
+def _point(ground: Context, folder: Path, share: float, seed: int, observer: Observer) -> Point:
     """Read what an earlier call made of a share, or train on it."""
     from nestling.training.trainer import fit
 
@@ -219,7 +219,7 @@ def _point(ground: Ground, folder: Path, share: float, seed: int, observer: Obse
     return point
 
 
-def _finish(ground: Ground, folder: Path, points: tuple[Point, ...]) -> Curve:
+def _finish(ground: Context, folder: Path, points: tuple[Point, ...]) -> Curve:
     from nestling.report.charts import save, short_source
     from nestling.study.tune.charts import learning_curve
 

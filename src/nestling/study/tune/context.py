@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Context:
     """One variant of an experiment on its data.
 
     Attributes:
@@ -57,7 +57,7 @@ class Ground:
         return selection(self.job(self.settings).matryoshka)
 
 
-def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Ground:
+def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Context:
     """Load the judgments and read the run's split, or make it where there is none yet.
 
     Everything is checked before anything is written.
@@ -78,7 +78,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     folder = RunFolder(runs / experiment.name)
     made_from = stages.split_print(judgments, experiment.split)
     split = _split(judgments, experiment, folder, made_from, observer)
-    return Ground(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
+    return Context(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
 
 
 def find_variant(experiment: Experiment, name: str | None) -> Variant:
