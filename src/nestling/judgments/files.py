@@ -75,11 +75,7 @@ def read_table(path: Path, source: str, *, max_unpacked: int = MAX_UNPACKED) -> 
 
 
 def read_bytes(path: Path, source: str) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InputError: there is no such file, or it may not be read.
-    """
+    """Return the bytes of a file, which has to be there, and no folder, pipe or device."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             # A pipe that nobody writes to would never end.
@@ -187,12 +183,7 @@ def is_table(name: str) -> bool:
 
 
 def members(data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> dict[str, Callable[[], bytes]]:
-    """Return what a zip archive holds: each file's path in it, with a function that returns its bytes.
-
-    Raises:
-        InputError: it is not a zip archive; from the functions, a member is damaged, locked by a password, or unpacks
-            to more than `max_unpacked` MiB.
-    """
+    """Return what a zip archive holds: each file's path in it, with a function that unpacks and returns its bytes."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         infos = [info for info in archive.infolist() if not info.is_dir()]
@@ -219,11 +210,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: str, max_un
 
 
 def decode(data: bytes, source: str) -> tuple[str, str]:
-    """Return the text of `data` and its encoding: UTF-8, UTF-16 by its byte order mark, else cp1252, which never fails.
-
-    Raises:
-        InputError: it bears the mark of UTF-16 and is not.
-    """
+    """Return the text of `data` and its encoding: UTF-8, UTF-16 by its mark, else cp1252, which never fails."""
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding), encoding

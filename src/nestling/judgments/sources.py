@@ -68,9 +68,10 @@ class Raw:
         try:
             return as_text(values.alias("text").cast(pl.String))
         except pl.exceptions.PolarsError:
-            row = next(row for row, value in enumerate(values, 1) if value != _mended(value))
+            sound = [value is None or value.decode("utf-8", "ignore").encode() == value for value in values]
+            where = f"row {sound.index(False) + 1}, column {files.listed([column])!r}"
             what = "holds bytes that are no UTF-8 text; write it as strings, or name another column"
-            raise InputError(f"{self.name}, row {row}, column {files.listed([column])!r}: {what}") from None
+            raise InputError(f"{self.name}, {where}: {what}") from None
 
     def columns(self, option: str, names: Iterable[str]) -> tuple[str, ...]:
         """Return columns as the table itself calls them; `option` of the command line names them in messages.
@@ -107,8 +108,8 @@ class Raw:
         """Return the columns beside those taken that are neither record numbers nor bytes."""
         return [
             name
-            for name, values in zip(self.frame.columns, self.frame.iter_columns(), strict=True)
-            if name not in taken and (name in always or not (_RECORD_NUMBER.fullmatch(name) or _is_binary(values)))
+            for name, kind in self.frame.schema.items()
+            if name not in taken and (name in always or not (_RECORD_NUMBER.fullmatch(name) or "Binary" in str(kind)))
         ]
 
 
@@ -293,7 +294,10 @@ def _first_line(error: Exception) -> str:
 def _judgments(raw: Raw, wanted: Roles, scale: tuple[float, float] | None) -> Judgments:
     chosen = raw.choose(wanted, "score", "query_id", "document_id")
     document = chosen.pop("document")
-    columns = {role: (_score if role == "score" else Raw.text)(raw, *names) for role, names in chosen.items() if names}
+    columns = {role: raw.text(*names) for role, names in chosen.items() if names}
+    for name in chosen["score"]:
+        if raw.frame[name].dtype.is_numeric() or raw.frame[name].dtype == pl.Boolean:
+            columns["score"] = raw.frame[name]
     columns["document"] = joined([raw.text(name) for name in document])
     taken = {name for names in chosen.values() for name in names}
     notes = raw.notes
@@ -346,11 +350,6 @@ def as_text(values: pl.Series) -> pl.Series:
     return values.cast(pl.String, strict=False).fill_null("")
 
 
-def _score(raw: Raw, column: str) -> pl.Series:
-    values = raw.frame[column]
-    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else raw.text(column)
-
-
 def _no_score(others: pl.DataFrame) -> str:
     """Say that there is no score column, and which of the columns that nothing else is taken from hold numbers."""
     numbers = [
@@ -360,17 +359,8 @@ def _no_score(others: pl.DataFrame) -> str:
         and not others[name].dtype.is_nested()
         and others[name].alias("number").cast(pl.Float64, strict=False).is_not_null().all()
     ]
-    told = "no score column: every pair counts as relevant"
-    return f"{told}; if one of these holds scores, give it with --score: {files.listed(numbers)}" if numbers else told
-
-
-def _mended(value: bytes | None) -> bytes | None:
-    return value if value is None else value.decode("utf-8", "ignore").encode()
-
-
-def _is_binary(values: pl.Series) -> bool:
-    """Whether a column holds bytes, as of pictures, and so no text."""
-    return "Binary" in str(values.dtype)
+    hint = f"; if one of these holds scores, give it with --score: {files.listed(numbers)}" if numbers else ""
+    return f"no score column: every pair counts as relevant{hint}"
 
 
 def free_name(name: str, taken: Container[str]) -> str:

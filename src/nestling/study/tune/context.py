@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ class Context:
         split: the run's own; of its sides only train and dev are for use here.
         split_print: fingerprint of what the split was made from, as in the run's state.
         source: where the judgments came from, as a person would name it.
+        job: settings -> the training of the variant with these.
     """
 
     experiment: Experiment
@@ -46,10 +48,7 @@ class Context:
     split_print: str
     threshold: float
     source: str
-
-    def job(self, settings: TrainingSettings) -> Job:
-        """Return the training of the variant with these settings."""
-        return _job(self.experiment, self.variant, settings, self.threshold)
+    job: Callable[[TrainingSettings], Job]
 
     @cached_property
     def metric(self) -> str:
@@ -74,11 +73,22 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     judgments = stages.load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
     RECIPES[chosen.recipe].check(judgments)
-    _job(experiment, chosen, settings, threshold)
+
+    def job(settings: TrainingSettings) -> Job:
+        return stages.job_of(
+            chosen.recipe,
+            base=stages.source_of(experiment, chosen),
+            matryoshka=chosen.matryoshka,
+            settings=settings,
+            threshold=threshold,
+            dims=experiment.evaluation.dims,
+        )
+
+    job(settings)
     folder = RunFolder(runs / experiment.name)
     made_from = stages.split_print(judgments, experiment.split)
     split = _split(judgments, experiment, folder, made_from, observer)
-    return Context(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source)
+    return Context(experiment, chosen, settings, folder, split, made_from, threshold, judgments.source, job)
 
 
 def find_variant(experiment: Experiment, name: str | None) -> Variant:
@@ -87,25 +97,11 @@ def find_variant(experiment: Experiment, name: str | None) -> Variant:
     Raises:
         InputError: there is none, or it is not trained.
     """
-    trained = [variant for variant in experiment.variants if variant.recipe != PRETRAINED]
-    names = ", ".join(variant.name for variant in trained) or "none"
-    if name is None and trained:
-        return trained[0]
-    for variant in trained:
-        if variant.name == name:
-            return variant
+    trained = {variant.name: variant for variant in experiment.variants if variant.recipe != PRETRAINED}
+    if trained and name in (None, *trained):
+        return trained[name or next(iter(trained))]
+    names = ", ".join(trained) or "none"
     raise InputError(f"{experiment.name} trains no variant{f' {name!r}' if name else ''}; it trains {names}")
-
-
-def _job(experiment: Experiment, variant: Variant, settings: TrainingSettings, threshold: float) -> Job:
-    return stages.job_of(
-        variant.recipe,
-        base=stages.source_of(experiment, variant),
-        matryoshka=variant.matryoshka,
-        settings=settings,
-        threshold=threshold,
-        dims=experiment.evaluation.dims,
-    )
 
 
 def _split(

@@ -74,15 +74,17 @@ def tune(
     )
 
     with logged_to(context.folder.log):
-        study = workers.open_study(storage or folder / "study.db", made_from=made_from, first=_first(context, space))
-        done = workers.work(
+        storage = storage or folder / "study.db"
+        study = workers.open_study(storage, made_from=made_from, first=_first(context, space))
+        worked = workers.work(
             study,
             lambda trial: workers.train_trial(trial, space, context, folder, observer),
             trials=trials,
             seed=seed,
+            lock=workers.lock_of(storage),
             observer=observer,
         )
-        if not done:
+        if not worked:
             observer.note("all trials asked for had finished before")
         frozen = workers.trials_of(study, *workers.FINISHED)
         logger.info("tuning of %s: %d trials are finished", context.variant.name, len(frozen))

@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any] | N
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     # Of workers that start together one makes the tables.
-    with FileLock(f"{file}.lock") if file else nullcontext(), _experimental():
+    with lock_of(storage), _experimental():
         try:
             study = optuna.create_study(
                 storage=RDBStorage(
@@ -98,44 +98,59 @@ def work(
     *,
     trials: int,
     seed: int,
+    lock: AbstractContextManager[object],
     observer: Observer,
-) -> int:
-    """Run trials until `trials` have finished, whoever ran them; return how many this process ran.
+) -> bool:
+    """Run trials until `trials` have finished, whoever ran them; return whether there was anything to do.
 
     A trial whose worker died is run again with the same settings, `RETRIES` times at most. While other workers run the
     last ones it waits, to take over from one that dies.
     The sampler is TPE (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization), seeded for each trial by
     the number of those before it: a search by one worker gives the same trials again, also one that was interrupted.
     """
-    done, waits = 0, False
+    worked = waits = False
     while True:
-        with _experimental():
+        with ExitStack() as until_begun, _experimental():
+            # Workers of one machine begin one after the other, so that each knows of the others' trials.
+            until_begun.enter_context(lock)
             fail_stale_trials(study)
-        finished = len(trials_of(study, *FINISHED))
-        running = len(trials_of(study, TrialState.RUNNING))
-        if finished >= trials:
-            return done
-        if finished + running >= trials:
-            if not waits:
-                observer.stage("wait", f"{running} trials of other workers are running")
-                waits = True
-            time.sleep(POLL_SECONDS)
-            continue
-        # Settings that were given up must not come again, as they would from the same seed.
-        given_up = sum(
-            len(each.system_attrs.get("retry_history", ())) >= RETRIES for each in trials_of(study, TrialState.FAIL)
-        )
-        with _experimental():
-            study.sampler = optuna.samplers.TPESampler(
-                seed=int(np.random.SeedSequence([seed, finished + running + given_up]).generate_state(1)[0]),
-                n_startup_trials=STARTUP_TRIALS,
-                multivariate=True,
-                constant_liar=True,
-            )
-            study.optimize(objective, n_trials=1)
-        done += 1
-        if len(trials_of(study, *FINISHED)) >= ALL_UNFIT and not trials_of(study, TrialState.COMPLETE):
-            return done
+            # In one look, since a trial that ends between two would be in neither.
+            begun = trials_of(study, TrialState.RUNNING, *FINISHED)
+            running = sum(each.state == TrialState.RUNNING for each in begun)
+            if len(begun) - running >= trials:
+                return worked
+            if len(begun) < trials:
+                failed = trials_of(study, TrialState.FAIL)
+                # Settings that were given up must not come again, as they would from the same seed.
+                given_up = sum(len(each.system_attrs.get("retry_history", ())) >= RETRIES for each in failed)
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=int(np.random.SeedSequence([seed, len(begun) + given_up]).generate_state(1)[0]),
+                    n_startup_trials=STARTUP_TRIALS,
+                    multivariate=True,
+                    constant_liar=True,
+                )
+                study.optimize(_after(until_begun.close, objective), n_trials=1)
+                worked = True
+                if len(trials_of(study, *FINISHED)) >= ALL_UNFIT and not trials_of(study, TrialState.COMPLETE):
+                    return worked
+                continue
+        if not waits:
+            observer.stage("wait", f"{running} trials of other workers are running")
+            waits = True
+        time.sleep(POLL_SECONDS)
+
+
+def _after(first: Callable[[], None], objective: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
+    def run(trial: optuna.Trial) -> float:
+        first()
+        return objective(trial)
+
+    return run
+
+
+def lock_of(storage: Path | str) -> AbstractContextManager[object]:
+    """Return what one worker of a machine at a time may hold; nothing for the URL of a database."""
+    return nullcontext() if "://" in str(storage) else FileLock(f"{storage}.lock")
 
 
 def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
