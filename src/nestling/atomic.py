@@ -55,19 +55,14 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def reserve(path: Path) -> None:
-    """Take the room that a file will need, so that a full disk is an error here and not a signal at a mapped write.
-
-    Raises:
-        OSError: there is not enough room (ENOSPC).
-    """
-    if hasattr(os, "posix_fallocate"):
+    """Take the room that a file will need, so that a full disk is an error here and not a signal at a mapped write."""
+    size = path.stat().st_size
+    if size and hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
-            size = path.stat().st_size
-            if size:
-                try:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                except OSError as error:
-                    raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
 
 
 @contextmanager

@@ -35,11 +35,16 @@ def hardware() -> dict[str, Any]:
     """Return processor, cores that this process may use, memory in bytes, and GPUs by name."""
     import torch
 
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        about = []
+    fallback = platform.machine() if about else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {
         "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": next((line.partition(": ")[2] for line in about if line.startswith("model name")), fallback),
         "cores": cores,
         "memory": memory,
         "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
@@ -49,9 +54,7 @@ def hardware() -> dict[str, Any]:
 def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
     """Tell torch to enlarge its pieces of a GPU's memory rather than take further ones, unless told otherwise.
 
-    Recorded passes keep pieces to themselves, and batches of many sizes leave holes in them. On an H200 a training
-    reserved at most 1,318 MiB in place of 1,464 for 64 titles a batch, 3,428 in place of 4,214 for descriptions, before
-    recordings shared their memory with the passes that precede them; not compared since.
+    CUDA graphs keep pieces to themselves, and batches of many sizes leave holes in them.
 
     Args:
         environment: of a process that has not imported torch yet.
@@ -63,8 +66,7 @@ def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
 def share_cores(environment: MutableMapping[str, str]) -> None:
     """Have OpenMP's threads sleep soon when they wait for each other, unless told otherwise.
 
-    By default those of torch's wheels (libgomp) spin for milliseconds: on a machine that is shared, for a thread whose
-    core something else has.
+    By default those of torch's wheels (libgomp) spin for milliseconds, on a core that something else may need.
 
     Args:
         environment: of a process that has not imported torch yet.
@@ -72,14 +74,6 @@ def share_cores(environment: MutableMapping[str, str]) -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(environment):
         environment["OMP_WAIT_POLICY"] = "passive"
         environment["GOMP_SPINCOUNT"] = SPINS
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 STUDY = "study"
@@ -106,10 +100,7 @@ PICTURES = ("altair", "vl_convert", "jinja2")
 
 
 def needed(what: str, *names: str) -> Any:
-    """Import modules, and return the first.
-
-    Args:
-        what: that needs them, as a person would say.
+    """Import modules that `what` needs, and return the first.
 
     Raises:
         InputError: one is not installed, or cannot be imported.

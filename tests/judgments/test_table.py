@@ -162,3 +162,12 @@ def test_every_record_is_kept_or_accounted_for(rows):
 def test_the_fingerprint_changes_with_a_score():
     one, other = (Judgments.from_frame(table(("a", "b", score)), scale=(1, 3)) for score in (1.0, 2.0))
     assert one.fingerprint != other.fingerprint
+
+
+def test_a_document_is_relevant_only_above_the_threshold():
+    judgments = Judgments.from_frame(table(("saw", "hand saw", 2.5), ("saw", "table saw", 2.51)), scale=(1, 3))
+    assert dict(zip(judgments.frame["document"], judgments.relevant(2.5).tolist(), strict=True)) == {
+        "hand saw": False,
+        "table saw": True,
+    }
+    assert judgments.above(2.5).frame["document"].to_list() == ["table saw"]

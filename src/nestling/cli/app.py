@@ -20,7 +20,19 @@ from nestling.cli import encode, export, index, postgres, push, serve
 from nestling.cli import measure as cli_measuring
 from nestling.cli import report as cli_report
 from nestling.cli import tune as cli_tuning
-from nestling.cli.options import Columns, Dims, Json, Overrides, PromptOptions, as_changes, numbers
+from nestling.cli.console import observer
+from nestling.cli.options import (
+    Columns,
+    Data,
+    Dims,
+    Json,
+    Overrides,
+    PromptOptions,
+    RunOptions,
+    Source,
+    as_changes,
+    numbers,
+)
 from nestling.environment import VERSION, grow_gpu_memory, missing, share_cores
 from nestling.errors import InputError, clean
 
@@ -41,12 +53,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 @app.command
 def run(
-    experiment: Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")] = None,
+    experiment: Source = None,
     *,
-    columns: Columns = Columns(),
-    name: Annotated[str | None, Parameter(help="Name of the run; its folder is RUNS/NAME.")] = None,
-    runs: Annotated[Path, Parameter(help="The folder that holds runs.")] = Path("runs"),
-    change: Overrides = (),
+    options: RunOptions = RunOptions(),
     overwrite: Annotated[
         bool, Parameter(help="Make again what was made with other data or settings.", negative="")
     ] = False,
@@ -59,12 +68,12 @@ def run(
     from nestling.report.render.terminal import terminal
     from nestling.study import run as pipeline
 
-    chosen = cli_tuning.experiment_of(experiment, columns=columns, name=name, change=change)
-    done = pipeline.run(chosen, runs=runs, overwrite=overwrite, observer=_observer())
+    chosen = options.experiment(experiment)
+    done = pipeline.run(chosen, runs=options.runs, overwrite=overwrite, observer=_observer())
     if as_json:
         print((done.folder / "results.json").read_text(encoding="utf-8"))
         return
-    out = _console()
+    out = Console()
     settings = done.experiment.evaluation
     caption = f"{settings.protocol}, {done.queries:,} test queries; recall@10 can reach {done.ceiling:.4f} at most" + (
         f"; gain over {done.reference}" if done.reference else ""
@@ -78,14 +87,14 @@ def run(
     if not first.is_empty():
         out.print(terminal(tables.comparison_table(first)))
     for picture in done.pictures:
-        out.print(f"picture     {picture}", soft_wrap=True, highlight=False)
-    out.print(f"report      {done.report}", soft_wrap=True, highlight=False)
-    out.print(f"run folder  {done.folder}", soft_wrap=True, highlight=False)
+        print(f"picture     {picture}")
+    print(f"report      {done.report}")
+    print(f"run folder  {done.folder}")
 
 
 @app.command
 def inspect(
-    data: Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")],
+    data: Data,
     *,
     columns: Columns = Columns(),
     model: Annotated[str, Parameter(help="Whose tokenizer counts lengths.")] = DEFAULT,
@@ -102,7 +111,7 @@ def inspect(
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
-        out = _console()
+        out = Console()
         for table in (view.counts_table(found), view.histogram_table(found), view.thresholds_table(found)):
             out.print(table)
     if picture is not None:
@@ -110,12 +119,12 @@ def inspect(
 
         stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
         for path in charts.save(charts.score_histogram(found), stem):
-            _errors().print(f"picture  {path}", soft_wrap=True, highlight=False)
+            print(f"picture  {path}", file=sys.stderr)
 
 
 @app.command
 def split(
-    data: Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")],
+    data: Data,
     out: Annotated[Path, Parameter(help="The folder to write train, dev, test and a summary into.")],
     *,
     columns: Columns = Columns(),
@@ -145,14 +154,13 @@ def split(
     made = split_data(_data(data, columns), out=out, settings=settings)
     summary = summarise(made)
     for note in (*made.train.notes, made.warning):
-        if note and (observer := _observer()):
-            observer.note(note)
+        if note and _speaks():
+            observer().note(note)
     if as_json:
         print(json.dumps(summary))
         return
-    console = _console()
-    console.print(terminal(split_table(summary, source=summary["source"])))
-    console.print(f"split  {out}", soft_wrap=True, highlight=False)
+    Console().print(terminal(split_table(summary, source=summary["source"])))
+    print(f"split  {out}")
 
 
 @app.command
@@ -200,14 +208,13 @@ def train(
         print(json.dumps(result.as_dict()))
         return
     before, after = result.before, result.after
-    console = _console()
     for measure in before:
         aside = f" (base model {result.base[measure]:.4f})" if result.base != before else ""
-        console.print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}{aside}", highlight=False)
+        print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}{aside}")
     if result.regression:
-        console.print(f"[bold red]REGRESSION[/]: the trained model retrieves worse on dev than {result.beaten_by}")
-    console.print(f"{result.pairs_per_second:.1f} pairs/s, {result.seconds:.0f} s in steps", highlight=False)
-    console.print(f"model  {out}", soft_wrap=True, highlight=False)
+        Console().print(f"[bold red]REGRESSION[/]: the trained model retrieves worse on dev than {result.beaten_by}")
+    print(f"{result.pairs_per_second:.1f} pairs/s, {result.seconds:.0f} s in steps")
+    print(f"model  {out}")
 
 
 app.command(cli_measuring.evaluate)
@@ -245,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(str(missing("this", error)))
     except KeyboardInterrupt:
-        _errors().print("interrupted; the same command goes on from here", highlight=False)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -277,18 +284,8 @@ def _data(source: str, columns: Columns) -> DataSettings:
     return make_settings(DataSettings, source=source, **columns.given())
 
 
-def _console() -> Console:
-    return Console()
-
-
-def _errors() -> Console:
-    return Console(stderr=True)
-
-
 def _observer() -> Observer | None:
-    from nestling.cli.console import TerminalObserver
-
-    return TerminalObserver(_errors()) if _speaks() else None
+    return observer() if _speaks() else None
 
 
 def _speaks() -> bool:

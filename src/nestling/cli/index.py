@@ -11,19 +11,14 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli.console import observer
-from nestling.cli.options import Json, MaxUnpacked
+from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
 from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from nestling.serving.index.build import Indexed
-    from nestling.serving.index.index import Hit, Mode
-
-Documents = Annotated[
-    tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
-]
-EngineName = Annotated[str, Parameter(help="What encodes, of a model that was not exported; auto for the fastest.")]
+    from nestling.serving.index.index import Hit
 
 
 def index(
@@ -31,9 +26,7 @@ def index(
     catalogue: Annotated[str, Parameter(help="Any source of judgments, a file of products, or a text a line (.txt).")],
     out: Annotated[Path, Parameter(help="The index's folder; one that is there is brought up to date.")],
     *,
-    document: Documents = (),
-    document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None,
-    fields: Annotated[str | None, Parameter(help="Columns to show and filter by, as in brand,size; else all.")] = None,
+    columns: CatalogueOptions = CatalogueOptions(),
     shortlist: Annotated[
         str, Parameter(help="DIMS:PRECISION of the codes that find candidates, as in 48:int8; auto chooses.")
     ] = "auto",
@@ -46,11 +39,9 @@ def index(
     language: Annotated[str, Parameter(help="Of BM25's stemmer.")] = "english",
     engine: EngineName = "torch-fp32",
     rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.", negative="")] = False,
-    max_unpacked: MaxUnpacked = 2048,
     as_json: Json = False,
 ) -> None:
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
-    from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder
     from nestling.serving.index.build import index as write
     from nestling.serving.index.settings import IndexSettings, fusion_for
@@ -58,18 +49,9 @@ def index(
     settings = IndexSettings(shortlist, exact_up_to, target, bm25, language)
     fusion = fusion_for(model, bm25_weight) if bm25 else None
     watcher, encoder = observer(), open_encoder(model, engine=engine)
-    found = load_catalogue(
-        catalogue,
-        document=[name for part in document for name in part.split(",")] or None,
-        document_id=document_id,
-        fields=fields.split(",") if fields else None,
-        max_unpacked=max_unpacked,
-    )
-    for note in found.told():
-        watcher.note(note)
     done = write(
         encoder,
-        found,
+        columns.load(catalogue, watcher),
         out,
         model=model,
         settings=settings,
@@ -82,15 +64,13 @@ def index(
         counts = {"encoded": done.encoded, "kept": done.kept, "removed": done.removed}
         print(json.dumps({"out": str(done.path), **counts, "bytes_in_memory": done.bytes_in_memory, **about}))
         return
-    console = Console()
-    for line in _told(done):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print("\n".join(_told(done)))
 
 
 def search(
     path: Annotated[Path, Parameter(help="The folder of an index.")],
     *queries: Annotated[str, Parameter(help="What to search; several are searched in turn.")],
-    k: Annotated[int, Parameter(name=["-k", "--k"], help="How many documents to return for each.")] = 10,
+    k: MostHits = 10,
     mode: Annotated[
         Literal["fused", "dense", "lexical"] | None, Parameter(help="By default the best that the index has.")
     ] = None,
@@ -125,7 +105,7 @@ def search(
         return
     console = Console()
     for query, hits in zip(queries, found, strict=True):
-        console.print(_table(query, hits, mode or opened.modes[0]))
+        console.print(hits_table(query, hits, mode or opened.modes[0]))
 
 
 def _told(done: Indexed) -> list[str]:
@@ -147,11 +127,12 @@ def _told(done: Indexed) -> list[str]:
     return [*lines, f"index       {done.path}"]
 
 
-def _table(query: str, hits: list[Hit], mode: Mode) -> Table:
+def hits_table(query: str, hits: list[Hit], caption: str | None = None) -> Table:
+    """Return the terminal table of what a query finds."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(clean(query)), caption=mode, title_justify="left", caption_justify="left")
+    table = Table(title=escape(clean(query)), caption=caption, title_justify="left", caption_justify="left")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("id", overflow="fold")

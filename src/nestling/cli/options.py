@@ -6,12 +6,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from cyclopts import Parameter
 
 from nestling.errors import InputError
+
+if TYPE_CHECKING:
+    from nestling.config.experiment import Experiment
+    from nestling.judgments.catalogue import Catalogue
+    from nestling.progress import Observer
 
 Number = TypeVar("Number", int, float)
 
@@ -20,6 +25,11 @@ MaxUnpacked = Annotated[int, Parameter(help="MiB that a packed catalogue may unp
 Overrides = Annotated[
     tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.", negative="")
 ]
+Source = Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")]
+Data = Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")]
+Runs = Annotated[Path, Parameter(help="The folder that holds runs.")]
+EngineName = Annotated[str, Parameter(help="What encodes, of a model that was not exported; auto for the fastest.")]
+MostHits = Annotated[int, Parameter(name=["-k", "--k"], help="How many documents to return for each query.")]
 Dims = Annotated[
     str | None,
     Parameter(help="Falling sizes, as in 384,192,96,48; by default a model's own, its half, quarter and eighth."),
@@ -53,8 +63,61 @@ class Columns:
         """Return the settings that were given, under their names in an experiment."""
         values = {name: value for name, value in vars(self).items() if value not in (None, ())}
         if "document" in values:
-            values["document"] = [name for part in values["document"] for name in part.split(",")]
+            values["document"] = with_commas(values["document"])
         return values
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """A run, and what is to be different from the experiment that is given."""
+
+    columns: Columns = Columns()
+    name: Annotated[str | None, Parameter(help="Name of the run; its folder is RUNS/NAME.")] = None
+    runs: Runs = Path("runs")
+    change: Overrides = ()
+
+    def experiment(self, source: str | None) -> Experiment:
+        """Return the experiment of a YAML file, on a source of judgments, or without either the demo's."""
+        from nestling.config.yaml_files import load_experiment
+
+        path = Path(source) if source and source.endswith((".yaml", ".yml")) else None
+        changes: dict[str, Any] = {}
+        if source and path is None:
+            # Not the demo's sizes: someone else's data are taken whole, with the defaults of a study.
+            changes = {"name": run_name(source), "data": {"source": source}, "training": {}}
+        changes.update({f"data.{key}": value for key, value in self.columns.given().items()})
+        if self.name:
+            changes["name"] = self.name
+        return load_experiment(path, {**changes, **as_changes(self.change)})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CatalogueOptions:
+    """How the columns of a catalogue are called, and which of them to keep."""
+
+    document: Annotated[
+        tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
+    ] = ()
+    document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None
+    fields: Annotated[str | None, Parameter(help="Columns to show and filter by, as in brand,size; else all.")] = None
+    max_unpacked: MaxUnpacked = 2048
+
+    def load(self, catalogue: str, observer: Observer) -> Catalogue:
+        """Read a catalogue, and tell the observer of what was not taken as it is."""
+        from nestling.judgments.catalogue import load_catalogue
+
+        found = load_catalogue(
+            catalogue,
+            document=with_commas(self.document),
+            document_id=self.document_id,
+            fields=None if self.fields is None else [name for name in self.fields.split(",") if name],
+            max_unpacked=self.max_unpacked,
+        )
+        for note in found.told():
+            observer.note(note)
+        return found
 
 
 @Parameter(name="*")
@@ -89,6 +152,11 @@ def as_changes(texts: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise InputError(f"--set {text!r}: the value is no valid YAML") from None
     return changes
+
+
+def with_commas(texts: Sequence[str]) -> list[str]:
+    """Return the names in texts that each hold one or, with commas between, several."""
+    return [name for text in texts for name in text.split(",")]
 
 
 def numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:

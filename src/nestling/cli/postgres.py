@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.table import Table
 
 from nestling.cli.console import observer
-from nestling.cli.options import Json, MaxUnpacked
-from nestling.errors import InputError, clean
+from nestling.cli.index import hits_table
+from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
+from nestling.errors import InputError
 
 if TYPE_CHECKING:
     from nestling.serving.engines.postgres.load import Loaded
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nestling.serving.index.index import Hit
 
 DATA = Path("runs/postgres")
-SHOWN = 120
 
 
 def postgres(
@@ -36,13 +35,9 @@ def postgres(
     shortlist: Annotated[
         str | None, Parameter(help="What finds candidates: DIMS:halfvec or DIMS:bit; 48:halfvec by default.")
     ] = None,
-    document: Annotated[
-        tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
-    ] = (),
-    document_id: Annotated[str | None, Parameter(help="Column of the document's id.")] = None,
-    fields: Annotated[str | None, Parameter(help="Columns to keep beside the text, as in brand,price.")] = None,
+    columns: CatalogueOptions = CatalogueOptions(),
     search: Annotated[tuple[str, ...], Parameter(help="A query to search for; may be repeated.", negative="")] = (),
-    k: Annotated[int, Parameter(name=["-k", "--k"], help="Results of a query.")] = 10,
+    k: MostHits = 10,
     batch: Annotated[int, Parameter(help="Documents in a transaction.")] = 1_000,
     remove_missing: Annotated[
         bool, Parameter(help="Delete documents that the catalogue no longer has.", negative="")
@@ -50,12 +45,10 @@ def postgres(
     adopt: Annotated[
         bool, Parameter(help="Take a table that Nestling did not make, if its columns fit.", negative="")
     ] = False,
-    engine: Annotated[str, Parameter(help="What encodes, of a model that was not exported.")] = "torch-fp32",
-    max_unpacked: MaxUnpacked = 2048,
+    engine: EngineName = "torch-fp32",
     as_json: Json = False,
 ) -> None:
     """Put a catalogue and its vectors into PostgreSQL with pgvector, and search there. Called again, it goes on."""
-    from nestling.judgments.catalogue import load_catalogue
     from nestling.models.encoder import open_encoder, prepare
     from nestling.serving.engines.postgres import server as postgres_server
     from nestling.serving.engines.postgres.store import Store
@@ -65,15 +58,7 @@ def postgres(
     if k < 1:
         raise InputError(f"-k must be 1 or more, not {k}")
     watching = observer()
-    read = load_catalogue(
-        catalogue,
-        document=[name for part in document for name in part.split(",")],
-        document_id=document_id,
-        fields=None if fields is None else [name for name in fields.split(",") if name],
-        max_unpacked=max_unpacked,
-    )
-    for note in read.told():
-        watching.note(note)
+    read = columns.load(catalogue, watching)
     address = dsn if dsn is not None else str(postgres_server.start(data or DATA).get_uri())
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:
@@ -93,7 +78,7 @@ def postgres(
         if as_json:
             print(json.dumps(_as_dict(store, loaded, search, found)))
         else:
-            _print(Console(), store, loaded, search, found)
+            _print(store, loaded, search, found)
 
 
 def _as_dict(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> dict[str, Any]:
@@ -104,34 +89,18 @@ def _as_dict(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list
         **asdict(loaded),
         "bytes": asdict(store.sizes()),
         "searches": [
-            {
-                "query": query,
-                "hits": [
-                    {
-                        "rank": hit.rank,
-                        "id": hit.document_id,
-                        "score": hit.score,
-                        "text": hit.text,
-                        "fields": hit.fields,
-                    }
-                    for hit in hits
-                ],
-            }
-            for query, hits in zip(queries, found, strict=True)
+            {"query": query, "hits": [_hit(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
         ],
     }
 
 
-def _print(out: Console, store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> None:
+def _hit(hit: Hit) -> dict[str, Any]:
+    return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
+
+
+def _print(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> None:
     for query, hits in zip(queries, found, strict=True):
-        table = Table(title=_cell(query), title_justify="left")
-        for name in ("rank", "score"):
-            table.add_column(name, justify="right")
-        table.add_column("id", overflow="fold")
-        table.add_column("document", overflow="fold")
-        for hit in hits:
-            table.add_row(str(hit.rank), f"{hit.score:.4f}", _cell(hit.document_id), _cell(hit.text))
-        out.print(table)
+        Console().print(hits_table(query, hits))
     sizes = store.sizes()
     index = f"shortlist {sizes.shortlist / 1e6:,.1f} MB, other indexes {sizes.other / 1e6:,.1f} MB"
     for name, text in (
@@ -139,12 +108,4 @@ def _print(out: Console, store: Store, loaded: Loaded, queries: tuple[str, ...],
         ("table", f"{store.names}, {sizes.documents:,} documents, {sizes.table / 1e6:,.1f} MB; {index}"),
         ("search", f"SELECT * FROM {store.names}_search($1::vector, 10)"),
     ):
-        out.print(f"{name:<10} {text}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _cell(text: str) -> str:
-    from rich.markup import escape
-
-    # Cleaned first, since escape leaves a backslash before a bracket to be read as one.
-    line = clean(" ".join(text.split()))
-    return escape(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
+        print(f"{name:<10} {text}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nestling.cli.options import Json
+from nestling.cli.options import Json, Runs
 from nestling.errors import InputError, clean
 
 
@@ -20,7 +20,7 @@ def push(
     variant: Annotated[str, Parameter(help="One of its trained variants.")],
     hub_id: Annotated[str, Parameter(help="The repository, OWNER/NAME; it is made where it is missing.")],
     *,
-    runs: Annotated[Path, Parameter(help="The folder that holds runs.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     private: Annotated[bool, Parameter(help="Make the repository private.", negative="")] = False,
     revision: Annotated[str | None, Parameter(help="A branch; it is made where it is missing.")] = None,
     message: Annotated[str | None, Parameter(help="Message of the commit.")] = None,
@@ -47,12 +47,11 @@ def push(
     if as_json:
         print(json.dumps({"repository": hub_id, "files": sizes, "bytes": sum(sizes.values()), "commit": url}))
         return
-    out = Console()
     table = Table("file", title=f"{'Would be sent' if dry_run else 'Sent'} to {hub_id}", title_justify="left")
     table.add_column("size", justify="right")
     for name, count in sizes.items():
         table.add_row(escape(clean(name)), size(count))
     table.add_section()
     table.add_row("all", size(sum(sizes.values())))
-    out.print(table)
-    out.print(f"commit  {url}" if url else "nothing was sent", soft_wrap=True, highlight=False, markup=False)
+    Console().print(table)
+    print(f"commit  {url}" if url else "nothing was sent")

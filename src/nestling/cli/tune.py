@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli.console import observer
-from nestling.cli.options import Columns, Json, Overrides, as_changes, numbers, run_name
+from nestling.cli.options import Json, RunOptions, Source, numbers
 
-if TYPE_CHECKING:
-    from nestling.config.experiment import Experiment
-
-Source = Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")]
 VariantName = Annotated[str | None, Parameter(help="The variant to train; by default the first that is trained.")]
-RunName = Annotated[str | None, Parameter(help="Name of the run; its folder is RUNS/NAME.")]
-Runs = Annotated[Path, Parameter(help="The folder that holds runs.")]
 
 
 def tune(
@@ -34,10 +28,7 @@ def tune(
         str | None, Parameter(help="What workers share: an SQLite file, or a database's URL; in the run folder else.")
     ] = None,
     seed: Annotated[int, Parameter(help="Seed of the search.")] = 0,
-    columns: Columns = Columns(),
-    name: RunName = None,
-    runs: Runs = Path("runs"),
-    change: Overrides = (),
+    options: RunOptions = RunOptions(),
     as_json: Json = False,
 ) -> None:
     """Search the training settings of one variant for the best recall@10 on dev; the test split is not looked at.
@@ -49,12 +40,12 @@ def tune(
     from nestling.study.tune.space import load_space
 
     found = search(
-        experiment_of(experiment, columns=columns, name=name, change=change),
+        options.experiment(experiment),
         variant=variant,
         trials=trials,
         space=load_space(space) if space else None,
         storage=storage,
-        runs=runs,
+        runs=options.runs,
         seed=seed,
         observer=observer(),
     )
@@ -68,8 +59,8 @@ def tune(
     if found.importance:
         out.print(view.importance_line(found), highlight=False)
     for path in found.files:
-        out.print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}", soft_wrap=True, highlight=False)
-    out.print(f"next        nestling run {found.files[0]}", soft_wrap=True, highlight=False)
+        print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}")
+    print(f"next        nestling run {found.files[0]}")
 
 
 def curve(
@@ -78,10 +69,7 @@ def curve(
     variant: VariantName = None,
     shares: Annotated[str, Parameter(help="Shares of the training data, as in 0.1,0.25,0.5,1.")] = "0.1,0.25,0.5,1",
     seeds: Annotated[int, Parameter(help="Trainings of each share, on samples of their own.")] = 1,
-    columns: Columns = Columns(),
-    name: RunName = None,
-    runs: Runs = Path("runs"),
-    change: Overrides = (),
+    options: RunOptions = RunOptions(),
     as_json: Json = False,
 ) -> None:
     """Train one variant on growing shares of the training data: would more judgments help?"""
@@ -89,11 +77,11 @@ def curve(
     from nestling.study.tune import view
 
     found = learn(
-        experiment_of(experiment, columns=columns, name=name, change=change),
+        options.experiment(experiment),
         variant=variant,
         shares=numbers(shares, float),
         seeds=seeds,
-        runs=runs,
+        runs=options.runs,
         observer=observer(),
     )
     if as_json:
@@ -102,20 +90,4 @@ def curve(
     out = Console()
     out.print(view.curve_table(found))
     for path in found.files:
-        out.print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}", soft_wrap=True, highlight=False)
-
-
-def experiment_of(given: str | None, *, columns: Columns, name: str | None, change: tuple[str, ...]) -> Experiment:
-    """Return the experiment that a verb's argument and options describe, as `nestling run` reads them."""
-    from nestling.config.yaml_files import load_experiment
-
-    path = Path(given) if given and given.endswith((".yaml", ".yml")) else None
-    changes: dict[str, Any] = {}
-    if given and path is None:
-        # Not the demo's sizes: someone else's data are taken whole, with the defaults of a study.
-        changes = {"name": run_name(given), "data": {"source": given}, "training": {}}
-    changes.update({f"data.{key}": value for key, value in columns.given().items()})
-    if name:
-        changes["name"] = name
-    changes.update(as_changes(change))
-    return load_experiment(path, changes)
+        print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}")

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
@@ -25,7 +26,6 @@ FORMATS = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 PACKINGS = (".gz", ".zip")
 KNOWN = f"{', '.join(FORMATS)}, each also as .gz or .zip"
 
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 # Windows-1252 as browsers read it: the five bytes that it leaves undefined are the control characters of that number.
 _CP1252 = "".join(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(256))
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
@@ -70,23 +70,12 @@ def listed(names: Iterable[str], most: int = 20) -> str:
 
 
 def read_table(path: Path, source: str, *, max_unpacked: int = MAX_UNPACKED) -> Table:
-    """Read one file whatever its format and packing; `source` names it in messages.
-
-    Args:
-        max_unpacked: MiB that it may unpack to.
-
-    Raises:
-        InputError: the file cannot be read, unpacked or parsed, or its extension is not known.
-    """
+    """Read one file whatever its format and packing; see `parse`."""
     return parse(path.name, read_bytes(path, source), source, max_unpacked=max_unpacked)
 
 
 def read_bytes(path: Path, source: str) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InputError: there is no such file, or it may not be read.
-    """
+    """Return the bytes of a file, which has to be there, and no folder, pipe or device."""
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             # A pipe that nobody writes to would never end.
@@ -108,6 +97,7 @@ def parse(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACK
     """Parse the bytes of a file called `name`, whose extensions say how it is packed and which format it has.
 
     Args:
+        source: the file's name in messages.
         max_unpacked: MiB that it may unpack to.
 
     Raises:
@@ -141,9 +131,6 @@ def unpack(
 ) -> tuple[str, bytes]:
     """Return the name and the bytes of what a .gz or .zip file holds, in memory; another file is returned as it is.
 
-    Args:
-        max_unpacked: MiB that it may unpack to.
-
     Raises:
         InputError: it is damaged, is locked by a password, unpacks to more, or is a zip without exactly one table.
     """
@@ -164,11 +151,7 @@ def unpack(
 
 
 def gunzip(data: bytes, source: str, max_unpacked: int = MAX_UNPACKED) -> bytes:
-    """Return what gzip packed.
-
-    Raises:
-        InputError: it is damaged, or unpacks to more than `max_unpacked` MiB.
-    """
+    """Return what gzip packed; refuse what is damaged, or unpacks to more than `max_unpacked` MiB."""
     try:
         return _bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), source, max_unpacked)
     except (OSError, EOFError, zlib.error) as error:
@@ -200,53 +183,41 @@ def is_table(name: str) -> bool:
 
 
 def members(data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> dict[str, Callable[[], bytes]]:
-    """Return what a zip archive holds: each file's path in it, with a function that returns its bytes.
-
-    Raises:
-        InputError: it is not a zip archive; from the functions, a member is damaged, locked by a password, or unpacks
-            to more than `max_unpacked` MiB.
-    """
+    """Return what a zip archive holds: each file's path in it, with a function that unpacks and returns its bytes."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         infos = [info for info in archive.infolist() if not info.is_dir()]
     except _ZIP_ERRORS as error:
         raise InputError(f"{source}: is not a zip archive, or is cut short; fetch or pack it again") from error
 
-    def reader(info: zipfile.ZipInfo) -> Callable[[], bytes]:
-        def read() -> bytes:
-            if info.flag_bits & 1:
-                raise InputError(f"{source}: {listed([info.filename])} in it has a password; unpack it first")
-            try:
-                with archive.open(info) as stream:
-                    return _bounded(stream, source, max_unpacked)
-            except InputError:
-                raise
-            except _ZIP_ERRORS as error:
-                where = listed([info.filename])
-                raise InputError(
-                    f"{source}: {where} in it is damaged ({str(error) or 'cut short'}); fetch or pack it again"
-                ) from error
-
-        return read
-
     # macOS archives carry a shadow file for each file.
     real = [info for info in infos if not PurePosixPath(info.filename).name.startswith("._")]
-    return {info.filename: reader(info) for info in real}
+    return {info.filename: partial(_member, archive, info, source, max_unpacked) for info in real}
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: str, max_unpacked: int) -> bytes:
+    where = listed([info.filename])
+    if info.flag_bits & 1:
+        raise InputError(f"{source}: {where} in it has a password; unpack it first")
+    try:
+        with archive.open(info) as stream:
+            return _bounded(stream, source, max_unpacked)
+    except InputError:
+        raise
+    except _ZIP_ERRORS as error:
+        why = str(error) or "cut short"
+        raise InputError(f"{source}: {where} in it is damaged ({why}); fetch or pack it again") from error
 
 
 def decode(data: bytes, source: str) -> tuple[str, str]:
-    """Return the text of `data` and its encoding: UTF-8, UTF-16 by its byte order mark, else cp1252, which never fails.
-
-    Raises:
-        InputError: it bears the mark of UTF-16 and is not.
-    """
-    mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+    """Return the text of `data` and its encoding: UTF-8, UTF-16 by its mark, else cp1252, which never fails."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
-        return data.decode("utf-16" if _MARKS.get(mark) == "utf-16" else "utf-8-sig"), _MARKS.get(mark, "utf-8")
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding), encoding
     except UnicodeDecodeError as error:
-        if _MARKS.get(mark) == "utf-16":
+        if encoding == "utf-16":
             raise InputError(f"{source}: starts as UTF-16 and does not go on so; save it as UTF-8") from error
-        return codecs.charmap_decode(data[len(mark) :], "strict", _CP1252)[0], "cp1252"
+        return codecs.charmap_decode(data.removeprefix(codecs.BOM_UTF8), "strict", _CP1252)[0], "cp1252"
 
 
 def _delimiter(text: str, usual: str) -> str:
@@ -349,8 +320,7 @@ def _frame(names: list[str], rows: list[list[str]]) -> pl.DataFrame:
 
 
 def _json_lines(text: str, source: str) -> pl.DataFrame:
-    columns: dict[str, list[str]] = {}
-    rows = 0
+    records: list[dict[str, str]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -361,12 +331,9 @@ def _json_lines(text: str, source: str) -> pl.DataFrame:
             raise InputError(f"{source}, line {number}: is not JSON ({why}); write one object a line") from error
         if not isinstance(record, dict):
             raise InputError(f"{source}, line {number}: is not a JSON object; write one object a line")
-        for name, value in record.items():
-            columns.setdefault(_well_formed(name), [""] * rows).append(_plain(value))
-        rows += 1
-        for column in columns.values():
-            column.extend([""] * (rows - len(column)))
-    return pl.DataFrame([pl.Series(name, values, dtype=pl.String) for name, values in columns.items()])
+        records.append({_well_formed(name): _plain(value) for name, value in record.items()})
+    names = dict.fromkeys(name for record in records for name in record)
+    return pl.DataFrame({name: pl.Series([record.get(name, "") for record in records]) for name in names})
 
 
 def _plain(value: Any) -> str:

@@ -58,17 +58,13 @@ class Inspection:
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON takes them, without the table itself."""
         figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "judgments"}
-        plain = {
-            name: [asdict(each) for each in value]
-            if isinstance(value, list)
-            else asdict(value)
-            if isinstance(value, Lengths)
-            else value
-            for name, value in figures.items()
-        }
+        for name in ("query_lengths", "document_lengths"):
+            figures[name] = asdict(figures[name])
+        for name in ("bars", "candidates"):
+            figures[name] = [asdict(each) for each in figures[name]]
         return {
             "records": len(self.judgments),
-            **plain,
+            **figures,
             "share": self.share,
             "scale": list(self.judgments.scale),
             "encoding": self.judgments.encoding,
@@ -101,7 +97,7 @@ def inspect_judgments(
         dip=dip(scores, judgments.scale),
         candidates=candidates(scores),
         threshold=threshold,
-        kept=int((scores > threshold).sum()),
+        kept=int(judgments.relevant(threshold).sum()),
     )
 
 

@@ -32,9 +32,6 @@ def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> files.Tab
     `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are
     joined where they lie beside it or in the same archive.
 
-    Args:
-        max_unpacked: MiB that each of the files may unpack to.
-
     Returns:
         The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
         ("name: value; name: value"), empty for a product that has none. One row a record, in the file's order.
@@ -53,13 +50,16 @@ def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> files.Tab
     if not set(PAIRS) <= set(pairs.frame.columns):
         return None
     frame = pairs.frame
-    read = partial(_read, entries, source, max_unpacked)
-    descriptions = read("product_descriptions.csv", ("product_uid", "product_description"))
-    if descriptions is not None:
-        frame = _join(frame, descriptions.unique("product_uid", keep="first", maintain_order=True))
-    attributes = read("attributes.csv", ("product_uid", "name", "value"))
-    if attributes is not None:
-        frame = _join(frame, _attributes(attributes))
+    for name, columns in (
+        ("product_descriptions.csv", ("product_uid", "product_description")),
+        ("attributes.csv", ("product_uid", "name", "value")),
+    ):
+        found = _find(entries, name)
+        if found is not None:
+            products = _columns(*found, columns, f"{source}, {found[0]}", max_unpacked)
+            if name == "attributes.csv":
+                products = _attributes(products)
+            frame = _join(frame, products.unique("product_uid", keep="first", maintain_order=True))
     return files.Table(frame, pairs.encoding, pairs.notes)
 
 
@@ -82,14 +82,8 @@ def _find(entries: _Entries, name: str) -> tuple[str, bytes] | None:
     return next(((n, entries[n]()) for n in (name, f"{name}.zip", f"{name}.gz") if n in entries), None)
 
 
-def _read(
-    entries: _Entries, source: str, max_unpacked: int, name: str, columns: tuple[str, ...]
-) -> pl.DataFrame | None:
-    found = _find(entries, name)
-    if found is None:
-        return None
-    where = f"{source}, {found[0]}"
-    frame = files.parse(*found, where, max_unpacked=max_unpacked).frame
+def _columns(name: str, data: bytes, columns: tuple[str, ...], where: str, max_unpacked: int) -> pl.DataFrame:
+    frame = files.parse(name, data, where, max_unpacked=max_unpacked).frame
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         there = files.listed(frame.columns)

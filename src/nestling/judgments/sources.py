@@ -6,10 +6,10 @@ import contextlib
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import polars as pl
 
@@ -33,21 +33,18 @@ KNOWN = {
 }
 OPTION = {role: "--" + role.replace("_", "-") for role in KNOWN}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
+_RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a source hold what; None or empty where it is to be guessed from the column's name."""
+Roles: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Role -> the columns that have it: several of "document", one of any other; none where a usual name is looked for."""
 
-    query: str | None = None
-    document: tuple[str, ...] = ()
-    score: str | None = None
-    query_id: str | None = None
-    document_id: str | None = None
-
-
-_KAGGLE = Columns("search_term", ("product_title",), "relevance", document_id="product_uid")
+_KAGGLE = {
+    "query": ("search_term",),
+    "document": ("product_title",),
+    "score": ("relevance",),
+    "document_id": ("product_uid",),
+}
 
 
 @dataclass(frozen=True)
@@ -58,28 +55,62 @@ class Raw:
     name: str
     encoding: str | None = None
     scale: tuple[float, float] | None = None
-    columns: Columns = field(default_factory=Columns)
+    roles: Roles = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def text(self, column: str) -> pl.Series:
-        """Return a column as strings, and nothing as the empty string.
-
-        Raises:
-            InputError: it holds bytes that are no UTF-8.
-        """
+        """Return a column as strings, and nothing as the empty string; refuse bytes that are no UTF-8."""
         values = self.frame[column]
         if values.dtype != pl.Binary:
             return as_text(values)
         try:
             return as_text(values.alias("text").cast(pl.String))
         except pl.exceptions.PolarsError:
-            texts = [value is None or _is_utf8(value) for value in values]
+            sound = [value is None or value.decode("utf-8", "ignore").encode() == value for value in values]
+            where = f"row {sound.index(False) + 1}, column {files.listed([column])!r}"
             what = "holds bytes that are no UTF-8 text; write it as strings, or name another column"
-            raise InputError(
-                f"{self.name}, row {texts.index(False) + 1}, column {files.listed([column])!r}: {what}"
-            ) from None
+            raise InputError(f"{self.name}, {where}: {what}") from None
+
+    def columns(self, option: str, names: Iterable[str]) -> tuple[str, ...]:
+        """Return columns as the table itself calls them; `option` of the command line names them in messages.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        there = self.frame.columns
+        names = tuple(self.aliases.get(name, name) if name not in there else name for name in names)
+        for name in names:
+            if name not in there:
+                hint = f" ({self.absent[name]})" if name in self.absent else nearest(name, there)
+                what = f"no column {files.listed([name])!r}{hint}"
+                raise InputError(f"{self.name}: {what}; give {option} one of: {files.listed(there)}")
+        return names
+
+    def choose(self, wanted: Roles, *optional: str) -> dict[str, tuple[str, ...]]:
+        """Return the columns of roles: those asked for, else as the source has it, else one with a usual name.
+
+        Raises:
+            InputError: there is no such column, or none to be found for a role that is not `optional`.
+        """
+        there = self.frame.columns
+        chosen = {role: self.columns(OPTION[role], wanted[role] or self.roles.get(role, ())) for role in wanted}
+        for role in chosen:
+            taken = {name for names in chosen.values() for name in names}
+            chosen[role] = chosen[role] or usual(role, [name for name in there if name not in taken])
+            if not chosen[role] and role not in optional:
+                what = f"cannot tell which column is the {role}"
+                raise InputError(f"{self.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
+        return chosen
+
+    def fields(self, taken: Container[str], always: Container[str] = ()) -> list[str]:
+        """Return the columns beside those taken that are neither record numbers nor bytes."""
+        return [
+            name
+            for name, kind in self.frame.schema.items()
+            if name not in taken and (name in always or not (_RECORD_NUMBER.fullmatch(name) or "Binary" in str(kind)))
+        ]
 
 
 def load_judgments(
@@ -122,29 +153,43 @@ def load_judgments(
     Raises:
         InputError: the source is not there, cannot be read, or lacks a column; or a score is not a number.
     """
-    names = (document,) if isinstance(document, str) else tuple(dict.fromkeys(document or ()))
-    wanted = Columns(query, names, score, query_id, document_id)
-    if source == "toolshed":
-        _only_on_the_hub("toolshed", split=split, revision=revision)
-        from nestling.judgments import toolshed
-
-        generated = toolshed.generate(RECORDS if records is None else records, seed=seed)
-        if wanted == Columns() and scale is None:
-            return generated
-        frame = generated.frame if "document" in (names or ("document",)) else generated.frame.drop("document")
-        return _judgments(Raw(frame, generated.source, scale=generated.scale), wanted, scale)
-    return _judgments(read_raw(source, split, revision, max_unpacked), wanted, scale)
+    given = {"query": query, "document": document, "score": score, "query_id": query_id, "document_id": document_id}
+    wanted = {role: as_names(names) for role, names in given.items()}
+    raw = read_raw(source, split, revision, max_unpacked, records=records, seed=seed)
+    if source == "toolshed" and wanted["document"] and "document" not in wanted["document"]:
+        # The generated catalogue's document is its title, which is a field of its own.
+        raw = replace(raw, frame=raw.frame.drop("document"))
+    return _judgments(raw, wanted, scale)
 
 
-def read_raw(source: str | Path, split: str | None, revision: str | None, max_unpacked: int) -> Raw:
-    """Read a source's table as it is, `toolshed` apart; see `load_judgments`."""
+def as_names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return a name or several, each once."""
+    return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given or ()))
+
+
+def read_raw(
+    source: str | Path,
+    split: str | None,
+    revision: str | None,
+    max_unpacked: int,
+    *,
+    records: int | None = None,
+    seed: int = 0,
+) -> Raw:
+    """Read a source's table as it is; see `load_judgments`."""
     text = str(source)
     if not text.strip():
         raise InputError(f"no source given; give {_what_to_give()}")
+    if source == "toolshed":
+        _only_on_the_hub(text, split=split, revision=revision)
+        from nestling.judgments import toolshed
+
+        generated = toolshed.generate(RECORDS if records is None else records, seed=seed)
+        return Raw(generated.frame, generated.source, scale=generated.scale)
     if source == "home-depot":
         frame = _hub(HOME_DEPOT, split, revision)
         aliases = {"title": "name", "product_title": "name", "product_description": "description"}
-        return Raw(frame, text, scale=kaggle.SCALE, columns=Columns(document=("name",)), aliases=aliases)
+        return Raw(frame, text, scale=kaggle.SCALE, roles={"document": ("name",)}, aliases=aliases)
     if isinstance(source, str) and text.startswith("hf:"):
         return Raw(_hub(text.removeprefix("hf:"), split, revision), text)
     preset = isinstance(source, str) and text.startswith("home-depot:")
@@ -246,53 +291,38 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _judgments(raw: Raw, wanted: Columns, scale: tuple[float, float] | None) -> Judgments:
-    columns = _choose(raw, wanted)
-    roles = {role: getattr(columns, role) for role in KNOWN if role != "document" and getattr(columns, role)}
-    taken = {*roles.values(), *(columns.document if columns.document == ("document",) else ())}
-    texts = {name: raw.text(name) for name in columns.document}
-    frame = pl.DataFrame({role: (_score if role == "score" else Raw.text)(raw, name) for role, name in roles.items()})
-    frame = frame.with_columns(joined(list(texts.values())).alias("document"))
+def _judgments(raw: Raw, wanted: Roles, scale: tuple[float, float] | None) -> Judgments:
+    chosen = raw.choose(wanted, "score", "query_id", "document_id")
+    document = chosen.pop("document")
+    columns = {role: raw.text(*names) for role, names in chosen.items() if names}
+    for name in chosen["score"]:
+        if raw.frame[name].dtype.is_numeric() or raw.frame[name].dtype == pl.Boolean:
+            columns["score"] = raw.frame[name]
+    columns["document"] = joined([raw.text(name) for name in document])
+    taken = {name for names in chosen.values() for name in names}
     notes = raw.notes
-    if columns.score is None:
+    if not chosen["score"]:
         scale = scale or raw.scale or (0.0, 1.0)
-        frame = frame.with_columns(score=pl.lit(scale[1], dtype=pl.Float64))
-        notes = (*notes, _no_score(raw.frame.select(pl.exclude(*taken, *columns.document))))
-    for name in raw.frame.columns:
-        kept = name in texts or not (RECORD_NUMBER.fullmatch(name) or is_binary(raw.frame[name]))
-        if name not in taken and kept:
-            frame = frame.with_columns(as_text(raw.frame[name]).alias(_field_name(name, frame.columns)))
+        columns["score"] = pl.Series([scale[1]], dtype=pl.Float64).new_from_index(0, raw.frame.height)
+        notes = (*notes, _no_score(raw.frame.select(pl.exclude(*taken, *document))))
+    if document == ("document",):
+        taken.add("document")
+    for name in raw.fields(taken, always=document):
+        columns[free_name(name, (*COLUMNS, *columns))] = raw.text(name)
     return Judgments.from_frame(
-        frame,
+        pl.DataFrame({name: values.alias(name) for name, values in columns.items()}),
         scale=scale or raw.scale,
         source=raw.name,
         encoding=raw.encoding,
-        score_name=columns.score or "score",
+        score_name="".join(chosen["score"]) or "score",
         notes=notes,
     )
 
 
-def _choose(raw: Raw, wanted: Columns) -> Columns:
-    """Return the column for each role: as asked for, else as the source has it, else by a usual name."""
-    there = raw.frame.columns
-    asked = replace(wanted, document=tuple(raw.aliases.get(n, n) if n not in there else n for n in wanted.document))
-    chosen: dict[str, Any] = {role: getattr(asked, role) or getattr(raw.columns, role) for role in KNOWN}
-    for role, value in chosen.items():
-        for name in (value,) if isinstance(value, str) else value or ():
-            if name not in there:
-                hint = f" ({raw.absent[name]})" if name in raw.absent else nearest(name, there)
-                what = f"no column {files.listed([name])!r}{hint}"
-                raise InputError(f"{raw.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
-    taken = {name for v in chosen.values() if v for name in ((v,) if isinstance(v, str) else v)}
-    free = {re.sub(r"[\s-]+", "_", name.casefold()): name for name in reversed(there) if name not in taken}
-    for role, known in KNOWN.items():
-        if not chosen[role]:
-            name = next((free.pop(usual) for usual in known.split() if usual in free), None)
-            if name is None and role in ("query", "document"):
-                what = f"cannot tell which column is the {role}"
-                raise InputError(f"{raw.name}: {what}; give {OPTION[role]} one of: {files.listed(there)}")
-            chosen[role] = (name,) if name and role == "document" else name
-    return Columns(**chosen)
+def usual(role: str, there: Sequence[str]) -> tuple[str, ...]:
+    """Return the column with a usual name for a role, alone in a tuple; nothing where there is none."""
+    free = {re.sub(r"[\s-]+", "_", name.casefold()): name for name in reversed(there)}
+    return next(((free[name],) for name in KNOWN[role].split() if name in free), ())
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
@@ -320,39 +350,21 @@ def as_text(values: pl.Series) -> pl.Series:
     return values.cast(pl.String, strict=False).fill_null("")
 
 
-def _score(raw: Raw, column: str) -> pl.Series:
-    values = raw.frame[column]
-    return values if values.dtype.is_numeric() or values.dtype == pl.Boolean else raw.text(column)
-
-
 def _no_score(others: pl.DataFrame) -> str:
     """Say that there is no score column, and which of the columns that nothing else is taken from hold numbers."""
     numbers = [
         name
         for name in others.columns
-        if not RECORD_NUMBER.fullmatch(name)
+        if not _RECORD_NUMBER.fullmatch(name)
         and not others[name].dtype.is_nested()
         and others[name].alias("number").cast(pl.Float64, strict=False).is_not_null().all()
     ]
-    told = "no score column: every pair counts as relevant"
-    return f"{told}; if one of these holds scores, give it with --score: {files.listed(numbers)}" if numbers else told
+    hint = f"; if one of these holds scores, give it with --score: {files.listed(numbers)}" if numbers else ""
+    return f"no score column: every pair counts as relevant{hint}"
 
 
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def is_binary(values: pl.Series) -> bool:
-    """Whether a column holds bytes, as of pictures, and so no text."""
-    return "Binary" in str(values.dtype)
-
-
-def _field_name(name: str, taken: Sequence[str]) -> str:
-    """Return a field's name that is not one of the table's own, and that polars does not take for a pattern."""
-    while name in COLUMNS or name in taken or name.startswith("__") or name == "*" or re.fullmatch(r"\^.*\$", name):
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return a field's name that is not taken yet, and that polars does not take for a pattern."""
+    while name in taken or name.startswith("__") or name == "*" or re.fullmatch(r"\^.*\$", name):
         name = f"{name.lstrip('_')}_"
     return name

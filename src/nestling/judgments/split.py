@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import get_args
 
 import numpy as np
@@ -106,24 +107,21 @@ class Split:
 
     def leaks(self) -> list[str]:
         """Return what two sides share against the promise, a line each; an empty list is the proof that none leaks."""
-        found = []
-        for i, a in enumerate(SIDES):
-            for b in SIDES[i + 1 :]:
-                left, right = self.sides[a], self.sides[b]
-                checks = [
-                    ("query ids", left.frame["query_id"], right.frame["query_id"]),
-                    ("query texts", left.query_keys, right.query_keys),
-                ]
-                if not self.shares_documents:
-                    checks += [
-                        ("document ids", left.frame["document_id"], right.frame["document_id"]),
-                        ("document texts", left.document_keys, right.document_keys),
-                    ]
-                for what, x, y in checks:
-                    shared = set(x) & set(y)
-                    if shared:
-                        found.append(f"{a} and {b} share {len(shared)} {what}, {min(shared)!r} among them")
-        return found
+        kinds = ("query",) if self.shares_documents else ("query", "document")
+        parts = {
+            name: {
+                f"{kind} {what}": set(values)
+                for kind in kinds
+                for what, values in (("ids", side.frame[f"{kind}_id"]), ("texts", getattr(side, f"{kind}_keys")))
+            }
+            for name, side in self.sides.items()
+        }
+        return [
+            f"{a} and {b} share {len(shared)} {what}, {min(shared)!r} among them"
+            for a, b in combinations(SIDES, 2)
+            for what, values in parts[a].items()
+            if (shared := values & parts[b][what])
+        ]
 
 
 def split_judgments(
@@ -158,12 +156,12 @@ def split_judgments(
         raise InputError(f"split shares test {test:g} and dev {dev:g} must be above 0 and leave something for train")
     if method not in METHODS:
         raise InputError(f"unknown split method {method!r}; choose {', '.join(METHODS)}")
-    queries = _groups(judgments.frame["query_id"], judgments.query_keys)
-    documents = _groups(judgments.frame["document_id"], judgments.document_keys)
+    queries = _connected(_codes(judgments.frame["query_id"]), _codes(judgments.query_keys))
+    documents = _connected(_codes(judgments.frame["document_id"]), _codes(judgments.document_keys))
     if queries.max(initial=-1) < 1:
         raise InputError(f"{judgments.source}: cannot be split: it has one query only, and sides may share none")
 
-    components = _components(queries, documents)
+    components = _connected(queries, documents)
     sizes = np.bincount(components)
     largest = int(sizes.max())
     targets = {"test": test * len(judgments), "dev": dev * len(judgments)}
@@ -187,9 +185,7 @@ def split_judgments(
             f"{f'try --method {laxer[chosen]}, or ' if chosen in laxer else ''}give more data or other shares"
         )
     return Split(
-        tables["train"],
-        tables["dev"],
-        tables["test"],
+        **tables,
         method=chosen,
         reason=reason,
         seed=seed,
@@ -214,26 +210,13 @@ def _choose(method: str, largest: int, dropped: int, records: int) -> tuple[str,
     return "queries-only", f"{share}; {apart}"
 
 
-def _groups(ids: pl.Series, keys: pl.Series) -> np.ndarray:
-    """Number the entities of a column: (n_records,) int64, equal where the id or the normalised text is."""
-    by_id = _codes(ids)
-    by_key = _codes(keys)
-    n_ids = int(by_id.max(initial=-1)) + 1
-    numbers: np.ndarray = _connect(by_id, by_key + n_ids)[by_id]
-    return numbers
-
-
-def _components(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    n_queries = int(queries.max()) + 1
-    numbers: np.ndarray = _connect(queries, documents + n_queries)[queries]
-    return numbers
-
-
-def _connect(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _connected(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Number the connected components of a graph from its edges, a record each: (n_records,) int64."""
+    right = right + left.max(initial=-1) + 1
     size = int(right.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(size, size))
-    labels: np.ndarray = connected_components(edges, directed=False)[1]
-    return labels.astype(np.int64)
+    labels: np.ndarray = connected_components(edges, directed=False)[1].astype(np.int64)[left]
+    return labels
 
 
 def _codes(values: pl.Series) -> np.ndarray:

@@ -15,6 +15,7 @@ from nestling.judgments.split import SIDES, Split
 from nestling.judgments.table import Cleaning, Judgments
 
 SUMMARY = "summary.json"
+COUNTS = ("records", "dropped", "components", "largest_component")
 
 
 def write_split(split: Split, folder: Path) -> None:
@@ -45,10 +46,7 @@ def summarise(split: Split) -> dict[str, Any]:
         "seed": split.seed,
         "asked": dict(zip(SIDES, split.asked, strict=True)),
         "reached": split.reached,
-        "records": split.records,
-        "dropped": split.dropped,
-        "components": split.components,
-        "largest_component": split.largest_component,
+        **{name: getattr(split, name) for name in COUNTS},
         "sides": {
             name: {
                 "records": len(side),
@@ -80,19 +78,9 @@ def read_split(folder: Path) -> Split:
         changed = [name for name in SIDES if sides[name].fingerprint != summary["sides"][name]["fingerprint"]]
         if changed:
             raise InputError(f"{folder / changed[0]}.parquet is not the table that {SUMMARY} describes; split again")
-        return Split(
-            sides["train"],
-            sides["dev"],
-            sides["test"],
-            method=summary["method"],
-            reason=summary["reason"],
-            seed=summary["seed"],
-            asked=tuple(summary["asked"][name] for name in SIDES),
-            records=summary["records"],
-            dropped=summary["dropped"],
-            components=summary["components"],
-            largest_component=summary["largest_component"],
-        )
+        known: dict[str, Any] = {name: summary[name] for name in ("method", "reason", "seed", *COUNTS)}
+        known["asked"] = tuple(summary["asked"][name] for name in SIDES)
+        return Split(**{**sides, **known})
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no split: it has no {Path(error.filename).name}; make one with nestling split"

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,16 @@ def normalised(texts: pl.Series) -> pl.Series:
     distinct = texts.unique()
     keys = pl.Series([normalise(text) for text in distinct], dtype=pl.String)
     return texts.replace_strict(distinct, keys, return_dtype=pl.String)
+
+
+def is_relevant(scores: Any, threshold: float) -> Any:
+    """Say of scores, an array, a tensor or a column, which are those of relevant documents: the one rule.
+
+    Example:
+        >>> is_relevant(np.array([2.33, 2.5, 2.67]), 2.5).tolist()
+        [False, False, True]
+    """
+    return scores > threshold
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,13 @@ class Judgments:
                 f"{source}: no score lies on the scale {low:g} to {high:g}; give the scale that raters used"
             )
 
-        frame = _with_ids(frame)
-        frame, retitled = _one_text_a_document(frame)
+        for role in ("query", "document"):
+            column = f"{role}_id"
+            given = pl.col(column).cast(pl.String).fill_null("") if column in frame.columns else pl.lit("")
+            frame = with_ids(frame.with_columns(given.alias(column)), role)
+        fields = [name for name in frame.columns if name not in COLUMNS]
+        longest, retitled = longest_texts(frame)
+        frame = frame.drop("document").join(longest, on="document_id", how="left").select(*COLUMNS, *fields)
         frame, duplicates, conflicts = _one_record_a_pair(frame)
         cleaning = Cleaning(read, empty, out_of_scale, retitled, duplicates, conflicts)
         return cls(frame, (low, high), source, cleaning, encoding, notes)
@@ -166,6 +182,11 @@ class Judgments:
             digest.update(b"\x1e")
         return digest.hexdigest()
 
+    def relevant(self, threshold: float) -> np.ndarray:
+        """Return (n_records,) bool: which records' documents are relevant."""
+        rows: np.ndarray = is_relevant(self.frame["score"].to_numpy(), threshold)
+        return rows
+
     def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
         """Return the records with these row numbers, in the table's own order."""
         chosen = np.sort(np.asarray(rows, dtype=np.int64))
@@ -184,8 +205,8 @@ class Judgments:
         return self.take(np.random.default_rng(seed).permutation(len(self))[:n])
 
     def above(self, threshold: float) -> Judgments:
-        """Return the records with a score above `threshold`: the positives."""
-        return self.take(np.flatnonzero(self.frame["score"].to_numpy() > threshold))
+        """Return the records whose documents are relevant: the positives."""
+        return self.take(np.flatnonzero(self.relevant(threshold)))
 
 
 def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
@@ -205,35 +226,31 @@ def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
     return numbers.alias("score")
 
 
-def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
-    for text, prefix in (("query", "q"), ("document", "d")):
-        column = f"{text}_id"
-        given = pl.col(column).cast(pl.String).fill_null("") if column in frame.columns else pl.lit("")
-        frame = frame.with_columns(given.alias(column))
-        if (frame[column] == "").any():
-            keys = normalised(frame[text])
-            distinct = keys.unique()
-            ids = pl.Series([f"{prefix}{hashlib.blake2b(k.encode(), digest_size=8).hexdigest()}" for k in distinct])
-            derived = keys.replace_strict(distinct, ids, return_dtype=pl.String)
-            frame = frame.with_columns(pl.when(pl.col(column) == "").then(derived).otherwise(column).alias(column))
-    fields = [name for name in frame.columns if name not in COLUMNS]
-    return frame.select(*COLUMNS, *fields)
+def with_ids(frame: pl.DataFrame, role: str = "document") -> pl.DataFrame:
+    """Return the frame with an id in each row: its own, or where it is empty one derived from the text."""
+    column = f"{role}_id"
+    if not (frame[column] == "").any():
+        return frame
+    keys = normalised(frame[role])
+    distinct = keys.unique()
+    ids = pl.Series([role[0] + hashlib.blake2b(key.encode(), digest_size=8).hexdigest() for key in distinct])
+    derived = keys.replace_strict(distinct, ids, return_dtype=pl.String)
+    return frame.with_columns(pl.when(pl.col(column) == "").then(derived).otherwise(column).alias(column))
 
 
-def _one_text_a_document(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    longest = (
+def longest_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Return the longest text of each document id, and how many ids came with several texts."""
+    texts = (
         frame.select("document_id", "document")
         .unique()
         .sort("document_id", pl.col("document").str.len_chars(), "document", descending=[False, True, False])
     )
-    if longest.height == longest["document_id"].n_unique():
-        return frame, 0
+    longest = texts.unique("document_id", keep="first", maintain_order=True)
+    if longest.height == texts.height:
+        return longest, 0
     # Spellings of one normalised text are chosen among, but are no flaw of the data.
-    several = longest.with_columns(normalised(longest["document"]).alias("key")).unique(["document_id", "key"])
-    retitled = several.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
-    chosen = longest.unique("document_id", keep="first", maintain_order=True)
-    columns = frame.columns
-    return frame.drop("document").join(chosen, on="document_id", how="left").select(columns), retitled
+    several = texts.with_columns(normalised(texts["document"]).alias("key")).unique(["document_id", "key"])
+    return longest, several.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
 
 
 def _one_record_a_pair(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:

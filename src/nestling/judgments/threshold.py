@@ -112,7 +112,7 @@ def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
                 f"{judgments.source}: on a scale of {low:g} to {high:g} give the threshold above which a document is "
                 f"relevant (--threshold, or data.threshold){hint}"
             )
-    kept = int((scores > threshold).sum())
+    kept = int(judgments.relevant(threshold).sum())
     mistaken = kept == len(scores) and threshold < low and not judgments.all_alike
     if mistaken or not kept:
         unless = f"; where all are relevant, give --scale {threshold:g} {high:g}" if mistaken else ""

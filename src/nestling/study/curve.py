@@ -23,7 +23,7 @@ from nestling.judgments.table import Judgments
 from nestling.progress import Observer
 from nestling.study.log import logged_to
 from nestling.study.train import fit_watched
-from nestling.study.tune.context import Ground, prepare
+from nestling.study.tune.context import Context, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _checked(shares: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(shares)))
 
 
-def _point(ground: Ground, share: float, seed: int, observer: Observer) -> Point:
+def _point(ground: Context, share: float, seed: int, observer: Observer) -> Point:
     """Read what an earlier call made of a share, or train on it."""
     folder = ground.folder.curve
     job = ground.job(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
@@ -210,7 +210,7 @@ def _point(ground: Ground, share: float, seed: int, observer: Observer) -> Point
     return point
 
 
-def _finish(ground: Ground, points: tuple[Point, ...]) -> Curve:
+def _finish(ground: Context, points: tuple[Point, ...]) -> Curve:
     from nestling.report.charts import save, short_source
     from nestling.study.tune.charts import learning_curve
 

@@ -238,7 +238,7 @@ def start_worker(tiny: Path, runs: Path, *, trials: int, seconds: float, togethe
     """Start a process that makes the call when `together` of them are ready, and sleeps in each training."""
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tiny), str(runs), str(trials), str(seconds), str(together)],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )

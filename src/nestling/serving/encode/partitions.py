@@ -12,10 +12,10 @@ from polars import selectors
 from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
-from nestling.judgments.catalogue import OWN, load_catalogue, usual, with_ids
-from nestling.judgments.files import listed
+from nestling.judgments.catalogue import OWN, load_catalogue
 from nestling.judgments.identity import VISIBLE
-from nestling.judgments.sources import Raw, joined, nearest
+from nestling.judgments.sources import Raw, as_names, joined
+from nestling.judgments.table import with_ids
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[
     from pyarrow import parquet
 
     sizes: list[tuple[Path, int]] = []
+    columns = {"document": document, "document_id": as_names(key)}
     for path in paths:
         try:
             about = parquet.read_metadata(path)
@@ -114,21 +115,14 @@ def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[
         except (OSError, pa.ArrowException) as error:
             what = f"{path}: no Parquet file ({str(error).splitlines()[0]}); mend or remove it"
             raise unread(path, error, what) from None
-        if not sizes:
-            document = document or usual("document", there)
-            key = key or next(iter(usual("document_id", there)), None)
-            if not document:
-                what = "cannot tell which column is the document"
-                raise InputError(f"{path}: {what}; give --document one of: {listed(there)}")
-        for option, asked in (("--document", document), ("--document-id", (key,) if key else ())):
-            for column in asked:
-                if column not in there:
-                    what = f"no column {listed([column])!r}{nearest(column, there)}"
-                    raise InputError(f"{path}: {what}; give {option} one of: {listed(there)}")
+        # The first file settles the columns; the others need only have them.
+        raw = Raw(pl.DataFrame(schema=dict.fromkeys(there, pl.String)), str(path))
+        columns = {role: names for role, names in raw.choose(columns, "document_id").items() if names}
         sizes.append((path.resolve(), int(about.num_rows)))
     if not any(rows for _, rows in sizes):
         raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
-    return Source(name, document, key, _cut(sizes, partition))
+    document_id = next(iter(columns.get("document_id", ())), None)
+    return Source(name, columns["document"], document_id, _cut(sizes, partition))
 
 
 def _parquet_files(folder: Path) -> list[Path]:

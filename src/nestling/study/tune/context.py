@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Context:
     """One variant of an experiment on its data.
 
     Attributes:
@@ -37,6 +37,7 @@ class Ground:
         split: the run's own; of its sides only train and dev are for use here.
         split_print: fingerprint of what the split was made from, as in the run's state.
         source: where the judgments came from, as a person would name it.
+        job: settings -> the training of the variant with these.
     """
 
     experiment: Experiment
@@ -58,7 +59,7 @@ class Ground:
         return selection(self.job(self.settings).matryoshka)
 
 
-def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Ground:
+def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Context:
     """Load the judgments and read the run's split, or make it where there is none yet.
 
     Everything is checked before anything is written.
@@ -79,7 +80,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     folder = RunFolder(runs / experiment.name)
     made_from = split_print(judgments, experiment.split)
     sides = _split(judgments, experiment, folder, made_from, observer)
-    return Ground(experiment, chosen, settings, folder, sides, made_from, threshold, judgments.source)
+    return Context(experiment, chosen, settings, folder, sides, made_from, threshold, judgments.source)
 
 
 def find_variant(experiment: Experiment, name: str | None) -> Variant:

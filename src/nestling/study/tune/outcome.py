@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     import optuna
 
     from nestling.study.tune.space import Space, Value
-
-IMPORTANCE_TRIALS = 10
-"""Complete trials below which no share of a setting is worth drawing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def tuned(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -
 
 def trials_frame(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:
     """Return a row a trial: trial, state, the `metric`, seconds, reason, by_epoch, and a column a setting."""
-    columns: dict[str, pl.Series] = {
+    columns = {
         "trial": pl.Series([record.number for record in records], dtype=pl.Int64),
         "state": pl.Series([record.state for record in records], dtype=pl.String),
         metric: pl.Series([record.value for record in records], dtype=pl.Float64),
@@ -113,22 +109,3 @@ def trials_frame(records: Sequence[TrialRecord], space: Space, *, metric: str) -
             values = [None if value is None else str(value) for value in values]
         columns[dimension.name] = pl.Series(values, strict=False)
     return pl.DataFrame(columns)
-
-
-def importance_of(study: optuna.Study) -> tuple[dict[str, float], str]:
-    """Return each setting's share in how a trial's worth varies, largest first; or nothing, and why.
-
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the settings of the better trials differ, one setting
-    at a time, from those of all.
-    """
-    import optuna
-
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if len(complete) < IMPORTANCE_TRIALS:
-        return {}, f"no picture of importance: {len(complete)} complete trials, and it takes {IMPORTANCE_TRIALS}"
-    if len({trial.value for trial in complete}) == 1:
-        return {}, "no picture of importance: all trials came to the same figure"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(study)
-    return dict(sorted(found.items(), key=lambda item: -item[1])), ""

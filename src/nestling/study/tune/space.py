@@ -41,9 +41,8 @@ class Dimension:
     """One setting and its values: either some choices, or a range from low to high with both ends.
 
     Attributes:
-        low, high: a range; whole numbers where both are whole. None where there are choices.
+        low, high: of a range; whole numbers where both are whole.
         log: whether the range is searched evenly in its logarithm.
-        choices: null, truth values, numbers and texts.
     """
 
     name: str
@@ -180,7 +179,7 @@ def _choices(name: str, given: Any) -> Dimension:
         raise ValueError("choices needs a list of values")
     choices = tuple(_number(value) for value in given)
     for value in choices:
-        if not (value is None or isinstance(value, bool | int | float | str)):
+        if not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"a choice is a number, a text, true, false or null, not {value!r}")
         if choices.count(value) > 1:
             raise ValueError(f"{value!r} is there twice")

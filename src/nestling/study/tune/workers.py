@@ -1,31 +1,51 @@
-"""One search, several workers: Optuna's storage with heartbeats, and the trials of dead workers tried again."""
+"""The trials of a search: Optuna's storage with heartbeats, shared by workers, and what one trial does."""
 
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 from filelock import FileLock
+from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nestling.errors import InputError
-from nestling.study.tune.pruning import FairMedian
+from nestling.progress import Observer
+from nestling.study.tune.context import Context
+from nestling.study.tune.space import Space, described, settings_with
+from nestling.training.result import worded
 
-FINISHED, FAIL = (TrialState.COMPLETE, TrialState.PRUNED), TrialState.FAIL
+if TYPE_CHECKING:
+    from nestling.config.training import TrainingSettings
+    from nestling.progress import TrainingProgress
+    from nestling.training.result import TrainingResult
+
+logger = logging.getLogger(__name__)
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP_TRIALS = 6
 RETRIES = 2
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
 POLL_SECONDS = 1.0
+ALL_UNFIT = 3
+"""A search gives up when so many trials have ended and none of them could be trained."""
+LIKE = 3
+"""Complete trials of its like that a trial is held against, or it is not pruned."""
+IMPORTANCE_TRIALS = 10
+"""Complete trials below which no share of a setting is worth drawing."""
 
 
 def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any] | None) -> optuna.Study:
@@ -44,7 +64,7 @@ def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any] | N
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     # Of workers that start together one makes the tables.
-    with FileLock(f"{file}.lock") if file else nullcontext(), _experimental():
+    with lock_of(storage), _experimental():
         try:
             study = optuna.create_study(
                 storage=RDBStorage(
@@ -78,46 +98,59 @@ def work(
     *,
     trials: int,
     seed: int,
-    after: Callable[[], None],
-    waiting: Callable[[int], None],
-) -> int:
-    """Run trials until `trials` have finished, whoever ran them; return how many this process ran.
+    lock: AbstractContextManager[object],
+    observer: Observer,
+) -> bool:
+    """Run trials until `trials` have finished, whoever ran them; return whether there was anything to do.
 
-    A trial whose worker died is run again with the same settings, `RETRIES` times at most; one that this process
-    breaks off is queued again. While other workers run the last ones it waits, to take over from one that dies.
+    A trial whose worker died is run again with the same settings, `RETRIES` times at most. While other workers run the
+    last ones it waits, to take over from one that dies.
     The sampler is TPE (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization), seeded for each trial by
     the number of those before it: a search by one worker gives the same trials again, also one that was interrupted.
-
-    Args:
-        after: called when a trial of this process has finished.
-        waiting: called once with the number of trials of others that it waits for.
     """
-    done, said = 0, False
+    worked = waits = False
     while True:
-        with _experimental():
+        with ExitStack() as until_begun, _experimental():
+            # Workers of one machine begin one after the other, so that each knows of the others' trials.
+            until_begun.enter_context(lock)
             fail_stale_trials(study)
-        finished = len(trials_of(study, *FINISHED))
-        running = len(trials_of(study, TrialState.RUNNING))
-        if finished >= trials:
-            return done
-        if finished + running >= trials:
-            if not said:
-                waiting(running)
-                said = True
-            time.sleep(POLL_SECONDS)
-            continue
-        # Settings that were given up must not come again, as they would from the same seed.
-        given_up = sum(len(each.system_attrs.get("retry_history", ())) >= RETRIES for each in trials_of(study, FAIL))
-        with _experimental():
-            study.sampler = optuna.samplers.TPESampler(
-                seed=int(np.random.SeedSequence([seed, finished + running + given_up]).generate_state(1)[0]),
-                n_startup_trials=STARTUP_TRIALS,
-                multivariate=True,
-                constant_liar=True,
-            )
-            study.optimize(_again_if_broken(objective), n_trials=1)
-        done += 1
-        after()
+            # In one look, since a trial that ends between two would be in neither.
+            begun = trials_of(study, TrialState.RUNNING, *FINISHED)
+            running = sum(each.state == TrialState.RUNNING for each in begun)
+            if len(begun) - running >= trials:
+                return worked
+            if len(begun) < trials:
+                failed = trials_of(study, TrialState.FAIL)
+                # Settings that were given up must not come again, as they would from the same seed.
+                given_up = sum(len(each.system_attrs.get("retry_history", ())) >= RETRIES for each in failed)
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=int(np.random.SeedSequence([seed, len(begun) + given_up]).generate_state(1)[0]),
+                    n_startup_trials=STARTUP_TRIALS,
+                    multivariate=True,
+                    constant_liar=True,
+                )
+                study.optimize(_after(until_begun.close, objective), n_trials=1)
+                worked = True
+                if len(trials_of(study, *FINISHED)) >= ALL_UNFIT and not trials_of(study, TrialState.COMPLETE):
+                    return worked
+                continue
+        if not waits:
+            observer.stage("wait", f"{running} trials of other workers are running")
+            waits = True
+        time.sleep(POLL_SECONDS)
+
+
+def _after(first: Callable[[], None], objective: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
+    def run(trial: optuna.Trial) -> float:
+        first()
+        return objective(trial)
+
+    return run
+
+
+def lock_of(storage: Path | str) -> AbstractContextManager[object]:
+    """Return what one worker of a machine at a time may hold; nothing for the URL of a database."""
+    return nullcontext() if "://" in str(storage) else FileLock(f"{storage}.lock")
 
 
 def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
@@ -125,28 +158,117 @@ def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states)
 
 
-def first_number(trial: optuna.Trial) -> int:
-    """Return the number of the trial that this one runs again; its own where it runs for the first time."""
-    return int(_frozen(trial).system_attrs.get("failed_trial", trial.number))
+def train_trial(trial: optuna.Trial, space: Space, context: Context, folder: Path, observer: Observer) -> float:
+    """Train with the settings of one trial, return what that is worth on dev, and remove what it wrote.
+
+    A trial that is broken off is queued again, and goes on from its checkpoint: without end after a person's Ctrl-C,
+    which says nothing of the settings, else `RETRIES` times, since they may be what kills the worker.
+    """
+    params, metric = {dimension.name: dimension.suggest(trial) for dimension in space}, context.metric
+    first = int(_frozen(trial).system_attrs.get("failed_trial", trial.number))
+    folder = folder / f"trial-{first}"
+    observer.stage(f"trial {trial.number}", described(params))
+    start = time.perf_counter()
+    try:
+        settings = settings_with(context.settings, params)
+        trial.set_user_attr("epochs", settings.epochs)
+        result = _fit(trial, context, settings, folder, observer, again=first != trial.number)
+    except (InputError, optuna.TrialPruned) as stop:
+        # A loss that diverges, a batch that the data cannot fill: news of these settings, not of the search.
+        trial.set_user_attr("reason", str(stop))
+        observer.note(f"cannot be trained: {stop}" if isinstance(stop, InputError) else str(stop))
+        shutil.rmtree(folder, ignore_errors=True)
+        raise optuna.TrialPruned(str(stop)) from None
+    except BaseException as error:
+        retries = None if isinstance(error, KeyboardInterrupt) else RETRIES
+        RetryHeartbeatStaleTrialCallback(retries)(trial.study, _frozen(trial))
+        raise
+    finally:
+        trial.set_user_attr("seconds", time.perf_counter() - start)
+        observer.done()
+    value = float(result.after[metric])
+    trial.set_user_attr("before", result.before[metric])
+    # The value is that of the weights kept, which the last epoch's need not be.
+    by_epoch = [entry[f"eval_{metric}"] for entry in result.history if f"eval_{metric}" in entry]
+    trial.report(by_epoch[-1] if by_epoch else value, step=math.ceil(settings.epochs))
+    observer.note(f"{worded(metric)} {result.before[metric]:.4f} -> {value:.4f}")
+    logger.info("trial %d: %s %.4f with %s", trial.number, worded(metric), value, described(params))
+    shutil.rmtree(folder, ignore_errors=True)
+    return value
+
+
+def _fit(
+    trial: optuna.Trial, context: Context, settings: TrainingSettings, folder: Path, observer: Observer, *, again: bool
+) -> TrainingResult:
+    from nestling.training.trainer import fit
+
+    reported = 0
+
+    def watch(progress: TrainingProgress) -> None:
+        nonlocal reported
+        observer.training(f"trial {trial.number}", progress)
+        # Dev is measured after the last step of an epoch has been told of, so its figure comes with the next step.
+        epoch = math.ceil(progress.epoch - 1e-6) - 1
+        if progress.dev is None or epoch <= reported:
+            return
+        reported = epoch
+        trial.report(progress.dev, step=epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after epoch {epoch} at {worded(context.metric)} {progress.dev:.4f}")
+
+    return fit(
+        context.split.train,
+        context.split.dev,
+        context.job(settings),
+        output=folder / "model",
+        work=folder / "work",
+        report=watch,
+        note=observer.note if trial.number == 0 or again else None,
+    )
 
 
 def _frozen(trial: optuna.Trial) -> FrozenTrial:
-    return next(each for each in trials_of(trial.study, TrialState.RUNNING) if each.number == trial.number)
+    return trial.study.trials[trial.number]
 
 
-def _again_if_broken(objective: Callable[[optuna.Trial], float]) -> Callable[[optuna.Trial], float]:
-    def run(trial: optuna.Trial) -> float:
-        try:
-            return objective(trial)
-        except optuna.TrialPruned:
-            raise
-        except BaseException as error:
-            # A person's Ctrl-C says nothing of the settings; what kills its worker must not do so for ever.
-            retries = None if isinstance(error, KeyboardInterrupt) else RETRIES
-            RetryHeartbeatStaleTrialCallback(retries)(trial.study, _frozen(trial))
-            raise
+class FairMedian(BasePruner):
+    """The median stopping rule (Golovin et al. 2017, Google Vizier), among trainings that are at least as long.
 
-    return run
+    A trial stops after an epoch when the best that it has reached is below the median of what finished trials had
+    then. A schedule that falls over more epochs stands lower after its first than one that is already at its end, so
+    a training is never held against a shorter one, as Optuna's own median would; nor before three of its like are
+    known. Trials carry their length as the user attribute `epochs`.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether `trial` should stop after the epoch that it reported last."""
+        epoch = trial.last_step
+        if epoch is None:
+            return False
+        length = trial.user_attrs["epochs"]
+        others = [
+            other.intermediate_values[epoch]
+            for other in trials_of(study, TrialState.COMPLETE)
+            if other.user_attrs["epochs"] >= length and epoch in other.intermediate_values
+        ]
+        return len(others) >= LIKE and max(trial.intermediate_values.values()) < median(others)
+
+
+def importance_of(study: optuna.Study) -> tuple[dict[str, float], str]:
+    """Return each setting's share in how a trial's worth varies, largest first; or nothing, and why.
+
+    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the settings of the better trials differ, one setting
+    at a time, from those of all.
+    """
+    complete = trials_of(study, TrialState.COMPLETE)
+    if len(complete) < IMPORTANCE_TRIALS:
+        return {}, f"no picture of importance: {len(complete)} complete trials, and it takes {IMPORTANCE_TRIALS}"
+    if len({trial.value for trial in complete}) == 1:
+        return {}, "no picture of importance: all trials came to the same figure"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(study)
+    return dict(sorted(found.items(), key=lambda item: -item[1])), ""
 
 
 @contextmanager
