@@ -24,7 +24,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.models.load import load_model
 from nestling.progress import Observer
-from nestling.report import charts, pages, tables
+from nestling.report import charts, page, tables
 from nestling.study import measure as measuring
 from nestling.study import stages
 from nestling.study.estimate import EVALUATION, REPORT, Rates, Texts, Work, measure, trainings
@@ -334,7 +334,7 @@ class _Study:
         )
         self.observer.stage("report")
         results, comparisons, pictures = study.write(self.folder)
-        report = pages.write_pages(self.folder)
+        report = page.write_pages(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,
