@@ -10,7 +10,9 @@ from rich.console import Console
 
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.recommend import KEPT, smallest
-from nestling.report.grid_view import advice_lines, front_alone, grid_table, size, stored_as
+from nestling.report.grid_view import advice_lines, front_alone, grid_table
+from nestling.report.render.terminal import terminal
+from nestling.report.table import Table
 
 CELLS = [
     (Cell(384), 0.80, False),
@@ -36,10 +38,10 @@ def kept_of(cells: list[tuple[Cell, float, bool]]) -> pl.DataFrame:
 KEPT_ROWS = kept_of(CELLS)
 
 
-def shown(table: object) -> list[str]:
+def shown(table: Table) -> list[str]:
     console = Console(width=80, color_system=None)
     with console.capture() as captured:
-        console.print(table)
+        console.print(terminal(table))
     return captured.get().splitlines()
 
 
@@ -142,28 +144,3 @@ def test_the_full_embedding_itself_is_not_called_smaller():
 def test_advice_for_no_documents_or_dims_is_an_error(full: int, documents: int):
     with pytest.raises(ValueError, match="1 or more"):
         advice_lines(row(1, 1, 4, "int8", "none", 0, 6), measure="recall@10", full=full, documents=documents)
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (9_994, "9.99 kB"),
-        (9_996, "10.0 kB"),
-        (99_960, "100 kB"),
-        (999_400, "999 kB"),
-        (999_500, "1.00 MB"),
-        (30_720_000, "30.7 MB"),
-        (153_600_000_000, "154 GB"),
-        (2e18, "2000 PB"),
-    ],
-)
-def test_sizes_have_three_digits_and_decimal_units(n_bytes: float, text: str):
-    assert size(n_bytes) == text
-
-
-def test_cells_are_put_in_words():
-    assert stored_as("int8", "none", 0) == "int8"
-    assert stored_as("binary", "pca", 4, long=True) == "binary, PCA-rotated, rescored x4"

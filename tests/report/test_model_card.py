@@ -21,7 +21,7 @@ from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.model_card import addressed, model_card, write_cards
 from nestling.report.page_data import PageData, load_page_data
-from nestling.report.page_tables import training_table
+from nestling.report.tables import training_table
 
 N = 40
 
@@ -171,7 +171,7 @@ def test_steps_that_were_left_out_are_named_in_the_card_and_in_the_reports_table
     line = "the rotation: dev recall@10 0.7000 0.4000 with it, 0.7000 0.5000 without"
     data.study["training"]["mnrl"]["left_out"] = [line]
     assert f"Left out, as dev was lower for it: {line}." in model_card(data, "mnrl")
-    assert training_table(data).groups[0][1][0][0].below == line
+    assert training_table(data.study["training"], {}).groups[0][1][0][0].below == line
 
 
 def test_a_difference_that_may_be_chance_is_no_gain(tmp_path: Path):

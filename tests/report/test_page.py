@@ -16,7 +16,7 @@ from fixtures.study import make_study
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
-from nestling.report.page import write_page
+from nestling.report.page import write_pages
 
 N = 40
 MARK = "document.title='RAN'"
@@ -87,7 +87,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents=texts,
         source=f'<img src=x onerror={MARK}><script>{MARK}<!-- & "shop".csv',
     )
-    return write_page(folder)
+    return write_pages(folder)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_what_a_run_lacks_is_left_out_with_a_line_that_says_so(tmp_path: Path):
         tmp_path / "bare", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], rankings=False, pages=False
     )
     folder.slices.unlink()
-    text = parsed(write_page(folder).read_text(encoding="utf-8")).text
+    text = parsed(write_pages(folder).read_text(encoding="utf-8")).text
     assert "The query explorer is left out" in text
     assert "The score histogram is not in the run folder" in text
     for title in ("Slices", "Significance", "Training", "Size and quality"):
@@ -164,7 +164,7 @@ def test_a_leak_between_the_sides_is_told(tmp_path: Path):
     folder = make_study(
         tmp_path / "leaky", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], queries=queries, pages=False
     )
-    text = parsed(write_page(folder).read_text(encoding="utf-8")).text
+    text = parsed(write_pages(folder).read_text(encoding="utf-8")).text
     assert "Leak, so the figures are too good: train and test share 1 query texts" in text
 
 
@@ -175,7 +175,7 @@ def test_folders_of_this_machine_are_not_on_the_page(tmp_path: Path):
     study = json.loads(folder.results_json.read_text(encoding="utf-8"))
     study["experiment"]["model"] = "/srv/secret/mini"
     folder.results_json.write_text(json.dumps(study), encoding="utf-8")
-    html = write_page(folder).read_text(encoding="utf-8")
+    html = write_pages(folder).read_text(encoding="utf-8")
     assert "secret" not in html
     assert "source: shop.csv" in html
     assert "model: mini" in html
@@ -183,22 +183,22 @@ def test_folders_of_this_machine_are_not_on_the_page(tmp_path: Path):
 
 def test_the_same_tables_give_the_same_page(tmp_path: Path):
     folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], dev={"mnrl": (0.5, 0.6)})
-    first = write_page(folder).read_bytes()
-    assert write_page(folder).read_bytes() == first
+    first = write_pages(folder).read_bytes()
+    assert write_pages(folder).read_bytes() == first
 
 
 def test_an_unfinished_or_old_run_is_refused_in_a_line(tmp_path: Path):
     with pytest.raises(
         InputError, match=r"holds no finished run: it has no results\.json; finish it with nestling run"
     ):
-        write_page(RunFolder(tmp_path))
+        write_pages(RunFolder(tmp_path))
     folder = make_study(tmp_path / "run", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], pages=False)
     pl.read_parquet(folder.results).drop("rotation").write_parquet(folder.results)
     with pytest.raises(InputError, match=r"results\.parquet lacks column 'rotation', so an earlier version wrote it"):
-        write_page(folder)
+        write_pages(folder)
     folder.results.write_bytes(b"no table")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
-        write_page(folder)
+        write_pages(folder)
     assert not folder.report.exists()
 
 

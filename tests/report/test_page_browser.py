@@ -10,7 +10,7 @@ import pytest
 from fixtures.browser import opened
 from fixtures.study import make_study
 from nestling.evaluation.cells import Cell
-from nestling.report.page import write_page
+from nestling.report.page import write_pages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -36,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         queries=texts,
         documents=texts,
     )
-    return write_page(folder)
+    return write_pages(folder)
 
 
 def focused(page: Page) -> str:

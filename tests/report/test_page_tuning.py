@@ -11,7 +11,7 @@ import pytest
 from fixtures.study import make_study
 from nestling.config.run_folder import RunFolder
 from nestling.evaluation.cells import Cell
-from nestling.report.page import write_page
+from nestling.report.page import write_pages
 from nestling.report.page_tuning import findings
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><script>alert(1)</script><path d="M0 0H9"/></svg>'
@@ -48,7 +48,7 @@ def test_the_best_complete_trial_and_the_curves_verdict_are_told_with_their_pict
     )
     assert curve.text == "mnrl on growing shares of the training data. more <b> would help."
     assert [name for name, _ in (*search.pictures, *curve.pictures)] == ["trials", "curve"]
-    html = write_page(folder).read_text()
+    html = write_pages(folder).read_text()
     assert "more &lt;b&gt; would help." in html
     assert html.count('aria-label="Search of settings: trials"') == 2
     assert "alert(1)" not in html
@@ -62,11 +62,11 @@ def test_the_mean_over_sizes_is_called_so(folder: RunFolder):
 
 def test_a_run_without_them_has_no_such_section(tmp_path: Path):
     made = make_study(tmp_path / "run", {"pretrained": {Cell(8): [1.0, 0.0]}}, variants=["pretrained"], pages=False)
-    assert 'id="tuning"' not in write_page(made).read_text()
+    assert 'id="tuning"' not in write_pages(made).read_text()
 
 
 def test_damaged_side_tables_are_left_out_and_the_page_is_still_written(folder: RunFolder):
     (folder.tuning / "trials.parquet").write_bytes(b"no parquet")
     (folder.curve / "curve.json").write_text("{")
     assert findings(folder) == []
-    assert 'id="tuning"' not in write_page(folder).read_text()
+    assert 'id="tuning"' not in write_pages(folder).read_text()

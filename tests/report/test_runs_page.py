@@ -23,7 +23,7 @@ from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.runs_data import RunsData, load_runs
-from nestling.report.runs_page import render, verdict, write_runs_page
+from nestling.report.runs_page import page, verdict, write_runs_page
 from nestling.report.runs_settings import told_apart
 
 N = 40
@@ -167,7 +167,7 @@ def test_pairs_of_three_runs_are_corrected_for_their_number(two: tuple[RunFolder
 
 
 def test_the_page_shows_the_figures_with_gains_and_p(data: RunsData):
-    cells = parsed(render(data)).cells
+    cells = parsed(page(data)).cells
     at = cells.index("a: mnrl|its run's best on dev")
     assert cells[at + 1 : at + 4][0] == "64"
     assert cells[at + 2].startswith("0.7500|.")
@@ -185,7 +185,7 @@ def test_only_settings_that_differ_are_listed(data: RunsData):
         "mnrl: training.epochs": {"b": 2},
     }
     assert data.environment == {"torch": {"b": "9.9"}}
-    cells = parsed(render(data)).cells
+    cells = parsed(page(data)).cells
     at = cells.index("training.learning_rate")
     assert cells[at : at + 3] == ["training.learning_rate", "0.0001", "0.002"]
     at = cells.index("torch")
@@ -203,7 +203,7 @@ def test_folders_of_this_machine_are_not_on_the_page_but_to_tell_two_models_apar
     ]
     found = load_runs(runs)
     assert found.settings == {"model": {"a": "a/mini", "b": "b/mini"}}
-    assert "secret" not in render(found)
+    assert "secret" not in page(found)
 
 
 def test_the_verdict_names_the_best_on_dev_and_what_test_says(data: RunsData):
@@ -260,13 +260,13 @@ def test_runs_without_training_have_no_best(tmp_path: Path):
     ]
     found = load_runs(runs)
     assert verdict(found)[0].text == "No run trained a model, so dev has nothing to choose from."
-    assert "Training" not in parsed(render(found)).text
+    assert "Training" not in parsed(page(found)).text
     assert found.pairs["difference"].to_list() == pytest.approx([-0.25, -0.125])
 
 
 def test_a_training_that_fell_below_its_base_is_marked(tmp_path: Path):
     found = load_runs([study(tmp_path / "a", 30, dev=0.4), study(tmp_path / "b", 33, dev=0.3)])
-    assert "a: mnrl|its run's best on dev; on dev below its base" in parsed(render(found)).cells
+    assert "a: mnrl|its run's best on dev; on dev below its base" in parsed(page(found)).cells
     assert "On dev it ended below its base." in verdict(found)[0].text
 
 
@@ -423,11 +423,11 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_loaded(hostile: Path):
 
 
 def test_ids_are_unique_links_lead_somewhere_and_headings_have_scopes(data: RunsData):
-    page = parsed(render(data))
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    html = parsed(page(data))
+    ids = [attrs["id"] for _, attrs in html.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert {attrs["href"] for tag, attrs in page.tags if tag == "a"} <= {f"#{name}" for name in ids}
-    assert all(attrs.get("scope") in {"row", "col", "rowgroup"} for tag, attrs in page.tags if tag == "th")
+    assert {attrs["href"] for tag, attrs in html.tags if tag == "a"} <= {f"#{name}" for name in ids}
+    assert all(attrs.get("scope") in {"row", "col", "rowgroup"} for tag, attrs in html.tags if tag == "th")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

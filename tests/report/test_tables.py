@@ -10,16 +10,15 @@ from rich.console import Console
 
 from nestling.evaluation.grid import SCHEMA
 from nestling.report.render.terminal import terminal
+from nestling.report.table import Table
 from nestling.report.tables import (
     Figure,
     bounds,
     by_dim,
     by_dim_table,
     full_size,
-    full_size_table,
     is_fused,
-    label,
-    percent,
+    narrow_full_size_table,
     reference_of,
     unfused_first,
 )
@@ -48,10 +47,10 @@ def results() -> pl.DataFrame:
     return long(ROWS)
 
 
-def shown(table: object) -> str:
+def shown(table: Table) -> str:
     console = Console(width=80, color_system=None)
     with console.capture() as captured:
-        console.print(table)
+        console.print(terminal(table))
     return captured.get()
 
 
@@ -88,31 +87,23 @@ def test_the_reference_is_the_untouched_model_that_the_trained_ones_start_from()
 
 
 def test_a_variant_without_a_size_has_an_empty_cell(results: pl.DataFrame):
-    text = shown(terminal(by_dim_table(by_dim(results), "recall@10")))
+    text = shown(by_dim_table(by_dim(results), "recall@10"))
     line = next(line for line in text.splitlines() if "tuned" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["tuned", "", "0.6000", "0.5400"]
 
 
 def test_a_regression_is_said_in_the_table(results: pl.DataFrame):
     rows = full_size(results, reference="pretrained")
-    assert "REGRESSION" in shown(full_size_table(rows, caption="", regressions=["tuned"]))
-    assert "REGRESSION" not in shown(full_size_table(rows, caption=""))
+    assert "REGRESSION" in shown(narrow_full_size_table(rows, caption="", regressions=["tuned"]))
+    assert "REGRESSION" not in shown(narrow_full_size_table(rows, caption=""))
 
 
 def test_names_cannot_inject_markup(results: pl.DataFrame):
     hostile = results.with_columns(pl.col("variant").str.replace("tuned", "[red]x[/red]"))
     rows = full_size(hostile, reference=None)
-    assert "│ [red]x[/red] │" in shown(full_size_table(rows, caption=""))
-    assert "gain over [b]" in shown(full_size_table(rows, caption="gain over [b]"))
-    assert "│ [red]x[/red] │" in shown(terminal(by_dim_table(by_dim(hostile), "recall@10")))
-
-
-def test_percentages_carry_a_sign():
-    assert (percent(1.25), percent(-0.04), percent(None)) == ("+1.2%", "-0.0%", "")
-
-
-def test_measures_are_written_as_the_field_writes_them():
-    assert [label(name) for name in ("mrr@10", "ndcg@5", "recall@10")] == ["MRR@10", "nDCG@5", "recall@10"]
+    assert "│ [red]x[/red] │" in shown(narrow_full_size_table(rows, caption=""))
+    assert "gain over [b]" in shown(narrow_full_size_table(rows, caption="gain over [b]"))
+    assert "│ [red]x[/red] │" in shown(by_dim_table(by_dim(hostile), "recall@10"))
 
 
 OTHER_CELLS = [("int8", "none", 0), ("float32", "pca", 0), ("float32", "none", 4)]
@@ -139,7 +130,7 @@ def test_bm25_has_no_size_and_is_not_in_the_table_by_size(results: pl.DataFrame)
     rows = full_size(both, reference="pretrained")
     assert (rows[-1].variant, rows[-1].dim) == ("bm25", 0)
     assert astuple(rows[-1].figures["recall@10"]) == pytest.approx((0.40, -20.0, 0.39, 0.41))
-    line = next(line for line in shown(full_size_table(rows, caption="")).splitlines() if "bm25" in line)
+    line = next(line for line in shown(narrow_full_size_table(rows, caption="")).splitlines() if "bm25" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["bm25", "-", "0.4000  -20.0%"]
     assert "bm25" not in [row.variant for row in by_dim(both)]
 
@@ -151,7 +142,9 @@ def test_the_reference_may_be_bm25(results: pl.DataFrame):
 
 def test_the_first_two_measures_have_their_interval_below_the_value(results: pl.DataFrame):
     measures = [results.with_columns(pl.lit(name).alias("measure")) for name in ("recall@10", "mrr@10", "ndcg@10")]
-    lines = shown(full_size_table(full_size(pl.concat(measures), reference="pretrained"), caption="")).splitlines()
+    lines = shown(
+        narrow_full_size_table(full_size(pl.concat(measures), reference="pretrained"), caption="")
+    ).splitlines()
     first = next(number for number, line in enumerate(lines) if "tuned" in line)
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines[first : first + 2]]
     assert rows == [
@@ -163,7 +156,7 @@ def test_the_first_two_measures_have_their_interval_below_the_value(results: pl.
 
 def test_without_intervals_and_gains_neither_is_spoken_of(results: pl.DataFrame):
     bare = results.with_columns(pl.lit(None, pl.Float64).alias("low"), pl.lit(None, pl.Float64).alias("high"))
-    text = shown(full_size_table(full_size(bare, reference=None), caption=""))
+    text = shown(narrow_full_size_table(full_size(bare, reference=None), caption=""))
     assert "interval" not in text
     assert "gain" not in text
 
@@ -177,9 +170,9 @@ def test_the_table_of_a_whole_study_fits_80_columns():
         for dim in (768, 384, 192, 96, 48)
     ]
     results = long([*rows, *(("bm25-stemmed", 0, measure, 0.4) for measure in ("recall@10", "mrr@10", "ndcg@10"))])
-    text = shown(full_size_table(full_size(results, reference="pretrained"), caption="", regressions=["mnrl"]))
+    text = shown(narrow_full_size_table(full_size(results, reference="pretrained"), caption="", regressions=["mnrl"]))
     assert "│ all-mpnet-base-v2+bm25 │  768 │" in text
-    assert "│ all-mpnet-base-v2+bm25 │ 0.5000 │" in shown(terminal(by_dim_table(by_dim(results), "recall@10")))
+    assert "│ all-mpnet-base-v2+bm25 │ 0.5000 │" in shown(by_dim_table(by_dim(results), "recall@10"))
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -196,5 +189,5 @@ def test_a_fusion_is_known_by_the_name_of_its_model_and_stands_behind_the_others
 
 
 def test_no_rows_make_an_empty_table():
-    assert "variant" in shown(full_size_table([], caption=""))
+    assert "variant" in shown(narrow_full_size_table([], caption=""))
     assert by_dim(long([("bm25", 0, "recall@10", 0.40)])) == []

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import polars as pl
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from nestling.evaluation.significance import SCHEMA, compare_all
 from nestling.report.render.terminal import terminal
 from nestling.report.table import Table
-from nestling.report.tables import comparison_table, p_value, points
+from nestling.report.tables import comparison_table
 
 
 def shown(table: Table, width: int = 80) -> list[str]:
@@ -82,32 +79,3 @@ def test_what_compare_all_returns_can_be_shown():
 
 def test_an_empty_table_can_be_shown():
     assert "variant" in "".join(shown(comparison_table(compared())))
-
-
-@pytest.mark.parametrize(
-    ("p", "text"),
-    [
-        (0.00009, "<.0001"),
-        (0.0001, ".0001"),
-        (0.00044, ".0004"),
-        (0.001, ".001"),
-        (0.0123, ".012"),
-        (0.0496, ".0496"),
-        (0.04996, ".04996"),
-        (0.05, ".050"),
-        (0.9996, "1.000"),
-        (1.0, "1.000"),
-    ],
-)
-def test_p_is_printed_as_in_papers(p: float, text: str):
-    assert p_value(p) == text
-
-
-@given(st.floats(1e-4, 1))
-def test_a_printed_p_is_on_the_same_side_of_the_level(p: float):
-    if abs(p - 0.05) > 1e-7:
-        assert (float(p_value(p)) < 0.05) == (p < 0.05)
-
-
-def test_points_are_signed():
-    assert [points(value) for value in (0.01234, -0.5, 0.0)] == ["+1.23", "-50.00", "+0.00"]

@@ -79,7 +79,7 @@ def run(
         f"; gain over {done.reference}" if done.reference else ""
     )
     full = tables.full_size(done.results, reference=done.reference)
-    out.print(tables.full_size_table(full, caption=caption, regressions=done.regressions))
+    out.print(terminal(tables.narrow_full_size_table(full, caption=caption, regressions=done.regressions)))
     rows = tables.by_dim(done.results)
     for measure in settings.measures[:2]:
         out.print(terminal(tables.by_dim_table(rows, measure)))
@@ -103,7 +103,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what the data holds: counts, lengths, the score histogram, its dip, and what each threshold keeps."""
-    from nestling.report import inspection_view as view
+    from nestling.report import data_tables
+    from nestling.report.render.terminal import terminal
     from nestling.study.data import inspect as inspect_data
 
     settings = _data(data, columns)
@@ -112,8 +113,8 @@ def inspect(
         print(json.dumps(found.as_dict()))
     else:
         out = Console()
-        for table in (view.counts_table(found), view.histogram_table(found), view.thresholds_table(found)):
-            out.print(table)
+        for table in (data_tables.counts_table, data_tables.histogram_table, data_tables.thresholds_table):
+            out.print(terminal(table(found)))
     if picture is not None:
         from nestling.report import charts
 
@@ -142,8 +143,8 @@ def split(
     from nestling.config.experiment import SplitSettings
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
+    from nestling.report.data_tables import split_table
     from nestling.report.render.terminal import terminal
-    from nestling.report.tables import split_table
     from nestling.study.split import split as split_data
 
     if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):

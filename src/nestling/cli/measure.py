@@ -91,7 +91,8 @@ def evaluate(
     out = Console()
     first = next(iter(named))
     caption = f"{protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
-    out.print(tables.full_size_table(tables.full_size(found.results, reference=first), caption=caption))
+    full = tables.full_size(found.results, reference=first)
+    out.print(terminal(tables.narrow_full_size_table(full, caption=caption)))
     rows = tables.by_dim(found.results)
     for measure in settings.measures[:2]:
         out.print(terminal(tables.by_dim_table(rows, measure)))
@@ -185,8 +186,9 @@ def shrink(
 
 def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
     from nestling.report import grid_view
+    from nestling.report.render.terminal import terminal
 
-    out.print(grid_view.grid_table(found.kept, found.measure, front_only=True))
+    out.print(terminal(grid_view.grid_table(found.kept, found.measure, front_only=True)))
     for choice in (found.alone, found.rescored):
         if choice is not None:
             lines = grid_view.advice_lines(

@@ -33,7 +33,7 @@ def push(
 
     The token is that of hf auth login, or HF_TOKEN.
     """
-    from nestling.report.grid_view import size
+    from nestling.report.format import size
     from nestling.study import push as publishing
 
     folder = run if run.is_dir() else runs / run

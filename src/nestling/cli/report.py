@@ -13,8 +13,6 @@ from nestling.cli.options import Json
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from nestling.config.run_folder import RunFolder
     from nestling.report.runs_data import RunsData
 
@@ -50,7 +48,7 @@ def report(
 
 
 def _one(folder: RunFolder, *, as_json: bool) -> None:
-    from nestling.report.pages import write_pages
+    from nestling.report.page import write_pages
 
     path = write_pages(folder)
     if as_json:
@@ -60,8 +58,9 @@ def _one(folder: RunFolder, *, as_json: bool) -> None:
 
 
 def _compare(folders: list[RunFolder], out: Path, *, as_json: bool) -> None:
+    from nestling.report.render.terminal import terminal
     from nestling.report.runs_data import load_runs
-    from nestling.report.runs_page import check_out, verdict, write_runs_page
+    from nestling.report.runs_page import check_out, narrow_full_table, verdict, write_runs_page
 
     check_out(out)
     data = load_runs(folders)
@@ -70,7 +69,7 @@ def _compare(folders: list[RunFolder], out: Path, *, as_json: bool) -> None:
         print(json.dumps({**_as_json(data), "path": str(path)}))
         return
     console = Console()
-    console.print(_table(data))
+    console.print(terminal(narrow_full_table(data)))
     for answer in verdict(data):
         console.print(f"{answer.question} {answer.word}. {answer.text}", highlight=False, markup=False)
     _print_path(console, path)
@@ -86,44 +85,6 @@ def _found(run: Path, runs: Path) -> Path:
 def _print_path(console: Console, path: Path) -> None:
     size = path.stat().st_size / 1e6
     console.print(f"page        {path}  ({size:.2f} MB)", soft_wrap=True, highlight=False, markup=False)
-
-
-def _table(data: RunsData) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from nestling.errors import clean
-    from nestling.report.tables import bounds, full_size, label, p_value, percent
-
-    first = data.measures[0]
-    p = {row["b"]: p_value(row["p_holm"]) for row in data.gains.iter_rows(named=True) if row["measure"] == first}
-    rows = full_size(data.results, reference=data.reference)
-    caption = (
-        f"below each value its 95% interval over queries; gain in {label(first)} over {data.reference}; p of a paired "
-        f"randomisation test, corrected for {len(rows) - 1} comparisons (Holm)"
-    )
-    table = Table(
-        title="Runs at full size, on test", caption=escape(caption), title_justify="left", caption_justify="left"
-    )
-    table.add_column("run", overflow="fold")
-    table.add_column("variant", overflow="fold")
-    for measure in data.measures:
-        table.add_column(label(measure), no_wrap=True)
-    table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    for row in rows:
-        line = data.line(row.variant)
-        everywhere = len(line.runs) == len(data.labels)
-        figures = [row.figures[measure] for measure in data.measures]
-        mark = "\n[bold red]REGRESSION on dev[/]" if data.regression(line) else ""
-        table.add_row(
-            "all" if everywhere else escape(", ".join(data.labels[n] for n in line.runs)),
-            escape(clean(line.variant)) + mark,
-            *(f"{figure.value:.4f}\n{bounds(figure)}" for figure in figures),
-            percent(figures[0].change),
-            p.get(row.variant, ""),
-        )
-    return table
 
 
 def _as_json(data: RunsData) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def tune(
 
     Called again it goes on; called in several terminals at once, the workers share the trials.
     """
+    from nestling.report.render.terminal import terminal
     from nestling.study.tune import view
     from nestling.study.tune.search import tune as search
     from nestling.study.tune.space import load_space
@@ -55,7 +56,7 @@ def tune(
         print(json.dumps({"best": best, "before": found.before, "importance": found.importance, "trials": trials_}))
         return
     out = Console()
-    out.print(view.trials_table(found))
+    out.print(terminal(view.trials_table(found)))
     if found.importance:
         out.print(view.importance_line(found), highlight=False)
     for path in found.files:
@@ -73,6 +74,7 @@ def curve(
     as_json: Json = False,
 ) -> None:
     """Train one variant on growing shares of the training data: would more judgments help?"""
+    from nestling.report.render.terminal import terminal
     from nestling.study.curve import curve as learn
     from nestling.study.tune import view
 
@@ -88,6 +90,6 @@ def curve(
         print((found.folder / "curve.json").read_text(encoding="utf-8"))
         return
     out = Console()
-    out.print(view.curve_table(found))
+    out.print(terminal(view.curve_table(found)))
     for path in found.files:
         print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}")

@@ -230,6 +230,17 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def setting_names() -> list[str]:
+    """Return the names of all training settings, those of a step as `step.setting`."""
+    of_steps = [f"{step}.{name}" for step, kind in STEPS.items() for name in kind.model_fields]
+    return [*TrainingSettings.model_fields, *of_steps]
+
+
+def renamed(name: str) -> str:
+    """Return today's name of a setting that only its name has changed of, with a warning; others as they are."""
+    return _renamed(name, None)[0] if name in RENAMED and RENAMED[name][1] is None else name
+
+
 def _renamed(key: str, value: Any) -> tuple[str, Any]:
     if key not in RENAMED:
         return key, value

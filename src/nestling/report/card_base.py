@@ -11,7 +11,7 @@ import yaml
 
 from nestling.config.names import DEFAULT_MODEL
 from nestling.models.load import BUNDLED_NAMES
-from nestling.report.markdown import single_line
+from nestling.report.render.markdown import single_line
 
 CARD = "README.md"
 LICENSES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import polars as pl
 
 from nestling import atomic
 from nestling.judgments.inspection import Inspection
-from nestling.report.tables import is_fused, label, plain
+from nestling.report.format import label
+from nestling.report.tables import is_fused, plain
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes and dashes serve black-and-white print.
 COLOURS = ["#6b7280", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -26,6 +27,13 @@ FINE = 0.08
 LABEL_LINE = 15
 """Pixels from one line of small text to the next."""
 LEGEND_CHARACTERS = 90
+CURVE_SIZE = (330, 220)
+CURVES = (
+    ("loss", "loss", ".3~g"),
+    ("eval_dev_recall@10", "recall@10 on dev", ".3f"),
+    ("learning_rate", "learning rate", "~e"),
+)
+"""The name in the trainer's log, what the page calls it, and how the axis writes it."""
 FONT = "Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 
 
@@ -63,43 +71,18 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str, fused:
     if not variants:
         raise ValueError(f"no variant has {measure} of a float32 embedding that is neither rotated nor rescored")
     dims = sorted(chosen["dim"].unique())
-    # The first variant's grey is for the untouched model; a study without one starts at the first colour.
-    scale = {
-        "color": alt.Scale(domain=variants, range=_cycled(COLOURS, variants)),
-        "strokeDash": alt.Scale(domain=variants, range=_cycled(DASHES, variants, turn=1)),
-        "shape": alt.Scale(domain=variants, range=_cycled(SHAPES, variants, turn=1)),
-    }
     one_row = sum(len(name) + 4 for name in variants) < LEGEND_CHARACTERS
-    legend = alt.Legend(
-        title=None,
-        orient="top",
-        direction="horizontal",
-        columns=len(variants) if one_row else 3,
-        symbolSize=90,
-        symbolStrokeWidth=0,
-    )
+    legend = top_legend(direction="horizontal", columns=len(variants) if one_row else 3)
     right = dims[-1] * 1.07
     ends = pl.concat([lexical["value"], *(chosen[name].drop_nulls() for name in ("value", "low", "high"))]).to_list()
     span = max(ends) - min(ends)
-    x_scale = alt.Scale(type="log", base=2, domain=[dims[0] * 0.93, right], nice=False)
-    y_scale = alt.Scale(zero=False, nice=True, padding=12)
-    x = alt.X(
-        "dim:Q",
-        title="embedding size (dims, log scale)",
-        scale=x_scale,
-        axis=alt.Axis(values=dims, format="d", grid=False),
-    )
-    base = alt.Chart(alt.InlineData(values=chosen.to_dicts())).encode(
+    x = log_axis("dim:Q", "embedding size (dims, log scale)", (dims[0] * 0.93, right), ticks=dims, format="d")
+    y = value_axis(label(measure), ".3f" if span < FINE else ".2f")
+    shown = chart_of(chosen.to_dicts()).encode(
         x=x,
-        y=alt.Y(
-            "value:Q",
-            title=label(measure),
-            scale=y_scale,
-            axis=alt.Axis(format=".3f" if span < FINE else ".2f"),
-        ),
-        color=alt.Color("variant:N", scale=scale["color"], legend=legend),
-        shape=alt.Shape("variant:N", scale=scale["shape"], legend=legend),
-        strokeDash=alt.StrokeDash("variant:N", scale=scale["strokeDash"], legend=legend),
+        y=y,
+        color=coded(alt.Color, "variant:N", variants, _cycled(COLOURS, variants), legend),
+        shape=coded(alt.Shape, "variant:N", variants, _cycled(SHAPES, variants, turn=1), legend),
         tooltip=[
             alt.Tooltip("variant:N"),
             alt.Tooltip("dim:Q"),
@@ -108,16 +91,14 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str, fused:
             alt.Tooltip("high:Q", format=".4f"),
         ],
     )
-    lines = base.mark_line(strokeWidth=2.2)
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(strokeDash=alt.StrokeDash())
+    dashes = coded(alt.StrokeDash, "variant:N", variants, _cycled(DASHES, variants, turn=1), legend)
     layers = [
-        *_intervals(chosen, variants, x, y_scale),
-        *_across(lexical, LABEL_LINE * span / SIZE[1], right, x_scale, y_scale),
-        lines,
-        points,
+        *_intervals(chosen, variants, x, y),
+        *_across(lexical, LABEL_LINE * span / SIZE[1], right, x, y),
+        shown.mark_line(strokeWidth=2.2).encode(strokeDash=dashes),
+        shown.mark_point(filled=True, size=70, opacity=1),
     ]
-    width, height = SIZE
-    return _styled(alt.layer(*layers), f"{label(measure)} by embedding size", subtitle, width=width, height=height)
+    return styled(layers, f"{label(measure)} by embedding size", subtitle, SIZE)
 
 
 def score_histogram(inspection: Inspection) -> alt.LayerChart:
@@ -136,42 +117,64 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
     rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
     if inspection.dip is not None:
         rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
-    x = alt.X(
-        "low:Q",
-        title="score",
-        scale=alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False),
-        axis=alt.Axis(grid=False),
-    )
+    legend = alt.Legend(title=None, orient="top")
+    x_scale = alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False)
     columns = (
-        alt.Chart(alt.InlineData(values=bars))
+        chart_of(bars)
         .mark_bar()
         .encode(
-            x=x,
+            x=alt.X("low:Q", title="score", scale=x_scale, axis=alt.Axis(grid=False)),
             x2="high:Q",
             y=alt.Y("count:Q", title="records", scale=alt.Scale(zero=True), axis=alt.Axis(format="~s")),
             # Without an end of its own a bar from low to high floats at its count.
             y2=alt.Y2Datum(0),
-            color=alt.Color(
-                "kept:N",
-                scale=alt.Scale(domain=["not relevant", "relevant"], range=["#c3c8d1", "#0072B2"]),
-                legend=alt.Legend(title=None, orient="top"),
-            ),
+            color=coded(alt.Color, "kept:N", ["not relevant", "relevant"], ["#c3c8d1", COLOURS[1]], legend),
         )
     )
-    lines = (
-        alt.Chart(alt.InlineData(values=rules))
-        .mark_rule(strokeWidth=1.6, color=INK)
-        .encode(
-            x="at:Q",
-            strokeDash=alt.StrokeDash(
-                "what:N",
-                scale=alt.Scale(domain=[r["what"] for r in rules], range=[[1, 0], [4, 4]][: len(rules)]),
-                legend=alt.Legend(title=None, orient="top"),
-            ),
-        )
-    )
+    names = [rule["what"] for rule in rules]
+    dashes = coded(alt.StrokeDash, "what:N", names, [[1, 0], [4, 4]][: len(names)], legend)
+    lines = chart_of(rules).mark_rule(strokeWidth=1.6, color=INK).encode(x="at:Q", strokeDash=dashes)
     subtitle = f"{len(inspection.judgments):,} records, {inspection.share:.1%} above {inspection.threshold:g}"
-    return _styled(alt.layer(columns, lines), "Scores", subtitle, width=620, height=260)
+    return styled([columns, lines], "Scores", subtitle, (620, 260))
+
+
+def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt.LayerChart]:
+    """Return a chart for each curve that any training logged, by its title.
+
+    Args:
+        trainings: variant -> a training's summary with its `history`; dev recall@10 before the first step is in
+            `before`.
+    """
+    charts = {}
+    for key, title, number in CURVES:
+        rows = [
+            {"variant": name, "epoch": entry["epoch"], "value": entry[key]}
+            for name, training in trainings.items()
+            for entry in [*_start(training), *training["history"]]
+            if entry.get(key) is not None and "epoch" in entry
+        ]
+        if rows:
+            charts[title] = _curve(rows, list(trainings), title, number, points=key.startswith("eval"))
+    return charts
+
+
+def _start(training: Mapping[str, Any]) -> list[dict[str, float]]:
+    return [{"epoch": 0.0, "eval_dev_recall@10": training["before"]["dev_recall@10"]}]
+
+
+def _curve(rows: list[dict[str, Any]], names: list[str], title: str, number: str, *, points: bool) -> alt.LayerChart:
+    axis = alt.Axis(format=number, tickCount=5, minExtent=44)
+    shown = chart_of(rows).encode(
+        x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickCount=5)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=axis),
+        color=coded(alt.Color, "variant:N", names, _cycled(COLOURS, names)),
+    )
+    dashes = coded(alt.StrokeDash, "variant:N", names, _cycled(DASHES, names))
+    layers = [shown.mark_line(strokeWidth=2).encode(strokeDash=dashes)]
+    if points:
+        shapes = coded(alt.Shape, "variant:N", names, _cycled(SHAPES, names))
+        layers.append(shown.mark_point(filled=True, size=50, opacity=1).encode(shape=shapes))
+    return styled(layers, title, "", CURVE_SIZE)
 
 
 def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
@@ -184,33 +187,68 @@ def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
     return png, svg
 
 
-def _intervals(chosen: pl.DataFrame, variants: list[str], x: alt.X, y_scale: alt.Scale) -> list[Any]:
+def chart_of(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    """Return a chart that holds its rows itself."""
+    return alt.Chart(alt.InlineData(values=list(rows)))
+
+
+def log_axis(field: str, title: str, ends: tuple[float, float], *, ticks: Sequence[float], format: str) -> alt.X:
+    """Return a log axis to the right, with a tick at each of `ticks`."""
+    scale = alt.Scale(type="log", base=2, domain=list(ends), nice=False)
+    return alt.X(field, title=title, scale=scale, axis=alt.Axis(values=list(ticks), format=format, grid=False))
+
+
+def value_axis(title: str, format: str) -> alt.Y:
+    """Return an upright axis of `value` that need not begin at zero."""
+    scale = alt.Scale(zero=False, nice=True, padding=12)
+    return alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(format=format))
+
+
+def apart(values: Sequence[float], ratio: float) -> list[float]:
+    """Return values for the ticks of a log axis, without those less than `ratio` below the next that is kept."""
+    kept: list[float] = []
+    for value in sorted(set(values), reverse=True):
+        if not kept or kept[-1] / value > ratio:
+            kept.append(value)
+    return kept[::-1]
+
+
+def top_legend(**options: Any) -> alt.Legend:
+    """Return a legend above the plot."""
+    return alt.Legend(title=None, orient="top", **{"symbolSize": 90, "symbolStrokeWidth": 0} | options)
+
+
+def coded(channel: Any, field: str, names: list[str], values: list[Any], legend: alt.Legend | None = None) -> Any:
+    """Return an encoding (colour, shape or dash) of each name by the value in its place."""
+    return channel(field, scale=alt.Scale(domain=names, range=values), legend=legend)
+
+
+def _intervals(chosen: pl.DataFrame, variants: list[str], x: alt.X, y: alt.Y) -> list[Any]:
     layers = []
     # Colours of the marks themselves, as an encoding would put bands into the legend, or take lines out of it.
     for variant, colour in zip(variants, _cycled(COLOURS, variants), strict=True):
         rows = chosen.filter(pl.col("variant") == variant).drop_nulls(["low", "high"]).select("dim", "low", "high")
-        base = alt.Chart(alt.InlineData(values=rows.to_dicts())).encode(
-            x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q"
-        )
+        shown = chart_of(rows.to_dicts()).encode(x=x, y=alt.Y("low:Q", scale=y["scale"]), y2="high:Q")
         # A band needs two sizes, so a thin bar stands at each.
         layers += [
-            base.mark_area(opacity=0.1, color=colour),
-            base.mark_rule(opacity=0.45, strokeWidth=1.2, color=colour),
+            shown.mark_area(opacity=0.1, color=colour),
+            shown.mark_rule(opacity=0.45, strokeWidth=1.2, color=colour),
         ]
     return layers
 
 
-def _across(lexical: pl.DataFrame, gap: float, right: float, x_scale: alt.Scale, y_scale: alt.Scale) -> list[Any]:
+def _across(lexical: pl.DataFrame, gap: float, right: float, x: alt.X, y: alt.Y) -> list[Any]:
     rows = lexical.select("variant", "value").sort("value").to_dicts()
     layers = []
     for n, (row, at) in enumerate(zip(rows, spread([row["value"] for row in rows], gap), strict=True)):
-        base = alt.Chart(alt.InlineData(values=[{**row, "label": at, "right": right}]))
-        y = alt.Y("value:Q", scale=y_scale)
-        layers.append(base.mark_rule(strokeWidth=1.4, strokeDash=RULES[n % len(RULES)], color=INK).encode(y=y))
+        shown = chart_of([{**row, "label": at, "right": right}])
+        rule = shown.mark_rule(strokeWidth=1.4, strokeDash=RULES[n % len(RULES)], color=INK)
         # Outside of the plot, where there is no line to cover.
-        name = base.mark_text(align="left", dx=7, fontSize=11, color=INK, limit=160)
-        x, y = alt.X("right:Q", scale=x_scale), alt.Y("label:Q", scale=y_scale)
-        layers.append(name.encode(x=x, y=y, text="variant:N"))
+        name = shown.mark_text(align="left", dx=7, fontSize=11, color=INK, limit=160)
+        layers += [
+            rule.encode(y=alt.Y("value:Q", scale=y["scale"])),
+            name.encode(x=alt.X("right:Q", scale=x["scale"]), y=alt.Y("label:Q", scale=y["scale"]), text="variant:N"),
+        ]
     return layers
 
 
@@ -225,21 +263,17 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 
 def _cycled(values: list[Any], variants: list[str], *, turn: int = 0) -> list[Any]:
     """Return a value a variant; each time they begin anew, they begin `turn` farther."""
+    # The first value is the untouched model's; without one they start at the second.
     start = 0 if variants and variants[0].startswith("pretrained") else 1
     return [values[(start + n + turn * (n // len(values))) % len(values)] for n in range(len(variants))]
 
 
-def _styled(chart: Any, title: str, subtitle: str, *, width: int, height: int) -> alt.LayerChart:
-    styled: alt.LayerChart = (
-        chart.properties(
-            width=width,
-            height=height,
-            background=BACKGROUND,
-            padding=20,
-            title=alt.TitleParams(
-                title, subtitle=subtitle, anchor="start", fontSize=18, subtitleFontSize=12, offset=14
-            ),
-        )
+def styled(layers: Sequence[Any], title: str, subtitle: str, size: tuple[int, int]) -> alt.LayerChart:
+    """Return layers as one picture of `size` pixels within its padding, in the fonts and greys of all."""
+    head = alt.TitleParams(title, subtitle=subtitle, anchor="start", fontSize=18, subtitleFontSize=12, offset=14)
+    picture: alt.LayerChart = (
+        alt.layer(*layers)
+        .properties(width=size[0], height=size[1], background=BACKGROUND, padding=20, title=head)
         .configure(font=FONT)
         .configure_view(stroke=None)
         .configure_title(color=INK, subtitleColor="#5b6270")
@@ -255,4 +289,4 @@ def _styled(chart: Any, title: str, subtitle: str, *, width: int, height: int) -
         )
         .configure_legend(labelFontSize=12, labelColor=INK, labelLimit=300)
     )
-    return styled
+    return picture

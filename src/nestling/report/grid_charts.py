@@ -11,10 +11,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from nestling.report.charts import FINE, INK, MUTED, _styled, spread
-from nestling.report.grid_view import front_alone, stored_as
+from nestling.report.charts import FINE, INK, MUTED, apart, chart_of, coded, log_axis, spread, styled, top_legend
+from nestling.report.format import label, stored_as
+from nestling.report.grid_view import front_alone
 from nestling.report.placing import BESIDE, LINE, Box, Label, Point, place
-from nestling.report.tables import label
 
 LOOKS = {
     "float32": ("#6b7280", "circle"),
@@ -96,32 +96,26 @@ def pareto(
     plane = Plane(min(sizes) / 1.3, max(sizes) * 1.3, min(values) - margin, max(values) + margin)
     plane, labels = _labelled(plane, cells, front, [cell for cell in alone if not cell["front"]])
 
-    x_scale = alt.Scale(type="log", base=2, domain=[plane.left, plane.right], nice=False)
-    y_scale = alt.Scale(domain=[plane.bottom, plane.top], nice=False, zero=False)
+    ticks = apart(sizes, (max(sizes) / min(sizes)) ** (40 / WIDTH))
+    x = log_axis("bytes:Q", "bytes a vector (log scale)", (plane.left, plane.right), ticks=ticks, format=",.0f")
     fine = plane.top - plane.bottom < FINE
-    x = alt.X(
-        "bytes:Q",
-        title="bytes a vector (log scale)",
-        scale=x_scale,
-        axis=alt.Axis(values=_apart(sizes), format=",.0f", grid=False),
-    )
     y = alt.Y(
         "at:Q",
         title=label(measure) if absolute else f"{label(measure)} kept",
-        scale=y_scale,
+        scale=alt.Scale(domain=[plane.bottom, plane.top], nice=False, zero=False),
         axis=alt.Axis(format=(".3f" if fine else ".2f") if absolute else ".1%" if fine else ".0%"),
     )
     rescored = any(cell["oversampling"] for cell in cells)
     layers = [
-        *_rules(rules, plane, x, y, y_scale),
+        *_rules(rules, plane, x, y),
         *([_front(alone, plane, x, y, dashed=True)] if rescored else []),
         _front(front, plane, x, y),
         *_marks(cells, x, y),
-        *_labels(labels, x, y, y_scale),
+        *_labels(labels, x, y),
     ]
     legend = "; hollow: rescored; dashed: the front without rescoring" if rescored else ""
     title = f"{label(measure)} by bytes a vector"
-    return _styled(alt.layer(*layers), title, f"{subtitle}{legend}", width=WIDTH, height=HEIGHT)
+    return styled(layers, title, f"{subtitle}{legend}", (WIDTH, HEIGHT))
 
 
 def cell_label(dim: int, precision: str, rotation: str, oversampling: int) -> str:
@@ -202,30 +196,19 @@ def _width(text: str) -> float:
     return 0.62 * FONT_SIZE * len(text) + 4
 
 
-def _apart(sizes: Sequence[int]) -> list[int]:
-    """Return values for the ticks of a log axis over `sizes`, without those whose labels would touch."""
-    every = sorted(set(sizes))
-    least = (every[-1] / every[0]) ** (40 / WIDTH)
-    ticks: list[int] = []
-    for value in every:
-        if not ticks or value / ticks[-1] >= least:
-            ticks.append(value)
-    return ticks
-
-
-def _rules(rules: Sequence[tuple[float, str]], plane: Plane, x: alt.X, y: alt.Y, y_scale: alt.Scale) -> list[Any]:
+def _rules(rules: Sequence[tuple[float, str]], plane: Plane, x: alt.X, y: alt.Y) -> list[Any]:
     """Return a line across for each value, the first whole and the second dashed, named at its right end."""
     gap = LINE * (plane.top - plane.bottom) / HEIGHT
     order = sorted(rules)
     layers = []
     for (value, text), at in zip(order, spread([value for value, _ in order], gap), strict=True):
-        base = alt.Chart(alt.InlineData(values=[{"at": value, "text": text, "bytes": plane.right, "label": at}]))
+        base = chart_of([{"at": value, "text": text, "bytes": plane.right, "label": at}])
         dash = [1, 0] if (value, text) == rules[0] else [5, 4]
         # Outside of the plot, where there is nothing to cover.
         name = base.mark_text(align="left", dx=6, fontSize=FONT_SIZE, color=INK)
         layers += [
             base.mark_rule(color=MUTED, strokeWidth=1.2, strokeDash=dash).encode(y=y),
-            name.encode(x=x, y=alt.Y("label:Q", scale=y_scale), text="text:N"),
+            name.encode(x=x, y=alt.Y("label:Q", scale=y["scale"]), text="text:N"),
         ]
     return layers
 
@@ -233,23 +216,17 @@ def _rules(rules: Sequence[tuple[float, str]], plane: Plane, x: alt.X, y: alt.Y,
 def _front(cells: Sequence[dict[str, Any]], plane: Plane, x: alt.X, y: alt.Y, *, dashed: bool = False) -> Any:
     # On to the right edge: with more bytes there is nothing better.
     rows = [*cells, *({"bytes": plane.right, "at": last["at"]} for last in cells[-1:])]
-    return (
-        alt.Chart(alt.InlineData(values=rows))
-        .mark_line(
-            interpolate="step-after",
-            strokeWidth=1.4 if dashed else 2,
-            color=MUTED if dashed else INK,
-            strokeDash=[4, 3] if dashed else [1, 0],
-        )
-        .encode(x=x, y=y)
+    look: dict[str, Any] = (
+        {"strokeWidth": 1.4, "color": MUTED, "strokeDash": [4, 3]} if dashed else {"strokeWidth": 2, "color": INK}
     )
+    return chart_of(rows).mark_line(interpolate="step-after", **look).encode(x=x, y=y)
 
 
 def _marks(cells: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
     names = [name for name in LOOKS if any(cell["precision"] == name for cell in cells)]
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", symbolSize=80, symbolType="circle")
-    colours = alt.Scale(domain=names, range=[LOOKS[name][0] for name in names])
-    shapes = alt.Scale(domain=names, range=[LOOKS[name][1] for name in names])
+    legend = top_legend(direction="horizontal", symbolSize=80, symbolType="circle", symbolStrokeWidth=alt.Undefined)
+    colour = coded(alt.Color, "precision:N", names, [LOOKS[name][0] for name in names], legend)
+    shape = coded(alt.Shape, "precision:N", names, [LOOKS[name][1] for name in names], legend)
     tooltip = [
         alt.Tooltip("name:N", title="cell"),
         alt.Tooltip("bytes:Q", format=","),
@@ -260,29 +237,20 @@ def _marks(cells: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
     for filled in (False, True):
         some = [cell for cell in cells if filled == (not cell["oversampling"])]
         if some:
-            layers.append(
-                alt.Chart(alt.InlineData(values=some))
-                .mark_point(filled=filled, size=40, opacity=0.9, strokeWidth=1.2)
-                .encode(
-                    x=x,
-                    y=y,
-                    color=alt.Color("precision:N", scale=colours, legend=legend),
-                    shape=alt.Shape("precision:N", scale=shapes, legend=legend),
-                    tooltip=tooltip,
-                )
-            )
+            marks = chart_of(some).mark_point(filled=filled, size=40, opacity=0.9, strokeWidth=1.2)
+            layers.append(marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
     return layers
 
 
-def _labels(labels: Sequence[dict[str, Any]], x: alt.X, y: alt.Y, y_scale: alt.Scale) -> list[Any]:
-    foot = alt.Y("foot:Q", scale=y_scale)
+def _labels(labels: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
+    foot = alt.Y("foot:Q", scale=y["scale"])
     layers: list[Any] = [
-        alt.Chart(alt.InlineData(values=[row for row in labels if row["lifted"]]))
+        chart_of([row for row in labels if row["lifted"]])
         .mark_rule(color=MUTED, strokeWidth=0.8)
         .encode(x=x, y=y, y2="foot:Q")
     ]
     for below in (False, True):
-        base = alt.Chart(alt.InlineData(values=[row for row in labels if row["below"] == below]))
+        base = chart_of([row for row in labels if row["below"] == below])
         placed: dict[str, Any] = {
             "align": "left" if below else "right",
             "baseline": "top" if below else "bottom",

@@ -1,4 +1,4 @@
-"""The grid of sizes and precisions for people: a terminal table of its cells, and lines that advise one of them."""
+"""The grid of sizes and precisions for people: a table of its cells, and lines that advise one of them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
-from rich.markup import escape
-from rich.table import Table
 
-from nestling.report.tables import label
+from nestling.report.format import label, share, size, stored_as
+from nestling.report.table import Table, row
 
 FULL_BYTES, STORED_BYTES = 4, 2
 """Bytes a dim: of the full embedding in float32, and in float16, which is what rescoring reads."""
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 FRONT, ALONE = "*", "+"
 
 
 def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, front_only: bool = False) -> Table:
-    """Return the terminal table of a grid: a line a cell, largest first, the Pareto front starred.
+    """Return the table of a grid: a line a cell, largest first, the Pareto front starred.
 
     Where cells are rescored too, a plus marks those that are on the front of the cells without rescoring alone.
 
@@ -37,32 +35,25 @@ def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, fr
         .alias("mark")
     )
     shown = marked.filter(pl.col("mark") != " ") if front_only else marked
-    some = f"; {shown.height} of {kept.height} cells" if front_only else ""
-    table = Table(
-        title=(f"{escape(title)}: " if title else "") + f"{escape(label(measure))} kept, by bytes a vector{some}",
-        caption=_legend(shown),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("dims", justify="right", no_wrap=True)
-    table.add_column("stored as")
-    table.add_column(escape(label(measure)), justify="right")
-    table.add_column("kept", justify="right", no_wrap=True)
-    table.add_column("interval", justify="right", no_wrap=True)
+    body = []
     order = shown.sort("bytes", "value", "dim", "oversampling", descending=[True, True, True, False])
-    for row in order.iter_rows(named=True):
-        low, high = row["kept_low"], row["kept_high"]
-        table.add_row(
-            f"{row['bytes']:,} {row['mark']}",
-            f"{row['dim']:,}",
-            stored_as(row["precision"], row["rotation"], row["oversampling"]),
-            f"{row['value']:.4f}",
-            share(row["kept"]),
-            # Alike on every query, as the full embedding and itself: then there is none.
-            f"{100 * low:.1f}-{100 * high:.1f}" if low < high else "",
+    for cell in order.iter_rows(named=True):
+        low, high = cell["kept_low"], cell["kept_high"]
+        body.append(
+            row(
+                f"{cell['bytes']:,} {cell['mark']}",
+                f"{cell['dim']:,}",
+                stored_as(cell["precision"], cell["rotation"], cell["oversampling"]),
+                f"{cell['value']:.4f}",
+                share(cell["kept"]),
+                # Alike on every query, as the full embedding and itself: then there is none.
+                f"{100 * low:.1f}-{100 * high:.1f}" if low < high else "",
+            )
         )
-    return table
+    some = f"; {shown.height} of {kept.height} cells" if front_only else ""
+    title = (f"{title}: " if title else "") + f"{label(measure)} kept, by bytes a vector{some}"
+    columns = ["bytes", "dims", "stored as", label(measure), "kept", "interval"]
+    return Table(_legend(shown), columns, [("", body)], title=title, words=(2,))
 
 
 def advice_lines(
@@ -110,29 +101,6 @@ def advice_lines(
             f"{candidates:,} of them a query, {size(stored * candidates)}"
         )
     return lines
-
-
-def stored_as(precision: str, rotation: str, oversampling: int, *, long: bool = False) -> str:
-    """Return in words how a cell stores embeddings: `int8, PCA, rescored x4`; `long` says `PCA-rotated`."""
-    rotated = {"none": "", "pca": "PCA-rotated" if long else "PCA", "trained": "rotated"}.get(rotation, rotation)
-    return ", ".join(filter(None, (precision, rotated, f"rescored x{oversampling}" if oversampling else "")))
-
-
-def share(value: float) -> str:
-    """Return a share as a percentage with one decimal."""
-    return f"{value:.1%}"
-
-
-def size(n_bytes: float) -> str:
-    """Return a number of bytes in decimal units with three digits: `50 B`, `1.54 kB`, `30.7 MB`, `154 GB`."""
-    if n_bytes < 1000:
-        return f"{n_bytes:.0f} B"
-    value, unit = float(n_bytes), 0
-    # 999,950 is 1.00 MB, as 1000 kB is no figure of three digits.
-    while value >= 999.5 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{decimals}f} {UNITS[unit]}"
 
 
 def front_alone(kept: pl.DataFrame) -> pl.Series:

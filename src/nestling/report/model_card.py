@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from nestling import atomic
@@ -18,19 +18,21 @@ from nestling.config.run_folder import RunFolder
 from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
+from nestling.evaluation.significance import compare_all, holm
 from nestling.models.load import needs_newest
 from nestling.report.card_base import CARD, Base, base_of
-from nestling.report.card_results import Rival, figures_of, results_table, rival_of
+from nestling.report.changes import Change, at_full_size, changes_of, outcome_of
 from nestling.report.charts import short_source
-from nestling.report.grid_view import size
-from nestling.report.markdown import escaped, reproduction, single_line, table
-from nestling.report.page import reproduction_of
+from nestling.report.contents import reproduction_of
+from nestling.report.data_tables import split_table
+from nestling.report.format import label, p_value, points, size
 from nestling.report.page_data import PageData
-from nestling.report.page_verdict import Change, outcome_of
-from nestling.report.table import Cell, Table
-from nestling.report.tables import label, split_table
+from nestling.report.render.markdown import escaped, markdown, single_line
+from nestling.report.study_markdown import leak_lines, reproduction
+from nestling.report.table import Cell, Table, row
+from nestling.report.tables import Figure, bounds, by_dim
 
-UNTOLD = frozenset({"preset", "checkpoint_seconds", "report_to"})
+UNLISTED = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""
 HERE = "."
 """What the usage snippet loads as long as the model is on no hub: the folder of the card."""
@@ -53,6 +55,9 @@ _DISTILLATION = (
     "arXiv 2010.02666"
 )
 _LOSSES = {"cosent": [_COSENT], "cosine": []}
+
+Changes = dict[tuple[str, int], Change]
+"""By measure, and dims of the variant."""
 
 
 def write_cards(folder: RunFolder, data: PageData) -> list[Path]:
@@ -95,7 +100,10 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
     chosen = next(each for each in data.variants if each["name"] == variant)
     base, settings = base_of(chosen["base"]), _settings(data, variant)
     nested = chosen["matryoshka"] is not None
-    figures, source = figures_of(data, variant), single_line(short_source(data.study["data"]["source"]))
+    source = single_line(short_source(data.study["data"]["source"]))
+    rows = [each for each in by_dim(data.results) if each.variant == variant]
+    measures = data.study["experiment"]["evaluation"]["measures"]
+    figures = {(measure, each.dim): each.figures[measure] for measure in measures for each in rows}
     head = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
@@ -121,14 +129,14 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
         **base.license,
     )
     before, lexical = _untouched(data, chosen["base"]), data.lexical
-    rivals = [rival_of(data, variant, name) for name in (before, lexical) if name]
+    rivals = {name: changes_over(data, variant, name) for name in (before, lexical) if name}
     parts = [
         f"# {escaped(data.name)}: {escaped(variant)}",
-        *_opening(data, chosen, base, rivals[0] if before else None),
+        *_opening(data, chosen, base, before, rivals),
         "## Usage",
         _usage(data.dims[variant], prefixes=nested or settings.rotate is not None, newest=newest),
         "## Results",
-        table(results_table(data, figures, rivals)),
+        markdown(results_table(data, figures, rivals)),
         f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries.",
         *_data(data, source),
         *_training(data, chosen, settings),
@@ -156,7 +164,58 @@ def _untouched(data: PageData, base: str) -> str | None:
     return next((one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, base)), None)
 
 
-def _opening(data: PageData, chosen: dict[str, Any], base: Base, before: Rival | None) -> list[str]:
+def changes_over(data: PageData, variant: str, name: str) -> Changes:
+    """Return the variant's changes over another at each size, p corrected over the sizes."""
+    measures, theirs, full = data.study["experiment"]["evaluation"]["measures"], data.dims[name], data.dims[variant][0]
+    # Each at its own full size first; what has no sizes, as BM25, stands against every size.
+    sizes = {dim: theirs[0] if dim == full or theirs == [0] else dim for dim in data.dims[variant]}
+    sizes = {dim: other for dim, other in sizes.items() if other in theirs}
+    a, b = (
+        np.concatenate([data.values(who, dim, measures) for dim in dims])
+        for who, dims in ((name, sizes.values()), (variant, sizes))
+    )
+    cells = [(measure, dim) for dim in sizes for measure in measures]
+    # In one call, since all share the draws; each measure is a question of its own.
+    found = compare_all({name: a, variant: b}, measures=[f"{measure} {dim}" for measure, dim in cells], reference=name)
+    p = np.apply_along_axis(holm, 0, found["p"].to_numpy().reshape(len(sizes), len(measures))).ravel()
+    return {
+        (measure, dim): Change(measure, float(a[n].mean()), float(b[n].mean()), found["low"][n], found["high"][n], p[n])
+        for n, (measure, dim) in enumerate(cells)
+    }
+
+
+def results_table(data: PageData, figures: Mapping[tuple[str, int], Figure], rivals: Mapping[str, Changes]) -> Table:
+    """Return the model's figures by size, beside its base and BM25, with intervals and p."""
+    columns = ["dims", "this model"]
+    for name in rivals:
+        columns += [name, "difference", "p"]
+    groups: dict[str, list[list[Cell]]] = {}
+    for (measure, dim), figure in figures.items():
+        cells = row(f"{dim:,}", Cell(f"{figure.value:.4f}", bounds(figure)))
+        for changes in rivals.values():
+            change = changes.get((measure, dim))
+            if change is None:
+                cells += row("–", "–", "–")
+                continue
+            interval = f"{points(change.low)} to {points(change.high)}"
+            cells += row(
+                f"{change.base:.4f}",
+                Cell(points(change.value - change.base), interval),
+                Cell(p_value(change.p), "not significant" if change.outcome == "open" else ""),
+            )
+        groups.setdefault(label(measure), []).append(cells)
+    test = data.study["test"]
+    caption = (
+        f"On test: {test['queries']:,} queries, {test['documents']:,} documents, {test['protocol']}. Below each value "
+        "its interval of 95 % over queries; differences in points of 100; p of a paired randomisation test, corrected "
+        "for the number of sizes (Holm); the p further up is that of the study's report, corrected for its variants."
+    )
+    return Table(caption, columns, list(groups.items()), words=())
+
+
+def _opening(
+    data: PageData, chosen: dict[str, Any], base: Base, before: str | None, rivals: Mapping[str, Changes]
+) -> list[str]:
     variant, full = chosen["name"], data.dims[chosen["name"]][0]
     link = f"[{escaped(base.name)}](https://huggingface.co/{base.hub_id})" if base.hub_id else escaped(base.name)
     source = escaped(short_source(data.study["data"]["source"]))
@@ -165,29 +224,21 @@ def _opening(data: PageData, chosen: dict[str, Any], base: Base, before: Rival |
     worse = data.regressions.get(variant)
     if worse:
         parts.append(f"**REGRESSION: on dev this model ended below {worse}. Do not use it in place of its base.**")
-    if data.leaks:
-        parts.append(f"**{escaped(data.leak_check)}**")
-    if data.study["split"].get("warning"):
-        parts.append(f"**{escaped(data.study['split']['warning'])}.**")
+    parts += leak_lines(data) if data.leaks else leak_lines(data)[1:]
     if before is None:
         return [*parts, f"{what}. The run did not measure its base model, so what training did is not known."]
-    changes = [_studied(data, variant, before.name, before.changes[measure, full]) for measure in data.measures]
-    told = {
+    # Where the study compared the two, with its interval and p, which are corrected for its variants.
+    studied = changes_of(data.comparisons, at_full_size(data, (before, variant)), before, variant, data.measures)
+    by_measure = {change.measure: change for change in studied}
+    changes = [by_measure.get(measure, rivals[before][measure, full]) for measure in data.measures]
+    outcome = {
         "gain": "better than its base",
         "loss": "WORSE than its base",
         "mixed": "better than its base in one measure and WORSE in another",
         "open": "not shown to differ from its base, since no difference is significant",
     }[outcome_of(changes)]
     figures = escaped(" and ".join(map(str, changes)))
-    return [*parts, f"{what}. On the test side it is {told}: {figures}."]
-
-
-def _studied(data: PageData, variant: str, before: str, change: Change) -> Change:
-    """Return a change with the interval and the p of the study's report, which are corrected for its variants."""
-    for row in data.comparisons.iter_rows(named=True):
-        if (row["a"], row["b"], row["measure"]) == (before, variant, change.measure):
-            return replace(change, low=row["low"], high=row["high"], p=row["p_holm"])
-    return change
+    return [*parts, f"{what}. On the test side it is {outcome}: {figures}."]
 
 
 def _usage(dims: Sequence[int], *, prefixes: bool, newest: bool) -> str:
@@ -217,35 +268,35 @@ def _data(data: PageData, source: str) -> list[str]:
         f"documents. A document is relevant where its score is above {data.study['threshold']:g}: {found['kept']:,} "
         f"pairs, {found['share']:.1%}. No text of the data is in this card."
     )
-    return ["## Training data", escaped(text), table(split_table(data.study["split"]))]
+    return ["## Training data", escaped(text), markdown(split_table(data.study["split"]))]
 
 
 def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings) -> list[str]:
     found, defaults = data.study["training"][chosen["name"]], TrainingSettings()
     recipe = chosen["recipe"]
-    told = [f"Recipe {recipe}: {RECIPES[recipe].summary}."]
+    sentences = [f"Recipe {recipe}: {RECIPES[recipe].summary}."]
     if chosen["matryoshka"] is not None:
         given = chosen["matryoshka"]["dims"] or data.study["experiment"]["evaluation"]["dims"]
         asked = sizes_of(data.dims[chosen["name"]][0], given)
-        told.append(f"Trained with the Matryoshka loss at {', '.join(map(str, asked))} dims.")
-    told.append(
+        sentences.append(f"Trained with the Matryoshka loss at {', '.join(map(str, asked))} dims.")
+    sentences.append(
         f"{found['examples']:,} examples, {found['steps']:,} steps, {found['seconds']:,.1f} s in steps "
         f"({found['pairs_per_second']:,.0f} pairs/s), {found['precision']}, {size(found['peak_memory'])} of memory at "
         f"most, on {reproduction_of(data)['machine']}."
     )
     before, after = (found[when]["dev_recall@10"] for when in ("before", "after"))
-    told.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
-    told += [f"Left out, as dev was lower for it: {line}." for line in found.get("left_out", ())]
+    sentences.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
+    sentences += [f"Left out, as dev was lower for it: {line}." for line in found.get("left_out", ())]
     differ = [
-        [Cell(name), Cell(str(value)), Cell(str(getattr(defaults, name)))]
+        row(name, str(value), str(getattr(defaults, name)))
         for name, value in settings
-        if name not in UNTOLD and value != getattr(defaults, name)
+        if name not in UNLISTED and value != getattr(defaults, name)
     ]
-    same = "All settings are the defaults."
     rows = Table(
-        "Settings that differ from the defaults.", ["setting", "value", "default"], [False] * 3, [("", differ)]
+        "Settings that differ from the defaults.", ["setting", "value", "default"], [("", differ)], words=(0, 1, 2)
     )
-    return ["## Training", escaped(" ".join(told)), table(rows) if differ else same]
+    listed = markdown(rows) if differ else "All settings are the defaults."
+    return ["## Training", escaped(" ".join(sentences)), listed]
 
 
 def _limits(data: PageData, base: Base, lexical: bool) -> list[str]:

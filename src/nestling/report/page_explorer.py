@@ -13,16 +13,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nestling.evaluation.qrels import Qrels
+from nestling.report.format import label
 from nestling.report.page_data import PageData
-from nestling.report.page_svg import without_controls
-from nestling.report.tables import is_fused, label
+from nestling.report.render.html import shortened
+from nestling.report.tables import is_fused
 
 TOP = 10
 BUDGET = 3_900_000
 """Bytes that the JSON may take, so that the whole page stays below 5 MB."""
 LENGTHS = (240, 120, 80)
 """Characters that a text may have; the next is taken where the one before does not fit."""
-NONE = 0xFFFFFFFF
 SCALE = 65_535
 """Scores and figures are told in so many steps, from the lowest of a system to its highest."""
 
@@ -36,12 +36,10 @@ class Explorer:
     Attributes:
         json: the data, to stand in a script element.
         notes: what was left out or shortened, a sentence each.
-        systems: the names of what can be compared.
     """
 
     json: str
     notes: list[str]
-    systems: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ def explorer(data: PageData, *, first: str | None, second: str, budget: int = BU
     settings = data.study["experiment"]["evaluation"]
     qrels = Qrels.from_judgments(data.test, threshold=data.study["threshold"], protocol=settings["protocol"])
     every = _systems(data)
-    few = [system for system in every if not _small_fusion(system, data)]
+    names = list(data.dims)
+    few = [one for one in every if not is_fused(one.variant, names) or one.dim == data.dims[one.variant][0]]
     order = _order(data, qrels, first, second)
     attempts = [(every, length, qrels.n_queries) for length in LENGTHS]
     attempts += [(few, LENGTHS[-1], qrels.n_queries >> halvings) for halvings in range(qrels.n_queries.bit_length())]
@@ -78,8 +77,19 @@ def explorer(data: PageData, *, first: str | None, second: str, budget: int = BU
         text, cut = _payload(data, qrels, systems, rows, length, first, second)
         if len(text.encode()) <= budget or n_queries <= 1:
             break
-    notes = _notes(data, every, systems, len(rows), qrels.n_queries, length, cut)
-    return Explorer(text, notes, [system.name for system in systems])
+    notes = []
+    if any(len(dims) > 2 for dims in data.dims.values()):
+        notes.append("Each model is here at its full and at its smallest size; sizes between are left out.")
+    if cut:
+        notes.append(f"{cut:,} texts longer than {length} characters are cut.")
+    if len(systems) < len(every):
+        notes.append("Fusions with BM25 at the smallest size are left out for the page's size.")
+    if len(rows) < qrels.n_queries:
+        notes.append(
+            f"Of {qrels.n_queries:,} queries the {len(rows):,} are here on which the two models that the page opens "
+            "with differ most; the others are left out for the page's size."
+        )
+    return Explorer(text, notes)
 
 
 def safe_json(value: Any) -> str:
@@ -90,26 +100,15 @@ def safe_json(value: Any) -> str:
     return text
 
 
-def shortened(text: str, length: int) -> str:
-    """Return `text` in `length` characters at most, with an ellipsis where it was cut."""
-    text = without_controls(text)
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
 def _systems(data: PageData) -> list[_System]:
     assert data.rankings is not None
     kept = set(data.rankings.select("variant", "dim").unique().rows())
-    chosen = [
+    return [
         _System(variant, dim)
         for variant, dims in data.dims.items()
         for dim in dict.fromkeys((dims[0], dims[-1]))
         if (variant, dim) in kept
     ]
-    return chosen
-
-
-def _small_fusion(system: _System, data: PageData) -> bool:
-    return is_fused(system.variant, list(data.dims)) and system.dim != data.dims[system.variant][0]
 
 
 def _order(data: PageData, qrels: Qrels, first: str | None, second: str) -> NDArray[np.int64]:
@@ -152,7 +151,9 @@ def _payload(
     relevant = [qrels.relevant_columns[qrels.relevant_indptr[row] : qrels.relevant_indptr[row + 1]] for row in rows]
     shown = np.unique(np.concatenate([*(columns.ravel() for columns, _ in tables), *relevant]))
     shown = shown[shown >= 0]
-    place = np.full(qrels.n_documents + 1, NONE, dtype=np.uint32)
+    # Numbers of two bytes where there are few documents, else of four; the highest stands for none.
+    kind, none = ("uint16", 0xFFFF) if len(shown) < 0xFFFF else ("uint32", 0xFFFFFFFF)
+    place = np.full(qrels.n_documents + 1, none, dtype=kind)
     place[shown] = np.arange(len(shown))
     texts = [qrels.documents[column] for column in shown]
     queries = [qrels.queries[row] for row in rows]
@@ -166,16 +167,12 @@ def _payload(
         "documents": [shortened(text, length) for text in texts],
         "relevant": [place[columns].tolist() for columns in relevant],
         "top": TOP,
-        "none": NONE,
+        "none": none,
         "ranks": [_packed(place[columns]) for columns, _ in tables],
         "scores": [_steps(scores) for _, scores in tables],
         "values": [[_packed(np.rint(row * SCALE).astype(np.uint16)) for row in rows_] for rows_ in values],
         "scale": SCALE,
     }
-    # Bytes of two where there are few documents, else of four.
-    if len(shown) < 0xFFFF:
-        payload["none"] = 0xFFFF
-        payload["ranks"] = [_packed(np.minimum(place[columns], 0xFFFF).astype(np.uint16)) for columns, _ in tables]
     return safe_json(payload), sum(len(text) > length for text in (*texts, *queries))
 
 
@@ -190,27 +187,3 @@ def _steps(scores: NDArray[np.float64]) -> dict[str, Any]:
 def _packed(array: NDArray[Any]) -> str:
     little = array.astype(array.dtype.newbyteorder("<"))
     return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode("ascii")
-
-
-def _notes(
-    data: PageData,
-    every: Sequence[_System],
-    systems: Sequence[_System],
-    shown: int,
-    n_queries: int,
-    length: int,
-    cut: int,
-) -> list[str]:
-    notes = []
-    if any(len(dims) > 2 for dims in data.dims.values()):
-        notes.append("Each model is here at its full and at its smallest size; sizes between are left out.")
-    if cut:
-        notes.append(f"{cut:,} texts longer than {length} characters are cut.")
-    if len(systems) < len(every):
-        notes.append("Fusions with BM25 at the smallest size are left out for the page's size.")
-    if shown < n_queries:
-        notes.append(
-            f"Of {n_queries:,} queries the {shown:,} are here on which the two models that the page opens with "
-            "differ most; the others are left out for the page's size."
-        )
-    return notes

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from markupsafe import Markup
 
 from nestling.config.run_folder import RunFolder
-from nestling.report.page_svg import inline
+from nestling.report.render.html import inline
 from nestling.training.result import MEAN, RECALL, worded
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Finding:
 
     title: str
     text: str
-    pictures: tuple[tuple[str, str], ...]
+    pictures: tuple[tuple[str, Markup], ...]
     files: tuple[Path, ...] = ()
 
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
+from markupsafe import Markup
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.report import charts, page_tables
-from nestling.report.grid_view import size
-from nestling.report.page import environment, template
-from nestling.report.page_explorer import shortened
-from nestling.report.page_svg import drawn, inline
-from nestling.report.page_verdict import ALPHA, TONES, Answer, Change, outcome_of
+from nestling.report import charts
+from nestling.report.changes import ALPHA, Change, changes_of, outcome_of
+from nestling.report.format import label, p_value, percent, size
+from nestling.report.render.html import picture, render, shortened
 from nestling.report.runs_data import RunsData
 from nestling.report.runs_settings import Values, told
-from nestling.report.table import Cell, Table
-from nestling.report.tables import bounds, by_dim, by_dim_table, comparison_table, full_size, label, p_value, percent
+from nestling.report.table import Cell, Table, row
+from nestling.report.tables import (
+    bounds,
+    by_dim,
+    by_dim_table,
+    comparison_table,
+    full_size,
+    full_size_table,
+    training_table,
+)
+from nestling.report.verdict import TONES, Answer
 
 GENERATOR = "Nestling comparison of runs"
 """What the head of the page says, so that a later page knows what it may replace."""
@@ -53,37 +57,26 @@ def write_runs_page(data: RunsData, path: Path) -> Path:
         InputError: `path` holds something else.
     """
     check_out(path)
-    atomic.write_text(path, render(data))
+    atomic.write_text(path, page(data))
     return path
 
 
-def render(data: RunsData) -> str:
-    """Return the page as HTML. Texts are escaped wherever they stand, and only the page's own script may run."""
-    from markupsafe import Markup
-
-    script = template("page.js")
-    # What page_tables reads of a run is its results here, and those of all runs.
-    whole = replace(data.pages[0], results=data.results, comparisons=data.pairs)
-    return (
-        environment()
-        .get_template("runs.html")
-        .render(
-            generator=GENERATOR,
-            names=data.labels,
-            style=Markup(template("page.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            facts=_facts(data),
-            answers=verdict(data),
-            runs=runs_table(data),
-            full=full_table(data),
-            by_dim=[by_dim_table(by_dim(whole.results), measure) for measure in data.measures],
-            curves=[Markup(svg) for svg in _curves(data)],
-            ceiling=data.pages[0].study["test"]["ceiling@10"],
-            pairs=comparison_table(whole.comparisons) if not data.pairs.is_empty() else None,
-            training=_training(data),
-            machines=machines_table(data),
-        )
+def page(data: RunsData) -> str:
+    """Return the page as HTML."""
+    return render(
+        "runs.html",
+        generator=GENERATOR,
+        names=data.labels,
+        facts=_facts(data),
+        answers=verdict(data),
+        runs=[runs_table(data)],
+        full=[full_table(data)],
+        by_dim=[by_dim_table(by_dim(data.results), measure) for measure in data.measures],
+        curves=_curves(data),
+        ceiling=data.pages[0].study["test"]["ceiling@10"],
+        pairs=[comparison_table(data.pairs)] if not data.pairs.is_empty() else [],
+        training=_training(data),
+        machines=[machines_table(data)] if data.environment else [],
     )
 
 
@@ -110,7 +103,7 @@ def verdict(data: RunsData) -> list[Answer]:
     dev = f"On dev {name} has recall@10 {data.dev[best]:.4f} and {other}, the next, {data.dev[second]:.4f}"
     if data.dev[best] - data.dev[second] < ALPHA:
         dev = f"On dev {name} and {other} both have recall@10 {data.dev[best]:.4f}; the first one given goes first"
-    changes = changes_of(data, data.pairs, other, name)
+    changes = _changes(data, data.pairs, other, name)
     outcome = outcome_of(changes)
     if all(abs(change.value - change.base) < ALPHA for change in changes):
         word = f"{name} on dev, the same on test"
@@ -131,25 +124,21 @@ def _untouched(data: RunsData, name: str) -> list[Answer]:
     """Say whether the best on dev beats the pretrained model, where there is one."""
     if data.pages[0].reference is None:
         return []
-    changes = changes_of(data, data.gains, data.reference, name)
-    word, told_so = {
+    changes = _changes(data, data.gains, data.reference, name)
+    word, relation = {
         "gain": ("Yes", "is better than"),
         "loss": ("No, it is a regression", "is worse than"),
         "mixed": ("Mixed", "gains one measure on, and loses another to,"),
         "open": ("Not shown", "is not shown to differ from"),
     }[outcome_of(changes)]
-    text = f"On test {name} {told_so} {data.reference}: {' and '.join(map(str, changes))}."
+    text = f"On test {name} {relation} {data.reference}: {' and '.join(map(str, changes))}."
     return [Answer("Is it better than no training?", word, text, TONES[outcome_of(changes)])]
 
 
-def changes_of(data: RunsData, compared: pl.DataFrame, base: str, name: str) -> list[Change]:
-    """Return how `name` differs from `base` at full size: a change a measure, p corrected as in `compared`."""
-    means = {row.variant: row.figures for row in full_size(data.results, reference=None)}
-    return [
-        Change(m, means[base][m].value, means[name][m].value, row["low"], row["high"], row["p_holm"])
-        for m in data.measures
-        for row in compared.filter(a=base, b=name, measure=m).iter_rows(named=True)
-    ]
+def _changes(data: RunsData, compared: pl.DataFrame, base: str, name: str) -> list[Change]:
+    rows = full_size(data.results, reference=None)
+    means = {each.variant: [each.figures[measure].value for measure in data.measures] for each in rows}
+    return changes_of(compared, means, base, name, data.measures)
 
 
 def runs_table(data: RunsData) -> Table:
@@ -163,61 +152,66 @@ def runs_table(data: RunsData) -> Table:
     body = [[Cell("finished"), *finished], [Cell("best on dev"), *picked], *_rows(data.settings, data.labels)]
     differ = "the settings in which they differ; all others are the same" if data.settings else "no setting differs"
     caption = f"The runs, what dev chose, and {differ}. The settings are those of the experiments."
-    columns = ["", *data.labels]
-    return Table(caption, columns, [False] * len(columns), [("", body)], sortable=False)
+    return _settings_table(caption, data, body)
 
 
 def full_table(data: RunsData) -> Table:
     """Return every variant of every run at its own full size, with intervals, gains and what they prove."""
     rows = full_size(data.results, reference=data.reference)
-    measures = list(rows[0].figures)
-    p = {(row["b"], row["measure"]): row["p_holm"] for row in data.gains.iter_rows(named=True)}
-    columns = ["variant", "dims"]
-    for measure in measures:
-        columns += [label(measure), *(["gain"] if measure in data.measures else [])]
-    body = []
-    for row in rows:
-        line = data.line(row.variant)
-        worse = data.regression(line)
+    notes = {}
+    for line in data.lines:
         picked = "its run's best on dev" if line.name in data.picks and data.dev.keys() & set(line.runs) else ""
-        notes = [picked, f"on dev below {worse}" if worse else ""]
-        cells = [
-            Cell(row.variant, "; ".join(filter(None, notes))),
-            Cell(f"{row.dim:,}" if row.dim else "–", "", float(row.dim)),
-        ]
-        for measure in measures:
-            figure = row.figures[measure]
-            cells.append(Cell(f"{figure.value:.4f}", bounds(figure), figure.value))
-            if measure in data.measures:
-                proof = p.get((row.variant, measure))
-                cells.append(Cell(percent(figure.change), "" if proof is None else f"p {p_text(proof)}", figure.change))
-        body.append(cells)
+        worse = data.regression(line)
+        notes[line.name] = "; ".join(filter(None, (picked, f"on dev below {worse}" if worse else "")))
     caption = (
         "Every variant at its own full size, on test; below each value its interval of 95 % over queries. Gains are "
         f"over {data.reference}; p of a paired randomisation test, corrected for the {len(rows) - 1} comparisons of a "
         "measure (Holm). What has the same figures in every run stands once, without a run's name."
     )
-    return Table(caption, columns, [False] + [True] * (len(columns) - 1), [("", body)])
+    proofs = {(each["b"], each["measure"]): each["p_holm"] for each in data.gains.iter_rows(named=True)}
+    return full_size_table(rows, caption=caption, gains=data.measures, notes=notes, proofs=proofs)
 
 
-def machines_table(data: RunsData) -> Table | None:
-    """Return the versions and the parts of the machines that differ between runs; None where none does."""
-    if not data.environment:
-        return None
+def narrow_full_table(data: RunsData) -> Table:
+    """Return the first measures and the first one's gain of every variant, for a terminal."""
+    first = data.measures[0]
+    p = {each["b"]: p_value(each["p_holm"]) for each in data.gains.filter(measure=first).iter_rows(named=True)}
+    rows = full_size(data.results, reference=data.reference)
+    body = []
+    for each in rows:
+        line = data.line(each.variant)
+        figures = [each.figures[measure] for measure in data.measures]
+        body.append(
+            row(
+                "all" if len(line.runs) == len(data.labels) else ", ".join(data.labels[n] for n in line.runs),
+                Cell(line.variant, "REGRESSION on dev" if data.regression(line) else ""),
+                *(Cell(f"{figure.value:.4f}", bounds(figure)) for figure in figures),
+                percent(figures[0].change),
+                p.get(each.variant, ""),
+            )
+        )
+    caption = (
+        f"below each value its 95% interval over queries; gain in {label(first)} over {data.reference}; p of a paired "
+        f"randomisation test, corrected for {len(rows) - 1} comparisons (Holm)"
+    )
+    columns = ["run", "variant", *map(label, data.measures), "gain", "p"]
+    words = range(2 + len(data.measures))
+    return Table(caption, columns, [("", body)], title="Runs at full size, on test", words=words)
+
+
+def machines_table(data: RunsData) -> Table:
+    """Return the versions and the parts of the machines that differ between runs."""
     values = {
         key: {run: size(value) if key == "memory" and value else value for run, value in of_runs.items()}
         for key, of_runs in data.environment.items()
     }
     caption = "Versions and machines where they differ; figures may depend on them, and seconds do."
+    return _settings_table(caption, data, _rows(values, data.labels))
+
+
+def _settings_table(caption: str, data: RunsData, body: list[list[Cell]]) -> Table:
     columns = ["", *data.labels]
-    body = _rows(values, data.labels)
-    return Table(caption, columns, [False] * len(columns), [("", body)], sortable=False)
-
-
-def p_text(p: float) -> str:
-    """Return a p with its sign of relation: `= .012`, `< .0001`."""
-    text = p_value(p)
-    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
+    return Table(caption, columns, [("", body)], words=range(len(columns)), sortable=False)
 
 
 def _rows(values: Values, labels: Sequence[str]) -> list[list[Cell]]:
@@ -227,17 +221,15 @@ def _rows(values: Values, labels: Sequence[str]) -> list[list[Cell]]:
     ]
 
 
-def _training(data: RunsData) -> Table | None:
-    trainings: dict[str, Any] = {
-        line.name: found
+def _training(data: RunsData) -> list[Table]:
+    trained = {
+        line: found
         for line in data.lines
         for run in line.runs
         if (found := data.pages[run].study["training"].get(line.variant)) and not line.fused
     }
-    if not trainings:
-        return None
-    first = data.pages[0]
-    return page_tables.training_table(replace(first, study={**first.study, "training": trainings}))
+    regressions = {line.name: worse for line in trained if (worse := data.regression(line))}
+    return [training_table({line.name: found for line, found in trained.items()}, regressions)] if trained else []
 
 
 def _facts(data: RunsData) -> dict[str, str]:
@@ -251,7 +243,7 @@ def _facts(data: RunsData) -> dict[str, str]:
     }
 
 
-def _curves(data: RunsData) -> list[str]:
+def _curves(data: RunsData) -> list[Markup]:
     shown = [line.name for line in data.lines if not line.fused]
     results = data.results.filter(pl.col("variant").is_in(shown))
     if results.filter(pl.col("dim") > 0).is_empty():
@@ -259,8 +251,8 @@ def _curves(data: RunsData) -> list[str]:
     facts = _facts(data)
     subtitle = f"{facts['data']}: {facts['test queries']} test queries, {facts['test documents']} documents"
     return [
-        inline(
-            drawn(charts.measure_by_dim(results, measure, subtitle=shortened(subtitle, 120), fused=True)),
+        picture(
+            charts.measure_by_dim(results, measure, subtitle=shortened(subtitle, 120), fused=True),
             name=f"{label(measure)} by embedding size",
         )
         for measure in data.measures

@@ -9,7 +9,7 @@ from typing import Any
 
 from nestling.errors import clean
 from nestling.report import charts
-from nestling.report.page import without_folders
+from nestling.report.contents import without_folders
 from nestling.report.page_data import PageData
 
 Values = dict[str, dict[str, Any]]

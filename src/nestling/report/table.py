@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -16,21 +17,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first column heads its rows; `numeric` says of each column whether it holds numbers.
+    """A table; the first column heads its rows.
 
     Attributes:
+        columns: headings; a terminal shows none where all are empty.
         groups: (title, rows); the title is empty where there is but one group.
         title: what it is of, which pages show before the caption and terminals above the table.
+        words: the columns that hold words; all others hold numbers.
     """
 
     caption: str
     columns: list[str]
-    numeric: list[bool]
     groups: list[tuple[str, list[list[Cell]]]]
-    sortable: bool = True
     title: str = ""
+    words: Sequence[int] = (0,)
+    sortable: bool = True
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Title and caption as one text."""
         return ". ".join(filter(None, (self.title, self.caption)))
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds numbers."""
+        return [n not in self.words for n in range(len(self.columns))]
+
+
+def row(*cells: str | Cell) -> list[Cell]:
+    """Return a row of cells, of which some may be bare texts."""
+    return [Cell(cell) if isinstance(cell, str) else cell for cell in cells]
+
+
+def number_cell(value: float, text: str = "", below: str = "") -> Cell:
+    """Return a number's cell: a count, unless `text` says how it is written."""
+    return Cell(text or f"{value:,}", below, float(value))

@@ -1,21 +1,18 @@
-"""The tables of a study as values: models at full size, what smaller sizes lose, comparisons, slices, the split."""
+"""The tables of measured models as values: at full size, at smaller sizes, compared, by slice, and their training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
-from rich import table as rich
-from rich.markup import escape
 
 from nestling.config.names import FUSED, PRETRAINED
-from nestling.report.table import Cell, Table
+from nestling.report.format import SIGNIFICANT, label, p_equation, p_value, percent, points, size
+from nestling.report.table import Cell, Table, number_cell, row
 
-LABELS = {"mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
-SIGNIFICANT = 0.05
-FINEST = 1e-4
 MOST = 4
 """Variants that fit beside each other in 80 columns."""
 COMPARED = (
@@ -109,50 +106,77 @@ def is_fused(variant: str, variants: Sequence[str]) -> bool:
     return variant.endswith(FUSED) and variant.removesuffix(FUSED) in variants
 
 
-def full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[str] = ()) -> rich.Table:
-    """Return the terminal table of `full_size`; `regressions` are variants to mark so, by their figures on dev.
+def full_size_table(
+    rows: Sequence[Row],
+    *,
+    caption: str,
+    gains: Sequence[str] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
+    proofs: Mapping[tuple[str, str], float] = MappingProxyType({}),
+) -> Table:
+    """Return the table of `full_size` for a page: each measure with its interval below it.
+
+    Args:
+        gains: the measures whose gain stands beside them.
+        notes: small print below a variant's name.
+        proofs: the p of a gain, by variant and measure.
+    """
+    measures = list(rows[0].figures) if rows else []
+    columns = ["variant", "dims"]
+    for measure in measures:
+        columns += [label(measure), *(["gain"] if measure in gains else [])]
+    body = []
+    for each in rows:
+        cells = [Cell(each.variant, notes.get(each.variant, "")), number_cell(each.dim, "" if each.dim else "–")]
+        for measure in measures:
+            figure = each.figures[measure]
+            cells.append(figure_cell(figure, bounds(figure)))
+            if measure in gains:
+                p = proofs.get((each.variant, measure))
+                cells.append(Cell(percent(figure.change), "" if p is None else p_equation(p), figure.change))
+        body.append(cells)
+    return Table(caption, columns, [("", body)])
+
+
+def narrow_full_size_table(rows: Sequence[Row], *, caption: str, regressions: Sequence[str] = ()) -> Table:
+    """Return the table of `full_size` for a terminal; `regressions` are variants to mark so, by their figures on dev.
 
     The first two measures have the gain beside the value and the interval below; the others the value alone.
     """
     measures = list(rows[0].figures) if rows else []
     detailed = measures[:2]
-    shown = [row.figures[measure] for row in rows for measure in detailed]
-    gains = any(figure.change is not None for figure in shown)
+    shown = [each.figures[measure] for each in rows for measure in detailed]
+    gain = "  gain" if any(figure.change is not None for figure in shown) else ""
     below = "; below each value its 95% interval" if any(bounds(figure) for figure in shown) else ""
-    table = rich.Table(
-        title=f"Models at full size{below}", caption=escape(caption), title_justify="left", caption_justify="left"
-    )
-    table.add_column("variant", overflow="fold")
-    table.add_column("dims", justify="right")
-    for measure in measures:
-        gain = "  gain" if gains and measure in detailed else ""
-        table.add_column(label(measure) + gain, justify="left" if measure in detailed else "right", no_wrap=True)
-    for row in rows:
-        mark = "\n[bold red]REGRESSION on dev[/]" if row.variant in regressions else ""
-        cells = [escape(row.variant) + mark, str(row.dim or "-")]
-        for measure in measures:
-            figure = row.figures[measure]
-            text = f"{figure.value:.4f}"
+    body = []
+    for each in rows:
+        mark = "REGRESSION on dev" if each.variant in regressions else ""
+        cells = row(Cell(each.variant, mark), str(each.dim or "-"))
+        for measure, figure in each.figures.items():
+            value = f"{figure.value:.4f}"
             if measure in detailed:
-                text = f"{text} {percent(figure.change):>7}".rstrip() + f"\n{bounds(figure)}".rstrip()
-            cells.append(text)
-        table.add_row(*cells)
-    return table
+                cells.append(Cell(f"{value} {percent(figure.change):>7}".rstrip(), bounds(figure)))
+            else:
+                cells.append(Cell(value))
+        body.append(cells)
+    columns = ["variant", "dims", *(label(measure) + (gain if measure in detailed else "") for measure in measures)]
+    words = (0, *range(2, 2 + len(detailed)))
+    return Table(caption, columns, [("", body)], title=f"Models at full size{below}", words=words)
 
 
 def by_dim_table(rows: Sequence[Row], measure: str) -> Table:
     """Return the table of one measure of `by_dim`: a line a variant, a column a size, fusions last."""
-    dims = sorted({row.dim for row in rows}, reverse=True)
+    dims = sorted({each.dim for each in rows}, reverse=True)
     body = []
-    for variant in unfused_first(list(dict.fromkeys(row.variant for row in rows))):
-        figures = {row.dim: row.figures[measure] for row in rows if row.variant == variant}
+    for variant in unfused_first(list(dict.fromkeys(each.variant for each in rows))):
+        figures = {each.dim: each.figures[measure] for each in rows if each.variant == variant}
         cells = [
             figure_cell(figures[dim], percent(figures[dim].change)) if dim in figures else Cell("") for dim in dims
         ]
         body.append([Cell(variant), *cells])
     caption = "Below each value the change against the same model's full size."
     columns, title = ["variant", *map(str, dims)], f"{label(measure)} by embedding size"
-    return Table(caption, columns, [False] + [True] * len(dims), [("", body)], title=title)
+    return Table(caption, columns, [("", body)], title=title)
 
 
 def comparison_table(compared: pl.DataFrame) -> Table:
@@ -178,7 +202,7 @@ def comparison_table(compared: pl.DataFrame) -> Table:
         ]
         groups.append(("" if inside else label(measure), body))
     columns = ["variant", "difference", "p", "wins", "ties", "losses"]
-    return Table(COMPARED, columns, [False] + [True] * 5, groups, title=f"Differences{inside}{against}")
+    return Table(COMPARED, columns, groups, title=f"Differences{inside}{against}")
 
 
 def slices_table(
@@ -225,32 +249,37 @@ def slices_table(
     told += [f"{len(every) - len(shown)} more variants are {rest}."] if len(every) > len(shown) else []
     title = f"{label(measures[0])} by group of queries" if measures else "by group of queries"
     columns = ["group", "queries", *shown]
-    return Table(" ".join(told), columns, [False] + [True] * (len(shown) + 1), groups, title=title)
+    return Table(" ".join(told), columns, groups, title=title)
 
 
-def split_table(summary: Mapping[str, Any], *, source: str = "") -> Table:
-    """Return sizes and shares by side, with the method and what was dropped.
+def training_table(trainings: Mapping[str, Mapping[str, Any]], regressions: Mapping[str, str]) -> Table:
+    """Return what each training cost and what it did on dev.
 
     Args:
-        summary: what `summarise` says of a split.
-        source: where it is from, to name in the title.
+        trainings: variant -> a training's summary.
+        regressions: variant -> what it ended below on dev.
     """
-    body = [
-        [
-            Cell(name),
-            *(number_cell(side[count]) for count in ("records", "queries", "documents")),
-            Cell(f"{summary['reached'][name]:.1%}", f"asked {summary['asked'][name]:.1%}"),
-        ]
-        for name, side in summary["sides"].items()
-    ]
-    dropped = summary["dropped"]
-    were = "record was" if dropped == 1 else "records were"
-    promise = f"; {summary['promise']}" if "promise" in summary else ""
-    method = f"plit by {summary['method']}, seed {summary['seed']}: {summary['reason']}"
-    caption = f"{dropped:,} {were} dropped to keep the sides apart{promise}."
-    columns = ["side", "records", "queries", "documents", "share"]
-    title = f"{source}, s{method}" if source else f"S{method}"
-    return Table(caption, columns, [False, True, True, True, True], [("", body)], sortable=False, title=title)
+    body = []
+    for name, found in trainings.items():
+        before, after = found["before"]["dev_recall@10"], found["after"]["dev_recall@10"]
+        notes = [*([f"below {regressions[name]}"] if name in regressions else []), *found.get("left_out", ())]
+        body.append(
+            [
+                Cell(name, "; ".join(notes)),
+                number_cell(found["examples"]),
+                number_cell(found["steps"]),
+                number_cell(found["seconds"], f"{found['seconds']:,.1f}"),
+                number_cell(found["pairs_per_second"], f"{found['pairs_per_second']:,.0f}"),
+                number_cell(found["peak_memory"], size(found["peak_memory"])),
+                number_cell(after, f"{before:.4f} → {after:.4f}", found["precision"]),
+            ]
+        )
+    columns = ["variant", "examples", "steps", "seconds in steps", "pairs/s", "peak memory", "dev recall@10"]
+    caption = (
+        "What training took, and recall@10 on dev before and after; below it the precision of the arithmetic. "
+        "Below a variant's name: the steps left out of it, as dev was lower for them."
+    )
+    return Table(caption, columns, [("", body)])
 
 
 def reference_of(variants: Sequence[tuple[str, str, str]]) -> str | None:
@@ -265,17 +294,6 @@ def reference_of(variants: Sequence[tuple[str, str, str]]) -> str | None:
     return (same or [name for name, _ in untouched] or [None])[0]  # type: ignore[list-item]
 
 
-def label(measure: str) -> str:
-    """Return a measure as the field writes it: `MRR@10`, `nDCG@10`, `recall@10`."""
-    name, _, k = measure.partition("@")
-    return f"{LABELS.get(name, name)}@{k}"
-
-
-def percent(change: float | None) -> str:
-    """Return a signed percentage with one decimal, or nothing for None."""
-    return "" if change is None else f"{change:+.1f}%"
-
-
 def bounds(figure: Figure) -> str:
     """Return an interval in few characters, as in `.8012-.8345`; nothing where there is none."""
     if figure.low is None or figure.high is None:
@@ -286,26 +304,6 @@ def bounds(figure: Figure) -> str:
 def figure_cell(figure: Figure, below: str) -> Cell:
     """Return a value's cell, with `below` in small print."""
     return Cell(f"{figure.value:.4f}", below, figure.value)
-
-
-def number_cell(value: int) -> Cell:
-    """Return a count's cell."""
-    return Cell(f"{value:,}", "", float(value))
-
-
-def points(difference: float) -> str:
-    """Return a difference of values in 0..1 as signed points of 100, with two decimals."""
-    return f"{100 * difference:+.2f}"
-
-
-def p_value(p: float) -> str:
-    """Return a p as the field prints it: `.012`, `.0004`, `<.0001`; never rounded across the level of .05."""
-    if p < FINEST:
-        return "<.0001"
-    decimals = 3 if p >= 10 * FINEST else 4
-    while decimals < 8 and (round(p, decimals) < SIGNIFICANT) != (p < SIGNIFICANT):
-        decimals += 1
-    return f"{p:.{decimals}f}".removeprefix("0")
 
 
 def _figure(own: Interval, reference: Interval | None) -> Figure:

@@ -28,7 +28,7 @@ from nestling.judgments.threshold import settle_threshold
 from nestling.models.engines.engine import engine_for
 from nestling.models.load import ModelSource, find_model, load_model
 from nestling.progress import Observer
-from nestling.report import charts, pages, tables
+from nestling.report import charts, page, tables
 from nestling.study import data
 from nestling.study.estimate import plan
 from nestling.study.evaluate import Evaluation, Part, evaluate
@@ -301,7 +301,7 @@ class _Study:
             charts.save(charts.measure_by_dim(found.results, name, subtitle=subtitle), self.folder.picture(name))[0]
             for name in self.experiment.evaluation.measures[:2]
         )
-        report = pages.write_pages(self.folder)
+        report = page.write_pages(self.folder)
         logger.info("run %s is finished", self.experiment.name)
         return Run(
             experiment=self.experiment,

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from nestling.config.experiment import Experiment
 from nestling.report.charts import save
+from nestling.report.render.terminal import terminal
+from nestling.report.table import Table
 from nestling.study.curve import Curve, Point
 from nestling.study.tune.charts import importances, learning_curve, parallel_coordinates
 from nestling.study.tune.outcome import Search, TrialRecord
@@ -87,9 +89,9 @@ def test_the_curve_holds_every_point_and_the_untrained_base(found_curve: Curve, 
     assert {"training records (log scale)", "100", "500", "1,000", "MRR@10 before training"} <= texts(svg)
 
 
-def lines_of(table: object) -> list[str]:
+def lines_of(table: Table) -> list[str]:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table)
+    console.print(terminal(table))
     return console.export_text().splitlines()
 
 

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
-from nestling.report.charts import COLOURS, INK, _styled
-from nestling.report.tables import label
+from nestling.report.charts import (
+    COLOURS,
+    INK,
+    MUTED,
+    apart,
+    chart_of,
+    coded,
+    log_axis,
+    styled,
+    top_legend,
+    value_axis,
+)
+from nestling.report.format import label
 from nestling.study.tune.space import shown
 
 if TYPE_CHECKING:
@@ -17,7 +28,6 @@ if TYPE_CHECKING:
     from nestling.study.tune.space import Dimension, Space
 
 RECALL = "dev recall@10"
-AXIS = "#9aa1ad"
 BEST = "#D55E00"
 SHADES = ["#d5e3ef", "#56a0d3", "#08306b"]
 """From the poorest trial to the best: lightness alone carries it, so that print without colour does too."""
@@ -60,15 +70,8 @@ def parallel_coordinates(
     ticks += [{"setting": last, "at": at, "text": text} for at, text in ends.items()]
 
     # Line breaks at underscores, since names of settings are long and axes stand close.
-    header = alt.Axis(
-        title=None,
-        labelExpr="split(datum.label, '_')",
-        labelAngle=0,
-        labelPadding=10,
-        domain=False,
-        ticks=False,
-        grid=False,
-    )
+    words: dict[str, Any] = {"labelExpr": "split(datum.label, '_')", "labelAngle": 0, "labelPadding": 10}
+    header = alt.Axis(title=None, domain=False, ticks=False, grid=False, **words)
     x = alt.X("setting:N", sort=names, axis=header, scale=alt.Scale(type="point", padding=0.5))
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.03, 1.03], nice=False))
     tooltip = [
@@ -79,43 +82,34 @@ def parallel_coordinates(
         alt.Tooltip("value:Q", title=last, format=".4f"),
     ]
     rules = (
-        alt.Chart(alt.InlineData(values=[{"setting": name, "low": 0, "high": 1} for name in names]))
-        .mark_rule(color=AXIS, strokeWidth=1)
+        chart_of([{"setting": name, "low": 0, "high": 1} for name in names])
+        .mark_rule(color=MUTED, strokeWidth=1)
         .encode(x=x, y=alt.Y("low:Q", axis=None), y2="high:Q")
     )
-    all_lines = alt.Chart(alt.InlineData(values=points)).encode(
-        x=x, y=y, detail="trial:N", order="axis:Q", tooltip=tooltip
-    )
-    dashes = alt.Scale(domain=["best", "complete", "pruned"], range=[[1, 0], [1, 0], [3, 3]])
-    shade = alt.Color(
-        "value:Q",
-        scale=alt.Scale(range=SHADES, domain=[low, high] if high > low else [low - 0.01, high + 0.01], clamp=True),
-        legend=None,
-    )
+    trials = chart_of(points).encode(x=x, y=y, detail="trial:N", order="axis:Q", tooltip=tooltip)
+    dashes = coded(alt.StrokeDash, "state:N", ["best", "complete", "pruned"], [[1, 0], [1, 0], [3, 3]])
+    ends_of_shade = [low, high] if high > low else [low - 0.01, high + 0.01]
+    shade = alt.Color("value:Q", scale=alt.Scale(range=SHADES, domain=ends_of_shade, clamp=True), legend=None)
     lines = (
-        all_lines.transform_filter("datum.state != 'best'")
+        trials.transform_filter("datum.state != 'best'")
         .mark_line(strokeWidth=1.6, opacity=0.9)
-        .encode(color=shade, strokeDash=alt.StrokeDash("state:N", scale=dashes, legend=None))
+        .encode(color=shade, strokeDash=dashes)
     )
-    thick = all_lines.transform_filter("datum.state == 'best'").mark_line(
+    thick = trials.transform_filter("datum.state == 'best'").mark_line(
         strokeWidth=3.2, color=BEST, point=alt.OverlayMarkDef(filled=True, size=50, color=BEST)
     )
     placed: dict[str, Any] = {"align": "right", "dx": -7, "fontSize": 11, "color": INK, "lineBreak": "_"}
-    labels = (
-        alt.Chart(alt.InlineData(values=ticks))
-        .mark_text(**placed, stroke="white", strokeWidth=3, strokeOpacity=0.7)
-        .encode(x=x, y=y, text="text:N")
-    )
-    texts = labels.mark_text(**placed)
-    layers = alt.layer(rules, lines, thick, labels, texts)
+    labels = chart_of(ticks).encode(x=x, y=y, text="text:N")
+    halo = labels.mark_text(**placed, stroke="white", strokeWidth=3, strokeOpacity=0.7)
     legend = f"{subtitle}; orange: the best, dark: good, dashed: pruned"
-    return _styled(layers, "Settings that were tried", legend, width=max(660, 115 * len(names)), height=340)
+    layers = [rules, lines, thick, halo, labels.mark_text(**placed)]
+    return styled(layers, "Settings that were tried", legend, (max(660, 115 * len(names)), 340))
 
 
 def importances(importance: Mapping[str, float], *, subtitle: str, measure: str = RECALL) -> alt.LayerChart:
     """Return bars of each setting's share in how `measure` varies, largest first."""
     rows = [{"setting": name, "share": share, "text": f"{share:.0%}"} for name, share in importance.items()]
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
+    base = chart_of(rows).encode(
         x=alt.X(
             "share:Q",
             title=f"share in how {measure} varies (PED-ANOVA)",
@@ -126,7 +120,7 @@ def importances(importance: Mapping[str, float], *, subtitle: str, measure: str 
     )
     bars = base.mark_bar(color=COLOURS[1], height=alt.RelativeBandSize(0.66))
     texts = base.mark_text(align="left", dx=5, fontSize=12, color=INK).encode(text="text:N")
-    return _styled(alt.layer(bars, texts), "Which settings mattered", subtitle, width=520, height=36 * len(rows) + 20)
+    return styled([bars, texts], "Which settings mattered", subtitle, (520, 36 * len(rows) + 20))
 
 
 def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtitle: str) -> alt.LayerChart:
@@ -136,56 +130,42 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
         results: columns records, seed, measure, value; several seeds are points around the line of their mean.
         before: the base's value of each measure.
     """
-    measures = list(before)
     results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("shown"))
-    labels = [label(measure) for measure in measures]
-    records = sorted(results["records"].unique())
+    labels = [label(measure) for measure in before]
+    least, most = min(results["records"]), max(results["records"])
     means = results.group_by("shown", "share", maintain_order=True).agg(pl.col("records", "value").mean())
-    colour = alt.Color(
-        "shown:N",
-        scale=alt.Scale(domain=labels, range=COLOURS[1 : 1 + len(labels)]),
-        legend=alt.Legend(title=None, orient="top", symbolSize=90, symbolStrokeWidth=0),
-    )
-    shape = alt.Shape(
-        "shown:N",
-        scale=alt.Scale(domain=labels, range=["square", "triangle-up", "diamond", "circle"][: len(labels)]),
-        legend=alt.Legend(title=None, orient="top", symbolSize=90, symbolStrokeWidth=0),
-    )
-    x = alt.X(
+    colour = coded(alt.Color, "shown:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
+    shapes = ["square", "triangle-up", "diamond", "circle"][: len(labels)]
+    x = log_axis(
         "records:Q",
-        title="training records (log scale)",
-        scale=alt.Scale(type="log", base=2, domain=[records[0] * 0.9, records[-1] * 1.1], nice=False),
-        axis=alt.Axis(values=_apart(means["records"].unique().sort().to_list()), format=",.0f", grid=False),
+        "training records (log scale)",
+        (least * 0.9, most * 1.1),
+        ticks=apart(means["records"].to_list(), 1.15),
+        format=",.0f",
     )
-    y = alt.Y(
-        "value:Q",
-        title="on dev",
-        scale=alt.Scale(zero=False, nice=True, padding=12),
-        axis=alt.Axis(format=".2f"),
-    )
-    lines = alt.Chart(alt.InlineData(values=means.to_dicts())).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
+    y = value_axis("on dev", ".2f")
+    lines = chart_of(means.to_dicts()).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
     points = (
-        alt.Chart(alt.InlineData(values=results.to_dicts()))
+        chart_of(results.to_dicts())
         .mark_point(filled=True, size=70, opacity=1)
         .encode(
             x=x,
             y=y,
             color=colour,
-            shape=shape,
+            shape=coded(alt.Shape, "shown:N", labels, shapes, top_legend()),
             tooltip=["records:Q", "seed:Q", "shown:N", alt.Tooltip("value:Q", format=".4f")],
         )
     )
-    floor = [
-        {"shown": label(name), "value": value, "records": records[-1], "text": f"{label(name)} before training"}
-        for name, value in before.items()
-    ]
-    base = alt.Chart(alt.InlineData(values=floor))
-    rules = base.mark_rule(strokeDash=[5, 4], strokeWidth=1.6).encode(y=y, color=colour)
-    texts = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, color=INK).encode(
-        x=x, y=y, text="text:N"
+    floor = chart_of(
+        [
+            {"shown": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
+            for name, value in before.items()
+        ]
     )
-    layers = alt.layer(rules, lines, points, texts)
-    return _styled(layers, "Would more judgments help?", subtitle, width=620, height=360)
+    rules = floor.mark_rule(strokeDash=[5, 4], strokeWidth=1.6).encode(y=y, color=colour)
+    texts = floor.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, color=INK)
+    layers = [rules, lines, points, texts.encode(x=x, y=y, text="text:N")]
+    return styled(layers, "Would more judgments help?", subtitle, (620, 360))
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
@@ -198,12 +178,3 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
         return [(dimension.position(value), str(value)) for value in range(low, high + 1)]
     middle = (dimension.low * dimension.high) ** 0.5 if dimension.log else (dimension.low + dimension.high) / 2
     return [(dimension.position(value), f"{value:.2g}") for value in (dimension.low, middle, dimension.high)]
-
-
-def _apart(values: Sequence[float]) -> list[float]:
-    """Return values for the ticks of a log axis, without those whose labels would touch the one before."""
-    kept: list[float] = []
-    for value in reversed(values):
-        if not kept or kept[-1] / value > 1.15:
-            kept.append(value)
-    return kept[::-1]

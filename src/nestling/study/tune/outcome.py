@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from nestling.config.experiment import Experiment, Variant
+from nestling.config.training import layered
 
 if TYPE_CHECKING:
     import optuna
@@ -83,7 +84,7 @@ def record_of(trial: optuna.trial.FrozenTrial) -> TrialRecord:
 
 def tuned(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -> Experiment:
     """Return the experiment with `params` in the settings of `variant`, under a name of its own."""
-    training = {**variant.training, **params}
+    training = layered(variant.training, params)
     variants = [
         {**each.model_dump(), "training": training} if each.name == variant.name else each.model_dump()
         for each in experiment.variants

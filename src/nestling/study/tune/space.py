@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import yaml
 from pydantic import ValidationError
 
-from nestling.config.training import REMOVED, TrainingSettings
+from nestling.config.training import REMOVED, TrainingSettings, renamed, setting_names
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "warmup": {"low": 0.0, "high": 0.3},
     "batch_size": {"choices": [32, 64, 128, 256]},
     "epochs": {"low": 1, "high": 5},
-    "scale": {"low": 10.0, "high": 50.0, "log": True},
+    "finetune.scale": {"low": 10.0, "high": 50.0, "log": True},
     "max_seq_length": {"choices": [None, 64, 128]},
 }
 """What is searched where no `--space` file says otherwise, in the form of such a file."""
@@ -154,7 +154,7 @@ def shown(value: Any) -> str:
 
 def _dimension(name: str, given: Any) -> Dimension:
     """Return one dimension; raise ValueError with what is wrong with it."""
-    known = [field for field in TrainingSettings.model_fields if field not in UNSEARCHABLE]
+    name, known = renamed(name), [each for each in setting_names() if each not in UNSEARCHABLE]
     if name in REMOVED:
         raise ValueError(REMOVED[name])
     if name not in known:

@@ -1,13 +1,11 @@
-"""A search and a learning curve as terminal tables."""
+"""A search and a learning curve as tables."""
 
 from __future__ import annotations
 
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
+from nestling.report.table import Cell, Table, row
 from nestling.study.tune.space import shown
 from nestling.training.result import worded
 
@@ -23,24 +21,16 @@ def trials_table(found: Search) -> Table:
     ranked = sorted(found.trials, key=lambda t: (t.state != "complete", -(t.value or 0.0), t.number))
     left_out = f"; {len(ranked) - ROWS} more in trials.parquet" if len(ranked) > ROWS else ""
     gain = f"{worded(found.metric)} {found.before:.4f} before training, {found.best.value:.4f} at best"
-    table = Table(
-        title=f"Best trials of {escape(found.variant)}",
-        caption=gain + left_out,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("trial", justify="right")
-    table.add_column("dev", justify="right", no_wrap=True)
     names = list(found.best.params)
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    body = []
     for trial in ranked[:ROWS]:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        mark = "" if trial.state == "complete" else "\npruned"
+        remark = "best" if trial == found.best else "pruned" if trial.state != "complete" else ""
         # Spaces, so that a long choice breaks between its words.
-        cells = [escape(shown(trial.params.get(name)).replace("_", " ")) for name in names]
-        table.add_row(str(trial.number), value + mark, *cells, style="bold" if trial == found.best else None)
-    return table
+        choices = (shown(trial.params.get(name)).replace("_", " ") for name in names)
+        body.append(row(str(trial.number), Cell(value, remark), *choices))
+    columns = ["trial", "dev", *(name.replace("_", " ") for name in names)]
+    return Table(gain + left_out, columns, [("", body)], title=f"Best trials of {found.variant}", words=())
 
 
 def importance_line(found: Search) -> str:
@@ -54,23 +44,18 @@ def curve_table(found: Curve) -> Table:
     """Return a line a share: records, queries, and the mean of each measure, with the spread where there are seeds."""
     seeds = len({point.seed for point in found.points})
     spread = f" Means of {seeds} seeds, below them the lowest and highest." if seeds > 1 else ""
-    table = Table(
-        title=f"Learning curve of {escape(found.variant)}, on dev",
-        caption=escape(found.verdict) + spread,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in ("share", "records", "queries", "recall@10", "MRR@10"):
-        table.add_column(name, justify="right")
-    table.add_row("0", "0", "0", *(f"{value:.4f}" for value in found.before.values()))
+    body = [row("0", "0", "0", *(f"{value:.4f}" for value in found.before.values()))]
     for share in dict.fromkeys(point.share for point in found.points):
         points = [point for point in found.points if point.share == share]
-        figures = [_spread([point.after[measure] for point in points]) for measure in found.before]
+        figures = (_spread([point.after[measure] for point in points]) for measure in found.before)
         records = round(mean(point.records for point in points))
         queries = round(mean(point.queries for point in points))
-        table.add_row(f"{share:g}", f"{records:,}", f"{queries:,}", *figures)
-    return table
+        body.append(row(f"{share:g}", f"{records:,}", f"{queries:,}", *figures))
+    columns = ["share", "records", "queries", "recall@10", "MRR@10"]
+    title = f"Learning curve of {found.variant}, on dev"
+    return Table(found.verdict + spread, columns, [("", body)], title=title, words=())
 
 
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.4f}" + (f"\n{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else "")
+def _spread(values: list[float]) -> Cell:
+    spread = f"{min(values):.4f} to {max(values):.4f}" if len(values) > 1 else ""
+    return Cell(f"{mean(values):.4f}", spread)

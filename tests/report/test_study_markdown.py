@@ -8,42 +8,22 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 from fixtures.study import make_study
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
-from nestling.report.markdown import escaped, fenced, markdown, single_line, write_markdown
+from nestling.report.page import write_pages
 from nestling.report.page_data import load_page_data
+from nestling.report.render.markdown import single_line
+from nestling.report.study_markdown import study_markdown
 
 N = 40
 HOSTILE = (
     "<img src=x onerror=alert(1)>|`x`[a](javascript:b)\n# ![c](d) **e** <!-- "
     "www.f.com https://g.h @i $j$ \x1b\u202e.csv"
 )
-MARKUP = [
-    "|",
-    "`",
-    "[a](b)",
-    "<b>",
-    "&amp;",
-    "\\",
-    "\\|",
-    "*a*",
-    "_a_",
-    "__a__",
-    "~~a~~",
-    "![a](b)",
-    "#",
-    "$a$",
-    "\n",
-    "\t",
-]
-EXAMPLES = st.lists(st.sampled_from(MARKUP) | st.text(max_size=5), max_size=12).map("".join)
 PARSER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
@@ -77,54 +57,11 @@ def shown(text: str) -> Tags:
     return tags
 
 
-def cells(tokens: list[Token]) -> list[Token]:
-    return [token for token in tokens if token.type == "inline"]
-
-
-@given(EXAMPLES)
-@example("a \\| b")
-@example("a\\")
-@example("\ud800 \u202e \x00")
-def test_an_escaped_text_in_a_table_is_one_cell_that_shows_the_text(text: str):
-    found = cells(PARSER.parse(f"| h | i |\n|---|---|\n| {escaped(text)} | next |"))
-    assert len(found) == 4
-    children = found[2].children or []
-    assert {child.type for child in children} <= {"text", "text_special"}
-    assert "".join(child.content for child in children) == single_line(text)
-    assert found[3].content == "next"
-
-
-@given(EXAMPLES)
-def test_an_escaped_text_within_a_line_stays_one_paragraph_of_text(text: str):
-    tokens = PARSER.parse(f"x {escaped(text)}")
-    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
-    assert {child.type for child in tokens[1].children or []} <= {"text", "text_special"}
-    assert "".join(child.content for child in tokens[1].children or []) == f"x {single_line(text)}".rstrip()
-
-
-@given(EXAMPLES | st.text("`~\n a", max_size=20))
-def test_nothing_in_a_code_block_ends_it(text: str):
-    tokens = PARSER.parse(f"{fenced(text)}\n\nafter")
-    assert [token.type for token in tokens] == ["fence", "paragraph_open", "inline", "paragraph_close"]
-
-
-def test_what_a_hub_turns_into_links_or_mentions_is_broken_up():
-    assert escaped("see https://a.b www.c.d @e $f$") == "see https&#58;//a.b www&#46;c.d &#64;e &#36;f&#36;"
-
-
-def test_plain_names_stay_readable():
-    assert escaped("static_table+matryoshka recall@10 (a-b)") == "static_table+matryoshka recall@10 (a-b)"
-
-
-def test_half_a_surrogate_pair_can_be_written():
-    assert escaped("a\ud800b").encode() == "a\ufffdb".encode()
-
-
 def test_a_hostile_source_adds_no_element_and_no_link(tmp_path: Path):
     folder = make_study(
         tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], dev={"mnrl": (0.5, 0.6)}, source=HOSTILE
     )
-    found = shown(write_markdown(folder).read_text(encoding="utf-8"))
+    found = shown(study_markdown(load_page_data(folder), folder))
     allowed = {
         "h1",
         "h2",
@@ -145,11 +82,11 @@ def test_a_hostile_source_adds_no_element_and_no_link(tmp_path: Path):
 
 
 def test_every_figure_of_the_tables_and_every_answer_is_in_it(tmp_path: Path):
-    from nestling.report.page_verdict import verdict
+    from nestling.report.verdict import verdict
 
     folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], dev={"mnrl": (0.5, 0.6)})
     data = load_page_data(folder)
-    text = shown(markdown(data)).text
+    text = shown(study_markdown(data)).text
     for value in pl.read_parquet(folder.results)["value"]:
         assert f"{value:.4f}" in text
     for answer in verdict(data):
@@ -160,7 +97,7 @@ def test_every_figure_of_the_tables_and_every_answer_is_in_it(tmp_path: Path):
 
 def test_the_full_size_table_has_value_gain_and_interval_of_each_variant(tmp_path: Path):
     folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], dev={"mnrl": (0.5, 0.4)})
-    rows = [line for line in markdown(load_page_data(folder)).splitlines() if line.startswith("| mnrl<br>")]
+    rows = [line for line in study_markdown(load_page_data(folder)).splitlines() if line.startswith("| mnrl<br>")]
     # 30 of 40 against 20 of 40, and a worse figure on dev.
     assert rows[0].startswith("| mnrl<br><sub>on dev below its base</sub> | 64 | 0.7500<br><sub>")
     assert "| +50.0% | 0.3750<br>" in rows[0]
@@ -177,7 +114,7 @@ def test_slices_of_the_first_measure_are_a_table_for_each_kind(tmp_path: Path):
         schema=["slice", "label", "queries", "variant", "measure", "value", "low", "high"],
         orient="row",
     ).write_parquet(folder.slices)
-    text = markdown(load_page_data(folder))
+    text = study_markdown(load_page_data(folder))
     row = "| 1&#124;2 words | 12 | 0.5000 | 0.6000<br><sub>+20.0%</sub> | 0.4000<br><sub>-20.0%</sub> |"
     assert (
         f"**length**\n\n| group | queries | pretrained | mnrl | bm25-stemmed |\n|:---|---:|---:|---:|---:|\n{row}"
@@ -190,7 +127,7 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path):
         tmp_path / "bare", {"bm25": {None: share(20)}, "pretrained": {Cell(64): share(20)}}, variants=["pretrained"]
     )
     folder.slices.unlink()
-    text = markdown(load_page_data(folder))
+    text = study_markdown(load_page_data(folder))
     assert "## Slices" not in text
     assert "## Training" not in text
     assert "## Significance" in text
@@ -204,7 +141,7 @@ def test_pictures_of_the_run_are_shown_where_they_are(tmp_path: Path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     (folder.curve / "curve.json").write_text('{"variant": "mnrl", "verdict": "more *would* help."}')
-    text = write_markdown(folder).read_text(encoding="utf-8")
+    text = study_markdown(load_page_data(folder), folder)
     images = re.findall(r"!\[([^]]*)\]\(([^)]*)\)", text)
     # Of mrr@10 there is no picture.
     assert images == [
@@ -218,12 +155,14 @@ def test_pictures_of_the_run_are_shown_where_they_are(tmp_path: Path):
 def test_a_leak_between_the_sides_is_told(tmp_path: Path):
     queries = ["train 1", *(f"query {i}" for i in range(N - 1))]
     folder = make_study(tmp_path / "leaky", FIGURES, variants=["pretrained", "mnrl"], queries=queries, pages=False)
-    assert "**Leak, so the figures are too good: train and test share 1 query texts" in markdown(load_page_data(folder))
+    assert "**Leak, so the figures are too good: train and test share 1 query texts" in study_markdown(
+        load_page_data(folder)
+    )
 
 
 def test_folders_of_this_machine_and_texts_of_the_data_are_not_in_it(tmp_path: Path):
     folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], source="/srv/secret/shop.csv")
-    text = write_markdown(folder).read_text(encoding="utf-8")
+    text = study_markdown(load_page_data(folder), folder)
     assert "secret" not in text
     assert str(tmp_path) not in text
     assert "query 001" not in text
@@ -232,5 +171,5 @@ def test_folders_of_this_machine_and_texts_of_the_data_are_not_in_it(tmp_path: P
 
 def test_an_unfinished_run_is_refused_and_leaves_no_file(tmp_path: Path):
     with pytest.raises(InputError, match="holds no finished run"):
-        write_markdown(RunFolder(tmp_path))
+        write_pages(RunFolder(tmp_path))
     assert not list(tmp_path.iterdir())

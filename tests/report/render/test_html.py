@@ -5,8 +5,10 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nestling.report.page_svg import SVG, inline
+from nestling.report.render.html import SVG, inline, shortened
 
 HOSTILE = f"""<svg xmlns="{SVG}" xmlns:xlink="http://www.w3.org/1999/xlink" width="10" height="20" viewBox="0 0 10 20"
  onload="alert(1)"><script>alert(2)</script><style>* {{ fill: red }}</style>
@@ -47,3 +49,10 @@ def test_what_is_no_svg_is_refused():
         inline("<svg", name="")
     with pytest.raises(ValueError, match="no SVG, but html"):
         inline("<html/>", name="")
+
+
+@given(st.text(), st.integers(1, 30))
+def test_a_shortened_text_has_the_length_asked_for(text: str, length: int):
+    short = shortened(text, length)
+    assert len(short) <= length
+    assert len(text) <= length or short.endswith("…")

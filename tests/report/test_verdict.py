@@ -12,8 +12,9 @@ import pytest
 from fixtures.study import make_study
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.slices import SEEN
+from nestling.report.changes import Change, outcome_of
 from nestling.report.page_data import load_page_data
-from nestling.report.page_verdict import Answer, Change, outcome_of, verdict
+from nestling.report.verdict import Answer, verdict
 
 FULL, SMALL = Cell(64), Cell(16)
 N = 60

@@ -1,0 +1,81 @@
+"""What changes from one system to another on the same queries, and what that proves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nestling.report.format import SIGNIFICANT, label, p_equation, percent, points
+from nestling.report.page_data import PageData
+
+Outcome = Literal["gain", "loss", "mixed", "open"]
+ALPHA = 1e-12
+"""Means that differ by less are the same but for rounding."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measure of two systems on the same queries: means in 0..1, the difference's interval of 95 % and its p."""
+
+    measure: str
+    base: float
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """`gain` or `loss` where the difference is significant, else `open`."""
+        if self.p >= SIGNIFICANT or abs(self.value - self.base) < ALPHA:
+            return "open"
+        return "gain" if self.value > self.base else "loss"
+
+    def __str__(self) -> str:
+        unproven = "" if self.p < SIGNIFICANT else ", not significant"
+        if self.base > 0:
+            gain, low, high = (percent(100 * x / self.base) for x in (self.value - self.base, self.low, self.high))
+            change = f"{gain}, interval {low} to {high}"
+        else:
+            change = f"{points(self.value - self.base)} points, interval {points(self.low)} to {points(self.high)}"
+        return f"{label(self.measure)} {self.base:.4f} → {self.value:.4f} ({change}; {p_equation(self.p)}{unproven})"
+
+
+def outcome_of(changes: Sequence[Change]) -> Outcome:
+    """Return what several measures say together: `mixed` where one gains and another loses significantly."""
+    found = {change.outcome for change in changes}
+    if {"gain", "loss"} <= found:
+        return "mixed"
+    return "gain" if "gain" in found else "loss" if "loss" in found else "open"
+
+
+def changes_of(
+    compared: pl.DataFrame,
+    series: Mapping[str, Sequence[NDArray[np.float64] | float]],
+    a: str,
+    b: str,
+    measures: Sequence[str],
+) -> list[Change]:
+    """Return the change of each measure from `a` to `b`, as far as the two were compared.
+
+    Args:
+        compared: columns as `significance.SCHEMA`.
+        series: of both, for each measure, the values by query or their mean.
+    """
+    return [
+        Change(
+            measure, float(np.mean(series[a][n])), float(np.mean(series[b][n])), row["low"], row["high"], row["p_holm"]
+        )
+        for n, measure in enumerate(measures)
+        for row in compared.filter(a=a, b=b, measure=measure).iter_rows(named=True)
+    ]
+
+
+def at_full_size(data: PageData, names: Iterable[str]) -> dict[str, list[NDArray[np.float64]]]:
+    """Return what `changes_of` takes as `series`, of variants at their own full size."""
+    return {name: list(data.values(name, data.dims[name][0], data.measures)) for name in names}

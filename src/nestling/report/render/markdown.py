@@ -1,0 +1,70 @@
+"""A table value, code and lists as GitHub Markdown, texts escaped for Markdown and HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from nestling.report.render.html import without_controls
+from nestling.report.table import Cell, Table
+
+# Half a surrogate pair cannot be written as UTF-8; marks of direction reorder what stands around them.
+_UNSHOWN = re.compile(r"[\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ACTIVE = re.compile(
+    r"""[&<>"|\\`*\[\]~$#]"""
+    # Within words an underscore does nothing, and names stay readable.
+    r"|(?<![^\W_])_|_(?![^\W_])"
+    # Mentions, and addresses that become links by themselves.
+    r"|(?<!\w)@|:(?=//)|(?<=www)\.",
+    re.IGNORECASE,
+)
+_NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
+
+
+def markdown(table: Table) -> str:
+    """Return the caption, then a Markdown table for each group under the group's title."""
+    parts = [escaped(table.description)]
+    ruler = "".join("|---:" if number else "|:---" for number in table.numeric) + "|"
+    for title, rows in table.groups:
+        parts += [f"**{escaped(title)}**"] if title else []
+        lines = [_row([escaped(column) for column in table.columns]), ruler]
+        parts.append("\n".join([*lines, *(_row([_cell(cell) for cell in each]) for each in rows)]))
+    return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Return `text` as one line that Markdown and HTML show as it is: no markup, link or table cell of its own.
+
+    What is active in either becomes a character reference, which no parser reads as structure (CommonMark 0.31, 2.5).
+    Control characters, marks of direction and lone surrogates become U+FFFD, and white space single spaces.
+    """
+    return _ACTIVE.sub(lambda found: _NAMED.get(found[0], f"&#{ord(found[0])};"), single_line(text))
+
+
+def single_line(text: str) -> str:
+    """Return `text` on one line without characters that cannot be shown, not escaped."""
+    return _shown(" ".join(text.split()))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return `text` as a code block that nothing in it can end."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return "\n".join([fence + language, *map(_shown, text.splitlines()), fence])
+
+
+def listed(facts: Mapping[str, str]) -> str:
+    """Return facts as a list, without those that are empty."""
+    return "\n".join(f"- {escaped(name)}: {escaped(str(value))}" for name, value in facts.items() if value)
+
+
+def _shown(line: str) -> str:
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", without_controls(line))
+
+
+def _cell(cell: Cell) -> str:
+    below = f"<br><sub>{escaped(cell.below)}</sub>" if cell.below else ""
+    return escaped(cell.text) + below
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
