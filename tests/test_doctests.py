@@ -13,7 +13,9 @@ import nestling
 
 SOURCES = Path(nestling.__file__).parent
 WITH_EXAMPLES = [
-    path for path in sorted(SOURCES.rglob("*.py")) if re.search(r"^ +>>> (?!.*SKIP)", path.read_text(encoding="utf-8"), re.M)
+    path
+    for path in sorted(SOURCES.rglob("*.py"))
+    if re.search(r"^ +>>> (?!.*SKIP)", path.read_text(encoding="utf-8"), re.M)
 ]
 
 
