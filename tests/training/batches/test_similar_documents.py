@@ -14,7 +14,7 @@ from nestling.config.recipes import find_recipe
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.training.batches.batching import LengthBatches
-from nestling.training.batches.similar_documents import AlikeBatches
+from nestling.training.batches.similar_documents import SimilarBatches
 from nestling.training.spec import Job
 
 
@@ -24,7 +24,7 @@ def points(n: int, dim: int = 8) -> np.ndarray:
 
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4))
 def test_batches_are_as_many_and_as_large_as_those_by_length(n, size, seed, epoch, processes):
-    kinds = [AlikeBatches(points(n), size, seed=seed, processes=processes)]
+    kinds = [SimilarBatches(points(n), size, seed=seed, processes=processes)]
     kinds.append(LengthBatches(np.ones(n, dtype=np.int64), size, seed=seed, processes=processes))
     made = []
     for batches in kinds:
@@ -39,7 +39,7 @@ def test_batches_are_as_many_and_as_large_as_those_by_length(n, size, seed, epoc
 
 
 def test_equal_documents_are_dealt_too():
-    made = list(AlikeBatches(np.ones((100, 4), dtype=np.float32), 16, seed=0))
+    made = list(SimilarBatches(np.ones((100, 4), dtype=np.float32), 16, seed=0))
     assert sorted(row for batch in made for row in batch) == list(range(100))
 
 
@@ -47,7 +47,7 @@ def test_seed_and_epoch_decide_the_batches():
     vectors = points(500)
 
     def made(seed: int, epoch: int) -> list[list[int]]:
-        batches = AlikeBatches(vectors, 16, seed=seed)
+        batches = SimilarBatches(vectors, 16, seed=seed)
         batches.set_epoch(epoch)
         return list(batches)
 
@@ -65,7 +65,7 @@ def test_a_batch_meets_few_of_many_clusters():
     def clusters_met(batches: LengthBatches) -> float:
         return float(np.mean([len(set(cluster[batch])) for batch in batches]))
 
-    assert clusters_met(AlikeBatches(vectors, 64, seed=0)) < 8
+    assert clusters_met(SimilarBatches(vectors, 64, seed=0)) < 8
     assert clusters_met(LengthBatches(np.ones(2048, dtype=np.int64), 64, seed=0)) > 15
 
 
@@ -81,7 +81,7 @@ def test_a_recipe_takes_such_batches_where_the_setting_says_so(recipe: str, tiny
         assert sorted(row for batch in batches for row in batch) == list(range(len(material.examples)))
         return type(batches)
 
-    assert kind(True) is AlikeBatches
+    assert kind(True) is SimilarBatches
     assert kind(False) is LengthBatches
 
 

@@ -22,8 +22,8 @@ from nestling.retrieval.exact_search import top_k
 from nestling.training.batches.batching import Pairs
 from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.cross_encoder import (
+    IGNORED,
     NEGATIVES,
-    SPARED,
     LikelihoodLoss,
     PairTokens,
     RerankEvaluator,
@@ -122,9 +122,11 @@ def test_nothing_that_raters_saw_and_no_candidate_on_top_is_drawn_as_irrelevant(
     assert not drawn & judged
     counts = np.bincount(query, minlength=n_queries)
     assert counts.max() <= NEGATIVES + 1
-    beyond = [sum(document not in nearest[query, SPARED:] for query, document in drawn if query == q) for q in range(9)]
+    beyond = [
+        sum(document not in nearest[query, IGNORED:] for query, document in drawn if query == q) for q in range(9)
+    ]
     assert max(beyond) <= 1, "one random document a query, all others candidates below the first"
-    assert not any(document in nearest[query, :SPARED] for query, document in drawn)
+    assert not any(document in nearest[query, :IGNORED] for query, document in drawn)
 
 
 def job_with(path: Path, base: Path, candidates: Candidates) -> Job:
@@ -196,7 +198,7 @@ def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
     assert again.first(2).documents.tolist() == [[0, 1], [3, 4]]
     assert again.first(2).logits is None
     with pytest.raises(ValueError, match="no cross-encoder"):
-        found.judged_by_both(20.0)
+        found.scores_of_both(20.0)
 
 
 def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path):

@@ -120,22 +120,22 @@ def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
 
 def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path, tmp_path: Path):
     found = candidates()
-    spared = material(tiny_model_path, tmp_path, found).loss.spared
+    ignored = material(tiny_model_path, tmp_path, found).loss.ignored
     queries, documents = torch.arange(len(found.documents)), torch.arange(len(PAIRS.documents))
     expected = np.zeros((len(queries), len(documents)), dtype=bool)
     np.put_along_axis(expected, found.documents, True, axis=1)
     expected[PAIRS.judged_query, PAIRS.judged_document] = False
-    np.testing.assert_array_equal(spared(queries, documents).numpy() > 0, expected)
+    np.testing.assert_array_equal(ignored(queries, documents).numpy() > 0, expected)
 
 
 @pytest.mark.parametrize("graded", [False, True])
 def test_a_spared_pair_is_no_negative_and_no_positive(graded: bool):
     known = Relevance(np.array([0]), np.array([0]), np.array([1.0]), n_documents=3)
-    spared = Relevance(np.array([0]), np.array([2]), np.array([1.0]), n_documents=3)
+    ignored = Relevance(np.array([0]), np.array([2]), np.array([1.0]), n_documents=3)
     numbers = {"query": [0], "document": [0, 1, 2], "anchor": [0], "positive": [0]}
     label = {name: torch.tensor(value) for name, value in numbers.items()}
     queries, documents = torch.randn(1, 4), torch.randn(3, 4)
-    loss = ContrastiveLoss(torch.nn.Identity(), known, graded=graded, spared=spared)  # type: ignore[arg-type]
+    loss = ContrastiveLoss(torch.nn.Identity(), known, graded=graded, ignored=ignored)  # type: ignore[arg-type]
     plain = ContrastiveLoss(torch.nn.Identity(), known, graded=graded)  # type: ignore[arg-type]
     expected = plain.of_embeddings(queries, documents[:2], {**label, "document": torch.tensor([0, 1])})
     assert loss.of_embeddings(queries, documents, label).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -16,7 +16,7 @@ from nestling.models.load import load_model
 from nestling.models.precision import Precision
 from nestling.training.batches.tokens import TokenStore
 from nestling.training.fast import cuda_graphs
-from nestling.training.fast.cuda_graphs import Embed, GraphMemory, ReplayedEncoder, aliased, can_replay, padded, rounded
+from nestling.training.fast.cuda_graphs import Embed, GraphEncoder, GraphMemory, aliased, can_capture, padded, rounded
 from nestling.training.fast.mixed_precision import embed_cast
 from nestling.training.fast.setup import settle
 from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
@@ -103,9 +103,9 @@ def widened(column: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("record", [EagerRecording, pytest.param(cuda_graphs.GraphRecording, marks=on_gpu)])
+@pytest.mark.parametrize("record", [EagerRecording, pytest.param(cuda_graphs.CapturedGraph, marks=on_gpu)])
 def test_every_step_has_the_models_gradients(model: SentenceTransformer, record: Any, dtype: torch.dtype) -> None:
-    encoder = ReplayedEncoder(model, dtype, record)
+    encoder = GraphEncoder(model, dtype, record)
     sizes = [(5, 5), (4, 5), (3, 2)] * 2
     for n_queries, n_documents in sizes:
         # Both columns of one padded shape, which one recording could not serve.
@@ -120,39 +120,39 @@ def test_every_step_has_the_models_gradients(model: SentenceTransformer, record:
         backward(embeddings)
         assert_same(gradients(model), wanted, rough=dtype == torch.bfloat16)
         model.zero_grad()
-    assert set(encoder.recordings) == {(0, 8, 32), (1, 8, 32)}
+    assert set(encoder.captures) == {(0, 8, 32), (1, 8, 32)}
     assert not encoder.failed
 
 
 def test_gradients_of_several_batches_add_up(model: SentenceTransformer) -> None:
     columns = batch(model)
-    encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerRecording)
     wanted = expected(model, columns)
     backward(embed_cast(model, columns, torch.float32))
     # The recording begins between batches whose gradients are kept.
     for number in range(2, 5):
         backward(encoder(columns))
         assert_same(gradients(model), wanted, times=number)
-    assert encoder.recordings
+    assert encoder.captures
 
 
 def test_gradients_let_go_of_before_the_backward_pass_are_none_the_less_there(model: SentenceTransformer) -> None:
     columns = batch(model)
-    encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerRecording)
     wanted = expected(model, columns)
     for _ in range(3):
         embeddings = encoder(columns)
         model.zero_grad()
         backward(embeddings)
         assert_same(gradients(model), wanted)
-    assert encoder.recordings
+    assert encoder.captures
 
 
 def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
     model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "MOST_SHAPES", 1)
-    encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerRecording)
     backward(encoder(batch(model)))
     wide = batch(model)
     wide[1] = widened(wide[1], wide[1]["input_ids"].shape[1] + 16)
@@ -161,7 +161,7 @@ def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
         model.zero_grad()
         backward(encoder(wide))
         assert_same(gradients(model), wanted)
-    assert len(encoder.recordings) == 2
+    assert len(encoder.captures) == 2
 
 
 def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
 
     columns = batch(model)
     wanted = expected(model, columns)
-    encoder = ReplayedEncoder(model, torch.float32, broken)
+    encoder = GraphEncoder(model, torch.float32, broken)
     for _ in range(3):
         model.zero_grad()
         backward(encoder(columns))
@@ -181,16 +181,16 @@ def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
 
 
 def test_an_evaluation_is_not_recorded(model: SentenceTransformer) -> None:
-    encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerRecording)
     model.eval()
     encoder(batch(model))
-    assert not encoder.recordings
+    assert not encoder.captures
 
 
 def test_an_optimizer_steps_as_without(tiny_model_path: Path) -> None:
     def trained(wrap: bool) -> SentenceTransformer:
         model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0).train()
-        encoder = ReplayedEncoder(model, torch.float32, EagerRecording)
+        encoder = GraphEncoder(model, torch.float32, EagerRecording)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
         for step in range(6):
             columns = batch(model, 5 if step % 2 else 3)
@@ -199,7 +199,7 @@ def test_an_optimizer_steps_as_without(tiny_model_path: Path) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        assert bool(encoder.recordings) == wrap
+        assert bool(encoder.captures) == wrap
         return model
 
     for (name, ours), theirs in zip(trained(True).named_parameters(), trained(False).parameters(), strict=True):
@@ -236,9 +236,9 @@ def test_memory_is_given_back_where_a_later_recording_fails(model: SentenceTrans
             raise torch.OutOfMemoryError("CUDA out of memory")
         return EagerRecording(*given)
 
-    encoder = ReplayedEncoder(model, torch.float32, full)
+    encoder = GraphEncoder(model, torch.float32, full)
     backward(encoder(batch(model)))
-    assert encoder.recordings
+    assert encoder.captures
     wide = [widened(column, 64) for column in batch(model)]
     model.zero_grad()
     wanted = expected(model, wide)
@@ -247,21 +247,21 @@ def test_memory_is_given_back_where_a_later_recording_fails(model: SentenceTrans
         backward(encoder(wide))
         assert_same(gradients(model), wanted)
     assert encoder.failed
-    assert not encoder.recordings
+    assert not encoder.captures
 
 
 def test_what_can_be_recorded(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_replay(model.to("cpu"))
+    assert not can_capture(model.to("cpu"))
     monkeypatch.setattr(SentenceTransformer, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert not can_replay(model)
+    assert not can_capture(model)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert can_replay(model)
+    assert can_capture(model)
     model[0].model.config._attn_implementation = "flash_attention_2"
-    assert not can_replay(model)
+    assert not can_capture(model)
     model[0].model.config._attn_implementation = "sdpa"
     model[0].model.encoder.layer[1].output.dense.weight = model[0].model.encoder.layer[0].output.dense.weight
-    assert not can_replay(model)
+    assert not can_capture(model)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", None)])
@@ -276,10 +276,10 @@ def test_on_a_gpu_our_loss_replays(
     autocast, remark = settle(model, loss, Precision(name, ""), processes=1)
     assert loss.compute_dtype == dtype
     assert autocast == (dtype is None)
-    assert ("CUDA graphs" in remark) == (loss.replayed is not None) == (dtype is not None)
+    assert ("CUDA graphs" in remark) == (loss.graphs is not None) == (dtype is not None)
     several = ContrastiveLoss(model, relevance)
     assert settle(model, several, Precision(name, ""), processes=2) == (name != "fp32", "")
-    assert several.replayed is None
+    assert several.graphs is None
 
 
 @on_gpu
@@ -288,19 +288,19 @@ def test_a_loss_is_the_same_once_recorded(tiny_model_path: Path) -> None:
     relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
     loss = ContrastiveLoss(model, relevance).to(model.device)
     settle(model, loss, Precision("fp32", ""), processes=1)
-    assert loss.replayed is not None
+    assert loss.graphs is not None
     numbers = {name: torch.arange(5, device=model.device) for name in ("query", "document", "anchor", "positive")}
     found, first = [], {}
-    recorded = loss.replayed
+    recorded = loss.graphs
     for number in range(4):
         # The first as it comes, the others as recorded.
-        loss.replayed = recorded if number else None
+        loss.graphs = recorded if number else None
         model.zero_grad()
         each = loss(batch(model), numbers)
         each.backward()
         found.append(each.item())
         first = first or gradients(model)
-    assert loss.replayed.recordings
+    assert loss.graphs.captures
     assert found == pytest.approx([found[0]] * len(found), rel=1e-3)
     assert_same(gradients(model), first)
 
@@ -318,7 +318,7 @@ def test_a_recording_that_fails_leaves_a_gpu_in_order(
         return found
 
     monkeypatch.setattr(cuda_graphs, "embed_cast", asking)
-    encoder = ReplayedEncoder(model, torch.float32)
+    encoder = GraphEncoder(model, torch.float32)
     stream = torch.cuda.current_stream()
     for _ in range(4):
         backward(encoder(batch(model)))
@@ -356,11 +356,11 @@ def test_passes_computed_at_once_take_memory_of_the_recordings() -> None:
 @on_gpu
 def test_dropout_differs_between_replays(tiny_model_path: Path) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.5).train()
-    encoder = ReplayedEncoder(model, torch.float32)
+    encoder = GraphEncoder(model, torch.float32)
     found = []
     for _ in range(4):
         embeddings = encoder(batch(model))
         found.append(embeddings[0].detach().clone())
         backward(embeddings)
-    assert encoder.recordings
+    assert encoder.captures
     assert not torch.allclose(found[-1], found[-2])

@@ -17,7 +17,7 @@ from nestling.models.precision import choose_precision
 from nestling.training.batches.tokens import TokenStore
 from nestling.training.fast import unpadded
 from nestling.training.fast.setup import settle
-from nestling.training.fast.unpadded import PAD_TO, can_pack, embed_packed, split_by_length
+from nestling.training.fast.unpadded import PAD_TO, can_unpad, embed_unpadded, split_by_length
 from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 QUERIES = ["saw", "door hinge brass", "drill " * 15, "paint"]
@@ -48,7 +48,7 @@ def plain(model: SentenceTransformer) -> list[torch.Tensor]:
 
 
 def test_embeddings_are_those_of_the_model(model: SentenceTransformer) -> None:
-    found = embed_packed(model, columns(model), torch.float32)
+    found = embed_unpadded(model, columns(model), torch.float32)
 
     for ours, theirs in zip(found, plain(model), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_model(
 ) -> None:
     monkeypatch.setattr(unpadded, "AT_ONCE", at_once)
     theirs = gradients(model, plain(model))
-    ours = gradients(model, embed_packed(model, columns(model), torch.float32))
+    ours = gradients(model, embed_unpadded(model, columns(model), torch.float32))
 
     # The pooler gives nothing to a sentence's embedding and has no gradient on either side.
     assert set(ours) == set(theirs)
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_the_model(
 
 def test_bfloat16_is_near_float32_in_embeddings_and_gradients(model: SentenceTransformer) -> None:
     exact = gradients(model, plain(model))
-    found = embed_packed(model, columns(model), torch.bfloat16)
+    found = embed_unpadded(model, columns(model), torch.bfloat16)
     assert all(embeddings.dtype == torch.float32 for embeddings in found)
     rough = gradients(model, found)
 
@@ -83,7 +83,7 @@ def test_texts_of_one_length_need_no_mask_and_give_the_same(model: SentenceTrans
     ids = torch.randint(5, 50, (6, 8))
     column = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    ours = embed_packed(model, [column, column], torch.float32)
+    ours = embed_unpadded(model, [column, column], torch.float32)
 
     for found in ours:
         torch.testing.assert_close(found, model(dict(column))["sentence_embedding"], atol=1e-6, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_a_width_that_is_no_multiple_of_the_padding_is_filled_up(model: Sentence
     ids = torch.randint(5, 50, (3, 7))
     column = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    (ours,) = embed_packed(model, [column], torch.float32)
+    (ours,) = embed_unpadded(model, [column], torch.float32)
 
     torch.testing.assert_close(ours, model(dict(column))["sentence_embedding"], atol=1e-6, rtol=1e-5)
 
@@ -101,10 +101,10 @@ def test_a_width_that_is_no_multiple_of_the_padding_is_filled_up(model: Sentence
 def test_hidden_dropout_acts_in_training_alone(tiny_model_path: Path) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.5)
     model.train()
-    first, second = (embed_packed(model, columns(model), torch.float32)[0] for _ in range(2))
+    first, second = (embed_unpadded(model, columns(model), torch.float32)[0] for _ in range(2))
     assert not torch.allclose(first, second)
     model.eval()
-    still, again = (embed_packed(model, columns(model), torch.float32)[0] for _ in range(2))
+    still, again = (embed_unpadded(model, columns(model), torch.float32)[0] for _ in range(2))
     torch.testing.assert_close(still, again)
 
 
@@ -131,7 +131,7 @@ def test_settle_packs_what_it_can_and_says_so(model: SentenceTransformer, tiny_m
     assert "packed" in remark
 
     dropping = load_model(str(tiny_model_path), attention_dropout=0.1)
-    assert not can_pack(dropping)
+    assert not can_unpad(dropping)
     loss = ContrastiveLoss(dropping, relevance)
     _, remark = settle(dropping, loss, choose_precision("fp32"), processes=1)
     assert not loss.packed

@@ -19,7 +19,7 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.training.batches.tokens import tokenised
-from nestling.training.fast.unpadded import can_pack
+from nestling.training.fast.unpadded import can_unpad
 from nestling.training.inputs.contrastive import positive_pairs, positives_above
 from nestling.training.inputs.scored import scored_pairs
 from nestling.training.inputs.starts import STARTS
@@ -130,7 +130,7 @@ def test_a_pooling_that_leaves_the_prompt_out_does_so_in_training(tiny_model_pat
     model = load_model(find_model(str(tiny_model_path), prompts=PROMPTS), attention_dropout=0.0).eval()
     included = model.encode_query(texts)
     model.set_pooling_include_prompt(False)
-    assert not can_pack(model)
+    assert not can_unpad(model)
     loss = EncodingLoss(model)
     loss.compute_dtype = torch.float32 if packed else None
     with torch.inference_mode():

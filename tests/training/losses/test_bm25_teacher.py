@@ -17,15 +17,15 @@ from nestling.errors import InputError
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.retrieval.bm25 import Lexical
-from nestling.training.losses.bm25_teacher import SHARPNESS, WordTeacher, teacher_for
+from nestling.training.losses.bm25_teacher import SHARPNESS, BM25Teacher, teacher_for
 from nestling.training.spec import Job, Material
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
 QUERIES = [["drill", "hand saw"], ["paint", "white saw"]]
 
 
-def teacher() -> WordTeacher:
-    return WordTeacher(DOCUMENTS, QUERIES.__getitem__, language="english")
+def teacher() -> BM25Teacher:
+    return BM25Teacher(DOCUMENTS, QUERIES.__getitem__, language="english")
 
 
 def numbers(*places: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_words_are_stemmed_in_the_language_asked_for():
     taught.refresh(0)
     assert taught(numbers(0), numbers(1)).item() > 0
     with pytest.raises(InputError, match="no stemmer for 'klingon'"):
-        WordTeacher(DOCUMENTS, QUERIES.__getitem__, language="klingon")
+        BM25Teacher(DOCUMENTS, QUERIES.__getitem__, language="klingon")
 
 
 def test_it_knows_nothing_before_the_first_epoch():
@@ -61,9 +61,9 @@ def material(recipe: str, base: Path, **settings: float) -> Material:
     return inputs_of(judgments, Job(find_model(str(base)), recipe, settings_of(recipe, finetune=settings), 2.5))
 
 
-def teacher_of(found: Material) -> WordTeacher | None:
+def teacher_of(found: Material) -> BM25Teacher | None:
     loss = getattr(found.loss, "contrastive", found.loss)
-    taught: WordTeacher | None = loss.teacher
+    taught: BM25Teacher | None = loss.teacher
     return taught
 
 

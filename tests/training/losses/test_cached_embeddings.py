@@ -12,19 +12,19 @@ import torch.multiprocessing as mp
 from sentence_transformers.sentence_transformer.modules import Dense
 from torch import Tensor, nn
 
-from nestling.training.losses.cached_embeddings import FixedVectorsLoss
+from nestling.training.losses.cached_embeddings import CachedEmbeddingsLoss
 from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
 KNOWN = {(0, 0): 1.0, (1, 1): 1.0, (2, 2): 1.0, (3, 3): 1.0, (4, 4): 1.0, (0, 4): 1.0, (3, 1): 1.0}
 SHARES = (([0, 1, 2], [0, 1, 2, 7]), ([3, 4], [3, 4]))
 
 
-def loss_of(layer: Dense) -> FixedVectorsLoss:
+def loss_of(layer: Dense) -> CachedEmbeddingsLoss:
     pairs = np.array(list(KNOWN))
     relevance = Relevance(pairs[:, 0], pairs[:, 1], np.array(list(KNOWN.values())), n_documents=10)
     rng = np.random.default_rng(0)
     queries, documents = (rng.normal(size=(n, 6)).astype(np.float32) for n in (5, 10))
-    return FixedVectorsLoss(ContrastiveLoss(layer, relevance, dims=(4, 2)), queries, documents)
+    return CachedEmbeddingsLoss(ContrastiveLoss(layer, relevance, dims=(4, 2)), queries, documents)
 
 
 def fresh() -> Dense:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nestling.training.batches.batching import LengthBatches
 
 
-class AlikeBatches(LengthBatches):
+class SimilarBatches(LengthBatches):
     """Batches whose documents lie near each other, other ones in every epoch.
 
     Random batches hold easy negatives: a drill is seldom beside another drill. Here the pairs are shuffled and cut into
@@ -66,6 +66,6 @@ def sampler_for(
     def batches(size: int, seed: int, processes: int) -> LengthBatches:
         if vectors is None:
             return LengthBatches(lengths, size, seed=seed, processes=processes)
-        return AlikeBatches(vectors, size, seed=seed, processes=processes)
+        return SimilarBatches(vectors, size, seed=seed, processes=processes)
 
     return batches

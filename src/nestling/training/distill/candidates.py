@@ -71,7 +71,7 @@ class Candidates:
         """Return query and document of every candidate by number, query after query, (n_queries * k,) each."""
         return np.repeat(np.arange(len(self.documents)), self.documents.shape[1]), self.documents.ravel()
 
-    def judged_by_both(self, scale: float) -> NDArray[np.float32]:
+    def scores_of_both(self, scale: float) -> NDArray[np.float32]:
         """Return cosines times the scale of the contrastive loss, plus logits, (n_queries, k): a product of odds.
 
         Raises:

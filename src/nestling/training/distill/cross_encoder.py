@@ -2,7 +2,7 @@
 
 It is too slow to search with, and knows what no pair of embeddings does: on 1,753 queries of Home Depot's dev side it
 ranks 30 candidates no better than the `graded` model that found them (MRR@10 .554 and .552), and with it as in
-`Candidates.judged_by_both` better than either (.585). So it teaches (distillation.py). Cross-encoders as rankers:
+`Candidates.scores_of_both` better than either (.585). So it teaches (distillation.py). Cross-encoders as rankers:
 Nogueira and Cho 2019, "Passage re-ranking with BERT" (arXiv 1901.04085).
 """
 
@@ -30,7 +30,7 @@ from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.batches.tokens import PAD_TO, TokenStore
 from nestling.training.distill.candidates import Candidates
 from nestling.training.fast.mixed_precision import embed_cast
-from nestling.training.fast.unpadded import can_pack, embed_packed
+from nestling.training.fast.unpadded import can_unpad, embed_unpadded
 from nestling.training.losses.contrastive import SCALE
 from nestling.training.losses.encoding import EncodingLoss
 from nestling.training.result import RECALL
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 NEGATIVES = 3
 """Unjudged candidates that count as irrelevant, for each query."""
-SPARED = 2
+IGNORED = 2
 """Candidates on top that never do: the likeliest to be right answers that nobody judged."""
 AT_ONCE = 16_384
 """Tokens, padding included, that it reads in one pass."""
@@ -160,7 +160,7 @@ def prepare(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     """Prepare a cross-encoder's training on the judgments, and on unjudged candidates as irrelevant.
 
     A score is scaled to 0..1 and taken for the chance that the pair is relevant. Each query adds `NEGATIVES` candidates
-    that nobody judged, drawn from all but the first `SPARED`, and a random document.
+    that nobody judged, drawn from all but the first `IGNORED`, and a random document.
 
     Args:
         job: its folder of candidates holds `train.npz`.
@@ -191,11 +191,11 @@ def irrelevant(pairs: Pairs, candidates: Candidates, *, seed: int) -> tuple[NDAr
     judged = set((pairs.judged_query * n_documents + pairs.judged_document).tolist())
     drawn: list[int] = []
     for number, nearest in enumerate(candidates.documents[: len(pairs.queries)]):
-        keys = (number * n_documents + nearest[SPARED:]).tolist()
+        keys = (number * n_documents + nearest[IGNORED:]).tolist()
         free = [key for key in keys if key not in judged]
         drawn += rng.choice(free, min(NEGATIVES, len(free)), replace=False).tolist() if free else []
         random = int(rng.integers(n_documents))
-        if random not in nearest[:SPARED]:
+        if random not in nearest[:IGNORED]:
             drawn.append(number * n_documents + random)
     chosen = np.array([key for key in dict.fromkeys(drawn) if key not in judged], dtype=np.int64)
     return chosen // n_documents, chosen % n_documents
@@ -215,7 +215,7 @@ def logits(
         precision: as in the training; fp16 reads in float32.
     """
     dtype = torch.bfloat16 if choose_precision(precision).name == "bf16" else torch.float32
-    packed = model.device.type == "cpu" and can_pack(model)
+    packed = model.device.type == "cpu" and can_unpad(model)
     found = np.empty(len(query), dtype=np.float32)
     lengths = tokens.lengths(query, document)
     # The longest first: what does not fit into memory fails at once.
@@ -227,7 +227,7 @@ def logits(
             rows = order[start : start + max(1, AT_ONCE // int(lengths[order[start]]))]
             start += len(rows)
             column = {name: value.to(model.device) for name, value in tokens.batch(query[rows], document[rows]).items()}
-            made = (embed_packed if packed else embed_cast)(model, [column], dtype)[0]
+            made = (embed_unpadded if packed else embed_cast)(model, [column], dtype)[0]
             found[rows] = made[:, 0].float().cpu().numpy()
     return found
 
@@ -271,7 +271,7 @@ class RerankEvaluator(SentenceEvaluator):  # type: ignore[misc]
             queries = [self.qrels.queries[row] for row in self.rows]
             self.tokens = PairTokens(model, queries, self.qrels.documents)
         read = read_by(model, self.candidates, self.tokens, precision=self.precision)
-        return self.figures(read.judged_by_both(self.scale))
+        return self.figures(read.scores_of_both(self.scale))
 
     def of_base(self, base: ModelSource) -> dict[str, float]:
         """Return the same figures of the first model alone: what its candidates are worth as they are."""

@@ -35,7 +35,7 @@ def teacher_of(candidates: Candidates, *, n_documents: int, scale: float) -> Pai
         scale: of cosines.
     """
     query, document = candidates.pairs()
-    scores = candidates.judged_by_both(scale).ravel()
+    scores = candidates.scores_of_both(scale).ravel()
     return PairValues(query, document, scores, n_documents=n_documents, missing=np.nan)
 
 
@@ -115,7 +115,7 @@ def distilled(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mat
         dim_weights=job.weights,
         graded=graded,
         # Likely enough to be right answers that no rater saw.
-        spared=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
+        ignored=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
         teacher=teacher_of(candidates, n_documents=n_documents, scale=step.scale),
         teacher_weight=teacher.weight,
     )

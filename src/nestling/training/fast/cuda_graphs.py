@@ -1,4 +1,4 @@
-"""A model's passes on a GPU, recorded once for each shape of batch and replayed from then on.
+"""A model's passes on a GPU, recorded once for each shape of batch and graphs from then on.
 
 A small model on a short batch can leave a GPU waiting, where to launch a kernel takes Python and torch longer than the
 kernel runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to
@@ -31,7 +31,7 @@ FINEST = 8
 """Sizes up to 64 are rounded up to a multiple of this, larger ones to a multiple of a larger power of two."""
 
 
-def can_replay(model: SentenceTransformer) -> bool:
+def can_capture(model: SentenceTransformer) -> bool:
     """Return whether a model's passes may be recorded: on the one GPU there is, by an attention of torch's own."""
     if model.device.type != "cuda" or torch.cuda.device_count() != 1:
         return False
@@ -45,7 +45,7 @@ def can_replay(model: SentenceTransformer) -> bool:
     )
 
 
-class Recording(Protocol):
+class Capture(Protocol):
     """The passes of one shape of batch."""
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
@@ -59,32 +59,32 @@ class Recording(Protocol):
 
 Embed = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 """(column, parameters by name) -> (n_texts, dim) float32; parameters not named are the model's own."""
-MakeRecording = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], "GraphMemory | None"], Recording]
+MakeCapture = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor], "GraphMemory | None"], Capture]
 
 
-class ReplayedEncoder:
+class GraphEncoder:
     """Embeds the columns of a training's batches: one call for a batch, then its backward pass, then the next call.
 
-    Where a recording fails, all further batches are computed as they come. Recording draws from the generator of
+    Where a recording fails, all further batches are computed as they come. Capture draws from the generator of
     dropout, and a process that goes on with a training counts shapes anew: with dropout it draws other masks than it
     would have.
 
     Args:
         model: on one GPU; its parameters must keep their places in memory.
         dtype: what its transformer computes in.
-        record: makes a Recording from what embeds a column, parameters by name, their buffers, a column of the shape to
-            record, and the memory that all recordings of such columns share, None without a GPU.
+        record: makes a Capture from what embeds a column, parameters by name, their buffers, a column of the shape to
+            record, and the memory that all captures of such columns share, None without a GPU.
     """
 
-    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: MakeRecording | None = None) -> None:
+    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: MakeCapture | None = None) -> None:
         self.model = model
         self.dtype = dtype
-        self.record = record or GraphRecording
+        self.record = record or CapturedGraph
         self.padding = int(getattr(model.tokenizer, "pad_token_id", 0) or 0)
         self.widest = model.max_seq_length
         self.parameters: dict[str, Tensor] = {}
         self.buffers: list[Tensor] = []
-        self.recordings: dict[tuple[int, int, int], Recording] = {}
+        self.captures: dict[tuple[int, int, int], Capture] = {}
         self.memory: dict[int, GraphMemory | None] = {}
         self.failed = False
 
@@ -101,22 +101,22 @@ class ReplayedEncoder:
     def _embedded(self, place: int, column: dict[str, Tensor]) -> Tensor:
         n_texts = len(column["input_ids"])
         column = padded(column, self.padding, widest=self.widest)
-        recording = self._recording(place, column)
+        recording = self._captured(place, column)
         if recording is None:
             return self._embed(column)[:n_texts]
         # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
         wanted = torch.ones((), requires_grad=True)
-        embeddings: Tensor = _Replay.apply(wanted, self, recording, column)  # type: ignore[no-untyped-call]
+        embeddings: Tensor = _Replayed.apply(wanted, self, recording, column)  # type: ignore[no-untyped-call]
         return embeddings[:n_texts]
 
-    def _recording(self, place: int, column: dict[str, Tensor]) -> Recording | None:
+    def _captured(self, place: int, column: dict[str, Tensor]) -> Capture | None:
         n_texts, width = column["input_ids"].shape
         key = (place, n_texts, width)
-        room = sum(each[0] == place for each in self.recordings) < MOST_SHAPES
-        # At once: computed as it comes, a batch would want as much memory again beside that of the recordings.
-        if key not in self.recordings and room and not self.failed:
+        room = sum(each[0] == place for each in self.captures) < MOST_SHAPES
+        # At once: computed as it comes, a batch would want as much memory again beside that of the captures.
+        if key not in self.captures and room and not self.failed:
             self._record(key, column)
-        return self.recordings.get(key)
+        return self.captures.get(key)
 
     def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
         place = key[0]
@@ -125,12 +125,12 @@ class ReplayedEncoder:
                 self._make_buffers(column)
             if place not in self.memory:
                 self.memory[place] = GraphMemory(self._stream()) if torch.cuda.is_available() else None
-            self.recordings[key] = self.record(self._embed, self.parameters, self.buffers, column, self.memory[place])
+            self.captures[key] = self.record(self._embed, self.parameters, self.buffers, column, self.memory[place])
         except RuntimeError as error:
             logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
             self.failed = True
             # What memory they hold may be what was wanting.
-            self.recordings.clear()
+            self.captures.clear()
             self.memory.clear()
 
     def _stream(self) -> torch.cuda.Stream:
@@ -165,7 +165,7 @@ class ReplayedEncoder:
 
 
 class GraphMemory:
-    """Memory that recordings share which are never needed at the same time, and the stream that it belongs to."""
+    """Memory that captures share which are never needed at the same time, and the stream that it belongs to."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.id = torch.cuda.graph_pool_handle()
@@ -192,8 +192,8 @@ class GraphMemory:
         torch.cuda.current_stream().wait_stream(self.stream)
 
 
-class GraphRecording:
-    """Two CUDA graphs: a forward pass, and the backward pass that belongs to it. See Recording."""
+class CapturedGraph:
+    """Two CUDA graphs: a forward pass, and the backward pass that belongs to it. See Capture."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class GraphRecording:
         spare = generator.clone_state()
         try:
             # Both are left as they were during the recording where it fails. In one thread, since only its memory is
-            # that of the recordings; another one's libraries would want memory of their own, too.
+            # that of the captures; another one's libraries would want memory of their own, too.
             with torch.cuda.stream(before), torch.autograd.set_multithreading_enabled(False):
                 self._capture(embed, parameters, buffers, memory)
         except RuntimeError:
@@ -236,24 +236,24 @@ class GraphRecording:
         self.embeddings = embeddings.detach()
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
-        """See Recording."""
+        """See Capture."""
         for name, value in self.column.items():
             value.copy_(column[name])
         self.forwards.replay()
         return self.embeddings.detach()
 
     def backward(self, gradient: Tensor) -> None:
-        """See Recording."""
+        """See Capture."""
         self.gradient.copy_(gradient)
         self.backwards.replay()
 
 
-class _Replay(torch.autograd.Function):
+class _Replayed(torch.autograd.Function):
     """A recorded forward pass in autograd's graph, with its recorded backward pass."""
 
     @staticmethod
     def forward(
-        context: Any, wanted: Tensor, encoder: ReplayedEncoder, recording: Recording, column: dict[str, Tensor]
+        context: Any, wanted: Tensor, encoder: GraphEncoder, recording: Capture, column: dict[str, Tensor]
     ) -> Tensor:
         context.encoder, context.recording = encoder, recording
         return recording.forward(column)

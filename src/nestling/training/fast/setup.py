@@ -32,8 +32,8 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
     """
     import torch
 
-    from nestling.training.fast.cuda_graphs import ReplayedEncoder, can_replay
-    from nestling.training.fast.unpadded import can_pack
+    from nestling.training.fast.cuda_graphs import GraphEncoder, can_capture
+    from nestling.training.fast.unpadded import can_unpad
     from nestling.training.losses.encoding import EncodingLoss
 
     transformer = getattr(model[0], "model", None)
@@ -42,12 +42,12 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
         return precision.name != "fp32", ""
     ours = loss if processes == 1 and isinstance(loss, EncodingLoss) else None
     if torch.cuda.is_available():
-        if ours is None or not can_replay(model):
+        if ours is None or not can_capture(model):
             return precision.name != "fp32", ""
         ours.compute_dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
-        ours.replayed = ReplayedEncoder(model, ours.compute_dtype)
+        ours.graphs = GraphEncoder(model, ours.compute_dtype)
         return False, "weights in float32, passes recorded as CUDA graphs"
-    packed = ours is not None and can_pack(model)
+    packed = ours is not None and can_unpad(model)
     if precision.name == "fp32":
         if ours is not None and packed:
             ours.compute_dtype, ours.packed = torch.float32, True

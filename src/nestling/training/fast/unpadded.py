@@ -53,8 +53,8 @@ class Block:
         return self.start + self.mask.numel()
 
 
-def can_pack(model: SentenceTransformer) -> bool:
-    """Return whether `embed_packed` computes what the model does.
+def can_unpad(model: SentenceTransformer) -> bool:
+    """Return whether `embed_unpadded` computes what the model does.
 
     It does for a plain BERT encoder without attention dropout whose pooling takes in all tokens.
     """
@@ -72,11 +72,13 @@ def can_pack(model: SentenceTransformer) -> bool:
     )
 
 
-def embed_packed(model: SentenceTransformer, columns: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> list[Tensor]:
+def embed_unpadded(
+    model: SentenceTransformer, columns: Sequence[dict[str, Tensor]], dtype: torch.dtype
+) -> list[Tensor]:
     """Embed several columns of texts in one pass.
 
     Args:
-        model: one that `can_pack`; its weights stay as they are and are cast to `dtype` where they are used.
+        model: one that `can_unpad`; its weights stay as they are and are cast to `dtype` where they are used.
         columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
         dtype: what hidden states are computed in.
 

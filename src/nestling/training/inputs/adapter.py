@@ -62,7 +62,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     from datasets import Dataset
 
     from nestling.training.losses.bm25_teacher import teacher_for
-    from nestling.training.losses.cached_embeddings import FixedVectorsLoss
+    from nestling.training.losses.cached_embeddings import CachedEmbeddingsLoss
     from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
     step = job.settings.finetune
@@ -88,7 +88,7 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     vectors = documents[pairs.document] if step.batches == "similar" else None
     return Material(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
-        FixedVectorsLoss(contrastive, queries, documents),
+        CachedEmbeddingsLoss(contrastive, queries, documents),
         PairCollator(pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), step.negatives, job.settings.seed),
         sampler_for(lengths, vectors),
         (teacher.refresh,) if teacher is not None else (),

@@ -23,7 +23,7 @@ SHARPNESS = 0.5
 transformer at a weight of 0.5, recall@10 and MRR@10: .756/.561 with 1, .765/.568 with 0.5, .751/.557 untaught."""
 
 
-class WordTeacher:
+class BM25Teacher:
     """Stemmed BM25 over the training documents, asked about the queries and documents of a batch by number.
 
     A fine-tuned transformer forgets which words a text had; BM25 knows nothing else. To imitate a lexical ranker is how
@@ -63,12 +63,12 @@ class WordTeacher:
         return torch.from_numpy(SHARPNESS * scores.reshape(len(rows), len(columns))).to(queries.device)
 
 
-def teacher_for(step: Finetune, documents: list[str], texts: Callable[[int], list[str]]) -> WordTeacher | None:
+def teacher_for(step: Finetune, documents: list[str], texts: Callable[[int], list[str]]) -> BM25Teacher | None:
     """Return the teacher that the settings ask for; None where they do not, or where no document holds a word."""
     if not step.bm25:
         return None
     try:
-        return WordTeacher(documents, texts, language=step.language or LANGUAGE)
+        return BM25Teacher(documents, texts, language=step.language or LANGUAGE)
     except NoWordsError as error:
         logger.warning("training goes on without BM25: %s", error)
         return None

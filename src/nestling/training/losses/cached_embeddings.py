@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nestling.training.losses.contrastive import ContrastiveLoss, gathered
 
 
-class FixedVectorsLoss(nn.Module):
+class CachedEmbeddingsLoss(nn.Module):
     """Looks a batch's vectors up by number, sends them through the layer, and takes the contrastive loss of that.
 
     Across processes the numbers' vectors are gathered *before* the layer, so that each process has the whole batch's

@@ -98,7 +98,7 @@ class ContrastiveLoss(EncodingLoss):
         dims: sizes of prefixes, over which the loss is summed (Matryoshka); the whole embedding by default.
         dim_weights: one for each of them; 1 each by default.
         graded: see above.
-        spared: pairs that are neither right nor wrong: no positives, and no negatives either.
+        ignored: pairs that are neither right nor wrong: no positives, and no negatives either.
         teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), NaN for a pair that it
             does not know, all 0 or NaN for a query that it knows nothing of. KL(softmax t_i || softmax s c_i) over the
             pairs that it knows, averaged over the other queries, is added at full size (distillation: Hinton et al.
@@ -119,7 +119,7 @@ class ContrastiveLoss(EncodingLoss):
         dims: Sequence[int] = (),
         dim_weights: Sequence[float] | None = None,
         graded: bool = False,
-        spared: Relevance | None = None,
+        ignored: Relevance | None = None,
         teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
     ) -> None:
@@ -129,7 +129,7 @@ class ContrastiveLoss(EncodingLoss):
         self.dims = tuple(dims)
         self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
         self.graded = graded
-        self.spared = spared
+        self.ignored = ignored
         self.teacher = teacher
         self.teacher_weight = teacher_weight
 
@@ -162,8 +162,8 @@ class ContrastiveLoss(EncodingLoss):
         own = torch.zeros_like(known)
         own.index_put_((numbers["anchor"], numbers["positive"]), torch.ones_like(known[0, 0]), accumulate=True)
         relevant = (known > 0) | (own > 0)
-        if self.spared is not None:
-            relevant |= self.spared(numbers["query"], numbers["document"]) > 0
+        if self.ignored is not None:
+            relevant |= self.ignored(numbers["query"], numbers["document"]) > 0
         return relevant, (torch.where(known > 0, known, own) if self.graded else own)
 
     def get_config_dict(self) -> dict[str, Any]:

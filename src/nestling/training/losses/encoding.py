@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nestling.training.fast.cuda_graphs import ReplayedEncoder
+from nestling.training.fast.cuda_graphs import GraphEncoder
 from nestling.training.fast.mixed_precision import embed_cast
-from nestling.training.fast.unpadded import embed_packed
+from nestling.training.fast.unpadded import embed_unpadded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +27,7 @@ class EncodingLoss(nn.Module):
         """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
         self.packed = False
         """Run it over all texts of a batch in one row (packed.py); needs a `compute_dtype`."""
-        self.replayed: ReplayedEncoder | None = None
+        self.graphs: GraphEncoder | None = None
         """Runs it as recorded (replay.py); its type must be `compute_dtype`."""
 
     def embedded(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
@@ -35,5 +35,5 @@ class EncodingLoss(nn.Module):
         if self.compute_dtype is None:
             return [self.model(dict(column))["sentence_embedding"] for column in columns]
         if self.packed:
-            return embed_packed(self.model, columns, self.compute_dtype)
-        return (self.replayed or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)
+            return embed_unpadded(self.model, columns, self.compute_dtype)
+        return (self.graphs or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)
