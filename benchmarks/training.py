@@ -50,7 +50,7 @@ from nestling.training.fast.memory import forget_peak, peak_memory
 from nestling.training.fast.partial_embedding import train_active_rows
 from nestling.training.fast.setup import settle
 from nestling.training.inputs.contrastive import contrastive
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "home-depot" / "train.csv.zip"
 THRESHOLD = 2.5
@@ -107,18 +107,18 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     source = find_model(DEFAULT_MODEL)
     off = 0.0 if ours or same else None
     model = load_model(source, attention_dropout=off, hidden_dropout=off)
-    job = Job(source, "mnrl", settings, THRESHOLD)
-    material = contrastive(judgments, job, model)
+    spec = TrainingSpec(source, "mnrl", settings, THRESHOLD)
+    inputs = contrastive(judgments, spec, model)
     if ours:
-        examples, loss, collator = material.examples, material.loss, material.collator
+        examples, loss, collator = inputs.examples, inputs.loss, inputs.collator
         precision = choose_precision("auto")
         autocast, _ = settle(model, loss, precision, processes=1)
-        if material.vocabulary is not None:
-            train_active_rows(model, material.vocabulary)
+        if inputs.vocabulary is not None:
+            train_active_rows(model, inputs.vocabulary)
         if not torch.cuda.is_available():
             keep_freed_memory()
     else:
-        pairs = material.collator.pairs  # type: ignore[union-attr]
+        pairs = inputs.collator.pairs  # type: ignore[union-attr]
         from datasets import Dataset
 
         texts = [(pairs.queries[q], pairs.documents[d]) for q, d in zip(pairs.query, pairs.document, strict=True)]
@@ -142,8 +142,8 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
 
     class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
         def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
-            if material.sampler is not None and (ours or same):
-                return material.sampler(batch_size, settings.seed, 1)
+            if inputs.sampler is not None and (ours or same):
+                return inputs.sampler(batch_size, settings.seed, 1)
             found: Iterable[Any] = super().get_batch_sampler(dataset, batch_size, drop_last, **options)
             return found
 
@@ -192,9 +192,9 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
     model = load_model(source)
     config = model[0].model.config
     settings = TrainingSettings(batch_size=batch_size)
-    material = contrastive(judgments, Job(source, "mnrl", settings, THRESHOLD), model)
-    assert material.collator is not None
-    assert material.sampler is not None
+    inputs = contrastive(judgments, TrainingSpec(source, "mnrl", settings, THRESHOLD), model)
+    assert inputs.collator is not None
+    assert inputs.sampler is not None
     dtype = torch.bfloat16 if choose_precision("auto").name == "bf16" else torch.float32
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     weights = {
@@ -202,8 +202,8 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
         for a, b in ((hidden, hidden), (hidden, inner), (inner, hidden))
     }
     seconds: list[float] = []
-    for rows in list(material.sampler(batch_size, settings.seed, 1))[:steps]:
-        batch = material.collator([{"row": row} for row in rows])
+    for rows in list(inputs.sampler(batch_size, settings.seed, 1))[:steps]:
+        batch = inputs.collator([{"row": row} for row in rows])
         work: list[tuple[torch.Tensor, torch.Tensor]] = []
         for column in ("anchor", "document"):
             n_texts, width = batch[f"{column}_input_ids"].shape

@@ -113,8 +113,8 @@ def test_a_finished_share_is_not_trained_again_and_shares_and_seeds_may_be_added
     curve(small_experiment(tiny_model_path), shares=(0.5, 1), runs=tmp_path)
     assert fit.works == broken.works[1:]
     found = curve(small_experiment(tiny_model_path), shares=(0.25, 0.5, 1), seeds=2, runs=tmp_path)
-    assert len(fit.jobs) == 1 + 4
-    assert [job.settings.seed for job in fit.jobs] == [0, 0, 1, 1, 1]
+    assert len(fit.specs) == 1 + 4
+    assert [spec.settings.seed for spec in fit.specs] == [0, 0, 1, 1, 1]
     assert len(found.points) == 6
 
 

@@ -21,7 +21,7 @@ from nestling.models.load import find_model
 from nestling.progress import TrainingProgress
 from nestling.study import run
 from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 
 def clock_of(*times: float) -> Callable[[], float]:
@@ -35,8 +35,8 @@ def judged() -> Judgments:
     return Judgments.from_frame(pl.DataFrame(rows, schema=["query", "document", "score"], orient="row"))
 
 
-def job(tiny: Path, recipe: str, **settings: object) -> Job:
-    return Job(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5)
+def spec(tiny: Path, recipe: str, **settings: object) -> TrainingSpec:
+    return TrainingSpec(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5)
 
 
 def test_work_takes_its_characters_over_the_speeds_and_its_seconds():
@@ -47,12 +47,12 @@ def test_work_takes_its_characters_over_the_speeds_and_its_seconds():
 def test_a_training_counts_its_pairs_epochs_and_evaluations(judged: Judgments, tiny_model_path: Path):
     texts = Texts(judged)
     assert (texts.queries, texts.documents, texts.pairs(2.5)) == (8, 20, 4)
-    plain = trainings(job(tiny_model_path, "mnrl", epochs=3), texts, texts)
+    plain = trainings(spec(tiny_model_path, "mnrl", epochs=3), texts, texts)
     # Four pairs of 12 letters in each epoch; dev of 28 letters after each, before the first and at the end.
     assert plain == [Work(trained=3 * 4 * 12, encoded=5 * 28, seconds=TRAINING)]
-    halved = trainings(job(tiny_model_path, "mnrl", epochs=3), Texts(judged, 0.5), texts)
+    halved = trainings(spec(tiny_model_path, "mnrl", epochs=3), Texts(judged, 0.5), texts)
     assert halved[0].trained == plain[0].trained / 2
-    all_pairs = trainings(job(tiny_model_path, "cosent", epochs=3), texts, texts)
+    all_pairs = trainings(spec(tiny_model_path, "cosent", epochs=3), texts, texts)
     assert all_pairs[0].trained == 2 * plain[0].trained
 
 
@@ -60,7 +60,7 @@ def test_what_a_recipe_adds_takes_longer(judged: Judgments, tiny_model_path: Pat
     texts, rates = Texts(judged), Rates(trained=10, encoded=30, pieces=100)
 
     def seconds(recipe: str, **settings: object) -> float:
-        return sum(each.at(rates) for each in trainings(job(tiny_model_path, recipe, **settings), texts, texts))
+        return sum(each.at(rates) for each in trainings(spec(tiny_model_path, recipe, **settings), texts, texts))
 
     plain = seconds("mnrl")
     assert plain < seconds("graded")
@@ -73,7 +73,7 @@ def test_what_a_recipe_adds_takes_longer(judged: Judgments, tiny_model_path: Pat
         assert plain < seconds("mnrl", **more), more
     assert seconds("graded", concat_static=True) < seconds("graded", concat_static=True, distill=True)
     assert seconds("adapter") < plain
-    assert len(trainings(job(tiny_model_path, "distilled", concat_static=True, distill=True), texts, texts)) == 4
+    assert len(trainings(spec(tiny_model_path, "distilled", concat_static=True, distill=True), texts, texts)) == 4
 
 
 def test_the_speeds_are_characters_over_seconds_and_leave_chance_alone(judged: Judgments, tiny_model_path: Path):

@@ -16,7 +16,7 @@ from nestling.judgments.split import Split
 from nestling.models.load import find_model
 from nestling.training.callbacks import evaluations_since_best
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 # Best after the second of six epochs; the third is level with it, which is no better.
 FIGURES = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7]
@@ -27,20 +27,20 @@ def split() -> Split:
     return small_split(150)
 
 
-def job_of(tiny: Path, **changes: object) -> Job:
+def spec_of(tiny: Path, **changes: object) -> TrainingSpec:
     values = {"epochs": 6, "batch_size": 8, "checkpoint_seconds": 0, "precision": "fp32", "patience": 2, **changes}
-    return Job(find_model(str(tiny)), "mnrl", TrainingSettings.model_validate(values), threshold=2.5)
+    return TrainingSpec(find_model(str(tiny)), "mnrl", TrainingSettings.model_validate(values), threshold=2.5)
 
 
 @pytest.fixture(scope="module", params=["best", "last"])
 def unbroken(
     request: pytest.FixtureRequest, split: Split, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Job, TrainingResult, dict[str, np.ndarray]]:
-    """What is trained, in one go, for either thing to keep: the job, its result and its weights."""
-    job, folder = job_of(tiny_model_path, keep=request.param), tmp_path_factory.mktemp("unbroken")
+) -> tuple[TrainingSpec, TrainingResult, dict[str, np.ndarray]]:
+    """What is trained, in one go, for either thing to keep: the spec, its result and its weights."""
+    spec, folder = spec_of(tiny_model_path, keep=request.param), tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         script(patch, FIGURES)
-        return job, trained(split, job, folder), weights(folder)
+        return spec, trained(split, spec, folder), weights(folder)
 
 
 @given(st.lists(st.integers(0, 3)))
@@ -57,7 +57,7 @@ def test_the_training_ends_after_so_many_epochs_without_a_better_figure(
 ):
     script(monkeypatch, FIGURES)
     notes: list[str] = []
-    result = trained(split, job_of(tiny_model_path), tmp_path, note=notes.append)
+    result = trained(split, spec_of(tiny_model_path), tmp_path, note=notes.append)
     assert [entry["epoch"] for entry in result.history if "eval_dev_recall@10" in entry] == [1, 2, 3, 4]
     assert result.steps == 4 * -(-result.examples // 8)
     assert result.kept_step == result.steps // 2
@@ -69,7 +69,7 @@ def test_patience_says_how_long_it_is_waited(
     split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, epochs: int
 ):
     script(monkeypatch, FIGURES)
-    result = trained(split, job_of(tiny_model_path, patience=patience), tmp_path)
+    result = trained(split, spec_of(tiny_model_path, patience=patience), tmp_path)
     assert sum("eval_dev_recall@10" in entry for entry in result.history) == epochs
 
 
@@ -78,7 +78,7 @@ def test_a_training_that_reaches_its_last_epoch_is_not_called_stopped(
 ):
     script(monkeypatch, FIGURES)
     notes: list[str] = []
-    trained(split, job_of(tiny_model_path, epochs=4), tmp_path, note=notes.append)
+    trained(split, spec_of(tiny_model_path, epochs=4), tmp_path, note=notes.append)
     assert not any("stopped" in note for note in notes)
 
 
@@ -87,15 +87,15 @@ def test_the_count_outlives_a_process_that_dies(
     split: Split,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    unbroken: tuple[Job, TrainingResult, dict[str, np.ndarray]],
+    unbroken: tuple[TrainingSpec, TrainingResult, dict[str, np.ndarray]],
     epoch: float,
 ):
     script(monkeypatch, FIGURES)
-    job, whole, one = unbroken
+    spec, whole, one = unbroken
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(round(epoch * whole.steps / 4)))
+        trained(split, spec, tmp_path, report=dying_at(round(epoch * whole.steps / 4)))
     notes: list[str] = []
-    resumed = trained(split, job, tmp_path, note=notes.append)
+    resumed = trained(split, spec, tmp_path, note=notes.append)
     assert resumed.resumed_at is not None
     assert (resumed.steps, resumed.kept_step) == (whole.steps, whole.kept_step)
     assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
@@ -107,10 +107,10 @@ def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step
     split: Split,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    unbroken: tuple[Job, TrainingResult, dict[str, np.ndarray]],
+    unbroken: tuple[TrainingSpec, TrainingResult, dict[str, np.ndarray]],
 ):
     script(monkeypatch, FIGURES)
-    job, whole, one = unbroken
+    spec, whole, one = unbroken
     new_folder = atomic.new_folder
 
     def dying(path: Path):
@@ -121,10 +121,10 @@ def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step
     with monkeypatch.context() as patched:
         patched.setattr(atomic, "new_folder", dying)
         with pytest.raises(KilledError):
-            trained(split, job, tmp_path)
+            trained(split, spec, tmp_path)
     notes: list[str] = []
     steps: list[int] = []
-    resumed = trained(split, job, tmp_path, note=notes.append, report=lambda progress: steps.append(progress.step))
+    resumed = trained(split, spec, tmp_path, note=notes.append, report=lambda progress: steps.append(progress.step))
     assert steps == []
     assert resumed.resumed_at == resumed.steps == whole.steps
     assert resumed.kept_step == whole.kept_step
@@ -134,4 +134,4 @@ def test_a_training_that_dies_when_only_its_end_is_missing_makes_no_further_step
 
 
 def test_another_patience_is_another_training(tiny_model_path: Path):
-    assert job_of(tiny_model_path).fingerprint() != job_of(tiny_model_path, patience=3).fingerprint()
+    assert spec_of(tiny_model_path).fingerprint() != spec_of(tiny_model_path, patience=3).fingerprint()

@@ -14,7 +14,7 @@ from nestling.models.load import find_model
 from nestling.study.run import run
 from nestling.training.dev import DevEvaluator
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 QUICK = {"epochs": 2, "batch_size": 8, "checkpoint_seconds": 0, "precision": "fp32"}
 SETTINGS = settings_of("mnrl", **QUICK)
@@ -74,8 +74,8 @@ def test_a_table_that_learnt_but_stays_below_the_transformer_is_a_regression(
     asked: list[tuple[str, bool]],
     caplog: pytest.LogCaptureFixture,
 ):
-    job = Job(find_model(str(tiny_model_path)), "static", settings_of("static", **QUICK), threshold=2.5)
-    found = trained(split, job, tmp_path)
+    spec = TrainingSpec(find_model(str(tiny_model_path)), "static", settings_of("static", **QUICK), threshold=2.5)
+    found = trained(split, spec, tmp_path)
     assert (found.base["dev_recall@10"], found.before["dev_recall@10"]) == (BASE, TABLE)
     assert found.regression
     assert "REGRESSION" in caplog.text
@@ -91,21 +91,21 @@ def test_the_base_is_measured_once_also_by_a_training_that_is_interrupted(
     base: int,
     start: int,
 ):
-    job = Job(find_model(str(tiny_model_path)), recipe, settings_of(recipe, **QUICK), threshold=2.5)
+    spec = TrainingSpec(find_model(str(tiny_model_path)), recipe, settings_of(recipe, **QUICK), threshold=2.5)
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(3))
+        trained(split, spec, tmp_path, report=dying_at(3))
     before = [model for model, while_training in asked if not while_training]
     assert (before.count("Transformer"), before.count("StaticEmbedding")) == (base, start)
     asked.clear()
-    trained(split, job, tmp_path)
+    trained(split, spec, tmp_path)
     assert [while_training for _, while_training in asked].count(False) == 1
 
 
 def test_a_length_limit_of_the_training_is_not_the_bases(split: Split, tiny_model_path: Path, tmp_path: Path):
     source = find_model(str(tiny_model_path))
-    free = trained(split, Job(source, "mnrl", SETTINGS, threshold=2.5), tmp_path / "a")
+    free = trained(split, TrainingSpec(source, "mnrl", SETTINGS, threshold=2.5), tmp_path / "a")
     cut = SETTINGS.model_copy(update={"max_seq_length": 4})
-    short = trained(split, Job(source, "mnrl", cut, threshold=2.5), tmp_path / "b")
+    short = trained(split, TrainingSpec(source, "mnrl", cut, threshold=2.5), tmp_path / "b")
     assert free.base == free.before == short.base
     assert short.before != short.base
 

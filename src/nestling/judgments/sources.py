@@ -14,7 +14,7 @@ from typing import TypeAlias
 import polars as pl
 
 from nestling.config.names import MAX_UNPACKED
-from nestling.errors import InputError
+from nestling.errors import InputError, first_line
 from nestling.judgments import files, kaggle
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.table import COLUMNS, Judgments
@@ -261,9 +261,9 @@ def _ask_hub(name: str, where: str, revision: str | None) -> None:
         why = "not on the hub, or private; check the name (no file or folder here has it), or run `hf auth login`"
         raise InputError(f"{where}: {why}") from error
     except errors.HfHubHTTPError as error:
-        raise InputError(f"{where}: the hub answers {_first_line(error)}; try later, or give a file") from error
+        raise InputError(f"{where}: the hub answers {first_line(error)[:200]}; try later, or give a file") from error
     except Exception as error:  # the HTTP client's own, of a class that differs with the hub library's version
-        why = f"the hub cannot be reached ({_first_line(error)})"
+        why = f"the hub cannot be reached ({first_line(error)[:200]})"
         raise InputError(f"{where}: {why}; give a file, or set HF_HUB_OFFLINE=1 to use a copy in the cache") from error
 
 
@@ -276,7 +276,7 @@ def _datasets(name: str, where: str, split: str | None, revision: str | None, ad
         else:
             loaded = datasets.load_dataset(name, revision=revision)
     except Exception as error:  # of a dozen unrelated classes
-        raise InputError(f"{where}: cannot be loaded ({_first_line(error)}); {advice}") from error
+        raise InputError(f"{where}: cannot be loaded ({first_line(error)[:200]}); {advice}") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = {split or "train": loaded}
     chosen = split or (next(iter(loaded)) if len(loaded) == 1 else "train")
@@ -285,10 +285,6 @@ def _datasets(name: str, where: str, split: str | None, revision: str | None, ad
     frame = loaded[chosen].to_polars()
     assert isinstance(frame, pl.DataFrame)
     return frame
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _judgments(raw: Raw, wanted: Roles, scale: tuple[float, float] | None) -> Judgments:

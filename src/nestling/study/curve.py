@@ -173,8 +173,8 @@ def _checked(shares: Sequence[float]) -> tuple[float, ...]:
 def _point(ground: Context, share: float, seed: int, observer: Observer) -> Point:
     """Read what an earlier call made of a share, or train on it."""
     folder = ground.folder.curve
-    job = ground.job(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
-    made_from = fingerprint(ground.split_print, ground.variant.name, job.fingerprint(), share, seed)
+    spec = ground.spec(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
+    made_from = fingerprint(ground.split_print, ground.variant.name, spec.fingerprint(), share, seed)
     name = f"share-{share:g}-seed-{seed}"
     title = f"share {share:g}" + (f", seed {seed}" if seed else "")
     path = folder / f"{name}.json"
@@ -194,7 +194,7 @@ def _point(ground: Context, share: float, seed: int, observer: Observer) -> Poin
             title,
             sample,
             ground.split.dev,
-            job,
+            spec,
             output=work / "model",
             work=work / "training",
             observer=observer,

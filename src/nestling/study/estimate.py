@@ -12,7 +12,7 @@ from nestling.config.experiment import Experiment, Variant
 from nestling.config.training import ConcatStatic, Distill, Rotate, TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 Clock = Callable[[], float]
 
@@ -137,18 +137,18 @@ class Texts:
         return self.share * len(self.judgments.above(above))
 
 
-def trainings(job: Job, train: Texts, dev: Texts) -> list[Work]:
-    """Return the trainings of a job, in the order in which `fit` makes them."""
+def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
+    """Return the trainings of a spec, in the order in which `fit` makes them."""
     from nestling.training.inputs.contrastive import positives_above
 
-    settings, step = job.settings, job.settings.finetune
+    settings, step = spec.settings, spec.settings.finetune
     table = Work(encoded=train.all, tables=1, seconds=TRAINING)
     if step.start == "static":
         return [table]
     if step.start == "adapter":
         return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]
     scored = step.loss in ("cosine", "cosent")
-    pairs = train.share * len(train.judgments) if scored else train.pairs(positives_above(train.judgments, job))
+    pairs = train.share * len(train.judgments) if scored else train.pairs(positives_above(train.judgments, spec))
     epoch = pairs * (train.query + (1 + step.negatives) * train.document)
     epoch += step.crops * train.n_documents * (CROP + train.document)
     # The base and the result are measured on dev beside the epochs.
@@ -170,14 +170,14 @@ def plan(
     experiment: Experiment,
     judgments: Judgments,
     bases: Mapping[str, ModelSource],
-    jobs: Mapping[str, Job],
+    specs: Mapping[str, TrainingSpec],
     done: Collection[str],
 ) -> dict[str, list[float]]:
     """Return the stages of a run in order, and about how many seconds each takes here; none for what is done.
 
     Args:
         bases: what each variant starts from.
-        jobs: of the variants that are trained.
+        specs: of the variants that are trained.
         done: names of what lies in the run's folder, as its state has them.
     """
     sides = experiment.split
@@ -194,7 +194,7 @@ def plan(
 
     planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
     for variant in experiment.trained:
-        work = trainings(jobs[variant.name], train, dev)
+        work = trainings(specs[variant.name], train, dev)
         planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, work)
     for variant in experiment.variants:
         # A table encodes in next to no time.

@@ -12,7 +12,7 @@ from typing import Any
 from nestling import atomic
 from nestling.config.manifests import read_json
 from nestling.config.run_folder import RunFolder
-from nestling.errors import InputError, unread
+from nestling.errors import InputError, first_line, unread
 from nestling.models.load import needs_newest
 from nestling.report.card_base import CARD
 from nestling.report.model_card import addressed, model_card
@@ -241,10 +241,10 @@ def _told(repo_id: str, endpoint: str) -> Iterator[None]:
             raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN") from None
         if isinstance(cause, HTTPError | ConnectionError):
             raise InputError(
-                f"{endpoint} cannot be reached ({_first_line(cause)}); look at the network, then push again"
+                f"{endpoint} cannot be reached ({first_line(cause)}); look at the network, then push again"
             ) from None
         if isinstance(cause, RuntimeError | ValueError):
-            raise InputError(f"{endpoint} did not take {repo_id}: {_first_line(cause)}") from None
+            raise InputError(f"{endpoint} did not take {repo_id}: {first_line(cause)}") from None
         raise
 
 
@@ -258,7 +258,3 @@ def _refusal(status: int, said: str | None, repo_id: str, endpoint: str) -> str:
     }.get(status, "push again later" if status >= 500 else "look at what it says")
     told = f" ({' '.join(said.split())})" if said else ""
     return f"{endpoint} answers {status}{told}: {advice}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -34,13 +34,13 @@ from nestling.study.estimate import plan
 from nestling.study.evaluate import Evaluation, Part, evaluate
 from nestling.study.log import logged_to
 from nestling.study.split import split, split_print
-from nestling.study.train import fit_watched, job_of_variant, source_of
+from nestling.study.train import fit_watched, source_of, spec_of_variant
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import SUMMARY, TrainingResult, read_result
 
 if TYPE_CHECKING:
     from nestling.judgments.inspection import Inspection
-    from nestling.training.spec import Job
+    from nestling.training.spec import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -149,22 +149,22 @@ class _Study:
         return {variant.name: source_of(self.experiment, variant) for variant in self.experiment.variants}
 
     def run(self) -> Run:
-        jobs = {
-            variant.name: job_of_variant(self.experiment, variant, self.threshold, cache=self.folder.tokens)
+        specs = {
+            variant.name: spec_of_variant(self.experiment, variant, self.threshold, cache=self.folder.tokens)
             for variant in self.experiment.trained
         }
-        self.prints = self._fingerprints(jobs)
+        self.prints = self._fingerprints(specs)
         self._refuse_others()
         atomic.write_text(self.folder.experiment, self.experiment.to_yaml())
         if self.watched:
             done = [name for name, made_from in self.folder.state.items() if self.prints.get(name) == made_from]
-            self.observer.plan(plan(self.experiment, self.judgments, self.bases, jobs, done))
+            self.observer.plan(plan(self.experiment, self.judgments, self.bases, specs, done))
         inspection = self._inspect()
         sides = self._split()
-        results = {name: self._train(name, job, sides) for name, job in jobs.items()}
+        results = {name: self._train(name, spec, sides) for name, spec in specs.items()}
         return self._finish(inspection, sides, results, self._evaluate(sides))
 
-    def _fingerprints(self, jobs: dict[str, Job]) -> dict[str, str]:
+    def _fingerprints(self, specs: dict[str, TrainingSpec]) -> dict[str, str]:
         """What every output is made from, so that a change is noticed."""
         sides = split_print(self.judgments, self.experiment.split)
         measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
@@ -172,8 +172,8 @@ class _Study:
         for name in self.experiment.evaluation.baselines:
             prints[f"evaluation {name}"] = fingerprint(sides, self.threshold, measured)
         for variant in self.experiment.variants:
-            job = jobs.get(variant.name)
-            made_from = [sides, self.bases[variant.name].fingerprint if job is None else job.fingerprint()]
+            spec = specs.get(variant.name)
+            made_from = [sides, self.bases[variant.name].fingerprint if spec is None else spec.fingerprint()]
             prints[f"model {variant.name}"] = fingerprint(*made_from)
             prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
         return prints
@@ -242,11 +242,11 @@ class _Study:
 
         return self._once("split", "split", [self.folder.split], read, make)
 
-    def _train(self, name: str, job: Job, sides: Split) -> TrainingResult:
+    def _train(self, name: str, spec: TrainingSpec, sides: Split) -> TrainingResult:
         model, work = self.folder.model(name), self.folder.training(name)
 
         def make() -> TrainingResult:
-            result = fit_watched(name, sides.train, sides.dev, job, output=model, work=work, observer=self.observer)
+            result = fit_watched(name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer)
             self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
             return result
 

@@ -1,4 +1,4 @@
-"""Train a variant: what it starts from, its job, and the verb that makes a model of it."""
+"""Train a variant: what it starts from, its spec, and the verb that makes a model of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nestling.models.load import ModelSource, find_model, load_model
 from nestling.progress import Observer
 from nestling.study.estimate import Texts, measure, trainings
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 
 def source_of(experiment: Experiment, variant: Variant | None = None) -> ModelSource:
@@ -35,7 +35,7 @@ def source_of(experiment: Experiment, variant: Variant | None = None) -> ModelSo
     return find_model(base, prompts=prompts.given())
 
 
-def job_of(
+def spec_of(
     recipe: str,
     *,
     base: ModelSource,
@@ -44,7 +44,7 @@ def job_of(
     threshold: float,
     dims: Sequence[int] | None,
     cache: Path | None = None,
-) -> Job:
+) -> TrainingSpec:
     """Settle what a variant is trained from: its base, and the prefixes with the full size first.
 
     Args:
@@ -55,25 +55,25 @@ def job_of(
         InputError: the base cannot be loaded, or a size is larger than its embedding.
     """
     if matryoshka is None:
-        return Job(base, recipe, settings, threshold, cache=cache)
+        return TrainingSpec(base, recipe, settings, threshold, cache=cache)
     full = int(load_model(base).get_embedding_dimension() or 0)
     prefixes = sizes_of(full, matryoshka.dims or dims)
     weights = matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
-    return Job(base, recipe, settings, threshold, prefixes, weights, cache)
+    return TrainingSpec(base, recipe, settings, threshold, prefixes, weights, cache)
 
 
-def job_of_variant(
+def spec_of_variant(
     experiment: Experiment,
     variant: Variant,
     threshold: float,
     *,
     settings: TrainingSettings | None = None,
     cache: Path | None = None,
-) -> Job:
+) -> TrainingSpec:
     """Settle what a variant of an experiment is trained from; `settings` stand in for its own."""
-    return job_of(
+    return spec_of(
         variant.recipe,
         base=source_of(experiment, variant),
         matryoshka=variant.matryoshka,
@@ -117,7 +117,7 @@ def train(
     if out.exists():
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
     work = out.with_name(f"{out.name}.training")
-    job = job_of(
+    spec = spec_of(
         recipe,
         base=find_model(base, prompts=prompts),
         matryoshka=matryoshka,
@@ -128,24 +128,24 @@ def train(
     )
     stage = f"train {out.name}"
     if observer is not None:
-        rates = measure(job.base, made.train, job.settings)
-        observer.plan({stage: [part.at(rates) for part in trainings(job, Texts(made.train), Texts(made.dev))]})
+        rates = measure(spec.base, made.train, spec.settings)
+        observer.plan({stage: [part.at(rates) for part in trainings(spec, Texts(made.train), Texts(made.dev))]})
     observer = observer or Observer()
     observer.stage(stage)
     if made.warning:
         observer.note(made.warning)
-    return fit_watched(out.name, made.train, made.dev, job, output=out, work=work, observer=observer)
+    return fit_watched(out.name, made.train, made.dev, spec, output=out, work=work, observer=observer)
 
 
 def fit_watched(
-    name: str, train: Judgments, dev: Judgments, job: Job, *, output: Path, work: Path, observer: Observer
+    name: str, train: Judgments, dev: Judgments, spec: TrainingSpec, *, output: Path, work: Path, observer: Observer
 ) -> TrainingResult:
-    """Train a job into the folder `output`, and tell the observer of it by the name."""
+    """Train a spec into the folder `output`, and tell the observer of it by the name."""
     from nestling.training.trainer import fit
 
     try:
         return fit(
-            train, dev, job, output=output, work=work, report=partial(observer.training, name), note=observer.note
+            train, dev, spec, output=output, work=work, report=partial(observer.training, name), note=observer.note
         )
     finally:
         observer.done()

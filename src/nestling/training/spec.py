@@ -1,4 +1,4 @@
-"""A job: all that a variant's weights depend on. Its material: what the trainer is given for it."""
+"""A spec: all that a variant's weights depend on. Its inputs: what the trainer is given for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INVENTED = "invented.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSpec:
     """What one variant is trained from; all that the resulting weights depend on, but for the data and the machine.
 
     Attributes:
@@ -48,7 +48,7 @@ class Job:
     candidates: Path | None = None
 
     def candidate_file(self, side: Literal["train", "dev"]) -> Path:
-        """Return where the candidates of a side of the split are, in a job that has some."""
+        """Return where the candidates of a side of the split are, in a spec that has some."""
         assert self.candidates is not None
         return self.candidates / f"{side}.npz"
 
@@ -81,7 +81,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingInputs:
     """What a recipe hands to the trainer.
 
     Attributes:

@@ -16,7 +16,7 @@ from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model
 from nestling.training.result import SUMMARY, TrainingResult, prepare, read_result
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 from nestling.training.steps.concat_static import concat_static
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.distill import check_transformer, distill
@@ -41,7 +41,7 @@ RUNNERS: dict[type, Callable[[Any, Context], StepResult]] = {
 def fit(
     train: Judgments,
     dev: Judgments,
-    job: Job,
+    spec: TrainingSpec,
     *,
     output: Path,
     work: Path,
@@ -73,25 +73,25 @@ def fit(
         if note:
             note(line)
 
-    steps = job.settings.steps
-    full = int(load_model(job.base).get_embedding_dimension() or 0)
-    if job.matryoshka and job.matryoshka[0] > full:
-        raise InputError(f"matryoshka size {job.matryoshka[0]} is larger than the {full} dims of {job.base.name!r}")
+    steps = spec.settings.steps
+    full = int(load_model(spec.base).get_embedding_dimension() or 0)
+    if spec.matryoshka and spec.matryoshka[0] > full:
+        raise InputError(f"matryoshka size {spec.matryoshka[0]} is larger than the {full} dims of {spec.base.name!r}")
     if any(isinstance(step, Distill) for step in steps):
-        check_transformer(job.base)
-    evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=job.threshold), job.matryoshka)
-    processes = arguments_for(job.settings, "fp32", 1, work)
+        check_transformer(spec.base)
+    evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=spec.threshold), spec.matryoshka)
+    processes = arguments_for(spec.settings, "fp32", 1, work)
     names = {kind: name for name, kind in STEPS.items()}
     first = work / names[type(steps[0])]
     context = Context(
-        train, dev, job, evaluator, processes, first, first / MODEL, first / START, say, report or (lambda _: None)
+        train, dev, spec, evaluator, processes, first, first / MODEL, first / START, say, report or (lambda _: None)
     )
     left_out: list[str] = []
     seconds, peak_memory = 0.0, 0
     for number, step in enumerate(steps, 1):
         context = replace(context, folder=work / names[type(step)])
         with context.main_first():
-            prepare(context.folder, f"{train.fingerprint} {dev.fingerprint} {job.fingerprint(steps[:number])}")
+            prepare(context.folder, f"{train.fingerprint} {dev.fingerprint} {spec.fingerprint(steps[:number])}")
         result = RUNNERS[type(step)](step, context)
         left_out += result.left_out
         seconds, peak_memory = seconds + result.seconds, max(peak_memory, result.peak_memory)

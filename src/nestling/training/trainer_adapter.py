@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nestling.config.names import Kind
 from nestling.config.training import TrainingSettings
 from nestling.models.load import prompts_of
-from nestling.training.spec import Material
+from nestling.training.spec import TrainingInputs
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -62,7 +62,7 @@ def arguments_for(
 def trainer_for(
     model: SentenceTransformer,
     arguments: SentenceTransformerTrainingArguments,
-    material: Material,
+    inputs: TrainingInputs,
     evaluator: Any,
     callbacks: list[Any],
 ) -> SentenceTransformerTrainer:
@@ -79,18 +79,18 @@ def trainer_for(
 
         def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
             """Take the recipe's batches where it has its own."""
-            if material.sampler is None:
+            if inputs.sampler is None:
                 return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
-            return material.sampler(batch_size, arguments.seed, arguments.world_size)
+            return inputs.sampler(batch_size, arguments.seed, arguments.world_size)
 
     prompts = prompts_of(model)
     arguments.prompts = {column: prompts[kind] for column, kind in COLUMNS.items() if prompts[kind]} or None
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=material.examples,
-        loss=material.loss,
-        data_collator=material.collator,
+        train_dataset=inputs.examples,
+        loss=inputs.loss,
+        data_collator=inputs.collator,
         evaluator=evaluator,
         callbacks=callbacks,
     )

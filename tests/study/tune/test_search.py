@@ -85,7 +85,7 @@ def test_the_table_holds_every_trial_and_setting(tiny_model_path, tmp_path, fit:
     table = pl.read_parquet(found.folder / "trials.parquet")
     assert table["trial"].to_list() == [0, 1, 2, 3]
     assert table["dev_recall@10"].to_list() == [trial.value for trial in found.trials]
-    assert table["learning_rate"].to_list() == [job.settings.learning_rate for job in fit.jobs]
+    assert table["learning_rate"].to_list() == [spec.settings.learning_rate for spec in fit.specs]
 
 
 def test_a_matryoshka_variant_is_searched_by_the_mean_over_its_sizes(tiny_model_path, tmp_path, fit: FakeFit):
@@ -93,7 +93,7 @@ def test_a_matryoshka_variant_is_searched_by_the_mean_over_its_sizes(tiny_model_
     table = pl.read_parquet(found.folder / "trials.parquet")
     assert "dev_recall@10" not in table.columns
     assert table["dev_recall@10_mean"].to_list() == [trial.value for trial in found.trials]
-    assert found.best.params["learning_rate"] == max(job.settings.learning_rate for job in fit.jobs)
+    assert found.best.params["learning_rate"] == max(spec.settings.learning_rate for spec in fit.specs)
     assert found.before == 0.02
 
 
@@ -105,7 +105,7 @@ def test_the_first_trial_has_the_experiments_own_settings(tiny_model_path, tmp_p
 def test_the_same_call_again_adds_no_trial(tiny_model_path, tmp_path, fit: FakeFit):
     first = search(tiny_model_path, tmp_path, 3)
     again = search(tiny_model_path, tmp_path, 3)
-    assert len(fit.jobs) == 3
+    assert len(fit.specs) == 3
     assert again == first
 
 
@@ -137,7 +137,7 @@ def test_a_broken_trial_is_done_again_where_its_checkpoints_lie(
     monkeypatch.setattr("nestling.training.trainer.fit", again)
     found = search(tiny_model_path, tmp_path, 3)
     assert again.works[0] == broken.works[1]
-    assert again.jobs[0].settings == broken.jobs[1].settings
+    assert again.specs[0].settings == broken.specs[1].settings
     assert len(found.trials) == 3
     assert not list(found.folder.glob("trial-*"))
 
@@ -157,7 +157,7 @@ def test_settings_that_kill_their_worker_again_and_again_are_given_up(
     monkeypatch.setattr("nestling.training.trainer.fit", fake)
     found = search_once()
     assert [trial.state for trial in found.trials] == ["complete", "complete"]
-    assert fake.jobs[0].settings != deadly.jobs[0].settings
+    assert fake.specs[0].settings != deadly.specs[0].settings
 
 
 def test_a_poor_trial_is_pruned_after_its_first_epoch(tiny_model_path, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -230,7 +230,7 @@ def slow(*args, **kwargs):
     return fake(*args, **kwargs)
 trainer.fit = slow
 tune(small_experiment(Path(tiny)), trials=int(trials), space=make_space(SPACE), runs=Path(runs))
-print("did", len(fake.jobs), flush=True)
+print("did", len(fake.specs), flush=True)
 """
 
 

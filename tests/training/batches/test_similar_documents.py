@@ -15,7 +15,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.training.batches.batching import LengthBatches
 from nestling.training.batches.similar_documents import SimilarBatches
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 
 def points(n: int, dim: int = 8) -> np.ndarray:
@@ -75,10 +75,10 @@ def test_a_recipe_takes_such_batches_where_the_setting_says_so(recipe: str, tiny
 
     def kind(alike: bool) -> type:
         settings = settings_of(recipe, finetune={"batches": "similar" if alike else "length", "crops": 1})
-        material = inputs_of(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, 2.5))
-        assert material.sampler is not None
-        batches = material.sampler(16, 0, 1)
-        assert sorted(row for batch in batches for row in batch) == list(range(len(material.examples)))
+        inputs = inputs_of(judgments, TrainingSpec(find_model(str(tiny_model_path)), recipe, settings, 2.5))
+        assert inputs.sampler is not None
+        batches = inputs.sampler(16, 0, 1)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(inputs.examples)))
         return type(batches)
 
     assert kind(True) is SimilarBatches

@@ -34,7 +34,7 @@ from nestling.training.distill.cross_encoder import (
     with_head,
 )
 from nestling.training.inputs.static import build_static
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 QUERIES = ["hand saw", "cordless drill 18 v", "paint"]
 DOCUMENTS = ["steel hand saw", "a drill", "white paint for walls and for ceilings"]
@@ -129,18 +129,18 @@ def test_nothing_that_raters_saw_and_no_candidate_on_top_is_drawn_as_irrelevant(
     assert not any(document in nearest[query, :IGNORED] for query, document in drawn)
 
 
-def job_with(path: Path, base: Path, candidates: Candidates) -> Job:
+def spec_with(path: Path, base: Path, candidates: Candidates) -> TrainingSpec:
     candidates.save(path / "train.npz")
     source = find_model(str(base))
-    return Job(source, "cross-encoder", TrainingSettings(), 2.5, candidates=path)
+    return TrainingSpec(source, "cross-encoder", TrainingSettings(), 2.5, candidates=path)
 
 
 def test_a_score_is_scaled_to_a_chance_and_what_nobody_judged_has_none(
     reader: SentenceTransformer, tiny_model_path: Path, tmp_path: Path
 ):
     nearest = Candidates.nearest(load_model(str(tiny_model_path)), PAIRS.queries, PAIRS.documents, 12)
-    material = prepare(JUDGMENTS, job_with(tmp_path, tiny_model_path, nearest), reader)
-    batch = material.collator([{"row": row} for row in range(len(material.examples))])  # type: ignore[misc]
+    inputs = prepare(JUDGMENTS, spec_with(tmp_path, tiny_model_path, nearest), reader)
+    batch = inputs.collator([{"row": row} for row in range(len(inputs.examples))])  # type: ignore[misc]
     n = len(PAIRS.judged_score)
     low, high = JUDGMENTS.scale
     np.testing.assert_allclose(batch["label"][:n] * (high - low) + low, PAIRS.judged_score, atol=1e-6)
@@ -202,12 +202,12 @@ def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
 
 
 def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path):
-    plain = Job(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
+    plain = TrainingSpec(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
     some = Candidates(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
     prints = [plain.fingerprint()]
     for similar in (0.0, 0.0, 1.0):
-        job = job_with(tmp_path, tiny_model_path, Candidates(some.documents, some.similarities + np.float32(similar)))
-        prints.append(job.fingerprint())
+        spec = spec_with(tmp_path, tiny_model_path, Candidates(some.documents, some.similarities + np.float32(similar)))
+        prints.append(spec.fingerprint())
     assert prints[1] == prints[2]
     assert len(set(prints)) == 3
 

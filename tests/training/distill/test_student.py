@@ -16,7 +16,7 @@ from nestling.training.batches.batching import Pairs
 from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.student import DRAWN, distilled, teacher_of
 from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
-from nestling.training.spec import INVENTED, Job, Material
+from nestling.training.spec import INVENTED, TrainingInputs, TrainingSpec
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
@@ -31,12 +31,12 @@ def candidates(k: int = 14) -> Candidates:
     return Candidates(documents, *(rng.random((2, *documents.shape)).astype(np.float32)))
 
 
-def material(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> Material:
+def inputs(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> TrainingInputs:
     found.save(folder / "train.npz")
     (folder / INVENTED).write_text(json.dumps(INVENTED_QUERIES), encoding="utf-8")
     options = settings_of(recipe, distill={"weight": 0.7}, finetune={"positives_above": 1.999, **settings})
     return distilled(
-        JUDGMENTS, Job(find_model(str(base)), recipe, options, 2.5, candidates=folder), load_model(str(base))
+        JUDGMENTS, TrainingSpec(find_model(str(base)), recipe, options, 2.5, candidates=folder), load_model(str(base))
     )
 
 
@@ -57,7 +57,7 @@ def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
 
 def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path, tmp_path: Path):
     found = candidates()
-    made = material(tiny_model_path, tmp_path, found)
+    made = inputs(tiny_model_path, tmp_path, found)
     assert len(made.examples) == len(PAIRS.queries) + len(INVENTED_QUERIES)
     new = len(PAIRS.queries) + 3
     rows = [{"row": row} for row in (7, new, 2)]
@@ -85,7 +85,7 @@ def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(ti
 
 def test_fewer_candidates_than_are_drawn_are_all_taken(tiny_model_path: Path, tmp_path: Path):
     found = candidates(3)
-    batch = material(tiny_model_path, tmp_path, found).collator([{"row": 4}])  # type: ignore[misc]
+    batch = inputs(tiny_model_path, tmp_path, found).collator([{"row": 4}])  # type: ignore[misc]
     assert np.isin(found.documents[4], batch["label"]["document"].numpy()).all()
 
 
@@ -93,7 +93,7 @@ def test_fewer_candidates_than_are_drawn_are_all_taken(tiny_model_path: Path, tm
 def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
     recipe: str, tiny_model_path: Path, tmp_path: Path
 ):
-    made = material(tiny_model_path, tmp_path, candidates(), recipe, positives_above=2.9)
+    made = inputs(tiny_model_path, tmp_path, candidates(), recipe, positives_above=2.9)
     pairs = Pairs.from_judgments(JUDGMENTS, threshold=2.9)
     assert made.loss.teacher_weight == 0.7
     assert made.loss.graded == (recipe == "graded")
@@ -120,7 +120,7 @@ def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
 
 def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path, tmp_path: Path):
     found = candidates()
-    ignored = material(tiny_model_path, tmp_path, found).loss.ignored
+    ignored = inputs(tiny_model_path, tmp_path, found).loss.ignored
     queries, documents = torch.arange(len(found.documents)), torch.arange(len(PAIRS.documents))
     expected = np.zeros((len(queries), len(documents)), dtype=bool)
     np.put_along_axis(expected, found.documents, True, axis=1)

@@ -24,7 +24,7 @@ from nestling.training.dev import DevEvaluator
 from nestling.training.inputs import adapter as module
 from nestling.training.inputs.adapter import AdapterEncoder, layer_of, with_adapter
 from nestling.training.result import last_checkpoint
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,8 +46,8 @@ def split() -> Split:
 
 
 @pytest.fixture
-def job(tiny_model_path: Path) -> Job:
-    return Job(find_model(str(tiny_model_path)), "adapter", SETTINGS, threshold=2.5, matryoshka=(32, 8))
+def spec(tiny_model_path: Path) -> TrainingSpec:
+    return TrainingSpec(find_model(str(tiny_model_path)), "adapter", SETTINGS, threshold=2.5, matryoshka=(32, 8))
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def model(tiny_model_path: Path) -> SentenceTransformer:
     return with_adapter(load_model(str(tiny_model_path)))
 
 
-def batch_of(split: Split, job: Job, model: SentenceTransformer, rows: int = 8):
-    material = inputs_of(split.train, job, model)
-    assert material.collator is not None
-    return material, material.collator([{"row": row} for row in range(rows)])
+def batch_of(split: Split, spec: TrainingSpec, model: SentenceTransformer, rows: int = 8):
+    inputs = inputs_of(split.train, spec, model)
+    assert inputs.collator is not None
+    return inputs, inputs.collator([{"row": row} for row in range(rows)])
 
 
 def test_an_untrained_layer_changes_nothing(model: SentenceTransformer, tiny_model: SentenceTransformer):
@@ -71,9 +71,9 @@ def test_only_the_layer_can_be_trained(model: SentenceTransformer):
 
 
 def test_the_layer_starts_as_the_rotation_of_the_training_documents(
-    split: Split, job: Job, model: SentenceTransformer, tiny_model: SentenceTransformer
+    split: Split, spec: TrainingSpec, model: SentenceTransformer, tiny_model: SentenceTransformer
 ):
-    batch_of(split, job, model)
+    batch_of(split, spec, model)
     documents = Pairs.from_judgments(split.train, threshold=2.5).documents
     turned = embed(model, documents, kind="document")
     moment = turned.T @ turned
@@ -84,14 +84,14 @@ def test_the_layer_starts_as_the_rotation_of_the_training_documents(
     assert turned @ turned.T == pytest.approx(before @ before.T, abs=1e-5)
 
 
-def test_the_loss_is_that_of_the_whole_model(split: Split, job: Job, model: SentenceTransformer):
+def test_the_loss_is_that_of_the_whole_model(split: Split, spec: TrainingSpec, model: SentenceTransformer):
     import torch
 
     from nestling.training.losses.contrastive import ContrastiveLoss
 
     settings = layered_on(SETTINGS, negatives=1)
-    asked = Job(job.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
-    material, batch = batch_of(split, asked, model)
+    asked = TrainingSpec(spec.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
+    inputs, batch = batch_of(split, asked, model)
     pairs = Pairs.from_judgments(split.train, threshold=1.998)
     texts = [
         [pairs.queries[n] for n in batch["label"]["query"]],
@@ -99,20 +99,20 @@ def test_the_loss_is_that_of_the_whole_model(split: Split, job: Job, model: Sent
     ]
     whole = ContrastiveLoss(
         model.eval(),
-        material.loss.contrastive.relevance,
+        inputs.loss.contrastive.relevance,
         scale=settings.finetune.scale,
         dims=(32, 8),
         dim_weights=(1.0, 0.5),
     )
     with torch.no_grad():
         expected = whole([model.preprocess(column) for column in texts], batch["label"])
-        found = material.loss([], batch["label"])
+        found = inputs.loss([], batch["label"])
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_gradient_reaches_the_layer_and_nothing_else(split: Split, job: Job, model: SentenceTransformer):
-    material, batch = batch_of(split, job, model)
-    material.loss([], batch["label"]).backward()
+def test_the_gradient_reaches_the_layer_and_nothing_else(split: Split, spec: TrainingSpec, model: SentenceTransformer):
+    inputs, batch = batch_of(split, spec, model)
+    inputs.loss([], batch["label"]).backward()
     assert layer_of(model).linear.weight.grad.abs().sum() > 0
     assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["2.linear.weight"]
 
@@ -149,10 +149,12 @@ def test_the_encoder_takes_the_models_prompts(tiny_model_path: Path):
         assert found == pytest.approx(embed(model, TEXTS, kind=kind), abs=1e-6)  # type: ignore[arg-type]
 
 
-def test_the_result_is_the_base_and_a_layer_that_learnt(split: Split, job: Job, tmp_path: Path, tiny_model_path: Path):
+def test_the_result_is_the_base_and_a_layer_that_learnt(
+    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path
+):
     from sentence_transformers import SentenceTransformer
 
-    result = trained(split, job, tmp_path)
+    result = trained(split, spec, tmp_path)
     loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert [type(each).__name__ for each in loaded] == ["Transformer", "Pooling", "Dense", "Normalize"]
     after = weights(tmp_path)
@@ -166,11 +168,11 @@ def test_the_result_is_the_base_and_a_layer_that_learnt(split: Split, job: Job, 
 
 
 def test_dev_figures_are_of_the_base_of_its_rotation_and_of_the_saved_folder(
-    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path
+    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path
 ):
     # The last weights, which dev leaves as they are.
-    job = replace(job, settings=job.settings.model_copy(update={"keep": "last"}))
-    result = trained(split, job, tmp_path)
+    spec = replace(spec, settings=spec.settings.model_copy(update={"keep": "last"}))
+    result = trained(split, spec, tmp_path)
     evaluator = DevEvaluator(Qrels.from_judgments(split.dev, threshold=2.5), (32, 8))
     base = load_model(str(tiny_model_path))
     assert result.base == evaluator(base)
@@ -182,11 +184,11 @@ def test_dev_figures_are_of_the_base_of_its_rotation_and_of_the_saved_folder(
     assert result.after[MEAN] == pytest.approx(by_epoch[-1], abs=0.02)
 
 
-def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: Path):
+def test_the_optimizer_holds_the_layer_alone(split: Split, spec: TrainingSpec, tmp_path: Path):
     import torch
 
     with pytest.raises(KilledError):
-        trained(split, job, tmp_path, report=dying_at(3))
+        trained(split, spec, tmp_path, report=dying_at(3))
     checkpoint = last_checkpoint(tmp_path / "work" / "finetune")
     assert checkpoint is not None
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
@@ -194,8 +196,8 @@ def test_the_optimizer_holds_the_layer_alone(split: Split, job: Job, tmp_path: P
     assert [tuple(each["exp_avg"].shape) for each in state["state"].values()] == [(32, 32)]
 
 
-def test_a_killed_training_resumes_to_the_same_weights(split: Split, job: Job, tmp_path: Path):
-    drawn = Job(job.base, "adapter", layered_on(SETTINGS, negatives=1), 2.5)
+def test_a_killed_training_resumes_to_the_same_weights(split: Split, spec: TrainingSpec, tmp_path: Path):
+    drawn = TrainingSpec(spec.base, "adapter", layered_on(SETTINGS, negatives=1), 2.5)
     unbroken = trained(split, drawn, tmp_path / "a")
     with pytest.raises(KilledError):
         trained(split, drawn, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
@@ -207,9 +209,9 @@ def test_a_killed_training_resumes_to_the_same_weights(split: Split, job: Job, t
 
 
 def test_vectors_are_kept_for_the_next_training_of_the_same_texts(
-    split: Split, job: Job, tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    kept = Job(job.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
+    kept = TrainingSpec(spec.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
     first = with_adapter(load_model(str(tiny_model_path)))
     batch_of(split, kept, first)
     files = sorted(tmp_path.glob("vectors-*.npy"))
@@ -228,8 +230,10 @@ def test_vectors_are_kept_for_the_next_training_of_the_same_texts(
     assert np.load(files[0]).shape[1] == 32
 
 
-def test_vectors_of_another_length_limit_are_others(split: Split, job: Job, tmp_path: Path, tiny_model_path: Path):
-    kept = Job(job.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
+def test_vectors_of_another_length_limit_are_others(
+    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path
+):
+    kept = TrainingSpec(spec.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
     batch_of(split, kept, with_adapter(load_model(str(tiny_model_path))))
     cut = load_model(str(tiny_model_path))
     cut.max_seq_length = 8
@@ -237,25 +241,29 @@ def test_vectors_of_another_length_limit_are_others(split: Split, job: Job, tmp_
     assert len(list(tmp_path.glob("vectors-*.npy"))) == 4
 
 
-def test_an_adapter_can_be_put_on_an_adapter(split: Split, job: Job, tmp_path: Path):
-    trained(split, job, tmp_path / "a")
-    second = Job(find_model(str(tmp_path / "a" / "model")), "adapter", SETTINGS, 2.5, matryoshka=(32, 8))
+def test_an_adapter_can_be_put_on_an_adapter(split: Split, spec: TrainingSpec, tmp_path: Path):
+    trained(split, spec, tmp_path / "a")
+    second = TrainingSpec(find_model(str(tmp_path / "a" / "model")), "adapter", SETTINGS, 2.5, matryoshka=(32, 8))
     trained(split, second, tmp_path / "b")
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert set(other) - set(one) == {"3.linear.weight"}
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_pairs_from_the_middle_of_the_scale_upwards_are_positives_unless_told_otherwise(split: Split, job: Job):
+def test_pairs_from_the_middle_of_the_scale_upwards_are_positives_unless_told_otherwise(
+    split: Split, spec: TrainingSpec
+):
     def examples(**changes: float) -> int:
-        return len(inputs_of(split.train, Job(job.base, "adapter", layered_on(SETTINGS, **changes), 2.5)).examples)
+        return len(
+            inputs_of(split.train, TrainingSpec(spec.base, "adapter", layered_on(SETTINGS, **changes), 2.5)).examples
+        )
 
     assert examples() == len(Pairs.from_judgments(split.train, threshold=1.998))
     assert examples(positives_above=2.5) == len(Pairs.from_judgments(split.train, threshold=2.5)) < examples()
 
 
-def test_no_positive_pair_is_refused(job: Job, model: SentenceTransformer):
+def test_no_positive_pair_is_refused(spec: TrainingSpec, model: SentenceTransformer):
     frame = pl.DataFrame({"query": ["saw"], "document": ["drill bit"], "score": [1.0]})
     low = Judgments.from_frame(frame, scale=(1, 3))
     with pytest.raises(InputError, match="no training pair is scored above"):
-        inputs_of(low, job, model)
+        inputs_of(low, spec, model)

@@ -24,7 +24,7 @@ from nestling.training.inputs.contrastive import positive_pairs, positives_above
 from nestling.training.inputs.scored import scored_pairs
 from nestling.training.inputs.starts import STARTS
 from nestling.training.losses.encoding import EncodingLoss
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 from nestling.training.trainer_adapter import arguments_for, trainer_for
 
 PROMPTS = {"query": "drill: ", "document": "a saw: "}
@@ -52,7 +52,7 @@ def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments):
 def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path, recipe: str, fast: bool):
     settings = settings_of(recipe, fast=fast, finetune={"positives_above": 3.0})
     with pytest.raises(InputError, match="no training pair is scored above 3"):
-        inputs_of(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, threshold=2.5))
+        inputs_of(judgments, TrainingSpec(find_model(str(tiny_model_path)), recipe, settings, threshold=2.5))
 
 
 def test_equal_scores_cannot_be_ranked(judgments: Judgments):
@@ -66,13 +66,13 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
         find_recipe("mse")
 
 
-def batch_of(material: Material, model: SentenceTransformer, job: Job, folder: Path) -> dict[str, Any]:
+def batch_of(inputs: TrainingInputs, model: SentenceTransformer, spec: TrainingSpec, folder: Path) -> dict[str, Any]:
     """Return what the trainer makes of all examples."""
     from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-    arguments = arguments_for(job.settings, "fp32", len(material.examples), folder)
-    trainer = trainer_for(model, arguments, material, SentenceEvaluator(), [])
-    return trainer.data_collator([material.examples[row] for row in range(len(material.examples))])
+    arguments = arguments_for(spec.settings, "fp32", len(inputs.examples), folder)
+    trainer = trainer_for(model, arguments, inputs, SentenceEvaluator(), [])
+    return trainer.data_collator([inputs.examples[row] for row in range(len(inputs.examples))])
 
 
 def texts_of(batch: dict[str, Any], column: str) -> set[tuple[int, ...]]:
@@ -89,11 +89,13 @@ def test_every_recipe_reads_texts_after_the_prompts_as_the_library_does(
     judgments: Judgments, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
 ):
     settings = settings_of(recipe, fast=fast, finetune={"positives_above": 0.5, "negatives": 0})
-    job = Job(find_model(str(tiny_model_path), prompts=PROMPTS), recipe, settings, 2.5, cache=tmp_path / "tokens")
-    model = STARTS[job.settings.finetune.start](judgments, job)
+    spec = TrainingSpec(
+        find_model(str(tiny_model_path), prompts=PROMPTS), recipe, settings, 2.5, cache=tmp_path / "tokens"
+    )
+    model = STARTS[spec.settings.finetune.start](judgments, spec)
     # A table of word pieces has none: they would say nothing of one text or another.
     assert prompts_of(model) == ({"query": "", "document": ""} if recipe == "static" else PROMPTS)
-    batch = batch_of(inputs_of(judgments, job, model), model, job, tmp_path)
+    batch = batch_of(inputs_of(judgments, spec, model), model, spec, tmp_path)
     answers = "positive" if "positive_input_ids" in batch else "document"
     for column, texts, prompt in (
         ("anchor", judgments.frame["query"], prompts_of(model)["query"]),
@@ -107,10 +109,10 @@ def test_an_adapter_is_trained_on_what_the_library_encodes_with_prompts(
     judgments: Judgments, tiny_model_path: Path, tmp_path: Path
 ):
     base = find_model(str(tiny_model_path), prompts=PROMPTS)
-    job = Job(base, "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
-    plain = Job(find_model(str(tiny_model_path)), "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
+    spec = TrainingSpec(base, "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
+    plain = TrainingSpec(find_model(str(tiny_model_path)), "adapter", settings_of("adapter"), 0.5, cache=tmp_path)
     # What is kept of the one is not taken for the other's.
-    loss, _ = (inputs_of(judgments, each).loss for each in (job, plain))
+    loss, _ = (inputs_of(judgments, each).loss for each in (spec, plain))
     library = SentenceTransformer(str(tiny_model_path), device="cpu", prompts=PROMPTS)
     frame = judgments.frame
     queries = frame["query"].unique(maintain_order=True).to_list()
@@ -144,18 +146,18 @@ def test_a_pooling_that_leaves_the_prompt_out_does_so_in_training(tiny_model_pat
 def test_prompts_make_another_job_also_where_the_base_stores_them(
     tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def job(source: ModelSource) -> str:
-        return Job(source, "mnrl", TrainingSettings(), 2.5).fingerprint()
+    def spec(source: ModelSource) -> str:
+        return TrainingSpec(source, "mnrl", TrainingSettings(), 2.5).fingerprint()
 
     given = find_model(str(tiny_model_path), prompts=PROMPTS)
-    assert job(given) != job(find_model(str(tiny_model_path)))
+    assert spec(given) != spec(find_model(str(tiny_model_path)))
     model = load_model(given)
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     stored = find_model(str(tmp_path / "model"))
-    before = job(stored)
+    before = spec(stored)
     # Models were trained without them once.
     monkeypatch.setattr(ModelSource, "prompts", {})
-    assert before != job(stored)
+    assert before != spec(stored)
 
 
 @pytest.mark.parametrize("matryoshka", [(), (32, 8)])
@@ -165,24 +167,24 @@ def test_every_recipe_gives_a_loss_that_can_be_computed(
 ):
     from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-    job = Job(find_model(str(tiny_model_path)), recipe, settings_of(recipe), 1.5, matryoshka)
-    model = STARTS[job.settings.finetune.start](judgments, job)
-    material = inputs_of(judgments, job, model)
-    collator = material.collator or SentenceTransformerDataCollator(model.preprocess)
-    batch = collator([material.examples[row] for row in range(len(material.examples))])
+    spec = TrainingSpec(find_model(str(tiny_model_path)), recipe, settings_of(recipe), 1.5, matryoshka)
+    model = STARTS[spec.settings.finetune.start](judgments, spec)
+    inputs = inputs_of(judgments, spec, model)
+    collator = inputs.collator or SentenceTransformerDataCollator(model.preprocess)
+    batch = collator([inputs.examples[row] for row in range(len(inputs.examples))])
     label = batch.pop("label", None)
     columns = dict.fromkeys(name.split("_")[0] for name in batch)
     features = [
         {name.removeprefix(f"{column}_"): value for name, value in batch.items() if name.startswith(f"{column}_")}
         for column in columns
     ]
-    assert material.loss(features, label).item() > 0
+    assert inputs.loss(features, label).item() > 0
 
 
 def built(tiny: Path, recipe: str = "mnrl", **settings: object) -> SentenceTransformer:
     prefixes = settings.pop("matryoshka", (32, 8))
-    job = Job(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5, prefixes)
-    return STARTS[job.settings.finetune.start](generate(300, seed=0), job)
+    spec = TrainingSpec(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5, prefixes)
+    return STARTS[spec.settings.finetune.start](generate(300, seed=0), spec)
 
 
 def test_prefixes_are_trained_on_a_base_that_is_rotated_first(tiny_model_path: Path):
@@ -216,7 +218,7 @@ def test_generous_positives_begin_at_the_middle_of_the_scale(
 ):
     def threshold(recipe: str) -> float:
         settings = settings_of(recipe, finetune={"positives_above": given})
-        return positives_above(judgments, Job(find_model(str(tiny_model_path)), recipe, settings, 2.5))
+        return positives_above(judgments, TrainingSpec(find_model(str(tiny_model_path)), recipe, settings, 2.5))
 
     assert threshold("static") == pytest.approx(above)
     assert threshold("mnrl") == (given or 2.5)
@@ -225,6 +227,6 @@ def test_generous_positives_begin_at_the_middle_of_the_scale(
 def test_a_static_start_is_the_same_every_time(tiny_model_path: Path):
     # Large enough for polars to split the work, after which distinct values come in any order.
     judgments = generate(6000, seed=0)
-    job = Job(find_model(str(tiny_model_path)), "static", settings_of("static"), threshold=2.5)
-    one, other = (STARTS["static"](judgments, job)[0].embedding.weight for _ in range(2))
+    spec = TrainingSpec(find_model(str(tiny_model_path)), "static", settings_of("static"), threshold=2.5)
+    one, other = (STARTS["static"](judgments, spec)[0].embedding.weight for _ in range(2))
     assert bool((one == other).all())

@@ -18,7 +18,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model
 from nestling.retrieval.bm25 import Lexical
 from nestling.training.losses.bm25_teacher import SHARPNESS, BM25Teacher, teacher_for
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 DOCUMENTS = ["steel hand saw", "cordless drills 18 v", "white paint", "saw blade"]
 QUERIES = [["drill", "hand saw"], ["paint", "white saw"]]
@@ -56,12 +56,14 @@ def test_it_knows_nothing_before_the_first_epoch():
         teacher()(numbers(0), numbers(0))
 
 
-def material(recipe: str, base: Path, **settings: float) -> Material:
+def inputs(recipe: str, base: Path, **settings: float) -> TrainingInputs:
     judgments = generate(300, seed=0)
-    return inputs_of(judgments, Job(find_model(str(base)), recipe, settings_of(recipe, finetune=settings), 2.5))
+    return inputs_of(
+        judgments, TrainingSpec(find_model(str(base)), recipe, settings_of(recipe, finetune=settings), 2.5)
+    )
 
 
-def teacher_of(found: Material) -> BM25Teacher | None:
+def teacher_of(found: TrainingInputs) -> BM25Teacher | None:
     loss = getattr(found.loss, "contrastive", found.loss)
     taught: BM25Teacher | None = loss.teacher
     return taught
@@ -69,8 +71,8 @@ def teacher_of(found: Material) -> BM25Teacher | None:
 
 @pytest.mark.parametrize("recipe", ["graded", "mnrl", "static", "adapter"])
 def test_a_recipe_is_taught_where_the_setting_says_so(recipe: str, tiny_model_path: Path):
-    assert teacher_of(material(recipe, tiny_model_path)) is None
-    found = material(recipe, tiny_model_path, bm25=0.3)
+    assert teacher_of(inputs(recipe, tiny_model_path)) is None
+    found = inputs(recipe, tiny_model_path, bm25=0.3)
     taught = teacher_of(found)
     assert taught is not None
     assert getattr(found.loss, "contrastive", found.loss).teacher_weight == 0.3
@@ -78,7 +80,7 @@ def test_a_recipe_is_taught_where_the_setting_says_so(recipe: str, tiny_model_pa
 
 
 def test_crops_are_scored_too_each_highest_for_documents_with_its_words(tiny_model_path: Path):
-    found = material("graded", tiny_model_path, bm25=0.5, crops=1)
+    found = inputs("graded", tiny_model_path, bm25=0.5, crops=1)
     for refresh in found.refresh:
         refresh(3)
     collator = found.collator

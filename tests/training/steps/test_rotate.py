@@ -1,4 +1,4 @@
-"""The rotation after a training: the same cosines at full size, better prefixes, for the sizes of the job."""
+"""The rotation after a training: the same cosines at full size, better prefixes, for the sizes of the spec."""
 
 from __future__ import annotations
 

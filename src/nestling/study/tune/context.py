@@ -20,12 +20,12 @@ from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study.data import load
 from nestling.study.split import split, split_print
-from nestling.study.train import job_of_variant
+from nestling.study.train import spec_of_variant
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import selection
 
 if TYPE_CHECKING:
-    from nestling.training.spec import Job
+    from nestling.training.spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Context:
         split: the run's own; of its sides only train and dev are for use here.
         split_print: fingerprint of what the split was made from, as in the run's state.
         source: where the judgments came from, as a person would name it.
-        job: settings -> the training of the variant with these.
+        spec: settings -> the training of the variant with these.
     """
 
     experiment: Experiment
@@ -49,14 +49,14 @@ class Context:
     threshold: float
     source: str
 
-    def job(self, settings: TrainingSettings) -> Job:
+    def spec(self, settings: TrainingSettings) -> TrainingSpec:
         """Return the training of the variant with these settings."""
-        return job_of_variant(self.experiment, self.variant, self.threshold, settings=settings)
+        return spec_of_variant(self.experiment, self.variant, self.threshold, settings=settings)
 
     @cached_property
     def metric(self) -> str:
         """Name of the dev figure that a training of the variant is worth."""
-        return selection(self.job(self.settings).matryoshka)
+        return selection(self.spec(self.settings).matryoshka)
 
 
 def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Context:
@@ -76,7 +76,7 @@ def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer
     judgments = load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
     check_scores(judgments, settings)
-    job_of_variant(experiment, chosen, threshold)
+    spec_of_variant(experiment, chosen, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = split_print(judgments, experiment.split)
     sides = _split(judgments, experiment, folder, made_from, observer)

@@ -68,7 +68,7 @@ def tune(
     made_from = fingerprint(
         context.split_print,
         context.variant.name,
-        context.job(context.settings).fingerprint(),
+        context.spec(context.settings).fingerprint(),
         [(dimension.name, dimension.as_dict()) for dimension in space],
         seed,
     )

@@ -219,7 +219,7 @@ def _fit(
     return fit(
         context.split.train,
         context.split.dev,
-        context.job(settings),
+        context.spec(settings),
         output=folder / "model",
         work=folder / "work",
         report=watch,

@@ -34,7 +34,7 @@ from nestling.training.fast.unpadded import can_unpad, embed_unpadded
 from nestling.training.losses.contrastive import SCALE
 from nestling.training.losses.encoding import EncodingLoss
 from nestling.training.result import RECALL
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -156,26 +156,26 @@ class PairBatches:
         }
 
 
-def prepare(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def prepare(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare a cross-encoder's training on the judgments, and on unjudged candidates as irrelevant.
 
     A score is scaled to 0..1 and taken for the chance that the pair is relevant. Each query adds `NEGATIVES` candidates
     that nobody judged, drawn from all but the first `IGNORED`, and a random document.
 
     Args:
-        job: its folder of candidates holds `train.npz`.
+        spec: its folder of candidates holds `train.npz`.
     """
     from datasets import Dataset
 
-    pairs = Pairs.from_judgments(judgments, threshold=job.threshold)
+    pairs = Pairs.from_judgments(judgments, threshold=spec.threshold)
     low, high = judgments.scale
     score = (pairs.judged_score - low) / (high - low) if high > low else np.ones(len(pairs.judged_score))
-    query, document = irrelevant(pairs, Candidates.load(job.candidate_file("train")), seed=job.settings.seed)
+    query, document = irrelevant(pairs, Candidates.load(spec.candidate_file("train")), seed=spec.settings.seed)
     query = np.concatenate([pairs.judged_query, query])
     document = np.concatenate([pairs.judged_document, document])
     label = np.concatenate([score, np.zeros(len(query) - len(score))]).astype(np.float32)
-    tokens = PairTokens(model, pairs.queries, pairs.documents, cache=job.cache)
-    return Material(
+    tokens = PairTokens(model, pairs.queries, pairs.documents, cache=spec.cache)
+    return TrainingInputs(
         Dataset.from_dict({"row": np.arange(len(query))}),
         LikelihoodLoss(model),
         PairBatches(tokens, query, document, label),

@@ -17,7 +17,7 @@ from nestling.training.batches.tokens import tokenised
 from nestling.training.distill.candidates import Candidates
 from nestling.training.inputs.contrastive import positives
 from nestling.training.losses.contrastive import ContrastiveLoss, PairValues, Relevance
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -89,30 +89,30 @@ class QueryBatches:
         }
 
 
-def distilled(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def distilled(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
     Args:
-        job: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
+        spec: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
     """
     from datasets import Dataset
 
-    step, teacher = job.settings.finetune, job.settings.distill or Distill()
-    pairs, threshold = positives(judgments, job)
+    step, teacher = spec.settings.finetune, spec.settings.distill or Distill()
+    pairs, threshold = positives(judgments, spec)
     graded = step.loss == "graded"
-    candidates = Candidates.load(job.candidate_file("train"))
+    candidates = Candidates.load(spec.candidate_file("train"))
     # The raters' queries keep their numbers.
-    every = replace(pairs, queries=[*pairs.queries, *job.invented_queries()])
-    documents = tokenised(model, every.documents, kind="document", cache=job.cache)
-    queries = tokenised(model, every.queries, kind="query", cache=job.cache)
+    every = replace(pairs, queries=[*pairs.queries, *spec.invented_queries()])
+    documents = tokenised(model, every.documents, kind="document", cache=spec.cache)
+    queries = tokenised(model, every.queries, kind="query", cache=spec.cache)
     query, document = candidates.unjudged(every)
     n_documents = len(every.documents)
     loss = ContrastiveLoss(
         model,
         Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
         scale=step.scale,
-        dims=job.matryoshka,
-        dim_weights=job.weights,
+        dims=spec.matryoshka,
+        dim_weights=spec.weights,
         graded=graded,
         # Likely enough to be right answers that no rater saw.
         ignored=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
@@ -121,7 +121,7 @@ def distilled(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mat
     )
     order = np.argsort(pairs.judged_query, kind="stable")
     counts = np.bincount(pairs.judged_query, minlength=len(every.queries))
-    return Material(
+    return TrainingInputs(
         Dataset.from_dict({"row": np.arange(len(every.queries))}),
         loss,
         QueryBatches(
@@ -131,7 +131,7 @@ def distilled(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mat
             candidates.documents,
             queries,
             documents,
-            job.settings.seed,
+            spec.settings.seed,
         ),
         sampler_for(documents.lengths[candidates.documents].sum(axis=1), None),
         vocabulary=np.unique(np.concatenate([queries.ids, documents.ids])),

@@ -25,7 +25,7 @@ from nestling.retrieval.vectors import truncate
 from nestling.training.batches.batching import PairCollator
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.inputs.contrastive import positives
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,7 +45,7 @@ def with_adapter(model: SentenceTransformer) -> SentenceTransformer:
     return model
 
 
-def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def adapter(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare InfoNCE on the fixed vectors of the pairs, and start the layer.
 
     The layer becomes the rotation of the training documents. Documents that are known to be relevant to a query are
@@ -65,10 +65,10 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
     from nestling.training.losses.cached_embeddings import CachedEmbeddingsLoss
     from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
-    step = job.settings.finetune
-    pairs, threshold = positives(judgments, job)
-    queries = _vectors(model, pairs.queries, "query", job)
-    documents = _vectors(model, pairs.documents, "document", job)
+    step = spec.settings.finetune
+    pairs, threshold = positives(judgments, spec)
+    queries = _vectors(model, pairs.queries, "query", spec)
+    documents = _vectors(model, pairs.documents, "document", spec)
     layer = layer_of(model)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(fit_rotation(documents).T.copy()))
@@ -78,18 +78,18 @@ def adapter(judgments: Judgments, job: Job, model: SentenceTransformer) -> Mater
         layer,
         relevance,
         scale=step.scale,
-        dims=job.matryoshka,
-        dim_weights=job.weights,
+        dims=spec.matryoshka,
+        dim_weights=spec.weights,
         teacher=teacher,
         teacher_weight=step.bm25,
     )
     # All lengths alike make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
     vectors = documents[pairs.document] if step.batches == "similar" else None
-    return Material(
+    return TrainingInputs(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         CachedEmbeddingsLoss(contrastive, queries, documents),
-        PairCollator(pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), step.negatives, job.settings.seed),
+        PairCollator(pairs, pairs.query, pairs.document, _NoTokens(), _NoTokens(), step.negatives, spec.settings.seed),
         sampler_for(lengths, vectors),
         (teacher.refresh,) if teacher is not None else (),
         encoder=AdapterEncoder(),
@@ -140,11 +140,11 @@ def _without_adapter(model: SentenceTransformer) -> SentenceTransformer:
     return frozen
 
 
-def _vectors(model: SentenceTransformer, texts: list[str], kind: Kind, job: Job) -> NDArray[np.float32]:
+def _vectors(model: SentenceTransformer, texts: list[str], kind: Kind, spec: TrainingSpec) -> NDArray[np.float32]:
     """Return the fixed vectors of texts, (len(texts), dim) float32, or read what an earlier training kept of them."""
-    parts = [job.base.fingerprint, kind, str(model.max_seq_length), *texts]
+    parts = [spec.base.fingerprint, kind, str(model.max_seq_length), *texts]
     digest = hashlib.blake2b("\x1e".join(parts).encode(), digest_size=8).hexdigest()
-    path: Path | None = job.cache / f"vectors-{digest}.npy" if job.cache else None
+    path: Path | None = spec.cache / f"vectors-{digest}.npy" if spec.cache else None
     if path is not None and path.is_file():
         try:
             known: NDArray[np.float32] = np.load(path)

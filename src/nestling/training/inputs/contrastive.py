@@ -15,14 +15,14 @@ from nestling.training.batches.pseudo_queries import QueriesOfEpoch
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.batches.tokens import tokenised
 from nestling.training.losses.matryoshka import with_matryoshka
-from nestling.training.spec import Job, Material, Refresh
+from nestling.training.spec import Refresh, TrainingInputs, TrainingSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
 
-def contrastive(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def contrastive(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare multiple negatives ranking, or the graded loss, on pairs of the judgments.
 
     With `fast` (the default) documents that are known to be relevant to a query are no negatives of it, texts are
@@ -36,14 +36,14 @@ def contrastive(judgments: Judgments, job: Job, model: SentenceTransformer) -> M
     from nestling.training.losses.bm25_teacher import teacher_for
     from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
 
-    settings, step = job.settings, job.settings.finetune
+    settings, step = spec.settings, spec.settings.finetune
     graded = step.loss == "graded"
     if not graded and not settings.fast:
-        return _stock(judgments, job, model)
-    pairs, threshold = positives(judgments, job)
+        return _stock(judgments, spec, model)
+    pairs, threshold = positives(judgments, spec)
     make = partial(tokenised, model)
-    stored = make(pairs.queries, kind="query", cache=job.cache)
-    documents = make(pairs.documents, kind="document", cache=job.cache)
+    stored = make(pairs.queries, kind="query", cache=spec.cache)
+    documents = make(pairs.documents, kind="document", cache=spec.cache)
     queries: Tokens = stored
     of_epoch = QueriesOfEpoch(pairs, partial(make, kind="query"), crops=step.crops, seed=settings.seed)
     query, document = of_epoch.with_crops()
@@ -58,14 +58,14 @@ def contrastive(judgments: Judgments, job: Job, model: SentenceTransformer) -> M
         model,
         Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
         scale=step.scale,
-        dims=job.matryoshka,
-        dim_weights=job.weights,
+        dims=spec.matryoshka,
+        dim_weights=spec.weights,
         graded=graded,
         teacher=teacher,
         teacher_weight=step.bm25,
     )
     vectors = embed(model, pairs.documents, kind="document")[document] if step.batches == "similar" else None
-    return Material(
+    return TrainingInputs(
         Dataset.from_dict({"row": np.arange(len(query))}),
         loss,
         PairCollator(pairs, query, document, queries, documents, step.negatives, settings.seed),
@@ -75,29 +75,29 @@ def contrastive(judgments: Judgments, job: Job, model: SentenceTransformer) -> M
     )
 
 
-def positives(judgments: Judgments, job: Job) -> tuple[Pairs, float]:
+def positives(judgments: Judgments, spec: TrainingSpec) -> tuple[Pairs, float]:
     """Return the training pairs, and the score above which they are positives.
 
     Raises:
         InputError: no pair is one.
     """
-    threshold = positives_above(judgments, job)
+    threshold = positives_above(judgments, spec)
     pairs = Pairs.from_judgments(judgments, threshold=threshold)
     if not len(pairs):
         raise InputError(f"{judgments.source}: no training pair is scored above {threshold:g}; lower the threshold")
     return pairs, threshold
 
 
-def positives_above(judgments: Judgments, job: Job) -> float:
+def positives_above(judgments: Judgments, spec: TrainingSpec) -> float:
     """Return the score above which a pair is trained as a positive."""
-    step = job.settings.finetune
+    step = spec.settings.finetune
     if step.positives_above is not None:
         return step.positives_above
     if step.positives == "relevant":
-        return job.threshold
+        return spec.threshold
     low, high = judgments.scale
     # A little below the middle, as it shall count itself.
-    return min(job.threshold, (low + high) / 2 - (high - low) / 1000)
+    return min(spec.threshold, (low + high) / 2 - (high - low) / 1000)
 
 
 def positive_pairs(judgments: Judgments, threshold: float) -> Dataset:
@@ -114,8 +114,10 @@ def positive_pairs(judgments: Judgments, threshold: float) -> Dataset:
     return Dataset.from_dict({"anchor": frame["query"].to_list(), "positive": frame["document"].to_list()})
 
 
-def _stock(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def _stock(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    loss = MultipleNegativesRankingLoss(model, scale=job.settings.finetune.scale)
-    return Material(positive_pairs(judgments, positives_above(judgments, job)), with_matryoshka(model, loss, job))
+    loss = MultipleNegativesRankingLoss(model, scale=spec.settings.finetune.scale)
+    return TrainingInputs(
+        positive_pairs(judgments, positives_above(judgments, spec)), with_matryoshka(model, loss, spec)
+    )

@@ -8,25 +8,25 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.table import Judgments
 from nestling.training.losses.matryoshka import with_matryoshka
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
 
-def cosine(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def cosine(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare CosineSimilarityLoss: the squared error between a pair's cosine and its score."""
     from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
 
-    return Material(scored_pairs(judgments), with_matryoshka(model, CosineSimilarityLoss(model), job))
+    return TrainingInputs(scored_pairs(judgments), with_matryoshka(model, CosineSimilarityLoss(model), spec))
 
 
-def cosent(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def cosent(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     """Prepare CoSENTLoss: a pair with the higher score gets the higher cosine (Huang et al. 2024)."""
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
-    return Material(scored_pairs(judgments), with_matryoshka(model, CoSENTLoss(model), job))
+    return TrainingInputs(scored_pairs(judgments), with_matryoshka(model, CoSENTLoss(model), spec))
 
 
 def check_scores_differ(judgments: Judgments) -> None:

@@ -10,7 +10,7 @@ from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, fit_search_rotation
 from nestling.training.inputs.adapter import with_adapter
 from nestling.training.inputs.static import build_static
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,14 +28,14 @@ def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
     return queries, documents
 
 
-def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
+def transformer(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
     """Return the base model with the dropout and the length limit of the settings.
 
     Where prefixes are trained and unless `rotate_first` says otherwise, a linear layer at its end rotates it by the
     queries' axes, and is trained with it: a prefix then starts with what matters most.
     """
-    model = untrained(job)
-    if rotates_first(job):
+    model = untrained(spec)
+    if rotates_first(spec):
         queries, documents = (some[:: -(-len(some) // ROTATED_BY)] for some in texts(judgments))
         with no_bars():
             add_rotation(
@@ -45,38 +45,38 @@ def transformer(judgments: Judgments, job: Job) -> SentenceTransformer:
     return model
 
 
-def rotates_first(job: Job) -> bool:
+def rotates_first(spec: TrainingSpec) -> bool:
     """Return whether the base gets a rotation that is trained with it."""
-    settings = job.settings
+    settings = spec.settings
     wanted = settings.finetune.rotate_first
     # A concatenation is rotated as a whole.
-    return bool(job.matryoshka) and (settings.fast and settings.concat_static is None if wanted is None else wanted)
+    return bool(spec.matryoshka) and (settings.fast and settings.concat_static is None if wanted is None else wanted)
 
 
-def starts_as_base(job: Job) -> bool:
+def starts_as_base(spec: TrainingSpec) -> bool:
     """Return whether the untrained model embeds as the base does when it is loaded by itself."""
-    settings = job.settings
-    return settings.finetune.start == "transformer" and settings.max_seq_length is None and not rotates_first(job)
+    settings = spec.settings
+    return settings.finetune.start == "transformer" and settings.max_seq_length is None and not rotates_first(spec)
 
 
-def untrained(job: Job) -> SentenceTransformer:
+def untrained(spec: TrainingSpec) -> SentenceTransformer:
     """Return the base model with the dropout and the length limit of the settings."""
-    settings = job.settings
-    model = load_model(job.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
+    settings = spec.settings
+    model = load_model(spec.base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)
     if settings.max_seq_length:
         model.max_seq_length = settings.max_seq_length
     return model
 
 
-def word_pieces(judgments: Judgments, job: Job) -> SentenceTransformer:
+def word_pieces(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
     """Return a table of word-piece vectors made of the base model and the training texts."""
     queries, documents = texts(judgments)
-    return build_static(job.base, [*queries, *documents])
+    return build_static(spec.base, [*queries, *documents])
 
 
-def frozen_base(judgments: Judgments, job: Job) -> SentenceTransformer:
+def frozen_base(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
     """Return the base model with all its weights frozen, and a linear layer on top to train."""
-    return with_adapter(untrained(job))
+    return with_adapter(untrained(spec))
 
 
 STARTS = {"transformer": transformer, "static": word_pieces, "adapter": frozen_base}

@@ -48,10 +48,10 @@ def concat_static(step: ConcatStatic, context: Context) -> StepResult:
 
     The table is made of the base: made of the trained transformer it is better by itself, and adds less to it.
     """
-    settings = TrainingSettings.model_validate({**RECIPES["static"].defaults, "seed": context.job.settings.seed})
-    job = replace(context.job, recipe="static", settings=settings, matryoshka=context.sizes)
-    of_table = context.aside("table", job)
-    trained = train(of_table, Trainee.of(job))
+    settings = TrainingSettings.model_validate({**RECIPES["static"].defaults, "seed": context.spec.settings.seed})
+    spec = replace(context.spec, recipe="static", settings=settings, matryoshka=context.sizes)
+    of_table = context.aside("table", spec)
+    trained = train(of_table, Trainee.of(spec))
 
     def make(guard: Guard) -> SentenceTransformer | None:
         evaluator, sizes = context.evaluator, context.sizes
@@ -83,7 +83,7 @@ def _alone(dev: Vectors, fitted: Vectors, context: Context, *, device: torch.dev
     sizes = context.sizes
     dev, fitted = ((truncate(each[0], sizes[0]), truncate(each[1], sizes[0])) for each in (dev, fitted))
     plain = context.evaluator.of_vectors(dev, sizes)
-    if context.job.settings.rotate is None or len(sizes) == 1:
+    if context.spec.settings.rotate is None or len(sizes) == 1:
         return plain
     _, turned = rotate.trained(dev, fitted, plain, context, device=device)
     return plain if choose([turned], plain) is None else turned

@@ -15,7 +15,7 @@ from nestling import atomic
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, save_model
 from nestling.training.result import TrainingResult
-from nestling.training.spec import Job
+from nestling.training.spec import TrainingSpec
 from nestling.training.steps.guard import Guard
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Context:
 
     train: Judgments
     dev: Judgments
-    job: Job
+    spec: TrainingSpec
     evaluator: DevEvaluator
     processes: SentenceTransformerTrainingArguments
     folder: Path
@@ -83,18 +83,18 @@ class Context:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes to judge by, the full one first: the job's, else full, 1/2, 1/4, 1/8."""
+        """The sizes to judge by, the full one first: the spec's, else full, 1/2, 1/4, 1/8."""
         full = int(load_model(str(self.model)).get_embedding_dimension() or 0)
-        return self.job.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
+        return self.spec.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
 
-    def aside(self, name: str, job: Job) -> Context:
+    def aside(self, name: str, spec: TrainingSpec) -> Context:
         """Return the context of a training within this step, in a folder of its own, that tells no dev figures.
 
         They would be taken for the variant's, which a search prunes by.
         """
         return replace(
             self,
-            job=job,
+            spec=spec,
             folder=self.folder / name,
             name=name,
             report=lambda progress: self.report(replace(progress, dev=None)),

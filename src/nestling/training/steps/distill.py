@@ -29,7 +29,7 @@ from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.student import distilled
 from nestling.training.inputs.contrastive import positives
 from nestling.training.inputs.starts import transformer, untrained
-from nestling.training.spec import INVENTED, Job, Material
+from nestling.training.spec import INVENTED, TrainingInputs, TrainingSpec
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.finetune import Trainee, train
 from nestling.training.steps.guard import Guard
@@ -66,15 +66,17 @@ def distill(step: Distill, context: Context) -> StepResult:
 
     A cross-encoder with which dev's candidates are ranked no better than without teaches nobody.
     """
-    job, found, read = context.job, context.folder / FOUND, context.folder / READ_OVER
-    check_transformer(job.base)
-    pairs, _ = positives(context.train, job)
+    spec, found, read = context.spec, context.folder / FOUND, context.folder / READ_OVER
+    check_transformer(spec.base)
+    pairs, _ = positives(context.train, spec)
     qrels = context.evaluator.qrels
     with context.main_first():
         if not found.is_dir():
-            _find(load_model(str(context.model)), pairs, qrels, found, seed=job.settings.seed)
+            _find(load_model(str(context.model)), pairs, qrels, found, seed=spec.settings.seed)
     base = find_model(str(context.model))
-    of_teacher = Job(base, TEACHER, _of_teacher(job.settings), job.threshold, cache=job.cache, candidates=found)
+    of_teacher = TrainingSpec(
+        base, TEACHER, _of_teacher(spec.settings), spec.threshold, cache=spec.cache, candidates=found
+    )
     teacher = train(context.aside(TEACHER, of_teacher), CROSS_ENCODER)
     trainings = [(TEACHER, teacher)]
     if not _better(teacher.after, teacher.base):
@@ -82,8 +84,8 @@ def distill(step: Distill, context: Context) -> StepResult:
         return context.finish(lambda guard: guard.say_left_out(line), trainings)
     with context.main_first():
         if not read.is_dir():
-            _read(context.folder / TEACHER / MODEL, pairs, found, read, job, context.say)
-    of_student = context.aside(STUDENT, replace(job, base=base, settings=_of_student(job.settings), candidates=read))
+            _read(context.folder / TEACHER / MODEL, pairs, found, read, spec, context.say)
+    of_student = context.aside(STUDENT, replace(spec, base=base, settings=_of_student(spec.settings), candidates=read))
     trainings.append((STUDENT, train(of_student, Trainee(transformer, distilled))))
 
     def make(guard: Guard) -> Path | None:
@@ -105,23 +107,23 @@ def check_transformer(base: ModelSource) -> None:
         raise InputError(f"model {base.name!r} is static; a cross-encoder needs a transformer")
 
 
-def _untrained_cross_encoder(judgments: Judgments, job: Job) -> SentenceTransformer:
+def _untrained_cross_encoder(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
     from nestling.training.distill.cross_encoder import with_head
 
-    return with_head(untrained(job), seed=job.settings.seed)
+    return with_head(untrained(spec), seed=spec.settings.seed)
 
 
-def _pairs_read_together(judgments: Judgments, job: Job, model: SentenceTransformer) -> Material:
+def _pairs_read_together(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
     from nestling.training.distill.cross_encoder import prepare
 
-    return prepare(judgments, job, model)
+    return prepare(judgments, spec, model)
 
 
-def _reranking(qrels: Qrels, job: Job) -> RerankEvaluator:
+def _reranking(qrels: Qrels, spec: TrainingSpec) -> RerankEvaluator:
     from nestling.training.distill.cross_encoder import RerankEvaluator
 
-    candidates = Candidates.load(job.candidate_file("dev"))
-    settings = job.settings
+    candidates = Candidates.load(spec.candidate_file("dev"))
+    settings = spec.settings
     return RerankEvaluator(qrels, candidates, scale=settings.finetune.scale, precision=settings.precision)
 
 
@@ -164,7 +166,9 @@ def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, 
         Candidates.nearest(model, queries, qrels.documents, RERANKED).save(temporary / "dev.npz")
 
 
-def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say: Callable[[str], None]) -> None:
+def _read(
+    teacher: Path, pairs: Pairs, found: Path, folder: Path, spec: TrainingSpec, say: Callable[[str], None]
+) -> None:
     """Read candidates block by block, each in a file of its own until all are read."""
     from nestling.training.distill.cross_encoder import PairTokens, logits
 
@@ -181,7 +185,7 @@ def _read(teacher: Path, pairs: Pairs, found: Path, folder: Path, job: Job, say:
         if not path.is_file():
             stop = min(start + AT_ONCE, len(query))
             say(f"the cross-encoder reads pairs {start + 1:,} to {stop:,} of {len(query):,}")
-            made = logits(model, tokens, query[start:stop], document[start:stop], precision=job.settings.precision)
+            made = logits(model, tokens, query[start:stop], document[start:stop], precision=spec.settings.precision)
             with atomic.new_file(path) as temporary, temporary.open("wb") as file:
                 np.save(file, made)
         parts.append(np.load(path))

@@ -23,7 +23,7 @@ from nestling.training.inputs.contrastive import contrastive
 from nestling.training.inputs.scored import cosent, cosine
 from nestling.training.inputs.starts import STARTS, starts_as_base
 from nestling.training.result import RECALL, SUMMARY, TrainingResult, last_checkpoint, prepare, read_result
-from nestling.training.spec import Job, Material
+from nestling.training.spec import TrainingInputs, TrainingSpec
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.guard import Figures, Guard, choose, shown
 from nestling.training.steps.merge_base import mixed
@@ -48,19 +48,19 @@ class Trainee:
     """What is trained, and from what.
 
     Attributes:
-        build: (train split, job) -> the model before its first step.
-        inputs: (train split, job, model) -> data, loss and batches.
-        evaluator: (qrels of dev, job) -> what measures the model there; None for recall and MRR of its embeddings.
+        build: (train split, spec) -> the model before its first step.
+        inputs: (train split, spec, model) -> data, loss and batches.
+        evaluator: (qrels of dev, spec) -> what measures the model there; None for recall and MRR of its embeddings.
     """
 
-    build: Callable[[Judgments, Job], SentenceTransformer]
-    inputs: Callable[[Judgments, Job, SentenceTransformer], Material]
-    evaluator: Callable[[Qrels, Job], RerankEvaluator] | None = None
+    build: Callable[[Judgments, TrainingSpec], SentenceTransformer]
+    inputs: Callable[[Judgments, TrainingSpec, SentenceTransformer], TrainingInputs]
+    evaluator: Callable[[Qrels, TrainingSpec], RerankEvaluator] | None = None
 
     @classmethod
-    def of(cls, job: Job) -> Trainee:
-        """Return what the settings of a job train."""
-        step = job.settings.finetune
+    def of(cls, spec: TrainingSpec) -> Trainee:
+        """Return what the settings of a spec train."""
+        step = spec.settings.finetune
         inputs = {"cosine": cosine, "cosent": cosent}.get(step.loss, contrastive)
         return cls(STARTS[step.start], adapter if step.start == "adapter" else inputs)
 
@@ -71,7 +71,7 @@ def finetune(context: Context, trainee: Trainee | None = None) -> StepResult:
     Embeddings that rank lower on dev after their training than before are moved back towards where they began
     (`never_below`).
     """
-    result = train(context, trainee or Trainee.of(context.job))
+    result = train(context, trainee or Trainee.of(context.spec))
     return StepResult(result.left_out, result.seconds, result.peak_memory)
 
 
@@ -95,31 +95,31 @@ def train(context: Context, trainee: Trainee) -> TrainingResult:
     from nestling.training.fast.partial_embedding import train_active_rows
     from nestling.training.trainer_adapter import arguments_for, trainer_for
 
-    job, work, say = context.job, context.folder, context.say
+    spec, work, say = context.spec, context.folder, context.say
     if (work / MODEL).is_dir() and (work / SUMMARY).is_file():
         return read_result(work)
     if context.name:
         say(f"the {context.name}:")
     bound_kernel_cache()
     forget_peak()
-    model = trainee.build(context.train, job)
-    material = trainee.inputs(context.train, job, model)
-    if material.vocabulary is not None:
-        train_active_rows(model, material.vocabulary)
-    qrels = Qrels.from_judgments(context.dev, threshold=job.threshold)
-    whole = trainee.evaluator(qrels, job) if trainee.evaluator else DevEvaluator(qrels, job.matryoshka)
-    evaluator = whole if trainee.evaluator else DevEvaluator(qrels, job.matryoshka, encoder=material.encoder)
+    model = trainee.build(context.train, spec)
+    inputs = trainee.inputs(context.train, spec, model)
+    if inputs.vocabulary is not None:
+        train_active_rows(model, inputs.vocabulary)
+    qrels = Qrels.from_judgments(context.dev, threshold=spec.threshold)
+    whole = trainee.evaluator(qrels, spec) if trainee.evaluator else DevEvaluator(qrels, spec.matryoshka)
+    evaluator = whole if trainee.evaluator else DevEvaluator(qrels, spec.matryoshka, encoder=inputs.encoder)
 
-    precision = choose_precision(job.settings.precision)
+    precision = choose_precision(spec.settings.precision)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    autocast, remark = settle(model, material.loss, precision, processes=processes)
-    arguments = arguments_for(job.settings, precision.name if autocast else "fp32", len(material.examples), work)
+    autocast, remark = settle(model, inputs.loss, precision, processes=processes)
+    arguments = arguments_for(spec.settings, precision.name if autocast else "fp32", len(inputs.examples), work)
     with context.main_first():
         if context.name:
-            prepare(work, f"{context.train.fingerprint} {context.dev.fingerprint} {job.fingerprint()}")
+            prepare(work, f"{context.train.fingerprint} {context.dev.fingerprint} {spec.fingerprint()}")
         if not (work / BEFORE).is_file():
             before = evaluator(model)
-            base = before if trainee.evaluator is None and starts_as_base(job) else whole.of_base(job.base)
+            base = before if trainee.evaluator is None and starts_as_base(spec) else whole.of_base(spec.base)
             atomic.write_json(work / BEFORE, {"base": base, "before": before})
         known = json.loads((work / BEFORE).read_text(encoding="utf-8"))
         if trainee.evaluator is None and not (work / START).is_dir():
@@ -133,29 +133,29 @@ def train(context: Context, trainee: Trainee) -> TrainingResult:
     if checkpoint:
         say(f"an earlier call was interrupted; going on from its checkpoint at step {resumed_at}")
     metric = evaluator.primary_metric
-    progress = ProgressCallback(len(material.examples), metric, context.report)
+    progress = ProgressCallback(len(inputs.examples), metric, context.report)
     best = BestWeights(work / "best", metric)
-    patience = Patience(job.settings.patience, metric) if job.settings.patience else None
+    patience = Patience(spec.settings.patience, metric) if spec.settings.patience else None
     stopped = patience is not None and checkpoint is not None and patience.was_over(checkpoint)
     if stopped:
         # Only the end was missing: another step would make other weights than those of an unbroken training.
         arguments.max_steps = resumed_at
     with interruptible() as interrupted, no_bars(), atomic.full_disk_named(work):
-        clock = ClockCheckpoints(job.settings.checkpoint_seconds, interrupted)
+        clock = ClockCheckpoints(spec.settings.checkpoint_seconds, interrupted)
         callbacks = [progress, clock, best]
         if arguments.device.type == "cpu":
             callbacks.append(GiveBackMemory())
-        if material.refresh:
-            callbacks.append(Refresh(material.refresh))
+        if inputs.refresh:
+            callbacks.append(Refresh(inputs.refresh))
         if patience is not None:
             callbacks.append(patience)
-        trainer = trainer_for(model, arguments, material, evaluator, callbacks)
+        trainer = trainer_for(model, arguments, inputs, evaluator, callbacks)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupted.is_set():
             raise KeyboardInterrupt
     if patience is not None and (stopped or patience.is_over(trainer.state)):
         say(patience.told(trainer.state))
-    keep_best = job.settings.keep == "best"
+    keep_best = spec.settings.keep == "best"
     kept_step = int(best.figures["step"]) if keep_best else int(trainer.state.global_step)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
@@ -166,7 +166,7 @@ def train(context: Context, trainee: Trainee) -> TrainingResult:
             else:
                 save_model(model, temporary)
             # Trainings by the library's trainer or with the last weights kept stay as they are.
-            if isinstance(whole, DevEvaluator) and keep_best and job.settings.fast:
+            if isinstance(whole, DevEvaluator) and keep_best and spec.settings.fast:
                 never_below(temporary, work / START, whole, guard)
         # Measured again, as the base was: in float32, where the trainer's own figures may be those of its autocast.
         after = whole(load_model(str(work / MODEL)))
