@@ -93,8 +93,9 @@ def evaluate(
     settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
         data = read_split(Path(data))
-        if data.warning:
-            observer.note(data.warning)
+    # Who keeps the parts has said it when the split was made.
+    if isinstance(data, Split) and data.warning and sink is None:
+        observer.note(data.warning)
     judgments, train = (data.test, data.train) if isinstance(data, Split) else (data, None)
     benchmark = Benchmark.of(data, settings, settle_threshold(judgments, threshold), observer=observer)
     sources = {
