@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,11 +13,6 @@ from nestling.config.manifests import read_json
 from nestling.errors import InputError
 
 STATE, MODELS = "state.json", "models"
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return sixteen hex digits that change when any of the JSON-able parts does."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 class RunFolder:

@@ -15,7 +15,8 @@ from scipy import stats
 
 from nestling import atomic
 from nestling.config.experiment import Experiment
-from nestling.config.run_folder import RunFolder, fingerprint
+from nestling.config.fingerprint import fingerprint
+from nestling.config.run_folder import RunFolder
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
 from nestling.evaluation.results import write_table
@@ -174,7 +175,7 @@ def _point(ground: Context, share: float, seed: int, observer: Observer) -> Poin
     """Read what an earlier call made of a share, or train on it."""
     folder = ground.folder.curve
     spec = ground.spec(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
-    made_from = fingerprint(ground.split_print, ground.variant.name, spec.fingerprint(), share, seed)
+    made_from = fingerprint([ground.split_print, ground.variant.name, spec.fingerprint(), share, seed])
     name = f"share-{share:g}-seed-{seed}"
     title = f"share {share:g}" + (f", seed {seed}" if seed else "")
     path = folder / f"{name}.json"

@@ -16,7 +16,8 @@ import polars as pl
 
 from nestling import atomic
 from nestling.config.experiment import DEMO, Experiment
-from nestling.config.run_folder import RunFolder, fingerprint
+from nestling.config.fingerprint import fingerprint
+from nestling.config.run_folder import RunFolder
 from nestling.environment import PICTURES, hardware, needed, versions
 from nestling.errors import InputError
 from nestling.evaluation.grid import System, sizes_of
@@ -170,12 +171,12 @@ class _Study:
         measured = self.experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
         prints = {"split": sides}
         for name in self.experiment.evaluation.baselines:
-            prints[f"evaluation {name}"] = fingerprint(sides, self.threshold, measured)
+            prints[f"evaluation {name}"] = fingerprint([sides, self.threshold, measured])
         for variant in self.experiment.variants:
             spec = specs.get(variant.name)
             made_from = [sides, self.bases[variant.name].fingerprint if spec is None else spec.fingerprint()]
-            prints[f"model {variant.name}"] = fingerprint(*made_from)
-            prints[f"evaluation {variant.name}"] = fingerprint(*made_from, self.threshold, measured)
+            prints[f"model {variant.name}"] = fingerprint(made_from)
+            prints[f"evaluation {variant.name}"] = fingerprint([*made_from, self.threshold, measured])
         return prints
 
     def _refuse_others(self) -> None:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from nestling.config.experiment import DataSettings, SplitSettings
-from nestling.config.run_folder import fingerprint
+from nestling.config.fingerprint import fingerprint
 from nestling.judgments.split import Split, split_judgments
 from nestling.judgments.split_files import write_split
 from nestling.judgments.table import Judgments
@@ -43,4 +43,4 @@ def split(
 
 def split_print(judgments: Judgments, settings: SplitSettings) -> str:
     """Return the fingerprint of what a split is made from, by which a run's folder knows its own."""
-    return fingerprint(judgments.fingerprint, settings.model_dump(mode="json"))
+    return fingerprint([judgments.fingerprint, settings.model_dump(mode="json")])

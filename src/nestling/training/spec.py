@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nestling.config.fingerprint import fingerprint
 from nestling.config.training import STEPS, Step, TrainingSettings
 from nestling.models.load import ModelSource
 
@@ -74,10 +74,8 @@ class TrainingSpec:
             *([type(step).__name__, step.model_dump(mode="json")] for step in steps or self.settings.steps),
         ]
         if self.candidates is not None:
-            for path in sorted(self.candidates.iterdir()):
-                with path.open("rb") as file:
-                    parts.append(hashlib.file_digest(file, "blake2b").hexdigest())
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+            parts += map(fingerprint, sorted(self.candidates.iterdir()))
+        return fingerprint(parts)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestling import atomic
 from nestling.config.experiment import Experiment
-from nestling.config.run_folder import fingerprint
+from nestling.config.fingerprint import fingerprint
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
 from nestling.progress import Observer
@@ -66,11 +66,13 @@ def tune(
     space = space or make_space(DEFAULT_SPACE)
     folder = context.folder.tuning
     made_from = fingerprint(
-        context.split_print,
-        context.variant.name,
-        context.spec(context.settings).fingerprint(),
-        [(dimension.name, dimension.as_dict()) for dimension in space],
-        seed,
+        [
+            context.split_print,
+            context.variant.name,
+            context.spec(context.settings).fingerprint(),
+            [(dimension.name, dimension.as_dict()) for dimension in space],
+            seed,
+        ]
     )
 
     with logged_to(context.folder.log):

@@ -7,7 +7,6 @@ loads it; and a corpus that is embedded with the base already needs a matrix pro
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.fingerprint import fingerprint
 from nestling.config.names import Kind
 from nestling.judgments.table import Judgments
 from nestling.models.torch_encoder import BATCH_SIZE, embed
@@ -142,8 +142,7 @@ def _without_adapter(model: SentenceTransformer) -> SentenceTransformer:
 
 def _vectors(model: SentenceTransformer, texts: list[str], kind: Kind, spec: TrainingSpec) -> NDArray[np.float32]:
     """Return the fixed vectors of texts, (len(texts), dim) float32, or read what an earlier training kept of them."""
-    parts = [spec.base.fingerprint, kind, str(model.max_seq_length), *texts]
-    digest = hashlib.blake2b("\x1e".join(parts).encode(), digest_size=8).hexdigest()
+    digest = fingerprint([spec.base.fingerprint, kind, model.max_seq_length, *texts])
     path: Path | None = spec.cache / f"vectors-{digest}.npy" if spec.cache else None
     if path is not None and path.is_file():
         try:
