@@ -192,6 +192,15 @@ def test_settings_are_listed_where_they_differ_from_the_defaults(tmp_path: Path)
     text = model_card(data_of(tmp_path, trained=variant), "mnrl")
     table = text.split("Settings that differ from the defaults.")[1].split("##")[0]
     assert re.findall(r"^\| (\w+) \| (\S+) \| (\S+) \|$", table, re.MULTILINE)[1:] == [("epochs", "7.0", "3")]
+    steps = {"finetune": {"crops": 1}, "merge_base": {"share": 0.3}, "rotate": True}
+    card = model_card(data_of(tmp_path / "steps", trained={**variant, "training": steps}), "mnrl")
+    table = card.split("Settings that differ from the defaults.")[1].split("##")[0]
+    assert re.findall(r"^\| ([a-z_.]+) \| (.+) \| (.+) \|$", table, re.MULTILINE)[1:] == [
+        ("merge_base", "made", "left out"),
+        ("rotate", "made", "left out"),
+        ("finetune.crops", "1", "0"),
+        ("merge_base.share", "0.3", "None"),
+    ]
     assert "All settings are the defaults." in model_card(data_of(tmp_path / "plain"), "mnrl")
 
 

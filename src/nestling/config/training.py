@@ -236,6 +236,16 @@ def setting_names() -> list[str]:
     return [*TrainingSettings.model_fields, *of_steps]
 
 
+def value_of(settings: TrainingSettings, name: str) -> Any:
+    """Return a setting's value by its name in `setting_names`; None in a step that is left out.
+
+    >>> value_of(TrainingSettings(), "finetune.scale"), value_of(TrainingSettings(), "merge_base.share")
+    (20, None)
+    """
+    step, _, setting = name.rpartition(".")
+    return getattr(getattr(settings, step) if step else settings, setting, None)
+
+
 def renamed(name: str) -> str:
     """Return today's name of a setting that only its name has changed of, with a warning; others as they are."""
     return _renamed(name, None)[0] if name in RENAMED and RENAMED[name][1] is None else name

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from nestling.models.engines.engine import Engine, Sample
 
-# Measured on two cores on product titles: 32 to 128 lie within 5 %, 256 takes a quarter longer.
 BATCH_SIZE = 64
 TOKENIZE_AT_ONCE = 8192
 UNSORTED_BATCHES = 64

@@ -15,7 +15,7 @@ from nestling.config.experiment import Experiment
 from nestling.config.names import PRETRAINED
 from nestling.config.recipes import RECIPES
 from nestling.config.run_folder import RunFolder
-from nestling.config.training import TrainingSettings
+from nestling.config.training import STEPS, TrainingSettings, setting_names, value_of
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
 from nestling.evaluation.significance import compare_all, holm
@@ -287,10 +287,12 @@ def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings
     before, after = (found[when]["dev_recall@10"] for when in ("before", "after"))
     sentences.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
     sentences += [f"Left out, as dev was lower for it: {line}." for line in found.get("left_out", ())]
+    values = {name: (value_of(settings, name), value_of(defaults, name)) for name in setting_names()}
+    steps = {name: tuple("left out" if step is None else "made" for step in values[name]) for name in STEPS}
     differ = [
-        row(name, str(value), str(getattr(defaults, name)))
-        for name, value in settings
-        if name not in UNLISTED and value != getattr(defaults, name)
+        row(name, str(own), str(default))
+        for name, (own, default) in {**values, **steps}.items()
+        if name not in UNLISTED and own != default and own is not None
     ]
     rows = Table(
         "Settings that differ from the defaults.", ["setting", "value", "default"], [("", differ)], words=(0, 1, 2)

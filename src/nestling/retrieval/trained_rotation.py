@@ -45,7 +45,7 @@ def train_search_rotation(
     dims: Sequence[int] = (),
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
-    r"""Return the axes of `fit_search_rotation`, turned so that prefixes rank documents more like all of them do.
+    r"""Return the axes of `fit_search_rotation`, rotated so that prefixes rank documents more like all of them do.
 
     For a batch of queries and the documents nearest to any of them, with the softmax p of `SCALE` times their cosines
     along all axes that are kept, and p_d that of the cosines of the first d,
@@ -53,9 +53,9 @@ def train_search_rotation(
     .. math:: \sum_{d} \mathrm{KL}(p \,\|\, p_d)
 
     is brought down by Adam over orthogonal matrices (Cayley transforms of skew-symmetric ones: Helfrich, Willmott and
-    Ye 2018, arXiv 1707.09520; torch's parametrisation). What is kept teaches its own prefixes, and only turns, so its
-    cosines stay as they are. Some queries are held out; the turn is taken after which their prefixes have the most in
-    common with the whole's ten best, or none.
+    Ye 2018, arXiv 1707.09520; torch's parametrisation). The axes that are kept are the teacher of their own prefixes,
+    and are only rotated, so their cosines stay as they are. Some queries are held out; that rotation is taken whose
+    prefixes have the most in common with the whole's ten best, or none.
 
     Args:
         queries: (n_queries, dim) float, of training queries.

@@ -14,6 +14,7 @@ import pytest
 
 from fixtures.places import TESTS
 from fixtures.tuning import SPACE, FakeFit, small_experiment
+from nestling.config.training import value_of
 from nestling.config.yaml_files import load_experiment
 from nestling.errors import InputError
 from nestling.progress import Observer
@@ -61,7 +62,7 @@ def test_a_real_search_ends_with_an_experiment_that_has_the_best_trials_settings
     assert tuned == found.experiment
     assert tuned.name == "tiny-tuned"
     settings = tuned.training_of(tuned.variants[1])
-    assert {name: getattr(settings, name) for name in space} == found.best.params
+    assert {name: value_of(settings, name) for name in space} == found.best.params
     assert settings.batch_size == 16
     assert [list(trial.by_epoch) for trial in found.trials if trial.state == "complete"] == [[1, 2]] * 3
     assert found.best.value == max(trial.value for trial in found.trials if trial.state == "complete")
@@ -369,4 +370,4 @@ def test_the_default_space_is_valid_and_holds_the_default_settings(tiny_model_pa
     from nestling.config.training import TrainingSettings
 
     for dimension in make_space(DEFAULT_SPACE):
-        assert dimension.match(getattr(TrainingSettings(), dimension.name)), dimension.name
+        assert dimension.match(value_of(TrainingSettings(), dimension.name)), dimension.name

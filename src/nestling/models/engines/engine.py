@@ -35,7 +35,7 @@ TOKENS = 8192
 """Of a forward pass, padding included: a fixed number of texts is too few of short ones."""
 PROBES = ("drill", "cordless drill with two batteries, a charger and a bag", "a white steel door " * 8)
 AGREEMENT = 0.99
-"""Least cosine of a token's hidden state with float32's. In bf16 the tokens of MiniLM have .999 and more."""
+"""Least cosine of a token's hidden state with float32's."""
 WORTH = 8_000
 """Texts from which `auto` converts a model to OpenVINO: with fewer the seconds of that are not made up for."""
 CALIBRATION = 100

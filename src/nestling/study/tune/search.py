@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nestling import atomic
 from nestling.config.experiment import Experiment
 from nestling.config.fingerprint import fingerprint
+from nestling.config.training import value_of
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
 from nestling.progress import Observer
@@ -99,7 +100,7 @@ def tune(
 
 def _first(context: Context, space: Space) -> dict[str, Any] | None:
     """Return the experiment's own settings as a first trial, or None where the space leaves one of them out."""
-    own = {dimension.name: dimension.match(getattr(context.settings, dimension.name)) for dimension in space}
+    own = {dimension.name: dimension.match(value_of(context.settings, dimension.name)) for dimension in space}
     outside = [name for name, value in own.items() if not value]
     if outside:
         logger.info("the search does not begin with the experiment's settings: %s is outside the space", outside[0])

@@ -1,9 +1,8 @@
 """A cross-encoder: the transformer reads query and document together, and a linear layer says how relevant they are.
 
-It is too slow to search with, and knows what no pair of embeddings does: on 1,753 queries of Home Depot's dev side it
-ranks 30 candidates no better than the `graded` model that found them (MRR@10 .554 and .552), and with it as in
-`Candidates.scores_of_both` better than either (.585). So it teaches (distillation.py). Cross-encoders as rankers:
-Nogueira and Cho 2019, "Passage re-ranking with BERT" (arXiv 1901.04085).
+It is too slow to search with, and knows what no pair of embeddings does: with the model that found the candidates, as
+in `Candidates.scores_of_both`, it ranks them better than either does alone. So it is a teacher. Cross-encoders as
+rankers: Nogueira and Cho 2019, "Passage re-ranking with BERT" (arXiv 1901.04085).
 """
 
 from __future__ import annotations

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *, processes: int) -> tuple[bool, str]:
     """Set a model and its loss up for the fastest arithmetic of that precision on this machine.
 
-    On a CPU, measured with this repository's default model on AMX, 64 x 23 and 32 x 220 tokens:
+    On a CPU:
 
-    - the backward pass of torch's fused attention takes twice as long as the plain one's;
-    - autocast spends a fifth of a step on casting; weights cast once and hidden states kept in bf16 do not
-      (gradients: cosine 0.9986 with float32's). Master weights stay float32;
-    - all texts of a batch in one row (packed.py) instead of two padded passes: 1.4 and 1.15 times the pairs a second.
+    - plain attention, since the backward pass of torch's fused one takes longer;
+    - weights cast once and hidden states kept in bf16, where autocast would cast in every layer; master weights stay
+      float32;
+    - all texts of a batch in one row (unpadded.py) instead of two padded passes.
 
-    On one GPU the contrastive loss runs all of the transformer in that type, its passes recorded (replay.py): with
-    autocast alone it was no faster than the library's trainer in float32 (H200, 64 titles a batch).
+    On one GPU the contrastive loss runs all of the transformer in that type, its passes as CUDA graphs
+    (cuda_graphs.py): autocast alone is no faster there than the library's trainer in float32.
 
     Args:
         processes: that train together; with several, autocast it is, since only the wrapped model synchronises them.

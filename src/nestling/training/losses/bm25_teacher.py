@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 
 LANGUAGE = "english"
 SHARPNESS = 0.5
-"""BM25's scores are multiplied by this before the softmax. On 1,752 queries of Home Depot's dev side, `graded`'s
-transformer at a weight of 0.5, recall@10 and MRR@10: .756/.561 with 1, .765/.568 with 0.5, .751/.557 untaught."""
+"""BM25's scores are multiplied by this before the softmax."""
 
 
 class BM25Teacher:
