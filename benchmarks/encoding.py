@@ -97,16 +97,16 @@ def encode_stock(name: str, texts: list[str], query: bool) -> tuple[NDArray[np.f
     model = loaded(name)
     encode = model.encode_query if query else model.encode
     start, worked = time.perf_counter(), time.process_time()
-    found: NDArray[np.float32] = encode(texts, batch_size=32, show_progress_bar=False)
+    embeddings: NDArray[np.float32] = encode(texts, batch_size=32, show_progress_bar=False)
     seconds, work = time.perf_counter() - start, time.process_time() - worked
-    return found / np.linalg.norm(found, axis=1, keepdims=True).astype(np.float32), seconds, work
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).astype(np.float32), seconds, work
 
 
 def encode_engine(engine: Engine, texts: list[str], query: bool) -> tuple[NDArray[np.float32], float, float]:
     """Encode with an engine."""
     start, worked = time.perf_counter(), time.process_time()
-    found = embed(engine.model, texts, kind="query" if query else "document", engine=engine)
-    return found, time.perf_counter() - start, time.process_time() - worked
+    embeddings = embed(engine.model, texts, kind="query" if query else "document", engine=engine)
+    return embeddings, time.perf_counter() - start, time.process_time() - worked
 
 
 def speeds(sides: dict[str, Side], texts: list[str], *, shares: int, rounds: int) -> dict[str, NDArray[np.float64]]:

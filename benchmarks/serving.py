@@ -98,9 +98,9 @@ async def load(port: int, clients: int, seconds: float, mode: str | None, number
         while (began := time.perf_counter()) < until:
             n = next(numbers)
             words = " ".join(WORDS[(n * step + n // 7) % len(WORDS)] for step in (1, 3, 5))
-            asked = {"query": f"{words} {n}", "k": 10} | ({"mode": mode} if mode else {})
+            request = {"query": f"{words} {n}", "k": 10} | ({"mode": mode} if mode else {})
             try:
-                status, _ = await client.ask("POST", "/search", json.dumps(asked).encode())
+                status, _ = await client.ask("POST", "/search", json.dumps(request).encode())
                 if status == "200":
                     tally.latencies.append(time.perf_counter() - began)
                 else:

@@ -178,7 +178,7 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
     """Do the matrix products of our side's batches and nothing else, forwards and backwards, in its precision.
 
     Products alone: no softmax, norm, activation, optimizer or copy. What a training cannot get below on a CPU. On a GPU
-    they are launched one by one from Python, which recorded passes are not.
+    they are launched one by one from Python, which passes captured as CUDA graphs are not.
     """
     import torch
 
@@ -292,16 +292,16 @@ def compare(
     texts: str, sides: Sequence[str], *, batch_size: int, steps: int, rounds: int, same_steps: int
 ) -> tuple[float, list[str]]:
     """Return the median speed-up of the last of `sides` over the first, over rounds, and the lines of the report."""
-    found: dict[str, list[Record]] = {side: [] for side in sides}
+    records: dict[str, list[Record]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            found[side].append(ask(side, texts, batch_size=batch_size, steps=steps))
-    speeds = {side: np.array([record.speed for record in records]) for side, records in found.items()}
+            records[side].append(ask(side, texts, batch_size=batch_size, steps=steps))
+    speeds = {side: np.array([record.speed for record in each]) for side, each in records.items()}
     ours = speeds[sides[-1]]
     lines = [
         f"{texts:<13} {side:<10} {batch_size * np.median(speeds[side]):8.1f} pairs/s   peak "
-        f"{max(record.peak for record in records) / 2**20:6.0f} MiB   ours {np.median(ours / speeds[side]):.1f} times"
-        for side, records in found.items()
+        f"{max(record.peak for record in each) / 2**20:6.0f} MiB   ours {np.median(ours / speeds[side]):.1f} times"
+        for side, each in records.items()
     ]
     if same_steps:
         fastest = ask("products", texts, batch_size=batch_size, steps=steps).speed

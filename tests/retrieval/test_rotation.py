@@ -138,7 +138,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rotated_model_is_saved_loaded_and_gives_the_same_vectors_turned(
+def test_a_rotated_model_is_saved_loaded_and_gives_the_same_vectors_rotated(
     tiny_model_path: Path, tmp_path: Path, kind: str
 ):
     from sentence_transformers import SentenceTransformer
@@ -255,7 +255,7 @@ def test_what_is_no_rotation_of_the_model_is_refused(tiny_model_path: Path, rota
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 33, 64, 401])
-def test_equal_rows_are_turned_alike_wherever_they_stand(n: int):
+def test_equal_rows_are_rotated_to_equal_ones_wherever_they_stand(n: int):
     rows = points(1, (n, 64)).astype(np.float32)
     rotation = fit_rotation(points(2, (200, 64)))
     assert rotated(rows, rotation) == pytest.approx(rows @ rotation, abs=1e-4)

@@ -89,11 +89,11 @@ def rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> N
     Computed in float64: the last bit of a product depends on the rows beside it (the edge of a matrix runs other code),
     and equal documents would then rank in an order of chance.
     """
-    turned = np.empty((len(embeddings), rotation.shape[1]), dtype=np.float32)
+    rotated_rows = np.empty((len(embeddings), rotation.shape[1]), dtype=np.float32)
     exact = rotation.astype(np.float64)
     for start in range(0, len(embeddings), ROWS_AT_ONCE):
-        turned[start : start + ROWS_AT_ONCE] = embeddings[start : start + ROWS_AT_ONCE].astype(np.float64) @ exact
-    return turned
+        rotated_rows[start : start + ROWS_AT_ONCE] = embeddings[start : start + ROWS_AT_ONCE].astype(np.float64) @ exact
+    return rotated_rows
 
 
 def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> Dense:
@@ -125,8 +125,7 @@ def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> D
         return append_linear(model, rotation)
     weight = last.linear.weight
     with torch.no_grad():
-        turned = exact.T @ weight.detach().double().cpu().numpy()
-        weight.copy_(torch.from_numpy(turned))
+        weight.copy_(torch.from_numpy(exact.T @ weight.detach().double().cpu().numpy()))
     return last
 
 

@@ -15,14 +15,14 @@ from nestling.retrieval.vectors import truncate
 if TYPE_CHECKING:
     import torch
 
-TURN = 0.0196
-"""By how much, in radians, a step of Adam may turn an axis, before warm-up and decay."""
+ANGLE = 0.0196
+"""By how much, in radians, a step of Adam may rotate an axis, before warm-up and decay."""
 STEPS = 150
 WARMUP = 20
 BATCH = 128
 NEAREST = 8
 HELD = 8
-"""One query of so many is held out, to tell which turn is the best, and whether any is."""
+"""One query of so many is held out, to tell which rotation is the best, and whether any is."""
 EVERY = 10
 """Steps between two looks at them."""
 TOP = 10
@@ -94,42 +94,42 @@ def train_search_rotation(
     layer = orthogonal(linear.to(device), orthogonal_map="cayley")
     layer.weight = torch.eye(size, device=device)
     # A step of Adam moves each entry by up to the learning rate, and an axis by that times the root of its entries.
-    optimizer = torch.optim.Adam(layer.parameters(), lr=TURN / size**0.5)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=ANGLE / size**0.5)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS))
 
-    def divergence(chosen: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    def divergence(chosen: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         q, d = whole[0][chosen], whole[1][torch.unique(nearest[chosen])]
-        taught = F.softmax(SCALE * (q @ d.T), dim=1)
-        q, d = q @ turn, d @ turn
+        teacher = F.softmax(SCALE * (q @ d.T), dim=1)
+        q, d = q @ rotation, d @ rotation
         loss = torch.zeros((), device=q.device)
         for part in sizes:
             cosines = F.normalize(q[:, :part], dim=1) @ F.normalize(d[:, :part], dim=1).T
-            loss = loss + F.kl_div(F.log_softmax(SCALE * cosines, dim=1), taught, reduction="batchmean")
+            loss = loss + F.kl_div(F.log_softmax(SCALE * cosines, dim=1), teacher, reduction="batchmean")
         return loss
 
-    def overlap(turn: torch.Tensor) -> float:
+    def overlap(rotation: torch.Tensor) -> float:
         q, d = whole[0][held], whole[1][torch.unique(nearest[held])]
-        wanted = _top(q @ d.T)
-        q, d = q @ turn, d @ turn
+        target = _top(q @ d.T)
+        q, d = q @ rotation, d @ rotation
         parts = [_top(F.normalize(q[:, :part], dim=1) @ F.normalize(d[:, :part], dim=1).T) for part in sizes]
-        return float(torch.stack([(part & wanted).sum() for part in parts]).sum())
+        return float(torch.stack([(part & target).sum() for part in parts]).sum())
 
     # Not by the divergence, which can fall while the documents on top get further from the whole's.
     best, most = torch.eye(size), overlap(torch.eye(size, device=device))
     for step, chosen in enumerate(_batches(len(rest)), 1):
         with torch.enable_grad():
-            turn = layer.weight.T  # each reading of it solves for the whole matrix anew
-            loss = divergence(rest[chosen], turn)
+            rotation = layer.weight.T  # each reading of it solves for the whole matrix anew
+            loss = divergence(rest[chosen], rotation)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rate.step()
         if step % EVERY == 0:
             with torch.no_grad():
-                turn = layer.weight.T
-                found = overlap(turn)
-            if found > most:
-                best, most = turn.cpu(), found
+                rotation = layer.weight.T
+                common = overlap(rotation)
+            if common > most:
+                best, most = rotation.cpu(), common
     exact: NDArray[np.float64] = axes.astype(np.float64) @ best.double().numpy()
     return exact.astype(np.float32)
 

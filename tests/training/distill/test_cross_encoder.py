@@ -105,7 +105,7 @@ def test_the_loss_is_the_likelihood_of_the_grades(reader: SentenceTransformer):
     value.backward()
     assert all(each.grad.abs().sum() > 0 for each in reader[2].parameters())
     # Packed on a CPU, as `settle` has it.
-    loss.compute_dtype, loss.packed = torch.float32, reader.device.type == "cpu"
+    loss.compute_dtype, loss.unpadded = torch.float32, reader.device.type == "cpu"
     assert loss([dict(batch)], label).item() == pytest.approx(expected.item(), rel=1e-4)
 
 

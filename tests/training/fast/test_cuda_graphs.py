@@ -1,4 +1,4 @@
-"""Recorded passes: embeddings and gradients of the model itself, whatever is recorded and what is not."""
+"""Captured passes: embeddings and gradients of the model itself, whatever is captured and what is not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTS = ["hand saw with a wooden handle", "18 v drill driver kit " * 3, "x",
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-class EagerRecording:
+class EagerCapture:
     """What a CUDA graph does, on any device: fixed places for inputs and outputs, gradients added to buffers."""
 
     def __init__(
@@ -103,9 +103,9 @@ def widened(column: dict[str, torch.Tensor], width: int) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("record", [EagerRecording, pytest.param(cuda_graphs.CapturedGraph, marks=on_gpu)])
-def test_every_step_has_the_models_gradients(model: SentenceTransformer, record: Any, dtype: torch.dtype) -> None:
-    encoder = GraphEncoder(model, dtype, record)
+@pytest.mark.parametrize("make_capture", [EagerCapture, pytest.param(cuda_graphs.CapturedGraph, marks=on_gpu)])
+def test_every_step_has_the_models_gradients(model: SentenceTransformer, make_capture: Any, dtype: torch.dtype) -> None:
+    encoder = GraphEncoder(model, dtype, make_capture)
     sizes = [(5, 5), (4, 5), (3, 2)] * 2
     for n_queries, n_documents in sizes:
         # Both columns of one padded shape, which one recording could not serve.
@@ -126,7 +126,7 @@ def test_every_step_has_the_models_gradients(model: SentenceTransformer, record:
 
 def test_gradients_of_several_batches_add_up(model: SentenceTransformer) -> None:
     columns = batch(model)
-    encoder = GraphEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerCapture)
     wanted = expected(model, columns)
     backward(embed_cast(model, columns, torch.float32))
     # The recording begins between batches whose gradients are kept.
@@ -138,7 +138,7 @@ def test_gradients_of_several_batches_add_up(model: SentenceTransformer) -> None
 
 def test_gradients_let_go_of_before_the_backward_pass_are_none_the_less_there(model: SentenceTransformer) -> None:
     columns = batch(model)
-    encoder = GraphEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerCapture)
     wanted = expected(model, columns)
     for _ in range(3):
         embeddings = encoder(columns)
@@ -148,11 +148,11 @@ def test_gradients_let_go_of_before_the_backward_pass_are_none_the_less_there(mo
     assert encoder.captures
 
 
-def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
+def test_a_shape_that_is_not_captured_goes_beside_one_that_is(
     model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "MOST_SHAPES", 1)
-    encoder = GraphEncoder(model, torch.float32, EagerRecording)
+    encoder = GraphEncoder(model, torch.float32, EagerCapture)
     backward(encoder(batch(model)))
     wide = batch(model)
     wide[1] = widened(wide[1], wide[1]["input_ids"].shape[1] + 16)
@@ -164,7 +164,7 @@ def test_a_shape_that_is_not_recorded_goes_beside_one_that_is(
     assert len(encoder.captures) == 2
 
 
-def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
+def test_a_model_that_cannot_be_captured_is_trained_all_the_same(
     model: SentenceTransformer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -177,11 +177,11 @@ def test_a_model_that_cannot_be_recorded_is_trained_all_the_same(
         model.zero_grad()
         backward(encoder(columns))
         assert_same(gradients(model), wanted)
-    assert caplog.text.count("cannot be recorded") == 1
+    assert caplog.text.count("cannot be captured") == 1
 
 
-def test_an_evaluation_is_not_recorded(model: SentenceTransformer) -> None:
-    encoder = GraphEncoder(model, torch.float32, EagerRecording)
+def test_an_evaluation_is_not_captured(model: SentenceTransformer) -> None:
+    encoder = GraphEncoder(model, torch.float32, EagerCapture)
     model.eval()
     encoder(batch(model))
     assert not encoder.captures
@@ -190,7 +190,7 @@ def test_an_evaluation_is_not_recorded(model: SentenceTransformer) -> None:
 def test_an_optimizer_steps_as_without(tiny_model_path: Path) -> None:
     def trained(wrap: bool) -> SentenceTransformer:
         model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0).train()
-        encoder = GraphEncoder(model, torch.float32, EagerRecording)
+        encoder = GraphEncoder(model, torch.float32, EagerCapture)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
         for step in range(6):
             columns = batch(model, 5 if step % 2 else 3)
@@ -231,10 +231,10 @@ def test_padding_adds_texts_of_one_token(n_texts: int, width: int, widest: int) 
 
 
 def test_memory_is_given_back_where_a_later_recording_fails(model: SentenceTransformer) -> None:
-    def full(*given: Any) -> EagerRecording:
+    def full(*given: Any) -> EagerCapture:
         if given[3]["input_ids"].shape[1] > 40:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return EagerRecording(*given)
+        return EagerCapture(*given)
 
     encoder = GraphEncoder(model, torch.float32, full)
     backward(encoder(batch(model)))
@@ -250,7 +250,7 @@ def test_memory_is_given_back_where_a_later_recording_fails(model: SentenceTrans
     assert not encoder.captures
 
 
-def test_what_can_be_recorded(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_captured(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_capture(model.to("cpu"))
     monkeypatch.setattr(SentenceTransformer, "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -283,7 +283,7 @@ def test_on_a_gpu_our_loss_replays(
 
 
 @on_gpu
-def test_a_loss_is_the_same_once_recorded(tiny_model_path: Path) -> None:
+def test_a_loss_is_the_same_once_captured(tiny_model_path: Path) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0).train()
     relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
     loss = ContrastiveLoss(model, relevance).to(model.device)
@@ -291,10 +291,10 @@ def test_a_loss_is_the_same_once_recorded(tiny_model_path: Path) -> None:
     assert loss.graphs is not None
     numbers = {name: torch.arange(5, device=model.device) for name in ("query", "document", "anchor", "positive")}
     found, first = [], {}
-    recorded = loss.graphs
+    graphs = loss.graphs
     for number in range(4):
-        # The first as it comes, the others as recorded.
-        loss.graphs = recorded if number else None
+        # The first as it comes, the others as captured.
+        loss.graphs = graphs if number else None
         model.zero_grad()
         each = loss(batch(model), numbers)
         each.backward()
@@ -323,7 +323,7 @@ def test_a_recording_that_fails_leaves_a_gpu_in_order(
     for _ in range(4):
         backward(encoder(batch(model)))
     assert encoder.failed
-    assert caplog.text.count("cannot be recorded") == 1
+    assert caplog.text.count("cannot be captured") == 1
     assert torch.cuda.current_stream() == stream
     assert all(bool(gradient.isfinite().all()) for gradient in gradients(model).values())
 
@@ -346,7 +346,7 @@ def test_passes_computed_at_once_take_memory_of_the_recordings() -> None:
     assert 2**25 <= held(memory) - before <= 2**28
     graph = torch.cuda.CUDAGraph()
     taken = held(memory)
-    with memory.recording(graph):
+    with memory.capturing(graph):
         again = weights.detach() @ weights.detach()
     graph.replay()
     assert again[0, 0].item() == 2048

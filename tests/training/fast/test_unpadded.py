@@ -108,41 +108,41 @@ def test_hidden_dropout_acts_in_training_alone(tiny_model_path: Path) -> None:
     torch.testing.assert_close(still, again)
 
 
-def test_a_loss_on_packed_texts_is_the_librarys(model: SentenceTransformer) -> None:
+def test_a_loss_on_unpadded_texts_is_the_librarys(model: SentenceTransformer) -> None:
     n = len(QUERIES)
     queries, documents = columns(model)
     documents = {name: value[:n] for name, value in documents.items()}
     numbers = {name: torch.arange(n) for name in ("query", "document", "anchor", "positive")}
     relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=n)
     loss = ContrastiveLoss(model, relevance)
-    loss.compute_dtype, loss.packed = torch.float32, True
+    loss.compute_dtype, loss.unpadded = torch.float32, True
 
     theirs = MultipleNegativesRankingLoss(model)([dict(queries), dict(documents)], torch.zeros(n))
 
     torch.testing.assert_close(loss([queries, documents], numbers), theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="texts are packed on CPUs")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="texts are unpadded on CPUs")
 def test_settle_packs_what_it_can_and_says_so(model: SentenceTransformer, tiny_model_path: Path) -> None:
     relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
     loss = ContrastiveLoss(model, relevance)
     _, remark = settle(model, loss, choose_precision("fp32"), processes=1)
-    assert loss.packed
-    assert "packed" in remark
+    assert loss.unpadded
+    assert "unpadded" in remark
 
     dropping = load_model(str(tiny_model_path), attention_dropout=0.1)
     assert not can_unpad(dropping)
     loss = ContrastiveLoss(dropping, relevance)
     _, remark = settle(dropping, loss, choose_precision("fp32"), processes=1)
-    assert not loss.packed
-    assert "packed" not in remark
+    assert not loss.unpadded
+    assert "unpadded" not in remark
 
 
 def test_several_processes_do_not_pack_since_only_the_wrapped_model_synchronises(model: SentenceTransformer) -> None:
     relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
     loss = ContrastiveLoss(model, relevance)
     settle(model, loss, choose_precision("fp32"), processes=2)
-    assert not loss.packed
+    assert not loss.unpadded
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40))

@@ -157,24 +157,13 @@ class PairCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `anchor_*` and `document_*` tokens, and the numbers that the loss needs under `label`."""
-        import torch
-
         rows = np.array([example["row"] for example in examples], dtype=np.int64)
         queries, anchor = np.unique(self.query[rows], return_inverse=True)
         documents, positive = np.unique(self.document[rows], return_inverse=True)
         extra = np.setdiff1d(self._drawn(queries, rows), documents)
         documents = np.concatenate([documents, extra])
-        label: dict[str, Tensor] = {
-            "query": torch.from_numpy(queries),
-            "document": torch.from_numpy(documents),
-            "anchor": torch.from_numpy(anchor),
-            "positive": torch.from_numpy(positive),
-        }
-        return {
-            **{f"anchor_{name}": value for name, value in self.query_tokens.batch(queries).items()},
-            **{f"document_{name}": value for name, value in self.document_tokens.batch(documents).items()},
-            "label": label,
-        }
+        label = {"query": queries, "document": documents, "anchor": anchor, "positive": positive}
+        return contrastive_batch(self.query_tokens, self.document_tokens, label)
 
     def _drawn(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         queries = queries[queries < len(self.pairs.queries)]
@@ -184,6 +173,22 @@ class PairCollator:
             low = self.pairs.low_documents[self.pairs.low_indptr[query] : self.pairs.low_indptr[query + 1]]
             drawn.append(low if len(low) <= self.negatives else rng.choice(low, self.negatives, replace=False))
         return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
+
+
+def contrastive_batch(queries: Tokens, documents: Tokens, label: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return `anchor_*` and `document_*` tokens of a batch, and its `label`, which names them by number.
+
+    Args:
+        queries, documents: give the tokens.
+        label: `query`, `document`, `anchor` and `positive`, as ContrastiveLoss takes them.
+    """
+    import torch
+
+    return {
+        **{f"anchor_{name}": value for name, value in queries.batch(label["query"]).items()},
+        **{f"document_{name}": value for name, value in documents.batch(label["document"]).items()},
+        "label": {name: torch.from_numpy(value) for name, value in label.items()},
+    }
 
 
 def _numbered(keys: list[str], texts: list[str]) -> tuple[list[str], np.ndarray]:

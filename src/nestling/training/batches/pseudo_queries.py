@@ -1,19 +1,16 @@
-"""Queries nobody typed: a few words of each document, made anew for every epoch, and variations of real ones."""
+"""Pseudo-queries: a few words of each document, drawn anew for every epoch, and variations of real queries."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nestling.training.batches.batching import Pairs
 from nestling.training.batches.tokens import TokenStore
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

@@ -126,10 +126,10 @@ def tokenised(model: SentenceTransformer, texts: Sequence[str], *, kind: Kind, c
     # A static model gives infinity.
     limit = model.max_seq_length if math.isfinite(model.max_seq_length or math.inf) else None
     store = BagStore if isinstance(model[0], StaticEmbedding) else TokenStore
-    made = store.build([prompt + text for text in texts], model.tokenizer, limit, cache=cache)
+    tokens = store.build([prompt + text for text in texts], model.tokenizer, limit, cache=cache)
     if not prompt or pools_prompts(model):
-        return made
-    return replace(made, prompt_length=int(model.preprocess([""], prompt=prompt).get("prompt_length") or 0))
+        return tokens
+    return replace(tokens, prompt_length=int(model.preprocess([""], prompt=prompt).get("prompt_length") or 0))
 
 
 def pools_prompts(model: SentenceTransformer) -> bool:

@@ -1,4 +1,4 @@
-"""The documents nearest to each query, with what a cross-encoder makes of them: what a student is taught from."""
+"""The documents nearest to each query, with what a cross-encoder makes of them: what a student is distilled from."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Candidates:
         cls, model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str], k: int
     ) -> Candidates:
         """Return the `k` nearest of the documents to each query, or all where there are fewer."""
-        found, scores = top_k(embed(model, queries, kind="query"), embed(model, documents, kind="document"), k)
-        return cls(found, scores)
+        ranking, scores = top_k(embed(model, queries, kind="query"), embed(model, documents, kind="document"), k)
+        return cls(ranking, scores)
 
     @classmethod
     def load(cls, path: Path) -> Candidates:

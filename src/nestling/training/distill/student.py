@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nestling.config.training import Distill
 from nestling.judgments.table import Judgments
-from nestling.training.batches.batching import Tokens
+from nestling.training.batches.batching import Tokens, contrastive_batch
 from nestling.training.batches.similar_documents import sampler_for
 from nestling.training.batches.tokens import tokenised
 from nestling.training.distill.candidates import Candidates
@@ -82,11 +81,7 @@ class QueryBatches:
             "anchor": anchor[own],
             "positive": np.searchsorted(documents, self.judged_document[seen[own]]),
         }
-        return {
-            **{f"anchor_{name}": value for name, value in self.query_tokens.batch(queries).items()},
-            **{f"document_{name}": value for name, value in self.document_tokens.batch(documents).items()},
-            "label": {name: torch.from_numpy(value) for name, value in label.items()},
-        }
+        return contrastive_batch(self.query_tokens, self.document_tokens, label)
 
 
 def distilled(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:

@@ -1,4 +1,4 @@
-"""A model's passes on a GPU, recorded once for each shape of batch and graphs from then on.
+"""CUDA graphs of a model's passes, captured once for each shape of batch.
 
 A small model on a short batch can leave a GPU waiting, where to launch a kernel takes Python and torch longer than the
 kernel runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_SHAPES = 64
-"""Shapes to record for each column, the first that are met; batches of others are computed as they come."""
+"""Shapes to capture for each column, the first that are met; batches of others are computed as they come."""
 FINEST = 8
 """Sizes up to 64 are rounded up to a multiple of this, larger ones to a multiple of a larger power of two."""
 
 
 def can_capture(model: SentenceTransformer) -> bool:
-    """Return whether a model's passes may be recorded: on the one GPU there is, by an attention of torch's own."""
+    """Return whether a model's passes may be captured: on the only GPU, by an attention of torch's own."""
     if model.device.type != "cuda" or torch.cuda.device_count() != 1:
         return False
     every = list(model.named_parameters(remove_duplicate=False))
@@ -65,21 +65,21 @@ MakeCapture = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor
 class GraphEncoder:
     """Embeds the columns of a training's batches: one call for a batch, then its backward pass, then the next call.
 
-    Where a recording fails, all further batches are computed as they come. Capture draws from the generator of
+    Where a capture fails, all further batches are computed as they come. Capture draws from the generator of
     dropout, and a process that goes on with a training counts shapes anew: with dropout it draws other masks than it
     would have.
 
     Args:
         model: on one GPU; its parameters must keep their places in memory.
         dtype: what its transformer computes in.
-        record: makes a Capture from what embeds a column, parameters by name, their buffers, a column of the shape to
-            record, and the memory that all captures of such columns share, None without a GPU.
+        make_capture: makes a Capture from what embeds a column, parameters by name, their buffers, a column of the
+            shape to capture, and the memory that all captures of such columns share, None without a GPU.
     """
 
-    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, record: MakeCapture | None = None) -> None:
+    def __init__(self, model: SentenceTransformer, dtype: torch.dtype, make_capture: MakeCapture | None = None) -> None:
         self.model = model
         self.dtype = dtype
-        self.record = record or CapturedGraph
+        self.make_capture = make_capture or CapturedGraph
         self.padding = int(getattr(model.tokenizer, "pad_token_id", 0) or 0)
         self.widest = model.max_seq_length
         self.parameters: dict[str, Tensor] = {}
@@ -101,12 +101,12 @@ class GraphEncoder:
     def _embedded(self, place: int, column: dict[str, Tensor]) -> Tensor:
         n_texts = len(column["input_ids"])
         column = padded(column, self.padding, widest=self.widest)
-        recording = self._captured(place, column)
-        if recording is None:
+        capture = self._captured(place, column)
+        if capture is None:
             return self._embed(column)[:n_texts]
         # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
-        wanted = torch.ones((), requires_grad=True)
-        embeddings: Tensor = _Replayed.apply(wanted, self, recording, column)  # type: ignore[no-untyped-call]
+        anchor = torch.ones((), requires_grad=True)
+        embeddings: Tensor = _CapturedPass.apply(anchor, self, capture, column)  # type: ignore[no-untyped-call]
         return embeddings[:n_texts]
 
     def _captured(self, place: int, column: dict[str, Tensor]) -> Capture | None:
@@ -115,19 +115,21 @@ class GraphEncoder:
         room = sum(each[0] == place for each in self.captures) < MOST_SHAPES
         # At once: computed as it comes, a batch would want as much memory again beside that of the captures.
         if key not in self.captures and room and not self.failed:
-            self._record(key, column)
+            self._capture(key, column)
         return self.captures.get(key)
 
-    def _record(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
+    def _capture(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
         place = key[0]
         try:
             if not self.buffers:
                 self._make_buffers(column)
             if place not in self.memory:
                 self.memory[place] = GraphMemory(self._stream()) if torch.cuda.is_available() else None
-            self.captures[key] = self.record(self._embed, self.parameters, self.buffers, column, self.memory[place])
+            self.captures[key] = self.make_capture(
+                self._embed, self.parameters, self.buffers, column, self.memory[place]
+            )
         except RuntimeError as error:
-            logger.warning("the model's passes cannot be recorded, training goes on without: %s", error)
+            logger.warning("the model's passes cannot be captured as CUDA graphs, training goes on without: %s", error)
             self.failed = True
             # What memory they hold may be what was wanting.
             self.captures.clear()
@@ -142,16 +144,16 @@ class GraphEncoder:
         every = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         embeddings = self._embed(column)
         ones = torch.ones_like(embeddings)
-        found = torch.autograd.grad(embeddings, list(every.values()), ones, allow_unused=True)
+        gradients = torch.autograd.grad(embeddings, list(every.values()), ones, allow_unused=True)
         # A pooler that nothing reads has none and must not get one: an optimizer would decay its weights.
         self.parameters = {
-            name: each for (name, each), gradient in zip(every.items(), found, strict=True) if gradient is not None
+            name: each for (name, each), gradient in zip(every.items(), gradients, strict=True) if gradient is not None
         }
         self.buffers = [torch.zeros_like(each) for each in self.parameters.values()]
 
     def _embed(self, column: dict[str, Tensor], parameters: dict[str, Tensor] | None = None) -> Tensor:
-        given = {**dict(self.model.named_parameters()), **(parameters or {})}
-        return embed_cast(self.model, [column], self.dtype, given)[0]
+        weights = {**dict(self.model.named_parameters()), **(parameters or {})}
+        return embed_cast(self.model, [column], self.dtype, weights)[0]
 
     def own_gradients(self) -> None:
         """Make the buffers the parameters' gradients, with what those are, where a trainer let go of them."""
@@ -172,11 +174,11 @@ class GraphMemory:
         self.stream = stream
         # The first graph makes the pool, and keeps it for passes that no graph holds.
         self.keeper = torch.cuda.CUDAGraph()
-        with self.recording(self.keeper):
+        with self.capturing(self.keeper):
             torch.zeros(1, device="cuda")
 
-    def recording(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
-        """Return what records a graph in this memory."""
+    def capturing(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        """Return the context in which a graph is captured in this memory."""
         # Other threads may pin memory meanwhile.
         return torch.cuda.graph(graph, pool=self.id, stream=self.stream, capture_error_mode="thread_local")
 
@@ -211,7 +213,7 @@ class CapturedGraph:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         spare = generator.clone_state()
         try:
-            # Both are left as they were during the recording where it fails. In one thread, since only its memory is
+            # Both are left as they were during the capture where it fails. In one thread, since only its memory is
             # that of the captures; another one's libraries would want memory of their own, too.
             with torch.cuda.stream(before), torch.autograd.set_multithreading_enabled(False):
                 self._capture(embed, parameters, buffers, memory)
@@ -228,10 +230,10 @@ class CapturedGraph:
             del embeddings, aliases
         self.forwards, self.backwards = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         aliases = aliased(parameters, buffers)
-        with memory.recording(self.forwards):
+        with memory.capturing(self.forwards):
             embeddings = embed(self.column, aliases)
         self.gradient = torch.zeros_like(embeddings)
-        with memory.recording(self.backwards):
+        with memory.capturing(self.backwards):
             torch.autograd.backward(embeddings, self.gradient)
         self.embeddings = embeddings.detach()
 
@@ -248,27 +250,27 @@ class CapturedGraph:
         self.backwards.replay()
 
 
-class _Replayed(torch.autograd.Function):
-    """A recorded forward pass in autograd's graph, with its recorded backward pass."""
+class _CapturedPass(torch.autograd.Function):
+    """A captured forward pass in autograd's graph, with its captured backward pass."""
 
     @staticmethod
     def forward(
-        context: Any, wanted: Tensor, encoder: GraphEncoder, recording: Capture, column: dict[str, Tensor]
+        context: Any, anchor: Tensor, encoder: GraphEncoder, capture: Capture, column: dict[str, Tensor]
     ) -> Tensor:
-        context.encoder, context.recording = encoder, recording
-        return recording.forward(column)
+        context.encoder, context.capture = encoder, capture
+        return capture.forward(column)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[None, None, None, None]:
         context.encoder.own_gradients()
-        context.recording.backward(gradient)
+        context.capture.backward(gradient)
         return None, None, None, None
 
 
 def aliased(parameters: dict[str, Tensor], buffers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
     """Return leaves of their own in the parameters' memory.
 
-    Where autograd has met a parameter before, on another stream, it waits for that stream, which ends a recording.
+    Where autograd has met a parameter before, on another stream, it waits for that stream, which ends a capture.
 
     Args:
         buffers: for each parameter, what a backward pass adds the leaf's gradient to: one by one, as it finds them, so

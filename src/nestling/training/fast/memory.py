@@ -1,4 +1,4 @@
-"""How much memory a training took at most."""
+"""Peak memory of a training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def peak_memory() -> int:
     import torch
 
     if torch.cuda.is_available():
-        # Reserved, since what CUDA graphs hold counts as allocated only while they are recorded.
+        # Reserved, since what CUDA graphs hold counts as allocated only while they are captured.
         return int(torch.cuda.max_memory_reserved())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

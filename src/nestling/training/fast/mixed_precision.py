@@ -27,17 +27,17 @@ def embed_cast(
     Returns:
         for each column its embeddings, (n_texts, dim) float32; gradients go to the parameters as they are.
     """
-    given = dict(model.named_parameters()) if parameters is None else parameters
+    weights = dict(model.named_parameters()) if parameters is None else parameters
     (first, transformer), *others = model.named_children()
     # Once for all columns: casting every weight, and the way back for gradients, costs as much as a short batch.
-    cast = {name: value.to(dtype) for name, value in _of(given, first).items()}
+    cast = {name: value.to(dtype) for name, value in _of(weights, first).items()}
     embeddings = []
     for column in columns:
         states: dict[str, Any] = torch.func.functional_call(transformer, cast, (dict(column),))
         # Means over tokens and lengths of vectors in float32, as autocast has them.
         states["token_embeddings"] = states["token_embeddings"].float()
         for name, module in others:
-            states = torch.func.functional_call(module, _of(given, name), (states,))
+            states = torch.func.functional_call(module, _of(weights, name), (states,))
         embeddings.append(states["sentence_embedding"])
     return embeddings
 

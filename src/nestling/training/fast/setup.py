@@ -46,15 +46,15 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
             return precision.name != "fp32", ""
         ours.compute_dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
         ours.graphs = GraphEncoder(model, ours.compute_dtype)
-        return False, "weights in float32, passes recorded as CUDA graphs"
-    packed = ours is not None and can_unpad(model)
+        return False, "weights in float32, passes captured as CUDA graphs"
+    unpadded = ours is not None and can_unpad(model)
     if precision.name == "fp32":
-        if ours is not None and packed:
-            ours.compute_dtype, ours.packed = torch.float32, True
-        return False, "texts packed in one row" if packed else ""
+        if ours is not None and unpadded:
+            ours.compute_dtype, ours.unpadded = torch.float32, True
+        return False, "texts unpadded in one row" if unpadded else ""
     switch("eager")
     if ours is None:
         return True, "plain attention"
-    ours.compute_dtype, ours.packed = torch.bfloat16, packed
+    ours.compute_dtype, ours.unpadded = torch.bfloat16, unpadded
     remark = "plain attention, hidden states in bf16, weights in float32"
-    return False, remark + (", texts packed in one row" if packed else "")
+    return False, remark + (", texts unpadded in one row" if unpadded else "")

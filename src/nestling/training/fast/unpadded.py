@@ -92,11 +92,11 @@ def embed_unpadded(
         blocks.append(_blocks(column["attention_mask"], start))
         start = blocks[-1][-1].stop
     states = _forward(transformer.model, columns, blocks, dtype)
-    parts = iter(torch.split(states, [block.mask.numel() for found in blocks for block in found]))
+    parts = iter(torch.split(states, [block.mask.numel() for of_column in blocks for block in of_column]))
     embeddings = []
-    for found in blocks:
+    for of_column in blocks:
         rows = []
-        for block in found:
+        for block in of_column:
             # Means over tokens and lengths of vectors in float32, as autocast has them.
             features: dict[str, Any] = {
                 "token_embeddings": next(parts).view(*block.mask.shape, -1).float(),
@@ -105,7 +105,7 @@ def embed_unpadded(
             for module in others:
                 features = module(features)
             rows.append(features["sentence_embedding"])
-        order = torch.argsort(torch.cat([block.places for block in found]))
+        order = torch.argsort(torch.cat([block.places for block in of_column]))
         embeddings.append(rows[0] if len(rows) == 1 else torch.cat(rows)[order])
     return embeddings
 
@@ -131,15 +131,15 @@ def split_by_length(lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
 
 def _blocks(mask: Tensor, start: int) -> list[Block]:
     lengths = mask.sum(dim=1).numpy()
-    found = []
+    blocks: list[Block] = []
     for rows, width in split_by_length(lengths):
         places = torch.from_numpy(rows)
         wide = mask[places, :width]
         if wide.shape[1] < width:
             wide = F.pad(wide, (0, width - wide.shape[1]))
-        found.append(Block(start, places, wide, int(lengths[rows].min())))
-        start = found[-1].stop
-    return found
+        blocks.append(Block(start, places, wide, int(lengths[rows].min())))
+        start = blocks[-1].stop
+    return blocks
 
 
 def _forward(
@@ -150,11 +150,11 @@ def _forward(
     embeddings: Any = bert.embeddings
     size, heads, dropout = (config.hidden_size,), config.num_attention_heads, config.hidden_dropout_prob
     training = bert.training
-    flat = [block for found in blocks for block in found]
+    flat = [block for of_column in blocks for block in of_column]
     ids = [
         _fitted(column["input_ids"][block.places], block.mask.shape[1]).reshape(-1)
-        for column, found in zip(columns, blocks, strict=True)
-        for block in found
+        for column, of_column in zip(columns, blocks, strict=True)
+        for block in of_column
     ]
     # Of one type of token, and added up before they are spread over the texts.
     positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
@@ -233,26 +233,26 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         heads, saved = context.heads, iter(context.saved_tensors)
-        found = gradient.new_empty(len(gradient), 3 * gradient.shape[1])
+        of_projected = gradient.new_empty(len(gradient), 3 * gradient.shape[1])
         for block in context.blocks:
             part, weights = next(saved), next(saved)
             n, width = block.mask.shape
             query, key, value = part
             values = value.transpose(1, 2)
-            given = _by_text(gradient[block.start : block.stop], n, heads, 1).contiguous().view(query.shape)
+            of_output = _by_text(gradient[block.start : block.stop], n, heads, 1).contiguous().view(query.shape)
             of_part = torch.empty_like(part)
             of_query, of_key, of_value = of_part
             for first, last in _chunks(n, heads, width):
                 some = slice(first * heads, last * heads)
-                torch.bmm(weights[some].transpose(1, 2), given[some], out=of_value[some])
+                torch.bmm(weights[some].transpose(1, 2), of_output[some], out=of_value[some])
                 of_scores = torch.ops.aten._softmax_backward_data(
-                    torch.bmm(given[some], values[some]), weights[some], -1, weights.dtype
+                    torch.bmm(of_output[some], values[some]), weights[some], -1, weights.dtype
                 )
                 torch.bmm(of_scores, key[some], out=of_query[some])
                 torch.bmm(of_scores.transpose(1, 2), query[some], out=of_key[some])
-            target = _by_text(found[block.start : block.stop], n, heads, 3)
+            target = _by_text(of_projected[block.start : block.stop], n, heads, 3)
             target.copy_(of_part.view(target.shape))
-        return found, None, None
+        return of_projected, None, None
 
 
 class _Narrowing(torch.autograd.Function):

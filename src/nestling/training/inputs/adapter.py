@@ -83,7 +83,7 @@ def adapter(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer
         teacher=teacher,
         teacher_weight=step.bm25,
     )
-    # All lengths alike make plain random batches.
+    # Equal lengths make plain random batches.
     lengths = np.zeros(len(pairs), dtype=np.int64)
     vectors = documents[pairs.document] if step.batches == "similar" else None
     return TrainingInputs(
@@ -115,8 +115,8 @@ class AdapterEncoder:
         if key not in self._known:
             self._known[key] = embed(_without_adapter(model), texts, kind=kind, batch_size=batch_size)
         weight = layer_of(model).linear.weight.detach().float().cpu().numpy()
-        turned = self._known[key] @ weight.T
-        return truncate(turned, turned.shape[1])
+        vectors = self._known[key] @ weight.T
+        return truncate(vectors, vectors.shape[1])
 
 
 class _NoTokens:

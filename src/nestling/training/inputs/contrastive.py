@@ -1,4 +1,4 @@
-"""Contrastive training: positives against the rest of the batch, all alike (MNR loss) or weighted by their scores."""
+"""Contrastive training: positives against the rest of the batch, of equal weight (MNR loss) or weighted by score."""
 
 from __future__ import annotations
 

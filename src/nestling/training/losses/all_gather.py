@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def gather_batch(
+def gathered(
     queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Concatenate embeddings and numbers of all processes, in the order of their ranks.
+    """Concatenate embeddings and numbers of all processes, in the order of their ranks; of one process as they are.
 
     The backward pass sums gradients over processes; as the trainer then averages over them, and each process computes
     the same whole loss, the outcome is the gradient of one process with the whole batch.
@@ -22,6 +22,8 @@ def gather_batch(
             between processes.
         numbers: `query`, `document`, `anchor` and `positive`, the latter two as places in the former.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return queries, documents, numbers
     sizes = torch.tensor([len(queries), len(documents), len(numbers["anchor"])], device=queries.device)
     every = [torch.zeros_like(sizes) for _ in range(dist.get_world_size())]
     dist.all_gather(every, sizes)
@@ -35,13 +37,13 @@ def gather_batch(
         "positive": (numbers["positive"] + firsts[rank, 1], counts[:, 2]),
     }
     return (
-        _gathered(queries, counts[:, 0]),
-        _gathered(documents, counts[:, 1]),
-        {name: _gathered(value, lengths) for name, (value, lengths) in shifted.items()},
+        _padded_and_gathered(queries, counts[:, 0]),
+        _padded_and_gathered(documents, counts[:, 1]),
+        {name: _padded_and_gathered(value, lengths) for name, (value, lengths) in shifted.items()},
     )
 
 
-def _gathered(value: Tensor, lengths: Tensor) -> Tensor:
+def _padded_and_gathered(value: Tensor, lengths: Tensor) -> Tensor:
     most = int(lengths.max())
     padded = torch.cat([value, value.new_zeros((most - len(value), *value.shape[1:]))])
     every: Tensor = _Gather.apply(padded) if value.is_floating_point() else _all(padded)  # type: ignore[no-untyped-call]

@@ -7,14 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nestling.training.losses.contrastive import ContrastiveLoss, gathered
+from nestling.training.losses.all_gather import gathered
+from nestling.training.losses.contrastive import ContrastiveLoss
 
 
 class CachedEmbeddingsLoss(nn.Module):
-    """Looks a batch's vectors up by number, sends them through the layer, and takes the contrastive loss of that.
+    """Contrastive loss of a layer's output for a batch's cached vectors, which are looked up by number.
 
     Across processes the numbers' vectors are gathered *before* the layer, so that each process has the whole batch's
-    gradient by itself and all stay equal without a word between them.
+    gradient by itself, and all stay equal without an exchange of gradients.
 
     Args:
         contrastive: its model is the layer: features with `sentence_embedding` in and out.
@@ -41,8 +42,8 @@ class CachedEmbeddingsLoss(nn.Module):
             self.queries[labels["query"]], self.documents[labels["document"]], labels
         )
         with torch.autocast(device_type=queries.device.type, enabled=False):
-            return self.contrastive.of_embeddings(self._turned(queries), self._turned(documents), numbers)
+            return self.contrastive.of_embeddings(self._transformed(queries), self._transformed(documents), numbers)
 
-    def _turned(self, vectors: Tensor) -> Tensor:
-        turned: Tensor = self.contrastive.model({"sentence_embedding": vectors})["sentence_embedding"]
-        return turned
+    def _transformed(self, vectors: Tensor) -> Tensor:
+        transformed: Tensor = self.contrastive.model({"sentence_embedding": vectors})["sentence_embedding"]
+        return transformed

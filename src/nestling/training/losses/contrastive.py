@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestling.training.batches.batching import Pairs
+from nestling.training.losses.all_gather import gathered
 from nestling.training.losses.encoding import EncodingLoss
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class PairValues(nn.Module):
 
     def forward(self, query: Tensor, document: Tensor) -> Tensor:
         """Return (n_queries, n_documents) float32."""
-        wanted = query[:, None] * self.n_documents + document[None, :]
+        keys = query[:, None] * self.n_documents + document[None, :]
         if not len(self.keys):
-            return torch.full(wanted.shape, self.missing, device=wanted.device)
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return torch.where(self.keys[place] == wanted, self.values[place], self.missing)
+            return torch.full(keys.shape, self.missing, device=keys.device)
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == keys, self.values[place], self.missing)
 
 
 class Relevance(PairValues):
@@ -176,17 +177,6 @@ class ContrastiveLoss(EncodingLoss):
         }
 
 
-def gathered(
-    queries: Tensor, documents: Tensor, numbers: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the batch of all processes, where several train together; otherwise what was given."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return queries, documents, numbers
-    from nestling.training.losses.all_gather import gather_batch
-
-    return gather_batch(queries, documents, numbers)
-
-
 def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
     negatives = torch.logsumexp(logits.masked_fill(relevant, NOTHING), dim=1, keepdim=True)
     # A batch of queries may have no positive at all.
@@ -194,11 +184,11 @@ def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:
     return loss
 
 
-def _divergence(logits: Tensor, taught: Tensor) -> Tensor:
-    unknown = taught.isnan()
-    rows = (taught.nan_to_num() != 0).any(dim=1)
-    given = F.log_softmax(logits.masked_fill(unknown, NOTHING), dim=1)
-    wanted = F.softmax(taught.float().masked_fill(unknown, NOTHING), dim=1)
+def _divergence(logits: Tensor, teacher_scores: Tensor) -> Tensor:
+    unknown = teacher_scores.isnan()
+    rows = (teacher_scores.nan_to_num() != 0).any(dim=1)
+    student = F.log_softmax(logits.masked_fill(unknown, NOTHING), dim=1)
+    teacher = F.softmax(teacher_scores.float().masked_fill(unknown, NOTHING), dim=1)
     # Of all rows, so that a GPU need not be asked which.
-    of_row = F.kl_div(given, wanted, reduction="none").sum(dim=1)
+    of_row = F.kl_div(student, teacher, reduction="none").sum(dim=1)
     return (of_row * rows).sum() / rows.sum().clamp(min=1)
