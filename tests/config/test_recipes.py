@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from nestling.config.experiment import Experiment
@@ -16,6 +18,7 @@ from nestling.config.training import (
     _warn,
     layered,
 )
+from nestling.config.yaml_files import make_experiment
 from nestling.errors import InputError
 
 
@@ -54,6 +57,22 @@ def test_a_step_is_left_out_taken_or_changed_by_what_lies_above():
 def test_steps_that_what_is_trained_has_no_use_for_are_not_made(recipe: str, options: dict[str, object]):
     asked = settings(recipe, distill=True, rotate=True, concat_static=True, **options).steps[1:]
     assert asked == ((ConcatStatic(), Rotate()) if recipe in ("mnrl", "cosent") else ())
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"merge_base": 0.3}, "merge_base: give true, false, or its settings as a mapping, not 0.3"),
+        ({"finetune": False}, "finetune: the first step cannot be left out"),
+        ({"finetune": {"crop": 1}}, "finetune.crop"),
+        ({"merge_base": {"share": 2}}, "merge_base.share"),
+    ],
+)
+@pytest.mark.parametrize("place", ["experiment", "variant"])
+def test_what_is_no_step_or_no_setting_of_one_is_refused_by_name(place: str, training: dict[str, object], said: str):
+    variant = {"recipe": "mnrl", "training": training}
+    with pytest.raises(InputError, match=re.escape(said)):
+        make_experiment({"training": training} if place == "experiment" else {"variants": [variant]})
 
 
 OLD = [

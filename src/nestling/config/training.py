@@ -210,6 +210,9 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     A step is `true` (as the layers below have it, else by default), `false` or null (left out), or a mapping. Names of
     earlier versions become today's, with a warning; `step.setting: value` is short for a mapping.
 
+    Raises:
+        ValueError: a step is none of these, or the first is left out.
+
     >>> layered({"epochs": 2, "merge_base": {"share": 0.1}}, {"merge_base": True, "finetune.crops": 1})
     {'epochs': 2, 'merge_base': {'share': 0.1}, 'finetune': {'crops': 1}}
     """
@@ -223,10 +226,13 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             value = {setting: value} if setting else value
             value = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-            below = made.get(step)
+            if step == "finetune" and value in (False, None):
+                raise ValueError("finetune: the first step cannot be left out; give its settings as a mapping")
+            if not (value is None or isinstance(value, bool | dict)):
+                raise ValueError(f"{step}: give true, false, or its settings as a mapping, not {value!r}")
             if value is True:
                 value = {}
-            made[step] = None if value is False else {**(below or {}), **value} if isinstance(value, dict) else value
+            made[step] = {**(made.get(step) or {}), **value} if isinstance(value, dict) else None
     return made
 
 
