@@ -95,7 +95,7 @@ class RunOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CatalogueOptions:
-    """How the columns of a catalogue are called, and which of them to keep."""
+    """Names of a catalogue's columns, and those of them to keep."""
 
     document: Annotated[
         tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")

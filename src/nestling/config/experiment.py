@@ -168,7 +168,7 @@ class EvaluationSettings(Settings):
     dims: tuple[int, ...] | None = None
     """Falling sizes; a model's own full size is added where it is missing. By default its half, quarter and eighth."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
-    """What counts as a query: one text, or each relevant record."""
+    """The unit that counts as a query: one text, or each relevant record."""
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
     """recall, mrr, ndcg, hit, precision or map, each `@k`."""
     precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)

@@ -79,7 +79,7 @@ class Finetune(Settings):
     """The first step: train a model on the judgments, keep its best epoch on dev, and never less than it began with."""
 
     start: Literal["transformer", "static", "adapter"] = "transformer"
-    """What is trained: the base's transformer, a table of word-piece vectors made of it, or a linear layer upon it."""
+    """The model to train: the base's transformer, a table of word-piece vectors made of it, or a layer upon it."""
     loss: Literal["mnrl", "graded", "cosine", "cosent"] = "mnrl"
     """`mnrl` and `graded` are contrastive: positives against the batch, all alike or by their scores. The others fit
     cosines to scores."""
@@ -142,7 +142,7 @@ STEPS: dict[str, type[Step]] = {
 
 
 class TrainingSettings(Settings):
-    """How every variant is trained, unless it says otherwise itself."""
+    """Training settings of every variant, unless it says otherwise itself."""
 
     preset: Literal["default", "study"] = "default"
     """`study` sets the other values as the reference study had them; those given beside it still count."""
@@ -153,7 +153,7 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(default=1e-4, gt=0)
     """The highest, after warm-up."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """How the learning rate falls."""
+    """The fall of the learning rate over the steps."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -163,7 +163,7 @@ class TrainingSettings(Settings):
     max_seq_length: int | None = Field(default=None, ge=4)
     """Tokens after which a text is cut; the model's own limit by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What training computes in; `auto` takes bf16 where the machine has it."""
+    """Arithmetic of the training; `auto` takes bf16 where the machine has it."""
     attention_dropout: float | None = Field(default=0.0, ge=0, lt=1)
     """Dropout on attention weights; null keeps the model's own."""
     hidden_dropout: float | None = Field(default=None, ge=0, lt=1)

@@ -39,7 +39,7 @@ class Evaluation(Results):
 
     @property
     def protocol(self) -> str:
-        """What counts as a query: `per-query` or `per-pair`."""
+        """The unit that counts as a query: `per-query` or `per-pair`."""
         return self.test.protocol
 
 

@@ -74,9 +74,10 @@ def fit(
             note(line)
 
     steps = spec.settings.steps
-    full = int(load_model(spec.base).get_embedding_dimension() or 0)
-    if spec.matryoshka and spec.matryoshka[0] > full:
-        raise InputError(f"matryoshka size {spec.matryoshka[0]} is larger than the {full} dims of {spec.base.name!r}")
+    if spec.matryoshka:
+        full, largest = int(load_model(spec.base).get_embedding_dimension() or 0), spec.matryoshka[0]
+        if largest > full:
+            raise InputError(f"matryoshka size {largest} is larger than the {full} dims of {spec.base.name!r}")
     if any(isinstance(step, Distill) for step in steps):
         check_transformer(spec.base)
     evaluator = DevEvaluator(Qrels.from_judgments(dev, threshold=spec.threshold), spec.matryoshka)

@@ -10,10 +10,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
 from tokenizers import Tokenizer
 
-from fixtures.training import join, keep_every_step, trained_with_notes
+from fixtures.training import join, trained_with_notes
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
-from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.split import Split
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model, save_model
 from nestling.models.torch_encoder import embed
@@ -50,16 +50,6 @@ def test_prompts_are_kept_and_add_nothing_to_the_words(
     assert loaded.prompts == prompts
     for kind, encode in (("query", loaded.encode_query), ("document", loaded.encode_document)):
         np.testing.assert_allclose(encode(DOCUMENTS[:5]), embed(joined, DOCUMENTS[:5], kind=kind), atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_every_step(monkeypatch)
 
 
 def part(model: SentenceTransformer, kind: type) -> object:

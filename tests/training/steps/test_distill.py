@@ -13,8 +13,7 @@ from fixtures.training import keep_every_step, trained_with_notes
 from nestling.config.recipes import RECIPES
 from nestling.config.training import Distill
 from nestling.errors import InputError
-from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.toolshed import generate
+from nestling.judgments.split import Split
 from nestling.models.load import find_model, load_model
 from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.cross_encoder import RerankEvaluator, logits
@@ -24,11 +23,6 @@ from nestling.training.steps.distill import MINED, READ, RERANKED, _better
 from nestling.training.steps.guard import Figures, Guard
 
 FIGURES = {"dev_recall@10": 0.5, "dev_mrr@10": 0.5}
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
 
 
 def trained(

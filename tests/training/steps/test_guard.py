@@ -13,8 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
 from fixtures.training import trained_with_notes, weights
-from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.toolshed import generate
+from nestling.judgments.split import Split
 from nestling.models.load import load_model
 from nestling.retrieval.rotation import fit_search_rotation
 from nestling.training.result import TrainingResult, read_result
@@ -68,11 +67,6 @@ def test_what_is_left_out_is_said_and_recorded_with_its_figures():
     assert guard.keep("the table", [figures([0.25, 0.25])], figures([0.5, 0.5])) is None
     assert guard.left_out == ["the table: dev recall@10 0.2500 with it, 0.5000 without"]
     assert said == ["left out: the table: dev recall@10 0.2500 with it, 0.5000 without"]
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
 
 
 def trained(

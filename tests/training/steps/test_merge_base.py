@@ -8,22 +8,11 @@ import numpy as np
 import pytest
 from sentence_transformers.sentence_transformer.modules import Dense
 
-from fixtures.training import keep_every_step, trained_with_notes
-from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.toolshed import generate
+from fixtures.training import trained_with_notes
+from nestling.judgments.split import Split
 from nestling.models.load import load_model
 from nestling.retrieval.rotation import add_rotation
 from nestling.training.steps.merge_base import mixed
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_every_step(monkeypatch)
 
 
 @pytest.mark.usefixtures("kept")

@@ -7,24 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixtures.training import keep_every_step, trained_with_notes
-from nestling.judgments.split import Split, split_judgments
+from fixtures.training import trained_with_notes
+from nestling.judgments.split import Split
 from nestling.judgments.toolshed import generate
 from nestling.models.load import load_model
 from nestling.retrieval.trained_rotation import train_search_rotation
 from nestling.training.inputs.starts import texts
 
 DOCUMENTS = texts(generate(300, seed=0))[1]
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return split_judgments(generate(600, seed=0), test=0.2, dev=0.3, seed=0)
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_every_step(monkeypatch)
 
 
 @pytest.mark.usefixtures("kept")
