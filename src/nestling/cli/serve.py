@@ -53,7 +53,6 @@ def serve(
     from nestling.serving.service.app import create_app
     from nestling.serving.service.judged import read_judged
     from nestling.serving.service.limits import Limits
-    from nestling.serving.service.metrics import Metrics
     from nestling.serving.service.served import Indexes, Source
     from nestling.serving.service.service import Service
 
@@ -74,7 +73,7 @@ def serve(
         return Index.open(source.path, model=source.model, engine=engine, threads=threads)
 
     judged = read_judged(split, threshold=threshold) if split else None
-    service = Service(Indexes(sources, judged=judged, opener=opened), limits=limits, metrics=Metrics())
+    service = Service(Indexes(sources, judged=judged, opener=opened), limits)
     app = create_app(service, hosts=listening.allowed_hosts(host), key=key)
     sock = listening.bind(host, port)
     _log_to_stderr()

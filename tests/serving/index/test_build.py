@@ -26,13 +26,15 @@ from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import build as indexing
+from nestling.serving.index import calibration
 from nestling.serving.index import index as reading
 from nestling.serving.index import vectors as stored
 from nestling.serving.index.build import WORK, index
+from nestling.serving.index.calibration import calibrate
 from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.index.settings import IndexSettings, fusion_for, study_fusion
-from nestling.serving.index.shortlist import Exact, calibrate
+from nestling.serving.index.shortlist import Exact, Inverted
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -318,7 +320,7 @@ class Scattered(WordEncoder):
 
 
 def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(indexing.shortlist, "LENGTHS", (50,))
+    monkeypatch.setattr(calibration, "LENGTHS", (50,))
     notes: list[str] = []
 
     class Told(Observer):
@@ -349,7 +351,7 @@ def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_
 
 
 def test_where_an_inverted_file_misses_the_target_all_codes_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(indexing.shortlist.Inverted, "candidates", lambda *_: np.full((60, 50), -1))
+    monkeypatch.setattr(Inverted, "candidates", lambda *_: np.full((60, 50), -1))
     done = indexed(tmp_path / "i", catalogue(TITLES), exact_up_to=10, shortlist="32:int8")
     assert done.manifest.lists == 0
     assert done.manifest.agreement is not None

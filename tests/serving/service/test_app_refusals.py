@@ -148,7 +148,7 @@ def test_embeddings_may_have_a_larger_body(client: TestClient):
 def test_with_a_key_every_route_but_health_and_the_page_wants_it(service: Service):
     with TestClient(create_app(service, key="s3cret-ü")) as client:
         assert client.get("/health").status_code == 200
-        assert client.get("/").content == load_page(login=True).html
+        assert client.get("/").content == load_page(login=True).body
         routes = [
             ("GET", path) for path in ("/v1/models", "/indexes", "/queries", "/metrics", "/openapi.json", "/nowhere")
         ]

@@ -21,7 +21,7 @@ from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index
 from nestling.serving.service.app import create_app
-from nestling.serving.service.compare import Cell, Cells, dims_of
+from nestling.serving.service.compare import CELLS, Cells, dims_of, make_cell
 from nestling.serving.service.judged import Judged, read_judged
 from nestling.serving.service.served import Source
 
@@ -69,7 +69,7 @@ def test_a_cell_ranks_as_decoding_every_code_does(client: TestClient, index: Ind
     column = {"mode": "dense", "dim": dim, "precision": precision}
     [answer] = client.post("/compare", json={"query": query, "columns": [column], "k": 20}).json()["columns"]
     assert [hit["score"] for hit in answer["hits"]] == pytest.approx(np.sort(scores)[::-1][:20].tolist(), abs=1e-5)
-    row = {index.documents.get(n)["id"]: n for n in range(200)}
+    row = {index.documents[n].id: n for n in range(200)}
     assert [scores[row[key]] for key in ids_of(answer["hits"])] == pytest.approx(
         [hit["score"] for hit in answer["hits"]], abs=1e-5
     )
@@ -87,7 +87,7 @@ def test_equal_documents_tie_in_the_order_of_their_rows(n, documents, k, precisi
     # So many that ties cross the end of the results and of the candidates.
     rows = distinct[rng.integers(0, n, documents)].astype(np.float16)
     query = truncate(rng.standard_normal((1, 8)).astype(np.float32), 8)
-    cell = Cell.make(rows, 8, precision)
+    cell = make_cell(rows, 8, precision)
     [found], [scores] = cell.top_k(query, k)
     assert len(found) == min(k, len(rows))
     exact = oracle(rows, query, 8, precision)
@@ -154,13 +154,14 @@ def test_large_indexes_offer_their_own_search_only_and_say_so(index: Index):
 
 
 def test_cells_are_made_once_and_the_longest_unused_go_when_they_are_too_many(index: Index):
-    # int8 of 32 dims is 200 * 34 bytes, of 16 dims 200 * 18; two of three fit.
-    cells = Cells(index, most_bytes=200 * (34 + 18))
-    first, second = cells.cell(32, "int8"), cells.cell(16, "int8")
-    assert cells.cell(32, "int8") is first
-    cells.cell(8, "int8")
-    assert cells.cell(32, "int8") is first
-    assert cells.cell(16, "int8") is not second
+    cells = Cells(index)
+    sizes = [(dim, precision) for dim in (32, 16, 8) for precision in ("int8", "int4", "binary")]
+    assert len(sizes) == CELLS + 1
+    first, second = cells.cell(*sizes[0]), cells.cell(*sizes[1])
+    for size in (*sizes[2:-1], sizes[0], sizes[-1]):
+        cells.cell(*size)
+    assert cells.cell(*sizes[0]) is first
+    assert cells.cell(*sizes[1]) is not second
 
 
 def test_sizes_are_the_full_one_and_its_halves_down_to_8():
@@ -170,7 +171,7 @@ def test_sizes_are_the_full_one_and_its_halves_down_to_8():
 
 
 def test_documents_that_an_index_lacks_are_not_asked_of_it(index: Index):
-    have = index.documents.get(3)["id"]
+    have = index.documents[3].id
     judged = Judged(("Has One", "has none"), {"has one": frozenset({have, "gone"}), "has none": frozenset({"gone"})})
     assert judged.within(index.documents) == Judged(("Has One",), {"has one": frozenset({have})})
 

@@ -205,7 +205,7 @@ def test_where_a_key_is_set_the_page_asks_for_it_and_keeps_it_to_itself(browser:
 def test_the_policy_lets_nothing_but_the_pages_own_script_and_style_run(server: Running):
     answer = httpx.get(server.url)
     policy = answer.headers["Content-Security-Policy"]
-    assert answer.content == load_page().html
+    assert answer.content == load_page().body
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "connect-src 'self'" in policy

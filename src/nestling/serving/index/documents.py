@@ -18,6 +18,7 @@ from nestling.judgments.identity import normalise
 from nestling.serving.index.files import AGAIN
 
 ROWS, OFFSETS, FILTERS = "documents.jsonl", "documents.offsets.npy", "filters.json"
+COLUMN = "filter-{}.npy"
 MOST_VALUES = 10_000
 """A field with more distinct values is shown but not filtered by."""
 
@@ -25,8 +26,14 @@ Filters = Mapping[str, str | Sequence[str]]
 """Field -> a value or several of which one is enough; all fields must fit. Upper and lower case are the same."""
 
 
+class DamagedError(InputError):
+    """A document's row is damaged."""
+
+
 @dataclass
-class _Row:
+class Document:
+    """A document, as its row holds it."""
+
     id: str
     text: str
     fields: dict[str, str]
@@ -34,11 +41,7 @@ class _Row:
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents by row. `load` reads what `write` wrote; only what is asked for comes into memory.
-
-    Attributes:
-        filters: the fields to filter by, each with its values in the order of their codes.
-    """
+    """Documents by row, read from the file when needed; and fields to filter by, their values in order of the codes."""
 
     folder: Path
     filters: dict[str, list[str]]
@@ -48,7 +51,7 @@ class Documents:
 
     @classmethod
     def load(cls, folder: Path) -> Documents:
-        """Read a folder that `write` filled.
+        """Open what `write` wrote.
 
         Raises:
             OSError, ValueError, KeyError: its files are missing or damaged.
@@ -60,7 +63,7 @@ class Documents:
         rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
         filters = read_json(folder / FILTERS, dict[str, list[str]], advice=AGAIN)
         # Opened now, since an index that is brought up to date removes the files of those who read it.
-        columns = {name: np.load(folder / _column(n), mmap_mode="r") for n, name in enumerate(filters)}
+        columns = {name: np.load(folder / COLUMN.format(n), mmap_mode="r") for n, name in enumerate(filters)}
         if any(column.shape != (len(offsets) - 1,) for column in columns.values()):
             raise ValueError("a field's values are of another number of documents")
         return cls(folder, filters, columns, rows, offsets)
@@ -68,53 +71,40 @@ class Documents:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def get(self, row: int) -> dict[str, Any]:
-        """Return a document: `id`, `text` and `fields`.
-
-        Raises:
-            InputError: its row is damaged.
-        """
-        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+    def __getitem__(self, row: int) -> Document:
+        """Return a document, or raise DamagedError."""
+        line = self._rows[int(self._offsets[row]) : int(self._offsets[row + 1])].tobytes()
         where = f"{self.folder / ROWS}, line {row + 1}"
         try:
-            document = json.loads(self._rows[start:stop].tobytes())
+            document: Document = shaped(json.loads(line), Document, where, AGAIN)
         except (ValueError, RecursionError):
-            raise InputError(f"{where} is damaged; {AGAIN}") from None
-        row_of: _Row = shaped(document, _Row, where, AGAIN)
-        return vars(row_of)
+            raise DamagedError(f"{where} is damaged; {AGAIN}") from None
+        return document
 
-    def some(self, n: int) -> list[str]:
+    def sample(self, n: int) -> list[str]:
         """Return the texts of at most `n` documents, evenly spaced."""
-        return [self.get(row)["text"] for row in range(0, len(self), max(1, -(-len(self) // n)))]
+        return [self[row].text for row in range(0, len(self), max(1, -(-len(self) // n)))]
 
     def allowed(self, filters: Filters | None) -> NDArray[np.bool_] | None:
-        """Return which documents fit, (n,) bool; None where nothing is filtered.
-
-        Raises:
-            InputError: there is no such field to filter by.
-        """
+        """Return which documents fit, (n,) bool, None without filters; raise InputError for an unknown field."""
         if not filters:
             return None
         check_filters(filters)
         fits = np.ones(len(self), dtype=bool)
-        for name, wanted in filters.items():
+        for name, values in filters.items():
             if name not in self.filters:
                 known = ", ".join(self.filters) or "none"
                 raise InputError(f"no field {name[:40]!r} to filter by; this index has {known}")
-            keys = {normalise(value) for value in ([wanted] if isinstance(wanted, str) else wanted)}
+            keys = {normalise(value) for value in ([values] if isinstance(values, str) else values)}
             codes = [code for code, value in enumerate(self.filters[name]) if normalise(value) in keys]
             fits &= np.isin(self._columns[name], codes)
         return fits
 
 
 def check_filters(filters: Any) -> None:
-    """See that the values of filters are texts, as fields are, whatever they were in the catalogue's file.
-
-    Raises:
-        InputError: one is a number, true or false.
-    """
-    for name, wanted in filters.items() if isinstance(filters, Mapping) else ():
-        for value in wanted if isinstance(wanted, Sequence) else [wanted]:
+    """Raise InputError where a value of a filter is a number, true or false."""
+    for name, values in filters.items() if isinstance(filters, Mapping) else ():
+        for value in values if isinstance(values, Sequence) else [values]:
             if isinstance(value, bool | int | float):
                 raise InputError(
                     f'the field {str(name)[:40]} is compared as text; give "{json.dumps(value)[:40]}", or however the '
@@ -122,12 +112,8 @@ def check_filters(filters: Any) -> None:
                 )
 
 
-def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> list[str]:
-    """Write documents into an existing folder; return the names of the fields to filter by.
-
-    Args:
-        fields: name -> a value for each document.
-    """
+def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> None:
+    """Write documents into an existing folder; `fields` has a value for each document by name."""
     offsets = np.zeros(len(ids) + 1, dtype=np.uint64)
     with (folder / ROWS).open("wb") as file:
         for row, (key, text) in enumerate(zip(ids, texts, strict=True)):
@@ -135,18 +121,9 @@ def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mappin
             # Lone surrogates, which JSON can hold and UTF-8 cannot, stay escapes.
             offsets[row + 1] = offsets[row] + np.uint64(file.write(json.dumps(value).encode() + b"\n"))
     np.save(folder / OFFSETS, offsets)
-    filters: dict[str, list[str]] = {}
-    for name, values in fields.items():
-        distinct = dict.fromkeys(values)
-        if len(distinct) > MOST_VALUES:
-            continue
-        codes = {value: code for code, value in enumerate(distinct)}
-        column = np.fromiter((codes[value] for value in values), dtype=np.int32, count=len(values))
-        np.save(folder / _column(len(filters)), column)
-        filters[name] = list(distinct)
+    distinct = {name: list(dict.fromkeys(values)) for name, values in fields.items()}
+    filters = {name: values for name, values in distinct.items() if len(values) <= MOST_VALUES}
+    for n, (name, values) in enumerate(filters.items()):
+        codes = {value: code for code, value in enumerate(values)}
+        np.save(folder / COLUMN.format(n), np.array([codes[value] for value in fields[name]], dtype=np.int32))
     atomic.write_json(folder / FILTERS, filters)
-    return list(filters)
-
-
-def _column(number: int) -> str:
-    return f"filter-{number}.npy"

@@ -11,6 +11,7 @@ from nestling import atomic
 from nestling.config.fingerprint import fingerprint
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError, unread
+from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
 
 MANIFEST = "manifest.json"
@@ -26,16 +27,15 @@ class Manifest:
 
     Attributes:
         generation: name of the folder with the files.
-        model: what it was made with, as the user gave it; a model that lies in the index's folder `model` goes first.
+        model: as the user gave it; a model that lies in the index's folder `model` goes first.
         fingerprint: of that model.
         documents: how many.
         dim: of the vectors that rescore.
-        shortlist: length of the shortlist, in candidates, for the top 10.
-        lists: of an inverted file that a search looks into; 0 where codes are scanned.
-        warning: what is searched instead of what was asked for, since that missed the target; empty otherwise.
-        agreement: share of the exact top 10 that a search by the two numbers above found when they were chosen; None
-            where nothing was left out.
-        fusion: weight of BM25 and how it was scaled; None without BM25, or where no weight is known.
+        shortlist: candidates that are rescored for the top 10.
+        lists: of an inverted file that a search looks into; 0 where all codes are scanned.
+        agreement: share of the exact top 10 that such a search finds; None where nothing was left out.
+        warning: what is searched in place of the shortlist that missed the target; empty otherwise.
+        fusion: how BM25 is added; None without BM25, or where no weight is known.
         files: path in the generation -> its size in bytes and its BLAKE2b.
     """
 
@@ -55,9 +55,16 @@ class Manifest:
     version: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Put this generation in force."""
-        atomic.write_json(folder / MANIFEST, {"format": FORMAT, **asdict(self)})
+    def bytes_per_document(self, codec: Codec) -> float:
+        """Return the bytes of a document in what a search scans: its code, or its part of the inverted file."""
+        if self.lists and INVERTED in self.files:
+            return self.files[INVERTED][0] / self.documents
+        return float(codec.bytes_per_vector)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put a generation in force."""
+    atomic.write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -73,35 +80,33 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_json(path, Any, advice=AGAIN, missing=missing)
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise InputError(f"{path} is of another format than {FORMAT}; {AGAIN}")
-    found: Manifest = shaped(values, Manifest, str(path), AGAIN)
+    manifest: Manifest = shaped(values, Manifest, str(path), AGAIN)
     for name, least in (("documents", 1), ("dim", 1), ("shortlist", 1), ("lists", 0)):
-        if getattr(found, name) < least:
-            raise InputError(f"{path}: {name} must be {least} or more, not {getattr(found, name)}; {AGAIN}")
-    for name in (found.generation, *found.files):
-        if not name.isprintable() or not PurePosixPath(name).parts or {"..", "/"} & set(PurePosixPath(name).parts):
+        if getattr(manifest, name) < least:
+            raise InputError(f"{path}: {name} must be {least} or more, not {getattr(manifest, name)}; {AGAIN}")
+    for name in (manifest.generation, *manifest.files):
+        parts = PurePosixPath(name).parts
+        if not name.isprintable() or not parts or {"..", "/"} & set(parts):
             raise InputError(f"{path} names {name!a}, which is no file of an index; {AGAIN}")
-    if found.fusion is not None:
+    if manifest.fusion is not None:
         try:
-            Fusion.from_dict(found.fusion)
+            Fusion.from_dict(manifest.fusion)
         except (InputError, OverflowError) as error:
             raise InputError(f"{path}: fusion: {error}; {AGAIN}") from None
-    return found
+    return manifest
 
 
 def describe(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and BLAKE2b of every file under a folder, by its path there."""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, fingerprint(path, size=16))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, fingerprint(path, size=16)) for path in files}
 
 
 def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = False) -> Path:
-    """Hold the files of the generation in force against the manifest; return its folder.
+    """Compare the sizes of the files in force with the manifest, and return their folder.
 
     Args:
-        content: read every file, or those that are named, and compare the BLAKE2b too; sizes are always compared.
+        content: compare the BLAKE2b too, of every file or of those named.
 
     Raises:
         InputError: a file is missing, of another size or of other content.
@@ -110,11 +115,11 @@ def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = 
     for name, (size, digest) in manifest.files.items():
         path = generation / name
         try:
-            there = path.stat().st_size
+            actual = path.stat().st_size
         except OSError as error:
             raise unread(path, error, f"{path} is missing, so the index is damaged; {AGAIN}") from None
-        if there != size:
-            raise InputError(f"{path} has {there:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
+        if actual != size:
+            raise InputError(f"{path} has {actual:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
         if (content if isinstance(content, bool) else name in content) and fingerprint(path, size=16) != digest:
             raise InputError(f"{path} has other content than was written, so the index is damaged; {AGAIN}")
     return generation

@@ -1,18 +1,18 @@
-"""What an index is to be like: its settings, and what the study of a run's model knows for it."""
+"""Settings of an index, and what the study of a run's model gives for it: BM25's weight and queries to calibrate on."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nestling.config.manifests import read_json
 from nestling.config.names import PRECISIONS
 from nestling.errors import InputError, unread
+from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
 
 AUTO = "auto"
-EXACT_UP_TO = 50_000
-"""Documents up to which all are scanned, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,29 @@ class IndexSettings:
     """
 
     shortlist: str = AUTO
-    exact_up_to: int = EXACT_UP_TO
+    exact_up_to: int = 50_000
     target: float = 0.995
     bm25: bool = True
     language: str = "english"
 
     def __post_init__(self) -> None:
         if self.shortlist != AUTO:
-            self._parts()
+            self._dim_and_precision()
         if self.exact_up_to < 0:
             raise InputError(f"--exact-up-to must be 0 or more, not {self.exact_up_to}")
         if not 0 < self.target <= 1:
             raise InputError(f"--target must be above 0 and at most 1, as in 0.995; not {self.target:g}")
 
-    def cell(self, n: int, full: int) -> tuple[int, str]:
-        """Return dims and precision of the shortlist of `n` documents of a model of `full` dims, which may be fewer."""
+    def cell(self, n: int, full: int, codec: Codec | None) -> tuple[int, str]:
+        """Return dims and precision of the shortlist of `n` documents of a model of `full` dims and its own codec."""
+        if codec is not None:
+            return codec.dim, codec.precision
         if self.shortlist == AUTO:
             return full, "binary" if n > self.exact_up_to else "float32"
-        dim, precision = self._parts()
+        dim, precision = self._dim_and_precision()
         return min(dim, full), precision
 
-    def is_inverted(self, n: int, precision: str) -> bool:
-        """Whether so many documents are searched by an inverted file, which holds no floating-point numbers."""
-        return n > self.exact_up_to and precision in ("int8", "int4", "binary")
-
-    def _parts(self) -> tuple[int, str]:
+    def _dim_and_precision(self) -> tuple[int, str]:
         dim, _, precision = self.shortlist.partition(":")
         if not dim.isdigit() or int(dim) < 1 or precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
@@ -62,29 +60,28 @@ class IndexSettings:
 
 
 def study_fusion(model: str | Path) -> Fusion | None:
-    """Return the fusion of a run's model at its full size in float32; None where no study tells of it.
+    """Return the fusion of a run's model at its full size in float32; None for a model that no study measured.
 
     Args:
         model: RUNS/NAME/models/VARIANT; anything else is no model of a run.
     """
-    folder = Path(model).expanduser()
-    told = folder.parent.parent / "evaluation" / f"{folder.name}.json"
-    if folder.parent.name != "models" or not told.is_file():
+    evaluation = _in_run(model, "evaluation/{}.json")
+    if evaluation is None:
         return None
+    advice = "run nestling run again, or give --bm25-weight"
+    results = read_json(evaluation, dict[str, Any], advice=advice)
     try:
-        fusions = json.loads(told.read_text(encoding="utf-8"))["fusions"]
-        sizes = {int(cell.split()[0]): cell for cell in fusions if cell.split()[1:] == ["float32"]}
-        return Fusion.from_dict(fusions[sizes[max(sizes)]]) if sizes else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{told} cannot be read ({error}); run nestling run again, or give --bm25-weight"
-        raise unread(told, error, what) from None
+        cells = [(cell.split(), fusion) for cell, fusion in results["fusions"].items()]
+        sizes = {int(words[0]): fusion for words, fusion in cells if words[1:] == ["float32"]}
+        return Fusion.from_dict(sizes[max(sizes)]) if sizes else None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{evaluation} cannot be read ({error}); {advice}") from None
 
 
 def study_queries(model: str | Path) -> list[str] | None:
-    """Return the distinct queries of the dev side of a run's model; None where no study tells of them."""
-    folder = Path(model).expanduser()
-    dev = folder.parent.parent / "split" / "dev.parquet"
-    if folder.parent.name != "models" or not dev.is_file():
+    """Return the distinct queries of the dev side of a run's model; None for a model of no run."""
+    dev = _in_run(model, "split/dev.parquet")
+    if dev is None:
         return None
     import polars as pl
 
@@ -94,22 +91,31 @@ def study_queries(model: str | Path) -> list[str] | None:
         raise unread(dev, error, f"{dev} cannot be read ({error}); make it again with nestling run") from None
 
 
-def fusion_for(model: str, asked: str | None) -> Fusion | None:
-    """Return how BM25 is added: by a weight that is given, by the study of a model that is named, or of `model`.
+def _in_run(model: str | Path, file: str) -> Path | None:
+    """Return a file of the run that trained a model, if there is one; {} stands for the variant."""
+    folder = Path(model).expanduser()
+    path = folder.parent.parent / file.format(folder.name)
+    return path if folder.parent.name == "models" and path.is_file() else None
+
+
+def fusion_for(model: str, weight: str | None) -> Fusion | None:
+    """Return how BM25 is added to `model`.
+
+    Args:
+        weight: a number, or a run's model whose weight to take; by default that of the study of `model`.
 
     Raises:
-        InputError: `asked` is neither a weight nor a model that a study measured.
+        InputError: `weight` is neither a number nor a model that a study measured.
     """
-    if asked is None:
+    if weight is None:
         return study_fusion(model)
     try:
-        weight = float(asked)
+        value = float(weight)
     except ValueError:
-        found = study_fusion(asked)
-        if found is None:
-            raise InputError(
-                f"--bm25-weight {asked!r}: give a number, as in 0.1, or a run's model whose weight to take, as in "
-                "runs/NAME/models/VARIANT"
-            ) from None
-        return found
-    return Fusion(weight)
+        if fusion := study_fusion(weight):
+            return fusion
+        raise InputError(
+            f"--bm25-weight {weight!r}: give a number, as in 0.1, or a run's model whose weight to take, as in "
+            "runs/NAME/models/VARIANT"
+        ) from None
+    return Fusion(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +19,47 @@ CHUNK = 4_096
 """Texts encoded between two saves: what an interruption can cost."""
 ROWS = 65_536
 
-
 Chunk = tuple[Sequence[str], Path]
 """Texts and the file of their vectors, (n, dim) float16."""
 
 
 def encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
-    """Encode distinct texts chunk by chunk into files under `work`; what is there and whole is not encoded again."""
+    """Encode distinct texts chunk by chunk into files under `work`; whole ones of an earlier call are kept."""
     chunks = []
     if texts:
         observer.stage("encode", f"{len(texts):,} texts")
     try:
         for start in range(0, len(texts), CHUNK):
-            some = texts[start : start + CHUNK]
-            path = work / f"{texts_fingerprint(some)}.npy"
-            there = read_entry(path, len(some), np.float16)
-            if there is None or there.shape[1] != encoder.dim:
-                write_entry(path, encoder.encode(some, kind="document").astype(np.float16))
-            chunks.append((some, path))
-            observer.encoding("", min(start + CHUNK, len(texts)), len(texts))
+            chunk = texts[start : start + CHUNK]
+            path = work / f"{texts_fingerprint(chunk)}.npy"
+            saved = read_entry(path, len(chunk), np.float16)
+            if saved is None or saved.shape[1] != encoder.dim:
+                write_entry(path, encoder.encode(chunk, kind="document").astype(np.float16))
+            chunks.append((chunk, path))
+            observer.encoding("", start + len(chunk), len(texts))
     finally:
         observer.done()
     return chunks
 
 
-def write_vectors(
-    path: Path,
-    texts: Sequence[str],
-    *,
-    dim: int,
-    known: Mapping[str, int],
-    before: Path | None,
-    fresh: Sequence[Chunk],
-) -> NDArray[np.float16]:
+def write_vectors(path: Path, texts: Sequence[str], dim: int, chunks: Sequence[Chunk]) -> NDArray[np.float16]:
     """Write a vector for each document, (len(texts), dim) float16, and return the file mapped for reading.
 
-    Args:
-        known: texts of the earlier index and the rows of their vectors there.
-        before: the earlier index's vectors.
-        fresh: the other texts' vectors.
-
-    Raises:
-        OSError: there is not enough room.
+    Every text is in one of the chunks. Raises OSError where the disk has no room.
     """
     vectors: Any = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), dim))
     atomic.reserve(path)
-    if before is not None:
-        earlier = np.load(before, mmap_mode="r")
-        rows = np.array([known.get(text, -1) for text in texts], dtype=np.int64)
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            vectors[start : start + ROWS][part >= 0] = earlier[part[part >= 0]]
-    wanted: dict[str, list[int]] = {text: [] for some, _ in fresh for text in some}
-    for row, text in enumerate(texts):
-        if text in wanted:
-            wanted[text].append(row)
-    for some, path_of_some in fresh:
-        for text, vector in zip(some, np.load(path_of_some), strict=True):
-            vectors[wanted[text]] = vector
+    place = {text: n for n, text in enumerate(chain.from_iterable(chunk for chunk, _ in chunks))}
+    places = np.array([place[text] for text in texts], dtype=np.int64)
+    order = np.argsort(places, kind="stable")
+    start = 0
+    for chunk, file in chunks:
+        first, last = np.searchsorted(places, [start, start + len(chunk)], sorter=order)
+        source = np.load(file, mmap_mode="r")
+        for block in range(first, last, ROWS):
+            rows = order[block : min(block + ROWS, last)]
+            vectors[rows] = source[places[rows] - start]
+        start += len(chunk)
     vectors.flush()
     del vectors
     mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")

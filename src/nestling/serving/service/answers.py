@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -19,7 +18,7 @@ LONGEST = 400
 
 
 class RefusedError(HTTPException):
-    """A request that is not answered as asked; `reason` names the counter of refusals it goes into, if any."""
+    """A request that is not answered; `reason` names the counter of refusals it goes into, if any."""
 
     def __init__(
         self,
@@ -29,14 +28,14 @@ class RefusedError(HTTPException):
         reason: str | None = None,
         param: str | None = None,
         code: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, headers)
         self.reason, self.param, self.code = reason, param, code
 
 
 class QueueFullError(RefusedError):
-    """Too much is waiting already."""
+    """The queue has no room."""
 
     def __init__(self) -> None:
         message = "too many requests are waiting; try again"

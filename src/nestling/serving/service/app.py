@@ -1,4 +1,4 @@
-"""The routes of the server, and what they answer: FastAPI around a Service, with the guard before it."""
+"""The routes of the server: FastAPI around a Service, with the guard before it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
     def json(content: bytes, status: int = 200) -> Response:
         return Response(content, status, media_type="application/json")
 
-    async def answered(answer: Awaitable[bytes], *, texts: int = 1) -> Response:
+    async def in_time(answer: Awaitable[bytes], *, texts: int = 1) -> Response:
         seconds = service.limits.timeout * -(-texts // TEXTS)
         try:
             async with asyncio.timeout(seconds):
@@ -70,27 +70,23 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
             raise RefusedError(504, f"no answer within {seconds:g} s; try again", reason="timeout") from None
 
     @app.post("/search", response_model=shapes.SearchAnswer, summary="Search one index")
-    async def search(asked: shapes.SearchRequest) -> Response:
-        return await answered(service.search(asked))
+    async def search(request: shapes.SearchRequest) -> Response:
+        return await in_time(service.search(request))
 
     @app.post("/v1/embeddings", response_model=shapes.EmbedAnswer, summary="Encode texts, as OpenAI's embeddings API")
     @app.post("/embed", response_model=shapes.EmbedAnswer, summary="Encode texts; the same as /v1/embeddings")
-    async def embed(asked: shapes.EmbedRequest) -> Response:
-        return await answered(service.embed(asked), texts=len(asked.texts))
+    async def embed(request: shapes.EmbedRequest) -> Response:
+        return await in_time(service.embed(request), texts=len(request.texts))
 
     @app.post("/compare", response_model=shapes.CompareAnswer, summary="Search one query in two ways")
-    async def compare(asked: shapes.CompareRequest) -> Response:
-        return await answered(service.compare(asked))
+    async def compare(request: shapes.CompareRequest) -> Response:
+        return await in_time(service.compare(request))
 
     @app.post("/sizes", response_model=shapes.SizesAnswer, summary="Search one query at every size of an index")
-    async def sizes(asked: shapes.SizesRequest) -> Response:
-        return await answered(service.sizes(asked))
+    async def sizes(request: shapes.SizesRequest) -> Response:
+        return await in_time(service.sizes(request))
 
-    @app.get(
-        "/v1/models",
-        response_model=shapes.ModelsAnswer,
-        summary="Names that /v1/embeddings takes as a model, as OpenAI lists them",
-    )
+    @app.get("/v1/models", response_model=shapes.ModelsAnswer, summary="Names that /v1/embeddings takes as a model")
     async def models() -> Response:
         return json(service.models())
 
@@ -106,35 +102,26 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
     async def queries(limit: Annotated[int, Field(ge=1, le=QUERIES)] = QUERIES) -> Response:
         return json(service.queries(limit))
 
-    @app.get(
-        "/health",
-        response_model=shapes.HealthAnswer,
-        summary="Whether requests are answered",
-        responses={503: {"model": shapes.HealthAnswer, "description": "Loading."}},
-    )
+    loading: dict[int | str, dict[str, Any]] = {503: {"model": shapes.HealthAnswer, "description": "Loading."}}
+
+    @app.get("/health", response_model=shapes.HealthAnswer, summary="Whether requests are answered", responses=loading)
     async def health() -> Response:
         return json(encoded({"status": service.state}), 200 if service.state == "ready" else 503)
 
-    @app.get(
-        "/metrics",
-        summary="Counters for Prometheus",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-    )
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, responses=text)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/", include_in_schema=False)
     async def search_page() -> Response:
-        headers = {"Content-Security-Policy": page.policy, "X-Frame-Options": "DENY"}
-        return Response(page.html, media_type="text/html; charset=utf-8", headers=headers)
+        return page
 
     def refusal(error: HTTPException) -> Response:
-        param = code = None
-        if isinstance(error, RefusedError):
-            param, code = error.param, error.code
-            if error.reason:
-                service.metrics.rejected.labels(error.reason).inc()
+        reason, param, code = (getattr(error, name, None) for name in ("reason", "param", "code"))
+        if reason:
+            service.metrics.rejected.labels(reason).inc()
         body = error_body(error.status_code, str(error.detail), param=param, code=code)
         return Response(body, error.status_code, error.headers, media_type="application/json")
 
@@ -143,12 +130,12 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
         return refusal(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(asked: Request, error: RequestValidationError) -> Response:
-        kind = asked.headers.get("content-type", "").partition(";")[0].strip().lower()
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         # A page of another site can send other kinds without asking the browser's leave, so they are not read.
-        if asked.method == "POST" and not (kind == "application/json" or kind.endswith("+json")):
+        if request.method == "POST" and not (kind == "application/json" or kind.endswith("+json")):
             return refusal(RefusedError(415, NOT_JSON))
-        where, what = _fault(error.errors())
+        where, what = _first_fault(error.errors())
         return refusal(RefusedError(422, f"{where}: {what}" if where else what, param=where or None))
 
     @app.exception_handler(Exception)
@@ -160,11 +147,11 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]
         schema["paths"]["/health"]["get"]["security"] = []
-    return Guard(app, service, refusal=refusal, routes={*schema["paths"], "/openapi.json"}, key=key)
+    return Guard(app, service, refusal, {*schema["paths"], "/openapi.json"}, key)
 
 
-def _fault(errors: Any) -> tuple[str, str]:
-    """Say where a request is wrong, and what is; nothing of what was sent but names is repeated."""
+def _first_fault(errors: Any) -> tuple[str, str]:
+    """Return the name of a faulty value and what is wrong with it; nothing of what was sent but names is repeated."""
     # Where a text or a list may stand, a faulty list is also said to be no text.
     first = min(errors, key=lambda error: (error["type"] == "string_type", -len(error["loc"])))
     parts = [str(part)[:40] for part in first["loc"][1:]]

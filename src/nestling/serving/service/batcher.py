@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,22 +29,18 @@ Encode = Callable[[list[str]], Vectors]
 @dataclass(eq=False)
 class _Request:
     encode: Encode
-    texts: Sequence[str]
+    texts: tuple[str, ...]
     future: Future[Vectors] = field(default_factory=Future)
     rows: dict[int, Vectors] = field(default_factory=dict)
 
-    def give(self, place: int, row: Vectors) -> None:
-        self.rows[place] = row
-        if len(self.rows) == len(self.texts) and self._ends():
-            self.future.set_result(np.stack([self.rows[n] for n in range(len(self.texts))]))
-
-    def fail(self, error: Exception) -> None:
-        if self._ends():
+    def end(self, error: Exception | None = None) -> None:
+        """Resolve the future, unless nobody waits any more."""
+        if self.future.done() or not self.future.set_running_or_notify_cancel():
+            return
+        if error is None:
+            self.future.set_result(np.stack([self.rows[place] for place in range(len(self.texts))]))
+        else:
             self.future.set_exception(error)
-
-    def _ends(self) -> bool:
-        """Whether someone still waits; from here on it can no longer be cancelled."""
-        return not self.future.done() and self.future.set_running_or_notify_cancel()
 
 
 _Piece = tuple[_Request, int]
@@ -61,20 +56,15 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        *,
-        max_batch: int,
-        max_wait: float,
-        queue: int,
-        on_batch: Callable[[int], None] = lambda texts: None,
+        self, *, max_batch: int, max_wait: float, queue: int, on_batch: Callable[[int], None] = lambda texts: None
     ) -> None:
         """Start the thread.
 
         Args:
-            max_batch: texts of one call, which takes fewer where they have more than 32,768 characters together.
+            max_batch: texts of one call, fewer where they have more than 32,768 characters together.
             max_wait: seconds that the first text waits for more, unless a whole batch is there.
             queue: texts that may wait in requests of up to 64; of larger requests 16,384 may.
-            on_batch: told the number of texts of each call.
+            on_batch: called with the number of texts of each call.
         """
         self._max_batch, self._max_wait, self._queue, self._on_batch = max_batch, max_wait, queue, on_batch
         self._few: deque[_Piece] = deque()
@@ -91,9 +81,9 @@ class Batcher:
         return len(self._few) + len(self._many)
 
     def submit(self, encode: Encode, texts: Sequence[str]) -> Future[Vectors]:
-        """Queue a request's texts; the future gives (len(texts), dim) float32, in their order, or what went wrong.
+        """Queue a request's texts; the future gives (len(texts), dim) float32, in their order.
 
-        Cancelling the future takes texts back that no call has begun, also of a request whose others are encoded.
+        Cancelling the future takes back the texts that no call has begun.
 
         Raises:
             QueueFullError: the queue has no room for all of them.
@@ -102,14 +92,13 @@ class Batcher:
         if not texts:
             raise ValueError("a request needs at least one text")
         request = _Request(encode, tuple(texts))
+        queue, room = (self._few, self._queue) if len(texts) <= TEXTS else (self._many, MANY)
         with self._changed:
             if self._closed:
                 raise ValueError("the batcher is closed")
-            few = len(request.texts) <= TEXTS
-            pieces, most = (self._few, self._queue) if few else (self._many, MANY)
-            if len(pieces) + len(request.texts) > most:
+            if len(queue) + len(texts) > room:
                 raise QueueFullError
-            pieces.extend((request, place) for place in range(len(request.texts)))
+            queue.extend((request, place) for place in range(len(texts)))
             self._changed.notify()
         return request.future
 
@@ -126,28 +115,22 @@ class Batcher:
             for piece in pieces:
                 if not piece[0].future.done():
                     by_encoder.setdefault(id(piece[0].encode), []).append(piece)
-            for some in sorted(by_encoder.values(), key=len):
-                self._encode(some)
+            for batch in sorted(by_encoder.values(), key=len):
+                self._encode(batch)
 
     def _collect(self) -> list[_Piece]:
-        """Wait for a batch; nothing once closed and done."""
+        """Wait for a batch; empty once closed and done."""
+        pieces: list[_Piece] = []
+        characters = 0
         with self._changed:
-            while not self.waiting and not self._closed:
-                self._changed.wait()
-            until = time.monotonic() + self._max_wait
-            while self.waiting < self._max_batch and not self._closed:
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
-            pieces: list[_Piece] = []
-            characters = 0
+            self._changed.wait_for(lambda: self.waiting or self._closed)
+            self._changed.wait_for(lambda: self.waiting >= self._max_batch or self._closed, self._max_wait)
             while self.waiting and len(pieces) < self._max_batch and characters < CHARACTERS:
-                if turn := next(self._turns):
-                    request, place = turn.popleft()
+                if queue := next(self._turns):
+                    request, place = queue.popleft()
                     pieces.append((request, place))
                     characters += len(request.texts[place])
-            return pieces
+        return pieces
 
     def _encode(self, pieces: list[_Piece]) -> None:
         requests = list(dict.fromkeys(request for request, _ in pieces))
@@ -159,14 +142,15 @@ class Batcher:
                 raise RuntimeError(f"{len(texts)} texts were encoded to vectors of shape {vectors.shape}")
         except Exception as error:
             if len(requests) == 1:
-                requests[0].fail(error)
+                requests[0].end(error)
                 return
             logger.warning("a batch of %d texts failed (%s); its requests are encoded apart", len(texts), error)
             for request in requests:
                 self._encode([piece for piece in pieces if piece[0] is request])
             return
         for (request, place), vector in zip(pieces, vectors, strict=True):
-            if np.isfinite(vector).all():
-                request.give(place, vector)
-            else:
-                request.fail(RuntimeError("the encoder returned a vector with NaN or infinite values"))
+            request.rows[place] = vector
+            if not np.isfinite(vector).all():
+                request.end(RuntimeError("the encoder returned a vector with NaN or infinite values"))
+            elif len(request.rows) == len(request.texts):
+                request.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -14,9 +15,9 @@ from nestling.serving.service.answers import RefusedError
 from nestling.serving.service.limits import BODY, EMBED_BODY
 from nestling.serving.service.service import Service
 
-HEALTH, PAGE = "/health", "/"
+WITHOUT_KEY = frozenset({"/", "/health"})
+WHILE_LOADING = frozenset({"/health", "/metrics", "/openapi.json"})
 EMBEDDINGS = frozenset({"/embed", "/v1/embeddings"})
-OPEN_WHILE_LOADING = frozenset({HEALTH, "/metrics", "/openapi.json"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -25,28 +26,21 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
 class Guard:
-    """The outermost middleware."""
+    """The outermost middleware.
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        service: Service,
-        *,
-        refusal: Callable[[RefusedError], Response],
-        routes: Collection[str],
-        key: str | None = None,
-    ) -> None:
-        """Wrap an app.
+    Attributes:
+        refusal: makes the answer of a request that is refused.
+        routes: paths that are counted under their own names.
+        key: which `Authorization: Bearer KEY` must hold, for all but /health and the page; None for an open server.
+    """
 
-        Args:
-            refusal: makes the answer of a request that is refused.
-            routes: paths that are counted under their own names.
-            key: what `Authorization: Bearer KEY` must hold, for all but /health and the page, which holds no
-                data; None asks for none.
-        """
-        self.app, self.service, self.refusal, self.routes = app, service, refusal, frozenset(routes)
-        self._key = None if key is None else key.encode("utf-8")
+    app: ASGIApp
+    service: Service
+    refusal: Callable[[RefusedError], Response]
+    routes: Collection[str]
+    key: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -84,16 +78,14 @@ class Guard:
             metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
     def _refused(self, path: str, headers: Headers) -> RefusedError | None:
-        if self._key is not None and path not in (HEALTH, PAGE):
-            kind, _, given = headers.get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._key):
-                return RefusedError(
-                    401,
-                    "this server wants its key, as in Authorization: Bearer KEY",
-                    reason="key",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-        if self.service.state != "ready" and path not in OPEN_WHILE_LOADING:
+        if self.key is not None and path not in WITHOUT_KEY:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(
+                given.strip().encode("latin-1"), self.key.encode()
+            ):
+                message = "this server wants its key, as in Authorization: Bearer KEY"
+                challenge = {"WWW-Authenticate": "Bearer"}
+                return RefusedError(401, message, reason="key", code="invalid_api_key", headers=challenge)
+        if self.service.state != "ready" and path not in WHILE_LOADING:
             return RefusedError(503, "the server is loading; try again", reason="loading", headers={"Retry-After": "2"})
         return None

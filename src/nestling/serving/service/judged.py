@@ -1,4 +1,4 @@
-"""Which documents raters found relevant for a query: the marks of the search page."""
+"""Documents that raters judged relevant for a query: the marks of the search page."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ class Judged:
         return self.relevant.get(normalise(query))
 
     def within(self, documents: Documents) -> Judged:
-        """Return what is left where only these documents can be found."""
-        wanted = frozenset().union(*self.relevant.values())
-        there = {key for key in (documents.get(row)["id"] for row in range(len(documents))) if key in wanted}
-        kept = {query: ids & there for query, ids in self.relevant.items() if ids & there}
-        return Judged(tuple(text for text in self.texts if normalise(text) in kept), kept)
+        """Return the judgments of these documents alone."""
+        known = {documents[row].id for row in range(len(documents))}
+        relevant = {query: ids & known for query, ids in self.relevant.items() if ids & known}
+        return Judged(tuple(text for text in self.texts if normalise(text) in relevant), relevant)
 
 
 def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
@@ -53,7 +52,6 @@ def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
     texts: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
     for query, document in test.frame.filter(above).select("query", "document_id").iter_rows():
-        key = normalise(query)
-        texts.setdefault(key, query)
-        relevant.setdefault(key, set()).add(document)
-    return Judged(tuple(texts.values()), {key: frozenset(ids) for key, ids in relevant.items()})
+        texts.setdefault(normalise(query), query)
+        relevant.setdefault(normalise(query), set()).add(document)
+    return Judged(tuple(texts.values()), {query: frozenset(ids) for query, ids in relevant.items()})

@@ -1,4 +1,4 @@
-"""What a server takes from a client, and how long it waits: every bound in one place."""
+"""Bounds of a server: what it takes from a client, and how long it waits."""
 
 from __future__ import annotations
 

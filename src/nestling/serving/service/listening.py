@@ -25,16 +25,14 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host."""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
 
 
 def allowed_hosts(host: str) -> Sequence[str]:
-    """Return what a Host header may name: the local names on loopback, anything elsewhere, where a key is asked for."""
+    """Return the Host headers to accept: the local names on loopback, any elsewhere, where a key is required."""
     return [*LOCAL_HOSTS, _in_url(host)] if is_loopback(host) else ["*"]
 
 
@@ -61,8 +59,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(host: str, sock: socket.socket) -> str:
-    """Return where a browser finds the server."""
+    """Return the server's address for a browser."""
     return f"http://{_in_url(host)}:{sock.getsockname()[1]}/"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host.strip('[]')}]" if ":" in host else host.lower()
 
 
 def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
@@ -92,8 +94,8 @@ def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
         )
     )
     # uvicorn takes these two over, and once it has ended raises again the one that ended it.
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, lambda *_: setattr(server, "should_exit", True))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     hung_up = threading.Event()
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: hung_up.set())
@@ -125,7 +127,3 @@ def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
         service.close()
     if failed:
         raise failed[0]
-
-
-def _in_url(host: str) -> str:
-    return f"[{host.strip('[]')}]" if ":" in host else host.lower()

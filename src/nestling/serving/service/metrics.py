@@ -1,4 +1,4 @@
-"""What a server counts, in the text format of Prometheus."""
+"""Counters of a server, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ class Metrics:
     """Counters of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._all = CollectorRegistry()
-        ProcessCollector(registry=self._all)
+        self._all = every = CollectorRegistry()
+        ProcessCollector(registry=every)
         self.requests = Counter(
-            "nestling_requests", "Requests by route and status.", ("route", "status"), registry=self._all
+            "nestling_requests", "Requests by route and status.", ("route", "status"), registry=every
         )
-        self.seconds = Histogram(
-            "nestling_request_seconds",
-            "From the headers of a request to the end of its answer.",
-            ("route",),
-            buckets=SECONDS,
-            registry=self._all,
-        )
-        self.batch = Histogram(
-            "nestling_encoder_batch_texts", "Texts of a call of the encoder.", buckets=TEXTS, registry=self._all
-        )
-        self.queue = Gauge("nestling_queue_texts", "Texts that wait for the encoder.", registry=self._all)
-        self.rejected = Counter("nestling_rejected", "Requests refused, by reason.", ("reason",), registry=self._all)
-        self.swaps = Counter("nestling_index_swaps", "New generations of an index.", ("outcome",), registry=self._all)
+        about = "From the headers of a request to the end of its answer."
+        self.seconds = Histogram("nestling_request_seconds", about, ("route",), buckets=SECONDS, registry=every)
+        about = "Texts of a call of the encoder."
+        self.batch = Histogram("nestling_encoder_batch_texts", about, buckets=TEXTS, registry=every)
+        self.queue = Gauge("nestling_queue_texts", "Texts that wait for the encoder.", registry=every)
+        self.rejected = Counter("nestling_rejected", "Requests refused, by reason.", ("reason",), registry=every)
+        self.swaps = Counter("nestling_index_swaps", "New generations of an index.", ("outcome",), registry=every)
 
     def text(self) -> bytes:
         """Return all of it, in the text exposition format 0.0.4."""

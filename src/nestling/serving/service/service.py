@@ -1,4 +1,4 @@
-"""What a server does with a request, apart from HTTP: encode, search, compare."""
+"""The requests of a server, apart from HTTP: encode, search, compare."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.index import Index, Mode
-from nestling.serving.service import compare
+from nestling.serving.index.documents import DamagedError
+from nestling.serving.index.index import Hit, Mode
+from nestling.serving.index.shortlist import Exact
 from nestling.serving.service.answers import QueueFullError, RefusedError, encoded
 from nestling.serving.service.batcher import Batcher, Encode
+from nestling.serving.service.compare import recall
 from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
 from nestling.serving.service.metrics import Metrics
-from nestling.serving.service.served import Indexes, Served, bytes_of, described
+from nestling.serving.service.served import Indexes, Served
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,9 @@ logger = logging.getLogger(__name__)
 COMPARISONS = 16
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
-"""What LangChain and LlamaIndex send when no model was named."""
+"""The model that LangChain and LlamaIndex send when none was named."""
 Vectors = NDArray[np.float32]
+Answer = TypeVar("Answer")
 
 
 class _Threads(ThreadPoolExecutor):
@@ -42,26 +45,34 @@ class _Threads(ThreadPoolExecutor):
         super().__init__(threads)
         self._room = threading.Semaphore(most)
 
-    async def run(self, job: Callable[[], bytes]) -> bytes:
+    async def run(self, job: Callable[[], Answer]) -> Answer:
         """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
         if not self._room.acquire(blocking=False):
             raise QueueFullError
         future = self.submit(job)
         future.add_done_callback(lambda _: self._room.release())
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except DamagedError as error:
+            # The line names a file, which is for the log.
+            logger.error("a request could not be answered: %s", error)
+            raise RefusedError(500, "a file of this index is damaged; the server's log names it") from None
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
 
 
 class Service:
     """Indexes, the encoder's queue and the threads that search."""
 
-    def __init__(self, indexes: Indexes, *, limits: Limits, metrics: Metrics) -> None:
-        self.indexes, self.limits, self.metrics = indexes, limits, metrics
+    def __init__(self, indexes: Indexes, limits: Limits) -> None:
+        self.indexes, self.limits, self.metrics = indexes, limits, Metrics()
         self.state: Literal["loading", "ready"] = "loading"
+        on_batch = self.metrics.batch.observe
         self._batcher = Batcher(
-            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=metrics.batch.observe
+            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=on_batch
         )
-        indexes.on_swap = lambda outcome: metrics.swaps.labels(outcome).inc()
-        metrics.queue.set_function(lambda: self._batcher.waiting)
+        indexes.on_swap = lambda outcome: self.metrics.swaps.labels(outcome).inc()
+        self.metrics.queue.set_function(lambda: self._batcher.waiting)
         self._searching = _Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
         # Comparisons may make cells, which takes seconds, so that they have a thread of their own.
         self._comparing = _Threads(1, COMPARISONS)
@@ -72,115 +83,124 @@ class Service:
         for threads in (self._searching, self._comparing):
             threads.shutdown(cancel_futures=True)
 
-    async def search(self, asked: SearchRequest) -> bytes:
+    async def search(self, request: SearchRequest) -> bytes:
         """Answer a search."""
         began = time.perf_counter()
-        served = self._served(asked.index)
-        mode = _mode(served, asked.mode)
-        queries = asked.texts
-        vectors = await self._encode(served.encoding.query, queries) if mode != "lexical" else None
-        encode_ms = _since(began)
+        queries = request.texts
+        served, mode, vectors, encode_ms = await self._prepare(request.index, request.mode, queries)
 
         def job() -> bytes:
             at = time.perf_counter()
-            found = _found(served.index, queries, vectors, mode, asked)
+            found = served.index.search(queries, request.k, mode=mode, filters=request.filters, vectors=vectors)
             search_ms = _since(at)
             results = [
-                {
-                    "query": query,
-                    "hits": [
-                        {"rank": h.rank, "id": h.document_id, "score": h.score, "text": h.text, "fields": h.fields}
-                        for h in hits
-                    ],
-                }
+                {"query": query, "hits": [_hit(hit) for hit in hits]}
                 for query, hits in zip(queries, found, strict=True)
             ]
             timings = {"encode_ms": encode_ms, "search_ms": search_ms, "total_ms": _since(began)}
-            return encoded({"index": served.source.name, "mode": mode, "results": results, "timings": timings})
+            return encoded({"index": served.name, "mode": mode, "results": results, "timings": timings})
 
-        return await self._work(self._searching, job)
+        return await self._searching.run(job)
 
-    async def embed(self, asked: EmbedRequest) -> bytes:
+    async def embed(self, request: EmbedRequest) -> bytes:
         """Answer as OpenAI's embeddings API does."""
-        served = self._model(asked.model)
-        encoding, texts = served.encoding, [text[:EMBED_CHARACTERS] for text in asked.texts]
+        served = self._model(request.model)
+        encoding, texts = served.encoding, [text[:EMBED_CHARACTERS] for text in request.texts]
         full = encoding.encoder.dim
-        dim = asked.dimensions or full
+        dim = request.dimensions or full
         if dim > full:
             message = f"dimensions: {served.model} has {full}, so give 1 to {full}"
             raise RefusedError(422, message, param="dimensions")
-        vectors = await self._encode(encoding.query if asked.input_type == "query" else encoding.document, texts)
+        vectors = await self._encode(encoding.query if request.input_type == "query" else encoding.document, texts)
+
+        def numbers(row: Vectors) -> str | list[float]:
+            as_text = request.encoding_format == "base64"
+            return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if as_text else row.tolist()
 
         def job() -> bytes:
-            def sent(row: NDArray[np.float32]) -> str | list[float]:
-                as_text = asked.encoding_format == "base64"
-                return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") if as_text else row.tolist()
-
             # Row by row, and text by text: whatever takes long at a stretch keeps all other threads waiting.
             rows = [
-                encoded({"object": "embedding", "index": n, "embedding": sent(row)})
+                encoded({"object": "embedding", "index": n, "embedding": numbers(row)})
                 for n, row in enumerate(truncate(vectors, dim))
             ]
-            tokens = sum(encoding.count([text]) for text in texts)
+            tokens = sum(map(encoding.count, texts))
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             rest = encoded({"object": "list", "model": served.model, "usage": usage})
             return b'{"data":[' + b",".join(rows) + b"]," + rest[1:]
 
-        return await self._work(self._searching, job)
+        return await self._searching.run(job)
 
-    async def compare(self, asked: CompareRequest) -> bytes:
+    async def compare(self, request: CompareRequest) -> bytes:
         """Answer one query in one or two ways."""
-        ways = []
-        for column in asked.columns:
-            served = self._served(column.index)
-            mode = _mode(served, column.mode)
+        columns = [await self._column(request, column) for column in request.columns]
+        judged = any(column["recall"] is not None for column in columns)
+        return encoded({"query": request.query, "judged": judged, "columns": columns})
+
+    async def _column(self, request: CompareRequest, column: Column) -> dict[str, Any]:
+        served, mode, vector, encode_ms = await self._prepare(column.index, column.mode, [request.query])
+        index = served.index
+
+        def job() -> dict[str, Any]:
+            cell = None
+            if vector is not None and (column.dim or column.precision):
+                cell = served.cells.cell(column.dim, column.precision)
             at = time.perf_counter()
-            vector = await self._encode(served.encoding.query, [asked.query]) if mode != "lexical" else None
-            ways.append((column, served, mode, vector, _since(at)))
+            if cell is None or vector is None:
+                [hits] = index.search([request.query], request.k, mode=mode, vectors=vector)
+            elif mode == "dense":
+                [hits] = index.hits(cell.top_k(vector, request.k))
+            else:
+                scores = cell.pair_scores(vector)
+                [hits] = index.hits(
+                    index.fuse([request.query], request.k, lambda depth: cell.top_k(vector, depth), scores)
+                )
+            search_ms = _since(at)
+            relevant = served.judged.of(request.query)
+            bytes_per_document = cell.codec.bytes_per_vector if cell else served.bytes_per_document
+            return {
+                "index": served.name,
+                "mode": mode,
+                "dim": cell.codec.dim if cell else None,
+                "precision": cell.codec.precision if cell else None,
+                "bytes": None if mode == "lexical" else bytes_per_document,
+                "recall": recall([hit.document_id for hit in hits], relevant) if relevant else None,
+                "encode_ms": encode_ms,
+                "search_ms": search_ms,
+                "hits": [
+                    {**_hit(hit), "relevant": None if relevant is None else hit.document_id in relevant} for hit in hits
+                ],
+            }
 
-        def job() -> bytes:
-            columns = [
-                _column(asked, column, served, mode, vector, encode_ms)
-                for column, served, mode, vector, encode_ms in ways
-            ]
-            judged = any(served.judged.of(asked.query) is not None for _, served, _, _, _ in ways)
-            return encoded({"query": asked.query, "judged": judged, "columns": columns})
+        return await self._comparing.run(job)
 
-        return await self._work(self._comparing, job)
-
-    async def sizes(self, asked: SizesRequest) -> bytes:
-        """Answer what shrinking does to one query."""
-        served = self._served(asked.index)
+    async def sizes(self, request: SizesRequest) -> bytes:
+        """Answer how much of a query's results each size keeps."""
+        served = self._served(request.index)
         if not served.cells.dims:
             raise RefusedError(422, served.cells.note or "this index has no other sizes")
-        vector = await self._encode(served.encoding.query, [asked.query])
+        vector = await self._encode(served.encoding.query, [request.query])
+
+        def top(cell: Exact) -> list[str]:
+            [hits] = served.index.hits(cell.top_k(vector, TOP))
+            return [hit.document_id for hit in hits]
 
         def job() -> bytes:
-            def top(cell: compare.Cell) -> list[str]:
-                return [hit["id"] for hit in compare.hits_of(served.index, cell.top_k(vector, TOP))]
-
-            judged = served.judged.of(asked.query)
+            judged = served.judged.of(request.query)
             wanted = judged or frozenset(top(served.cells.cell(None, None)))
-            sizes = []
-            for dim in served.cells.dims:
-                cell = served.cells.cell(dim, asked.precision)
-                kept = compare.recall(top(cell), wanted)
-                sizes.append({"dim": dim, "bytes": cell.codec.bytes_per_vector, "recall": kept})
-            return encoded(
-                {
-                    "index": served.source.name,
-                    "precision": asked.precision,
-                    "against": "judged" if judged else "full size",
-                    "wanted": len(wanted),
-                    "sizes": sizes,
-                }
-            )
+            cells = [served.cells.cell(dim, request.precision) for dim in served.cells.dims]
+            sizes = [
+                {"dim": cell.codec.dim, "bytes": cell.codec.bytes_per_vector, "recall": recall(top(cell), wanted)}
+                for cell in cells
+            ]
+            against = "judged" if judged else "full size"
+            about = {"index": served.name, "precision": request.precision, "against": against, "wanted": len(wanted)}
+            return encoded({**about, "sizes": sizes})
 
-        return await self._work(self._comparing, job)
+        return await self._comparing.run(job)
 
     def models(self) -> bytes:
         """Return the names under which embeddings are had, as OpenAI lists models."""
-        names = dict.fromkeys([*self.indexes.names, *(one.model for one in self.indexes.all())])
+        names = dict.fromkeys([*self.indexes.names, *(served.model for served in self.indexes.all())])
         return encoded({"object": "list", "data": [_as_model(name) for name in names]})
 
     def model(self, name: str) -> bytes:
@@ -189,19 +209,34 @@ class Service:
         return encoded(_as_model(name))
 
     def described(self) -> bytes:
-        """Return what is served."""
+        """Return the indexes that are served."""
         every = self.indexes.all()
-        return encoded({"indexes": [described(one) for one in every], "judged": len(every[0].judged.texts)})
+        indexes = [
+            {
+                "name": served.name,
+                "model": served.model,
+                "documents": len(served.index),
+                "dim": served.index.manifest.dim,
+                "modes": served.index.modes,
+                "fields": list(served.index.documents.filters),
+                "bytes": served.bytes_per_document,
+                "dims": served.cells.dims,
+                "precisions": served.cells.precisions,
+                "note": served.cells.note,
+            }
+            for served in every
+        ]
+        return encoded({"indexes": indexes, "judged": len(every[0].judged.texts)})
 
     def queries(self, limit: int) -> bytes:
         """Return judged queries of the first index that has some."""
-        texts = next((one.judged.texts for one in self.indexes.all() if one.judged.texts), ())
+        texts = next((served.judged.texts for served in self.indexes.all() if served.judged.texts), ())
         return encoded({"queries": texts[:limit]})
 
     def _model(self, name: str | None) -> Served:
         served = self.indexes.find(None if name == UNNAMED else name)
         if served is None:
-            known = ", ".join(dict.fromkeys(one.model for one in self.indexes.all()))
+            known = ", ".join(dict.fromkeys(served.model for served in self.indexes.all()))
             message = f"no such model is served; there is {known}"
             raise RefusedError(404, message, param="model", code="model_not_found")
         return served
@@ -212,73 +247,31 @@ class Service:
             raise RefusedError(404, f"no index of that name is served; there is {', '.join(self.indexes.names)}")
         return served
 
+    async def _prepare(
+        self, name: str | None, mode: Mode | None, queries: Sequence[str]
+    ) -> tuple[Served, Mode, Vectors | None, float]:
+        """Return an index, the mode to search it by, the queries' vectors if that needs them, and milliseconds."""
+        began = time.perf_counter()
+        served = self._served(name)
+        modes = served.index.modes
+        if mode is not None and mode not in modes:
+            raise RefusedError(422, f"mode: index {served.name} can be searched by {', '.join(modes)}")
+        mode = mode or modes[0]
+        vectors = None if mode == "lexical" else await self._encode(served.encoding.query, queries)
+        return served, mode, vectors, _since(began)
+
     async def _encode(self, encode: Encode, texts: Sequence[str]) -> Vectors:
+        future = self._batcher.submit(encode, texts)
         try:
-            return await asyncio.wrap_future(self._batcher.submit(encode, texts))
-        except QueueFullError:
-            raise
-        # What a model raises on a text is not known beforehand, and its words may name files.
+            return await asyncio.wrap_future(future)
+        # The errors of a model are not known beforehand, and their words may name files.
         except Exception:
             logger.exception("the encoder failed on a request")
             raise RefusedError(500, "the encoder failed on a text of this request", reason="encoder") from None
 
-    async def _work(self, threads: _Threads, job: Callable[[], bytes]) -> bytes:
-        try:
-            return await threads.run(job)
-        except InputError as error:
-            # What was asked has been checked, so it is the index; the line names a file, which is for the log.
-            logger.error("a request could not be answered: %s", error)
-            raise RefusedError(500, "a file of this index is damaged; the server's log names it") from None
 
-
-def _found(index: Index, queries: list[str], vectors: Vectors | None, mode: Mode, asked: SearchRequest) -> Any:
-    try:
-        allowed = index.documents.allowed(asked.filters)
-    except InputError as error:
-        raise RefusedError(422, str(error)) from None
-    if vectors is None or mode == "lexical":
-        return index.search(queries, asked.k, mode="lexical", filters=asked.filters)
-    return index.search_vectors(vectors, asked.k, queries=queries if mode == "fused" else None, allowed=allowed)
-
-
-def _column(
-    asked: CompareRequest, column: Column, served: Served, mode: Mode, vector: Vectors | None, encode_ms: float
-) -> dict[str, Any]:
-    index, cell = served.index, None
-    at = time.perf_counter()
-    if vector is None or (column.dim is None and column.precision is None):
-        hits = compare.as_served(index, asked.query, vector, asked.k, mode)
-    else:
-        try:
-            cell = served.cells.cell(column.dim, column.precision)
-        except InputError as error:
-            raise RefusedError(422, str(error)) from None
-        at = time.perf_counter()
-        found = served.cells.search(cell, asked.query, vector, asked.k, fused=mode == "fused")
-        hits = compare.hits_of(index, found)
-    search_ms = _since(at)
-    judged = served.judged.of(asked.query)
-    for hit in hits:
-        hit["relevant"] = None if judged is None else hit["id"] in judged
-    size: float | None = cell.codec.bytes_per_vector if cell else bytes_of(index)
-    return {
-        "index": served.source.name,
-        "mode": mode,
-        "dim": cell.codec.dim if cell else None,
-        "precision": cell.codec.precision if cell else None,
-        "bytes": None if mode == "lexical" else size,
-        "recall": compare.recall([hit["id"] for hit in hits], judged) if judged else None,
-        "encode_ms": encode_ms,
-        "search_ms": search_ms,
-        "hits": hits,
-    }
-
-
-def _mode(served: Served, asked: Mode | None) -> Mode:
-    modes = served.index.modes
-    if asked is not None and asked not in modes:
-        raise RefusedError(422, f"mode: index {served.source.name} can be searched by {', '.join(modes)}")
-    return asked or modes[0]
+def _hit(hit: Hit) -> dict[str, Any]:
+    return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
 
 
 def _as_model(name: str) -> dict[str, Any]:

@@ -9,16 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from nestling.errors import InputError
 from nestling.serving.index.documents import check_filters
 from nestling.serving.index.index import Mode
-from nestling.serving.service.limits import (
-    CHARACTERS,
-    EMBED_CHARACTERS,
-    EMBED_TEXTS,
-    FIELDS,
-    HITS,
-    TEXTS,
-    VALUES,
-    K,
-)
+from nestling.serving.service.limits import CHARACTERS, EMBED_CHARACTERS, EMBED_TEXTS, FIELDS, HITS, TEXTS, VALUES, K
 
 
 def _not_blank(text: str) -> str:
@@ -95,21 +86,16 @@ class Result(BaseModel):
     hits: list[Hit]
 
 
-class Timings(BaseModel):
-    """Milliseconds; encoding includes the wait for other requests to be encoded with."""
-
-    encode_ms: float
-    search_ms: float
-    total_ms: float
-
-
 class SearchAnswer(BaseModel):
     """The results of each query, in their order."""
 
     index: str
     mode: Mode
     results: list[Result]
-    timings: Timings
+    timings: Annotated[
+        dict[Literal["encode_ms", "search_ms", "total_ms"], float],
+        Field(description="Encoding includes the wait for other requests to be encoded with."),
+    ]
 
 
 class EmbedRequest(BaseModel):
@@ -154,20 +140,15 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
-    """Tokens read, after truncation."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class EmbedAnswer(BaseModel):
     """As OpenAI's embeddings API answers."""
 
     object: Literal["list"]
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: Annotated[
+        dict[Literal["prompt_tokens", "total_tokens"], int], Field(description="Tokens read, after truncation.")
+    ]
 
 
 class ModelAnswer(BaseModel):
@@ -210,7 +191,7 @@ class MarkedHit(Hit):
 
 
 class ColumnAnswer(BaseModel):
-    """What one way found. `bytes` are those of a document in what is scanned; null for words alone."""
+    """The results of one way. `bytes` are those of a document in what is scanned; null for words alone."""
 
     index: str
     mode: Mode
@@ -240,7 +221,7 @@ class SizesRequest(Strict):
 
 
 class Size(BaseModel):
-    """How much of what is wanted is in the top 10 at a size, 0 to 1."""
+    """The share of the wanted documents in the top 10 at a size, 0 to 1."""
 
     dim: int
     bytes: int
@@ -248,7 +229,7 @@ class Size(BaseModel):
 
 
 class SizesAnswer(BaseModel):
-    """What shrinking does to a query; wanted is what was judged relevant, else the top 10 by whole float32 vectors."""
+    """A query at every size; wanted is what was judged relevant, else the top 10 by whole float32 vectors."""
 
     index: str
     precision: Precision
@@ -273,34 +254,17 @@ class IndexAnswer(BaseModel):
 
 
 class IndexesAnswer(BaseModel):
-    """All that is served, the default first."""
+    """All indexes, the default first."""
 
     indexes: list[IndexAnswer]
     judged: int
 
 
-class QueriesAnswer(BaseModel):
-    """Judged queries."""
-
-    queries: list[str]
-
-
-class HealthAnswer(BaseModel):
-    """Whether requests are answered."""
-
-    status: Literal["ready", "loading"]
-
-
-class ErrorDetail(BaseModel):
-    """One line, its kind, and the parameter that it is about, in OpenAI's shape."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
 class ErrorAnswer(BaseModel):
-    """What every refusal and failure looks like."""
+    """A refusal or failure, in OpenAI's shape: one line, its kind, and the parameter that it is about."""
 
-    error: ErrorDetail
+    error: dict[Literal["message", "type", "param", "code"], str | None]
+
+
+QueriesAnswer = dict[Literal["queries"], list[str]]
+HealthAnswer = dict[Literal["status"], Literal["ready", "loading"]]
