@@ -63,7 +63,7 @@ def serve(
     sources = [Source(name, named[name], chosen) for name, chosen in zip(named, models(model, len(named)), strict=True)]
     for source in sources:
         read_manifest(source.path)
-    key = _key()
+    key = read_key()
     if key is None and not listening.is_loopback(host):
         raise InputError(
             f"--host {host} lets other machines in; set {KEY} to a secret that clients then send, or leave --host out"
@@ -81,7 +81,7 @@ def serve(
     listening.serve(service, app, sock)
 
 
-def _key() -> str | None:
+def read_key() -> str | None:
     """Read the key that clients must send; white space around it, as a file's last line end, is left out.
 
     Raises:

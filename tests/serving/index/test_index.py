@@ -147,7 +147,7 @@ queries = st.lists(words.filter(str.strip), max_size=4)
 
 
 @given(queries, st.integers(1, 350), st.sampled_from(["fused", "dense", "lexical"]))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_queries_give_ranked_distinct_documents_each_as_if_asked_alone(folder: Path, texts, k, mode):
     index = opened(folder)
     found = index.search(texts, k, mode=mode)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.served import Shop, make_service, make_shop
+from fixtures.served import Shop, make_service
 from nestling.serving.service.app import create_app
 from nestling.serving.service.limits import CHARACTERS
 from nestling.serving.service.page import load_page
@@ -18,24 +18,6 @@ from nestling.serving.service.service import Service
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 TestClient = pytest.importorskip("starlette.testclient").TestClient
-
-
-@pytest.fixture(scope="module")
-def shop(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return make_shop(tmp_path_factory.mktemp("shop"), tiny_model_path)
-
-
-@pytest.fixture(scope="module")
-def service(shop: Shop) -> Iterator[Service]:
-    made = make_service(Source("shop", shop.folder))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(create_app(service)) as opened:
-        yield opened
 
 
 BAD = [

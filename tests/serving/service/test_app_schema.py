@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fixtures.served import make_service, make_shop
 from nestling.serving.service.app import create_app
-from nestling.serving.service.judged import read_judged
-from nestling.serving.service.served import Source
+from nestling.serving.service.service import Service
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -27,11 +22,8 @@ EXCLUDED = [schemathesis.checks.positive_data_acceptance]
 
 
 @pytest.fixture(scope="module")
-def schema(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"), tiny_model_path)
-    service = make_service(Source("shop", shop.folder), judged=read_judged(shop.split))
-    yield schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
-    service.close()
+def schema(service: Service) -> object:
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(service))
 
 
 def test_the_document_names_every_route_that_answers(schema):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.served import Shop, ids_of, make_service, make_shop
+from fixtures.served import Shop, ids_of
 from nestling.config.names import PRECISIONS
 from nestling.errors import InputError
 from nestling.judgments.split import split_judgments
@@ -20,32 +19,12 @@ from nestling.judgments.table import Judgments
 from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index
-from nestling.serving.service.app import create_app
 from nestling.serving.service.compare import CELLS, Cells, dims_of, make_cell
 from nestling.serving.service.judged import Judged, read_judged
-from nestling.serving.service.served import Source
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 TestClient = pytest.importorskip("starlette.testclient").TestClient
-
-
-@pytest.fixture(scope="module")
-def shop(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return make_shop(tmp_path_factory.mktemp("shop"), tiny_model_path)
-
-
-@pytest.fixture(scope="module")
-def index(shop: Shop) -> Index:
-    return Index.open(shop.folder)
-
-
-@pytest.fixture(scope="module")
-def client(shop: Shop) -> Iterator[TestClient]:
-    service = make_service(Source("shop", shop.folder), judged=read_judged(shop.split))
-    with TestClient(create_app(service)) as opened:
-        yield opened
-    service.close()
 
 
 def oracle(vectors: np.ndarray, query: np.ndarray, dim: int, precision: str) -> np.ndarray:

@@ -8,13 +8,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 
-from fixtures.served import Running, Shop, ids_of, make_light_shop, run_to_end, running
+from fixtures.served import Running, Shop, ids_of, running
+from nestling.errors import InputError
 from nestling.serving.index.index import Index
+from nestling.serving.service.app import create_app
+from nestling.serving.service.limits import Limits
+from nestling.serving.service.listening import bind, serve
+from nestling.serving.service.served import Indexes, Source
+from nestling.serving.service.service import Service
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -32,20 +39,15 @@ encode = ExportedEncoder.encode
 def slowly(self, texts, **options):
     if "slowly" in texts:
         print("encoding", flush=True)
-        time.sleep(1.5)
+        time.sleep(1)
     return encode(self, texts, **options)
 ExportedEncoder.encode = slowly
 """
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return make_light_shop(tmp_path_factory.mktemp("shop"))
-
-
-@pytest.fixture(scope="module")
-def server(shop: Shop) -> Iterator[Running]:
-    with running(str(shop.folder)) as started:
+def server(light_shop: Shop) -> Iterator[Running]:
+    with running(str(light_shop.folder), prelude=WITHOUT) as started:
         ready(started)
         yield started
 
@@ -65,45 +67,47 @@ def documents(server: Running) -> int:
     return int(httpx.get(f"{server.url}indexes").json()["indexes"][0]["documents"])
 
 
-def test_an_exported_model_is_served_without_torch_polars_pyarrow_or_scipy(shop: Shop):
-    expected = [hit.document_id for hit in Index.open(shop.folder).search(["claw hammer"], 5)[0]]
-    with running(str(shop.folder), prelude=WITHOUT) as server:
-        ready(server)
-        assert ids_of(search(server, "claw hammer", k=5).json()["results"][0]["hits"]) == expected
-        cells = {
-            "query": "claw hammer",
-            "columns": [{"dim": 16, "precision": "binary"}, {"dim": 8, "precision": "int4"}],
-        }
-        assert httpx.post(f"{server.url}compare", json=cells).status_code == 200
-        assert httpx.post(f"{server.url}v1/embeddings", json={"input": "a b", "model": "shop"}).json()["usage"] == {
-            "prompt_tokens": 2,
-            "total_tokens": 2,
-        }
+def test_an_exported_model_is_served_without_torch_polars_pyarrow_or_scipy(light_shop: Shop, server: Running):
+    expected = [hit.document_id for hit in Index.open(light_shop.folder).search(["claw hammer"], 5)[0]]
+    assert ids_of(search(server, "claw hammer", k=5).json()["results"][0]["hits"]) == expected
+    columns = [{"dim": 16, "precision": "binary"}, {"dim": 8, "precision": "int4"}]
+    cells = {"query": "claw hammer", "columns": columns}
+    assert httpx.post(f"{server.url}compare", json=cells).status_code == 200
+    usage = httpx.post(f"{server.url}v1/embeddings", json={"input": "a b", "model": "shop"}).json()["usage"]
+    assert usage == {"prompt_tokens": 2, "total_tokens": 2}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_it_finishes_what_is_under_way_and_refuses_what_is_new(shop: Shop, sent):
-    with running(str(shop.folder), prelude=SLOW) as server:
-        ready(server)
-        answers = []
-        slow = threading.Thread(target=lambda: answers.append(search(server, "slowly")))
-        slow.start()
-        assert server.process.stdout.readline() == "encoding\n"
-        server.process.send_signal(sent)
-        until = time.monotonic() + 5
-        with pytest.raises(httpx.ConnectError):  # noqa: PT012
-            while time.monotonic() < until:
+def ends(server: Running, sent: signal.Signals) -> None:
+    """See that a signal ends the server once it has answered what is under way, and that it takes nothing new."""
+    answers = []
+    slow = threading.Thread(target=lambda: answers.append(search(server, "slowly")))
+    slow.start()
+    assert server.process.stdout.readline() == "encoding\n"
+    server.process.send_signal(sent)
+    until = time.monotonic() + 5
+    with pytest.raises(httpx.ConnectError):  # noqa: PT012
+        while time.monotonic() < until:
+            # A connection that waits while the socket is closed is reset.
+            with suppress(httpx.RemoteProtocolError, httpx.ReadError):
                 search(server)
-        slow.join(15)
-        assert [answer.status_code for answer in answers] == [200]
-        assert len(answers[0].json()["results"][0]["hits"]) == 10
-        assert server.process.wait(15) == 0
-        assert "Traceback" not in server.process.stderr.read()
+    slow.join(15)
+    assert [answer.status_code for answer in answers] == [200]
+    assert len(answers[0].json()["results"][0]["hits"]) == 10
+    assert server.process.wait(15) == 0
+    assert "Traceback" not in server.process.stderr.read()
 
 
-def test_a_new_generation_is_taken_up_on_sighup_while_searches_go_on(shop: Shop, tmp_path: Path):
-    folder = Path(shutil.copytree(shop.folder, tmp_path / "shop"))
-    with running(str(folder)) as server:
+def test_at_sigterm_it_finishes_what_is_under_way_and_refuses_what_is_new(light_shop: Shop):
+    with running(str(light_shop.folder), prelude=WITHOUT + SLOW) as server:
+        ready(server)
+        ends(server, signal.SIGTERM)
+
+
+def test_a_new_generation_is_taken_up_on_sighup_while_searches_go_on_and_ctrl_c_ends_it(
+    light_shop: Shop, tmp_path: Path
+):
+    folder = Path(shutil.copytree(light_shop.folder, tmp_path / "shop"))
+    with running(str(folder), prelude=WITHOUT + SLOW) as server:
         ready(server)
         statuses, over = [], threading.Event()
 
@@ -116,7 +120,7 @@ def test_a_new_generation_is_taken_up_on_sighup_while_searches_go_on(shop: Shop,
         asking = threading.Thread(target=keep_asking)
         asking.start()
         for count in (50, 80):
-            shop.write(slice(0, count), folder=folder)
+            light_shop.write(slice(0, count), folder=folder)
             server.process.send_signal(signal.SIGHUP)
             until = time.monotonic() + 20
             asked_before = len(statuses)
@@ -126,6 +130,7 @@ def test_a_new_generation_is_taken_up_on_sighup_while_searches_go_on(shop: Shop,
         over.set()
         asking.join(10)
         assert set(statuses) == {200}
+        ends(server, signal.SIGINT)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -145,13 +150,17 @@ def test_another_host_name_is_refused(server: Running):
     assert httpx.get(f"{server.url}health", headers={"Host": "evil.example"}).status_code == 400
 
 
-def test_an_index_that_cannot_be_opened_ends_the_server_with_a_line(shop: Shop):
-    done = run_to_end(str(shop.folder), "--port", "0", "--model", str(shop.folder / "none"), prelude=WITHOUT)
-    assert done.returncode == 2, done.stderr
-    assert (
-        done.stderr.strip().splitlines()[-1].startswith(f"nestling: {shop.folder / 'none'} is no folder that nestling")
-    )
-    assert "Traceback" not in done.stderr
+def test_an_index_that_cannot_be_opened_ends_the_server_with_a_line(light_shop: Shop):
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in signals]
+    source = Source("shop", light_shop.folder, model=str(light_shop.folder / "none"))
+    service = Service(Indexes([source]), Limits())
+    try:
+        with bind("127.0.0.1", 0) as sock, pytest.raises(InputError, match="shop/none"):
+            serve(service, create_app(service), sock)
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def test_errors_of_a_served_index_are_json(server: Running):

@@ -11,9 +11,12 @@ import polars as pl
 import pytest
 
 from fixtures.browser import opened
-from fixtures.served import Running, Shop, make_light_shop, running, write_index
+from fixtures.served import Shop, make_service, serving, write_index
+from nestling.cli.serve import read_key
 from nestling.judgments.split_files import read_split
+from nestling.serving.service.judged import read_judged
 from nestling.serving.service.page import load_page
+from nestling.serving.service.served import Source
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -31,27 +34,20 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    made = make_light_shop(tmp_path_factory.mktemp("shop"))
-    columns = made.frame.columns
-    odd = pl.DataFrame({name: [f"{text} {name}" for text in HOSTILE] for name in columns})
-    write_index(made.folder, pl.concat([made.frame, odd]), made.model)
-    write_index(made.folder.parent / "words", made.frame[:100], made.model, bm25=False)
-    return made
+def server(light_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("page")
+    frame, model = light_shop.frame, light_shop.model
+    odd = pl.DataFrame({name: [f"{text} {name}" for text in HOSTILE] for name in frame.columns})
+    write_index(folder / "shop", pl.concat([frame, odd]), model)
+    write_index(folder / "words", frame[:100], model, bm25=False)
+    sources = Source("shop", folder / "shop"), Source("<b>second</b>", folder / "words")
+    with serving(make_service(*sources, judged=read_judged(light_shop.split))) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
-def server(shop: Shop) -> Iterator[Running]:
-    second = shop.folder.parent / "words"
-    with running(str(shop.folder), f"<b>second</b>={second}", "--split", str(shop.split)) as started:
-        while httpx.get(f"{started.url}health").status_code != 200:
-            pass
-        yield started
-
-
-@pytest.fixture(scope="module")
-def judged(shop: Shop) -> str:
-    frame = read_split(shop.split).test.frame
+def judged(light_shop: Shop) -> str:
+    frame = read_split(light_shop.split).test.frame
     return str(frame.filter(frame["score"] > 2.5)["query"][0])
 
 
@@ -70,8 +66,8 @@ def column(page: Page, number: int) -> list[str]:
     return page.locator(".side").nth(number).locator(".top .text").all_inner_texts()
 
 
-def test_a_query_is_answered_in_two_ways_with_moves_between_them(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_a_query_is_answered_in_two_ways_with_moves_between_them(browser: Browser, server: str):
+    with opened(browser, server) as page:
         ask(page, "white claw hammer steel")
         left, right = column(page, 0), column(page, 1)
         assert (len(left), len(right)) == (10, 10)
@@ -91,8 +87,8 @@ def test_a_query_is_answered_in_two_ways_with_moves_between_them(browser: Browse
         assert all(re.match(r"[\d.]+ ms \(search [\d.]+\)", line) for line in figures)
 
 
-def test_the_same_way_on_both_sides_gives_the_same_list(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_the_same_way_on_both_sides_gives_the_same_list(browser: Browser, server: str):
+    with opened(browser, server) as page:
         ask(page, "hammer")
         page.get_by_label("Size").nth(1).select_option("as served")
         page.get_by_label("Mode").nth(1).select_option("fused")
@@ -101,10 +97,10 @@ def test_the_same_way_on_both_sides_gives_the_same_list(browser: Browser, server
         assert set(page.locator(".side").nth(1).locator(".move").all_inner_texts()) == {"="}
 
 
-def test_the_slider_sets_the_size_and_tells_what_is_kept(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_the_slider_sets_the_size_and_tells_what_is_kept(browser: Browser, server: str):
+    with opened(browser, server) as page:
         ask(page, "claw hammer")
-        answer = httpx.post(f"{server.url}sizes", json={"query": "claw hammer"}).json()
+        answer = httpx.post(f"{server}sizes", json={"query": "claw hammer"}).json()
         rows = page.locator("#sizes li")
         shown = [rows.nth(n).inner_text().split() for n in range(rows.count())]
         assert [(row[0], row[2]) for row in shown] == [(str(s["dim"]), f"{s['recall']:.2f}") for s in answer["sizes"]]
@@ -120,12 +116,14 @@ def test_the_slider_sets_the_size_and_tells_what_is_kept(browser: Browser, serve
         assert page.locator("#dim-value").inner_text() == "16 dims"
 
 
-def test_a_judged_query_is_suggested_and_its_relevant_documents_are_marked(browser, server, shop: Shop, judged: str):
-    with opened(browser, server.url) as page:
-        expect(page.locator("#judged option")).to_have_count(len(httpx.get(f"{server.url}queries").json()["queries"]))
+def test_a_judged_query_is_suggested_and_its_relevant_documents_are_marked(
+    browser, server, light_shop: Shop, judged: str
+):
+    with opened(browser, server) as page:
+        expect(page.locator("#judged option")).to_have_count(len(httpx.get(f"{server}queries").json()["queries"]))
         assert judged in page.eval_on_selector_all("#judged option", "all => all.map(one => one.value)")
         ask(page, judged)
-        frame = read_split(shop.split).test.frame
+        frame = read_split(light_shop.split).test.frame
         relevant = frame.filter((frame["query"] == judged) & (frame["score"] > 2.5))["document"].to_list()
         for number in (0, 1):
             marked = page.locator(".side").nth(number).locator(".text.relevant").all_inner_texts()
@@ -135,21 +133,21 @@ def test_a_judged_query_is_suggested_and_its_relevant_documents_are_marked(brows
         assert "judged relevant documents" in page.locator("#against").inner_text()
 
 
-def test_hostile_texts_names_and_queries_are_shown_as_they_are(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_hostile_texts_names_and_queries_are_shown_as_they_are(browser: Browser, server: str):
+    with opened(browser, server) as page:
         for text in HOSTILE:
             ask(page, f"{text.split()[0]} hammer {text[:60]} document")
         assert page.title() == "Nestling search"
         assert page.locator("main img, .top script, .top b").count() == 0
         assert any("<img src=x" in text or "</script>" in text for text in column(page, 0))
         assert "<b>second</b> (table)" in page.get_by_label("Index").first.inner_text()
-        page.goto(f"{server.url}?q=%3Cscript%3Edocument.title%3D1%3C/script%3E")
+        page.goto(f"{server}?q=%3Cscript%3Edocument.title%3D1%3C/script%3E")
         settled(page)
         assert page.title() == "Nestling search"
 
 
-def test_another_index_offers_what_it_has(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_another_index_offers_what_it_has(browser: Browser, server: str):
+    with opened(browser, server) as page:
         ask(page, "hammer")
         page.get_by_label("Index").nth(1).select_option("<b>second</b>")
         expect(page.get_by_label("Mode").nth(1).locator("option")).to_have_text(["dense"])
@@ -157,15 +155,16 @@ def test_another_index_offers_what_it_has(browser: Browser, server: Running):
         assert page.locator("#against").inner_text().endswith("of <b>second</b>, vectors alone.")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_the_screen_and_every_control_is_reached_by_key(browser, server, judged, width: int, scheme: str):
-    with opened(browser, server.url, width=width, color_scheme=scheme) as page:
+def test_it_fits_the_screen_and_every_control_is_reached_by_key(browser: Browser, server: str, judged: str, width: int):
+    with opened(browser, server, width=width) as page:
         ask(page, judged)
         ask(page, HOSTILE[2][:200])
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-        paper = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-        assert (sum(paper[:3]) < 180) == (scheme == "dark")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+            assert (sum(paper[:3]) < 180) == (scheme == "dark")
         page.locator("body").focus()
         page.evaluate("document.activeElement.blur()")
         reached = set()
@@ -177,14 +176,13 @@ def test_it_fits_the_screen_and_every_control_is_reached_by_key(browser, server,
         assert {"query", "BUTTON", "SELECT", "dim"} <= reached
 
 
-def test_where_a_key_is_set_the_page_asks_for_it_and_keeps_it_to_itself(browser: Browser, shop: Shop):
+def test_where_a_key_is_set_the_page_asks_for_it_and_keeps_it_to_itself(browser, light_shop: Shop, monkeypatch):
     # With the line end of a file that it was read from.
-    with running(str(shop.folder), environment={"NESTLING_API_KEY": "s3cret\n"}) as locked:
-        while httpx.get(f"{locked.url}health").status_code != 200:
-            pass
-        assert httpx.get(f"{locked.url}indexes").status_code == 401
+    monkeypatch.setenv("NESTLING_API_KEY", "s3cret\n")
+    with serving(make_service(Source("shop", light_shop.folder)), key=read_key()) as locked:
+        assert httpx.get(f"{locked}indexes").status_code == 401
         page = browser.new_page()
-        page.goto(locked.url)
+        page.goto(locked)
         field = page.get_by_label("Key of this server")
         field.fill("wrong")
         page.keyboard.press("Enter")
@@ -202,8 +200,8 @@ def test_where_a_key_is_set_the_page_asks_for_it_and_keeps_it_to_itself(browser:
         page.close()
 
 
-def test_the_policy_lets_nothing_but_the_pages_own_script_and_style_run(server: Running):
-    answer = httpx.get(server.url)
+def test_the_policy_lets_nothing_but_the_pages_own_script_and_style_run(server: str):
+    answer = httpx.get(server)
     policy = answer.headers["Content-Security-Policy"]
     assert answer.content == load_page().body
     assert "default-src 'none'" in policy
@@ -213,8 +211,8 @@ def test_the_policy_lets_nothing_but_the_pages_own_script_and_style_run(server: 
     assert "http" not in re.sub(r"https?-equiv", "", answer.text.split("<script>")[0].split("</style>")[1])
 
 
-def test_an_error_of_the_server_is_shown_and_the_page_goes_on(browser: Browser, server: Running):
-    with opened(browser, server.url) as page:
+def test_an_error_of_the_server_is_shown_and_the_page_goes_on(browser: Browser, server: str):
+    with opened(browser, server) as page:
         page.route("**/compare", lambda route: route.fulfill(status=200, body="oops"))
         ask(page, "hammer")
         assert page.locator("#status.bad").inner_text() == "The server's answer (200) cannot be read."

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse
 
 from nestling.environment import VERSION
 from nestling.serving.service import shapes
-from nestling.serving.service.answers import RefusedError, encoded, error_body
+from nestling.serving.service.answers import RefusedError, error_body
 from nestling.serving.service.guard import Guard
-from nestling.serving.service.limits import TEXTS
 from nestling.serving.service.page import load_page
 from nestling.serving.service.service import Service
 
 DESCRIPTION = "Search in indexes that nestling index wrote, embeddings, and one query at several sizes side by side."
-QUERIES = 1_000
 REFUSALS = {
     400: "The body is no JSON, or the Host header names another place.",
     401: "The key is missing or wrong.",
@@ -58,55 +55,24 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     page = load_page(login=key is not None)
 
-    def json(content: bytes, status: int = 200) -> Response:
-        return Response(content, status, media_type="application/json")
-
-    async def in_time(answer: Awaitable[bytes], *, texts: int = 1) -> Response:
-        seconds = service.limits.timeout * -(-texts // TEXTS)
-        try:
-            async with asyncio.timeout(seconds):
-                return json(await answer)
-        except TimeoutError:
-            raise RefusedError(504, f"no answer within {seconds:g} s; try again", reason="timeout") from None
-
-    @app.post("/search", response_model=shapes.SearchAnswer, summary="Search one index")
-    async def search(request: shapes.SearchRequest) -> Response:
-        return await in_time(service.search(request))
-
-    @app.post("/v1/embeddings", response_model=shapes.EmbedAnswer, summary="Encode texts, as OpenAI's embeddings API")
-    @app.post("/embed", response_model=shapes.EmbedAnswer, summary="Encode texts; the same as /v1/embeddings")
-    async def embed(request: shapes.EmbedRequest) -> Response:
-        return await in_time(service.embed(request), texts=len(request.texts))
-
-    @app.post("/compare", response_model=shapes.CompareAnswer, summary="Search one query in two ways")
-    async def compare(request: shapes.CompareRequest) -> Response:
-        return await in_time(service.compare(request))
-
-    @app.post("/sizes", response_model=shapes.SizesAnswer, summary="Search one query at every size of an index")
-    async def sizes(request: shapes.SizesRequest) -> Response:
-        return await in_time(service.sizes(request))
-
-    @app.get("/v1/models", response_model=shapes.ModelsAnswer, summary="Names that /v1/embeddings takes as a model")
-    async def models() -> Response:
-        return json(service.models())
-
-    @app.get("/v1/models/{model:path}", response_model=shapes.ModelAnswer, summary="One of them")
-    async def model(model: str) -> Response:
-        return json(service.model(model))
-
-    @app.get("/indexes", response_model=shapes.IndexesAnswer, summary="What is served")
-    async def indexes() -> Response:
-        return json(service.described())
-
-    @app.get("/queries", response_model=shapes.QueriesAnswer, summary="Judged queries")
-    async def queries(limit: Annotated[int, Field(ge=1, le=QUERIES)] = QUERIES) -> Response:
-        return json(service.queries(limit))
+    for method, path, endpoint, answer, summary in (
+        ("POST", "/search", service.search, shapes.SearchAnswer, "Search one index"),
+        ("POST", "/v1/embeddings", service.embed, shapes.EmbedAnswer, "Encode texts, as OpenAI's embeddings API"),
+        ("POST", "/embed", service.embed, shapes.EmbedAnswer, "Encode texts; the same as /v1/embeddings"),
+        ("POST", "/compare", service.compare, shapes.CompareAnswer, "Search one query in two ways"),
+        ("POST", "/sizes", service.sizes, shapes.SizesAnswer, "Search one query at every size of an index"),
+        ("GET", "/v1/models", service.models, shapes.ModelsAnswer, "Names that /v1/embeddings takes as a model"),
+        ("GET", "/v1/models/{model:path}", service.model, shapes.ModelAnswer, "One of them"),
+        ("GET", "/indexes", service.described, shapes.IndexesAnswer, "What is served"),
+        ("GET", "/queries", service.queries, shapes.QueriesAnswer, "Judged queries"),
+    ):
+        app.add_api_route(path, endpoint, methods=[method], response_model=answer, summary=summary)
 
     loading: dict[int | str, dict[str, Any]] = {503: {"model": shapes.HealthAnswer, "description": "Loading."}}
 
     @app.get("/health", response_model=shapes.HealthAnswer, summary="Whether requests are answered", responses=loading)
     async def health() -> Response:
-        return json(encoded({"status": service.state}), 200 if service.state == "ready" else 503)
+        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
 
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 

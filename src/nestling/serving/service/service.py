@@ -8,12 +8,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, TypeVar
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from starlette.responses import Response
 
 from nestling.errors import InputError
 from nestling.retrieval.vectors import truncate
@@ -23,7 +26,7 @@ from nestling.serving.index.shortlist import Exact
 from nestling.serving.service.answers import QueueFullError, RefusedError, encoded
 from nestling.serving.service.batcher import Batcher, Encode
 from nestling.serving.service.compare import recall
-from nestling.serving.service.limits import EMBED_CHARACTERS, Limits
+from nestling.serving.service.limits import EMBED_CHARACTERS, TEXTS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
@@ -31,11 +34,28 @@ from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest
 logger = logging.getLogger(__name__)
 
 COMPARISONS = 16
+QUERIES = 1_000
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
 """The model that LangChain and LlamaIndex send when none was named."""
 Vectors = NDArray[np.float32]
 Answer = TypeVar("Answer")
+
+
+def in_time(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[Response]]:
+    """Make a method that gives JSON respond with it, or with 504 where it takes too long."""
+
+    @wraps(method)
+    async def respond(service: Service, **values: Any) -> Response:
+        texts = getattr(values.get("request"), "texts", [""])
+        seconds = service.limits.timeout * -(-len(texts) // TEXTS)
+        try:
+            async with asyncio.timeout(seconds):
+                return Response(await method(service, **values), media_type="application/json")
+        except TimeoutError:
+            raise RefusedError(504, f"no answer within {seconds:g} s; try again", reason="timeout") from None
+
+    return respond
 
 
 class _Threads(ThreadPoolExecutor):
@@ -83,6 +103,7 @@ class Service:
         for threads in (self._searching, self._comparing):
             threads.shutdown(cancel_futures=True)
 
+    @in_time
     async def search(self, request: SearchRequest) -> bytes:
         """Answer a search."""
         began = time.perf_counter()
@@ -102,6 +123,7 @@ class Service:
 
         return await self._searching.run(job)
 
+    @in_time
     async def embed(self, request: EmbedRequest) -> bytes:
         """Answer as OpenAI's embeddings API does."""
         served = self._model(request.model)
@@ -123,13 +145,13 @@ class Service:
                 encoded({"object": "embedding", "index": n, "embedding": numbers(row)})
                 for n, row in enumerate(truncate(vectors, dim))
             ]
-            tokens = sum(map(encoding.count, texts))
-            usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+            usage = dict.fromkeys(("prompt_tokens", "total_tokens"), sum(map(encoding.count, texts)))
             rest = encoded({"object": "list", "model": served.model, "usage": usage})
             return b'{"data":[' + b",".join(rows) + b"]," + rest[1:]
 
         return await self._searching.run(job)
 
+    @in_time
     async def compare(self, request: CompareRequest) -> bytes:
         """Answer one query in one or two ways."""
         columns = [await self._column(request, column) for column in request.columns]
@@ -173,6 +195,7 @@ class Service:
 
         return await self._comparing.run(job)
 
+    @in_time
     async def sizes(self, request: SizesRequest) -> bytes:
         """Answer how much of a query's results each size keeps."""
         served = self._served(request.index)
@@ -198,17 +221,20 @@ class Service:
 
         return await self._comparing.run(job)
 
-    def models(self) -> bytes:
+    @in_time
+    async def models(self) -> bytes:
         """Return the names under which embeddings are had, as OpenAI lists models."""
         names = dict.fromkeys([*self.indexes.names, *(served.model for served in self.indexes.all())])
         return encoded({"object": "list", "data": [_as_model(name) for name in names]})
 
-    def model(self, name: str) -> bytes:
+    @in_time
+    async def model(self, model: str) -> bytes:
         """Return one of them."""
-        self._model(name)
-        return encoded(_as_model(name))
+        self._model(model)
+        return encoded(_as_model(model))
 
-    def described(self) -> bytes:
+    @in_time
+    async def described(self) -> bytes:
         """Return the indexes that are served."""
         every = self.indexes.all()
         indexes = [
@@ -228,7 +254,8 @@ class Service:
         ]
         return encoded({"indexes": indexes, "judged": len(every[0].judged.texts)})
 
-    def queries(self, limit: int) -> bytes:
+    @in_time
+    async def queries(self, limit: Annotated[int, Field(ge=1, le=QUERIES)] = QUERIES) -> bytes:
         """Return judged queries of the first index that has some."""
         texts = next((served.judged.texts for served in self.indexes.all() if served.judged.texts), ())
         return encoded({"queries": texts[:limit]})
