@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from fixtures.places import TESTS
 from fixtures.serving import WordEncoder, catalogue, indexed, opened, products
 from nestling.errors import InputError
-from nestling.models import precision
-from nestling.models.encoder import TorchEncoder, open_encoder
+from nestling.models.encoder import open_encoder
 from nestling.models.engines import engine
 from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
@@ -397,27 +396,30 @@ def test_the_studys_weight_is_that_of_the_full_size_in_float32(tmp_path: Path):
         study_fusion(model)
 
 
-def test_auto_converts_a_model_for_many_new_texts_and_for_a_service_alone(
+def test_auto_chooses_an_engine_by_the_number_of_new_texts_and_a_service_for_texts_without_end(
     tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    pytest.importorskip("openvino")
-    monkeypatch.setattr(engine, "WORTH", 40)
-    monkeypatch.setattr(engine, "choose_precision", lambda _: precision.Precision("fp32", "pretended"))
-    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    samples, engine_for = [], engine.engine_for
+
+    def recorded(name, model, *, sample=None):
+        assert name == "auto"
+        samples.append(sample)
+        return engine_for("torch-fp32", model)
+
+    monkeypatch.setattr(engine, "engine_for", recorded)
     model, folder = str(tiny_model_path), tmp_path / "i"
 
-    def engine_of(n: int) -> str:
-        encoder = open_encoder(model, engine="auto")
-        index(encoder, catalogue(TITLES[:n]), folder, model=model)
-        assert isinstance(encoder, TorchEncoder)
-        return encoder.engine.name
+    def engine_of(n: int) -> None:
+        index(open_encoder(model, engine="auto"), catalogue(TITLES[:n]), folder, model=model, queries=["a drill"])
 
-    assert [engine_of(n) for n in (39, 45, 60)] == ["torch-fp32"] * 3
-    assert engine_of(60) == "torch-fp32"
+    for n in (39, 45, 60, 60):
+        engine_of(n)
+    assert [sample.texts for sample in samples] == [39, 6, 15, 0]
+    assert [list(sample.documents) for sample in samples] == [TITLES[:n] for n in (39, 45, 60, 60)]
+    assert [list(sample.queries) for sample in samples] == [["a drill"]] * 4
     served = Indexes([Source("i", folder)], opener=lambda one: Index.open(one.path, engine="auto"))
     served.open()
-    encoder = served.all()[0].index.encoder
-    assert isinstance(encoder, TorchEncoder)
-    assert encoder.engine.name == "openvino-fp32"
+    assert (samples[-1].texts, list(samples[-1].documents)) == (None, TITLES)
     shutil.rmtree(folder)
-    assert engine_of(60) == "openvino-fp32"
+    engine_of(60)
+    assert samples[-1].texts == 60
