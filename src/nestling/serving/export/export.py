@@ -12,6 +12,7 @@ import numpy as np
 
 from nestling import atomic
 from nestling.config.names import Kind
+from nestling.config.run_folder import RunFolder
 from nestling.environment import needed, versions
 from nestling.errors import InputError
 from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, ExportedEncoder
@@ -40,7 +41,7 @@ PROBES = ("", "drill", "Écru DRILL-bit 3/8 in. 漢字 \u00ad\u200b\U0001f528 [M
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """An export that was written.
 
     Attributes:
         folder: for `ExportedEncoder.open`.
@@ -90,6 +91,7 @@ def export(
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
     import torch
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     from nestling.serving.export.check import check_export
     from nestling.serving.export.table import write_table
@@ -104,27 +106,28 @@ def export(
         raise InputError("onnxruntime has no fast bf16 on CPUs; give --format openvino, or --precision fp32 or int8")
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it first")
-    if split is None:
-        split = own_split(model)
+    run = RunFolder.of_model(model)
+    if split is None and run is not None and run.split.is_dir():
+        split = run.split
     source = find_model(model, prompts=prompts)
     loaded, codec, about = read_model(source)
     refuse_unknown(loaded)
-    static = is_static(loaded)
+    static = isinstance(loaded[0], StaticEmbedding)
     if not static:
         # Before the split is read and the model traced.
         packages = ("openvino",) if format == "openvino" else ("onnx", "onnxruntime")
         needed(f"the export to {format} in {precision}", *packages, *(("nncf",) if precision == "int8" else ()))
-    train, qrels = judged(split, threshold)
+    train, qrels = read_texts(split, threshold)
     try:
         observer.stage(f"export {model}", f"{'table' if static else format}, {precision}")
         with atomic.new_folder(out) as folder:
-            tokens = write_tokens(loaded, folder)
+            tokens = _write_tokens(loaded, folder, static=static)
             used = prompts_of(loaded)
             if static:
                 write_table(loaded, folder, precision=precision)
             else:
                 write = write_openvino if format == "openvino" else write_onnx
-                write(loaded, tokens, folder, precision=precision, calibration=calibration_texts(train, used))
+                write(loaded, tokens, folder, precision=precision, calibration=_calibration(train, used))
             if codec is not None:
                 codec.save(folder / CODEC)
             manifest = {
@@ -173,14 +176,20 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
     return model.to("cpu").eval(), codec, about
 
 
-def is_static(model: SentenceTransformer) -> bool:
-    """Whether a model is a table of word pieces."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+def read_texts(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
+    """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.split import split_judgments
+    from nestling.judgments.split_files import read_split
+    from nestling.judgments.threshold import settle_threshold
+    from nestling.judgments.toolshed import generate
 
-    return isinstance(model[0], StaticEmbedding)
+    sides = read_split(split) if split else split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
+    settled = settle_threshold(sides.train, threshold if split else None)
+    return sides.train, Qrels.from_judgments(sides.dev, threshold=settled)
 
 
-def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
+def _write_tokens(model: SentenceTransformer, folder: Path, *, static: bool) -> Tokens:
     """Write the tokenizer with the model's truncation, and return it as the runtime reads it.
 
     Raises:
@@ -188,56 +197,31 @@ def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
     """
     from tokenizers import Tokenizer
 
-    static = is_static(model)
     backend = model.tokenizer if static else getattr(model.tokenizer, "_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise InputError("the model has no fast tokenizer (tokenizer.json), which an export needs")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
-    pad_id, pad_side = 0, "right"
+    pad_id, left = 0, False
     if not static:
-        pad_id, pad_side = int(model.tokenizer.pad_token_id or 0), str(model.tokenizer.padding_side)
+        pad_id, left = int(model.tokenizer.pad_token_id or 0), model.tokenizer.padding_side == "left"
         copy.no_truncation()
         if model.max_seq_length is not None:
             copy.enable_truncation(int(model.max_seq_length), direction=model.tokenizer.truncation_side)
     path = folder / TOKENIZER
     copy.save(str(path))
-    tokens = Tokens.from_file(
-        path, special=not static, pad_id=pad_id, pad_side="left" if pad_side == "left" else "right"
-    )
+    tokens = Tokens.from_file(path, special=not static, pad_id=pad_id, pad_side="left" if left else "right")
     for text, ids in zip(PROBES, tokens.ids(PROBES), strict=True):
         if text and ids != model.preprocess([text])["input_ids"].flatten().tolist():
             raise InputError("the model reads texts in a way of its own, beyond its tokenizer, which is not exported")
     return tokens
 
 
-def own_split(model: str) -> Path | None:
-    """Return the split of the run that a model's folder belongs to, if it does: RUNS/NAME/models/VARIANT."""
-    folder = Path(model)
-    split = folder.parent.parent / "split"
-    return split if folder.is_dir() and folder.absolute().parent.name == "models" and split.is_dir() else None
-
-
-def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
-    """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
-    from nestling.evaluation.qrels import Qrels
-    from nestling.judgments.split import split_judgments
-    from nestling.judgments.split_files import read_split
-    from nestling.judgments.threshold import STUDY_THRESHOLD, settle_threshold
-    from nestling.judgments.toolshed import generate
-
-    if split is None:
-        made = split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
-        return made.train, Qrels.from_judgments(made.dev, threshold=STUDY_THRESHOLD)
-    made = read_split(split)
-    return made.train, Qrels.from_judgments(made.dev, threshold=settle_threshold(made.train, threshold))
-
-
-def calibration_texts(train: Judgments, prompts: Mapping[Kind, str]) -> list[str]:
+def _calibration(train: Judgments, prompts: Mapping[Kind, str]) -> list[str]:
     """Return some training queries and documents, always the same ones, with the prompts that they get."""
     texts = []
     for kind in prompts:
-        distinct = list(dict.fromkeys(train.frame[kind].to_list()))
+        distinct = train.frame[kind].unique(maintain_order=True)
         chosen = np.random.default_rng(0).permutation(len(distinct))[:CALIBRATION]
-        texts += [prompts[kind] + distinct[place] for place in np.sort(chosen)]
+        texts += [prompts[kind] + text for text in distinct[np.sort(chosen)]]
     return texts
