@@ -21,9 +21,9 @@ from fixtures.serving import products
 from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
 from nestling.models.exported_encoder import ExportedEncoder
+from nestling.models.torch_encoder import TorchEncoder
 from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
-from nestling.serving.encode import worker as encode_worker
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 from nestling.serving.encode.files import MANIFEST, Part, Recipe, read_encoded, text_hashes
 from nestling.serving.encode.partitions import Slice, open_source
@@ -431,10 +431,19 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
         pytest.fail("there is no ray")
 
 
-def test_torch_gets_the_threads_of_the_recipe_and_then_its_own_back():
+def test_torch_gets_the_threads_of_the_recipe_and_then_its_own_back(
+    static_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import torch
 
-    before = torch.get_num_threads()
-    with encode_worker.torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
+    before, seen, encode = torch.get_num_threads(), [], TorchEncoder.encode
+
+    def watched(self: TorchEncoder, texts: list[str]) -> np.ndarray:
+        seen.append(torch.get_num_threads())
+        return encode(self, texts)
+
+    monkeypatch.setattr(TorchEncoder, "encode", watched)
+    chosen = EncodeSettings(threads=before + 1)
+    encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), tmp_path / "out", settings=chosen)
+    assert seen == [before + 1]
     assert torch.get_num_threads() == before

@@ -21,8 +21,8 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.retrieval.vectors import truncate
 from nestling.serving.engines.postgres import connection as postgres_connection
+from nestling.serving.engines.postgres import schema as postgres_schema
 from nestling.serving.engines.postgres import server as postgres_server
-from nestling.serving.engines.postgres import sql as postgres_sql
 from nestling.serving.engines.postgres.load import storable
 from nestling.serving.engines.postgres.sql import Names, Shortlist
 from nestling.serving.engines.postgres.store import Store
@@ -102,6 +102,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         running = postgres_server.start(tmp_path_factory.mktemp("postgres") / "data")
     except InputError as error:
         pytest.skip(f"no embedded PostgreSQL: {error}")
+    # A database a test, and none of them has to outlive the machine.
+    administer(running, "ALTER SYSTEM SET fsync = off")
+    administer(running, "SELECT pg_reload_conf()")
     yield running
     running.cleanup()
 
@@ -341,12 +344,9 @@ def test_another_shortlist_is_refused_and_none_means_the_tables_own(store: Store
 
 
 def test_a_table_that_could_not_be_made_whole_is_not_made_at_all(store: Store, dsn: str, monkeypatch: Any):
-    def dies(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(postgres_sql, "create_search", dies)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(postgres_schema, "SCHEMA", postgres_schema.SCHEMA + "SELECT 1 / 0;")
+        with pytest.raises(psycopg.errors.DivisionByZero):
             store.sync(WordEncoder(), products(3))
     assert sql(dsn, "SELECT to_regclass('items'), to_regclass('items_meta')") == [(None, None)]
     assert store.sync(WordEncoder(), products(3)).encoded == 3
@@ -407,8 +407,8 @@ def test_filters_take_one_value_several_or_none(store: Store):
 
 
 def test_a_filter_that_many_documents_pass_goes_through_the_index(store: Store, monkeypatch: Any):
-    monkeypatch.setattr(postgres_sql, "FEW", 5)
-    encoder, items = WordEncoder(), products(3_000)
+    monkeypatch.setattr(postgres_schema, "FEW", 5)
+    encoder, items = WordEncoder(), products(2_000)
     store.sync(encoder, items)
     exact = store.search(encoder, ["white door"], 10, filters={"brand": "Bosch"}, shortlist=0)[0]
     found = store.search(encoder, ["white door"], 10, filters={"brand": "Bosch"})[0]
@@ -444,7 +444,10 @@ def test_a_table_in_a_schema_of_its_own_is_searched_though_pgvector_is_elsewhere
         store.sync(encoder, products(5))
         assert len(store.search(encoder, ["drill"], 3)[0]) == 3
         assert store.sizes()["documents"] == 5
-    with Store.connect(dsn, table="shops.items") as store, pytest.raises(InputError, match="no schema shops"):
+    with (
+        Store.connect(dsn, table="shops.items") as store,
+        pytest.raises(InputError, match='schema "shops" does not exist; CREATE SCHEMA it'),
+    ):
         store.sync(encoder, products(5))
 
 

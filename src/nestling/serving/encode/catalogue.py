@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from nestling.config.names import MAX_UNPACKED
 from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.models.encoder import Encoder, open_encoder
+from nestling.models.encoder import open_encoder
 from nestling.models.torch_encoder import TorchEncoder
 from nestling.progress import Observer
 from nestling.serving.encode.files import (
@@ -40,18 +40,14 @@ LOCK, WORK = ".lock", ".work"
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How a catalogue is encoded.
+    """How a catalogue is encoded; a number below 1 or an unknown precision raises InputError.
 
     Attributes:
         partition: most documents of a file.
         batch: texts of a forward pass.
         dim: of the vectors, cut and brought back to length 1; None keeps the model's.
-        precision: in which they are stored.
-        threads: of an encoder; None takes the folder's where there is one, else what the machine has. A setting like
-            the others, since an engine may add in another order with another number.
-
-    Raises:
-        InputError: a number below 1, or an unknown precision.
+        threads: of an encoder; None takes the folder's where there is one, else what the machine has. Another number
+            may give other last bits.
     """
 
     partition: int = 50_000
@@ -71,13 +67,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The outcome of a call.
-
-    Attributes:
-        folder: as it is now, complete.
-        encoded, kept: partitions that were encoded, and that were there before.
-        workers: encoders that worked at once.
-    """
+    """The folder, now complete; partitions that were encoded, and that were there before; encoders at once."""
 
     folder: EncodedFolder
     encoded: int
@@ -102,11 +92,11 @@ def encode_catalogue(
     """Encode a catalogue's documents, or what has changed of them since the last call.
 
     The engines differ only in where a partition is encoded, so they give the same bits on the same kind of machine.
+    Where Ray has several machines, the model, the catalogue and `out` have to be the same places for all of them.
 
     Args:
-        model: as `open_encoder` takes it; under Ray it has to lead to the same model on every machine.
+        model: as `open_encoder` takes it.
         source: as `load_catalogue` takes it; or a folder of Parquet files, see `open_source`.
-        out: the folder; under Ray on several machines it and the catalogue have to be on a disk that all share.
         engine: `local` encodes in this process; `ray` on a cluster.
         address: of the cluster; None starts one on this machine.
         workers: of the cluster; by default as many as there is room for.
@@ -131,7 +121,11 @@ def encode_catalogue(
         default = earlier.recipe.threads if earlier else cluster.threads(workers, cores) if cluster else cores
         threads = settings.threads or default
         encoder = open_encoder(model, threads=threads)
-        recipe = _recipe(encoder, settings, threads)
+        dim = settings.dim or encoder.dim
+        if dim > encoder.dim:
+            raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
+        used = asdict(replace(settings, dim=dim, threads=threads))
+        recipe = Recipe(encoder.fingerprint, *runtime_of(encoder), **used)
         if earlier is not None:
             _check_same(out, earlier, model, recipe)
         at_once = cluster.workers(recipe, workers, observer) if cluster else None
@@ -210,13 +204,6 @@ def _locked(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
     with lock:
         yield
-
-
-def _recipe(encoder: Encoder, settings: EncodeSettings, threads: int) -> Recipe:
-    dim = settings.dim or encoder.dim
-    if dim > encoder.dim:
-        raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
-    return Recipe(encoder.fingerprint, *runtime_of(encoder), **asdict(replace(settings, dim=dim, threads=threads)))
 
 
 def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -> None:

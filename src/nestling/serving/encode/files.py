@@ -28,9 +28,7 @@ class Recipe:
 
     Attributes:
         fingerprint: of the model.
-        runtime: `torch-fp32`, or an export's format and precision, as `onnx-int8`.
-        device: `cpu` or `cuda`.
-        dim, precision, partition, batch, threads: as `EncodeSettings` has them.
+        runtime, device: as `runtime_of` has them.
     """
 
     fingerprint: str
@@ -86,11 +84,7 @@ class EncodedFolder:
 
 
 def read_encoded(folder: Path) -> EncodedFolder:
-    """Read the encoded.json of a folder.
-
-    Raises:
-        InputError: the folder was not written by nestling encode, is damaged, or of another form.
-    """
+    """Read the encoded.json of a folder; InputError where there is none, or it is damaged or of another form."""
     path = folder / MANIFEST
     content = read_json(path, Any, advice=ADVICE)
     form = content.get("nestling_encoded") if isinstance(content, dict) else None
@@ -112,7 +106,7 @@ def write_part(
 
     Args:
         vectors: (len(ids), dim) float16 or float32.
-        fingerprint: of its `Part`, kept in the file itself.
+        fingerprint: of its `Part`, kept in the file.
     """
     import pyarrow as pa
     from pyarrow import parquet

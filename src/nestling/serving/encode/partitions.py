@@ -35,7 +35,7 @@ class Source:
     Attributes:
         document: columns of the text, joined by newlines.
         document_id: column of the id; None derives ids from the texts.
-        notes: as `Catalogue.told` has them; none of a folder, where nothing is counted.
+        notes: on the reading; none of a folder, where nothing is counted.
     """
 
     name: str
@@ -45,11 +45,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def read(self, part: Slice) -> tuple[list[str], list[str]]:
-        """Return ids and texts of a partition; rows without a text are left out.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """Return ids and texts of a partition; rows without a text are left out."""
         names = dict.fromkeys([*self.document, *as_names(self.document_id)])
         rows = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
         # By name, since polars takes ^...$ for a pattern and * for all columns.
@@ -78,7 +74,6 @@ def open_source(
     Args:
         work: a folder for what has to be kept while partitions are read.
         partition: most rows of one.
-        document, document_id, max_unpacked: as `load_catalogue` takes them.
 
     Raises:
         InputError: a source that cannot be read, or lacks a column.

@@ -43,11 +43,7 @@ class Cluster:
         return sum(min(cpus // threads, gpus) if gpu else cpus // threads for cpus, gpus in self.nodes)
 
     def workers(self, recipe: Recipe, requested: int | None, observer: Observer) -> int:
-        """Return the number of workers that encode at once.
-
-        Raises:
-            InputError: there is room for none.
-        """
+        """Return how many workers encode at once; InputError where there is room for none."""
         gpu = recipe.device == "cuda"
         room = self.capacity(recipe.threads, gpu=gpu)
         if room == 0:
@@ -62,12 +58,10 @@ class Cluster:
 def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine that ends with the block.
 
-    Where the process is connected already, that cluster is used and left connected. No usage is reported to Ray's
-    makers, and there is no dashboard.
+    Where the process is connected already, that cluster is used and left connected.
 
     Args:
-        address: HOST:PORT of a cluster, `auto`, or None for one of our own.
-        cpus: of one of our own.
+        address: HOST:PORT of a cluster, `auto`, or None for one of our own with so many CPUs.
 
     Raises:
         InputError: Ray is missing, or nothing answers at the address.
@@ -102,11 +96,8 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
 def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[Part]:
     """Encode partitions on the cluster that is connected; yield each when its file is there, in any order.
 
-    Each of the workers is an actor with as many CPUs as the recipe has threads. A partition whose worker dies is
-    encoded again, `TRIES` times in all.
-
-    Args:
-        worker: what each of them has to know; its encoder stays here.
+    Each of the workers is an actor with as many CPUs as the recipe has threads, and an encoder of its own. A partition
+    whose worker dies is encoded again, `TRIES` times in all.
 
     Raises:
         InputError: a worker could not open the model or read a partition, or a partition's workers all died.

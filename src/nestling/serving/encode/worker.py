@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +39,7 @@ class Worker:
         """Encode a partition in one call, so that its vectors depend on nothing outside of it, and write its file.
 
         Raises:
-            InputError: the partition cannot be read; or the model is not to be had here, or is another, or the folder
-                is not there.
+            InputError: the partition cannot be read, or the model or the folder is not the one that it is elsewhere.
         """
         self.encoder = self.encoder or self._opened()
         ids, texts = self.source.read(part)
@@ -72,9 +70,15 @@ class Worker:
         if isinstance(encoder, ExportedEncoder):
             return encoder.encode(texts, batch_size=self.recipe.batch)
         assert isinstance(encoder, TorchEncoder)
+        import torch
+
         encoder.batch_size = self.recipe.batch
-        with torch_threads(self.recipe.threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.recipe.threads)
+        try:
             return encoder.encode(texts)
+        finally:
+            torch.set_num_threads(before)
 
 
 def runtime_of(encoder: Encoder) -> tuple[str, str]:
@@ -83,16 +87,3 @@ def runtime_of(encoder: Encoder) -> tuple[str, str]:
         return f"{encoder.format}-{encoder.precision}", "cpu"
     assert isinstance(encoder, TorchEncoder)
     return encoder.engine.name, str(encoder.model.device.type)
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Let torch use so many threads meanwhile; an exported model has its number from when it was opened."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

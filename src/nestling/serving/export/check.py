@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,8 @@ class Check:
     """What the exported encoder keeps of torch.
 
     Attributes:
-        texts: `dev` of the user's split, or `toolshed`, the generated catalogue.
-        queries, documents: how many.
-        recall_torch, recall_exported: mean recall@10, searched as the model stores documents; of the generated
-            catalogue they say little and decide nothing.
+        texts: `dev` of the user's split, or `toolshed`, the generated catalogue, whose recall decides nothing.
+        recall_torch, recall_exported: mean recall@10, searched as the model stores documents.
         agreement: share of torch's ten nearest documents that are among the exported encoder's ten.
         cosine_mean, cosine_lowest: between the two vectors of a text, over queries and documents.
         threads: that either side had.
@@ -72,7 +70,7 @@ class Check:
 
     @property
     def loss(self) -> float:
-        """Share of torch's recall@10 that is lost; negative where it is gained."""
+        """Share of torch's recall@10 that is lost; negative where it rises."""
         return 1 - self.recall_exported / self.recall_torch if self.recall_torch else 0.0
 
     @property
@@ -96,19 +94,9 @@ class Check:
 
 
 def check_export(
-    model: SentenceTransformer,
-    encoder: ExportedEncoder,
-    qrels: Qrels,
-    *,
-    texts: Literal["dev", "toolshed"],
-    threads: int,
+    model: SentenceTransformer, encoder: ExportedEncoder, qrels: Qrels, *, texts: str, threads: int
 ) -> Check:
-    """Compare a model in torch, on the CPU, with its export on queries and documents.
-
-    Args:
-        encoder: opened with as many threads as torch has.
-        texts: where the queries and documents come from.
-    """
+    """Compare a model in torch, on the CPU, with its export, which was opened with as many threads as torch has."""
 
     def by_torch(batch: Sequence[str], kind: Kind) -> Matrix:
         return truncate(embed(model, batch, kind=kind), encoder.dim)

@@ -23,9 +23,6 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
 
     Args:
         precision: `fp32`, or `int8` with one scale a row.
-
-    Raises:
-        InputError: a layer has a bias or an activation, or the precision is another.
     """
     import torch
     from safetensors.numpy import save_file

@@ -16,7 +16,6 @@ from nestling.environment import needed
 from nestling.errors import InputError, first_line
 from nestling.models.engines.openvino import OUTPUT, Inputs, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, ONNX, OPENVINO
-from nestling.models.tokens import Tokens
 from nestling.serving.export.table import int8_rows
 
 ADVICE = "only transformers with pooling, dense layers, normalisation and word tables, and static tables, are exported"
@@ -76,16 +75,11 @@ def _example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def write_onnx(
-    model: SentenceTransformer, tokens: Tokens, folder: Path, *, precision: str, calibration: Sequence[str]
-) -> None:
-    """Write `model.onnx`, batch and length left open.
+def write_onnx(model: SentenceTransformer, folder: Path, *, precision: str, calibration: Sequence[Inputs]) -> None:
+    """Write `model.onnx`, batch and length left open; InputError where torch cannot trace the model.
 
     Args:
-        calibration: texts that int8 is calibrated on, one a forward pass, prompts included.
-
-    Raises:
-        InputError: a package is missing, or torch cannot trace the model.
+        calibration: of int8.
     """
     onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX
@@ -112,20 +106,15 @@ def write_onnx(
         with quiet():
             quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
         # NNCF's way with tables has onnxruntime decode a whole one at each call.
-        graph = quantize(onnx.load(path), _inputs(tokens, calibration), INT8, keep=("Gather",))
+        graph = quantize(onnx.load(path), calibration, INT8, keep=("Gather",))
         _shrink_tables(graph)
         onnx.save(graph, path)
 
 
-def write_openvino(
-    model: SentenceTransformer, tokens: Tokens, folder: Path, *, precision: str, calibration: Sequence[str]
-) -> None:
-    """Write `openvino_model.xml` and `.bin`.
+def write_openvino(model: SentenceTransformer, folder: Path, *, precision: str, calibration: Sequence[Inputs]) -> None:
+    """Write `openvino_model.xml` and `.bin`; InputError where OpenVINO cannot convert the model.
 
     bf16 is a hint to the CPU, and keeps the weights in float16, which has more bits than bf16 computes with.
-
-    Raises:
-        InputError: a package is missing, openvino cannot convert the model, or the CPU has no bf16.
     """
     openvino = needed("the export to OpenVINO", "openvino")
     if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -140,13 +129,8 @@ def write_openvino(
     except Exception as error:  # openvino raises its own kinds, and torch's tracer any
         raise InputError(f"openvino cannot convert this model ({first_line(error)}); try --format onnx") from None
     if precision == "int8":
-        converted = quantize(converted, _inputs(tokens, calibration), INT8)
+        converted = quantize(converted, calibration, INT8)
     openvino.save_model(converted, folder / OPENVINO, compress_to_fp16=precision == "bf16")
-
-
-def _inputs(tokens: Tokens, texts: Sequence[str]) -> list[Inputs]:
-    """Return the inputs of a forward pass for each text."""
-    return [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(texts) if ids]
 
 
 def _shrink_tables(graph: Any) -> None:

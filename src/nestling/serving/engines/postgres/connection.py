@@ -39,6 +39,8 @@ MENDABLE = (
         (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn),
         "what nestling postgres made was altered: drop it and load anew",
     ),
+    (errors.InvalidParameterValue, "k or the shortlist is another number"),
+    (errors.InvalidSchemaName, "CREATE SCHEMA it, or give another --table"),
     (errors.InvalidColumnReference, "give document_id a unique index of its own"),
     (errors.IntegrityError, "that rule is not Nestling's: drop it, or give another --table"),
     (errors.OperationalError, f"mend that, {AGAIN}"),
@@ -67,12 +69,12 @@ class Connection:
         return self.run(execute)
 
     def run(self, work: Callable[[Psycopg], Result]) -> Result:
-        """Do `work` in a transaction. It may be done again, so it must come to the same when done twice.
+        """Do `work` in a transaction; InputError where the server went away and did not come back, or refuses.
 
-        Raises:
-            InputError: the server went away and did not come back, or refuses.
+        It may be done again, so it must come to the same when done twice.
         """
-        for wait in (*WAITS, None):
+        waits = iter(WAITS)
+        while True:
             try:
                 self._connection = self._connection or self._open()
                 with self._connection.transaction():
@@ -81,12 +83,12 @@ class Connection:
                 if not _passes(error):
                     raise _explained(error) from None
                 self.close()
+                wait = next(waits, None)
                 if wait is None:
                     gone = f"PostgreSQL went away and did not come back in {len(WAITS)} attempts"
                     raise InputError(f"{gone} ({first_line(error)}); {AGAIN}") from None
                 self._observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
                 time.sleep(wait)
-        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Close it; the next piece of work opens another."""

@@ -1,11 +1,10 @@
-"""Brings a table in PostgreSQL up to date with a catalogue, batch by batch; only new and changed texts are encoded."""
+"""Batches of documents written to a table in PostgreSQL; only new and changed texts are encoded."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ from nestling.config.fingerprint import fingerprint
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
-from nestling.progress import Observer
 from nestling.serving.engines.postgres.connection import Connection, Psycopg
-from nestling.serving.engines.postgres.schema import Meta
-from nestling.serving.engines.postgres.sql import Names, create_indexes
+from nestling.serving.engines.postgres.sql import Names
 
 LONGEST_ID = 2_000
 """Bytes: what the primary key's index takes, with room to spare."""
@@ -36,21 +33,6 @@ INSERT = """
     text_hash = excluded.text_hash, fingerprint = excluded.fingerprint, embedding = excluded.embedding
 """
 UPDATE_FIELDS = "UPDATE {table} SET fields = %(fields)s::jsonb WHERE document_id = %(document_id)s"
-DELETE_OTHERS = """
-    DELETE FROM {table} d
-    WHERE NOT EXISTS (SELECT FROM unnest(%s::text[]) AS kept (document_id) WHERE kept.document_id = d.document_id)
-    RETURNING 1
-"""
-
-
-@dataclass
-class Loaded:
-    """Documents that were encoded, were there with the same text, were removed, or hold a replaced character."""
-
-    encoded: int = 0
-    kept: int = 0
-    removed: int = 0
-    replaced: int = 0
 
 
 def storable(text: str) -> str:
@@ -67,87 +49,41 @@ def check_ids(catalogue: Catalogue) -> None:
     ):
         row = bad.arg_max() if bad.any() else None
         if row is not None:
-            raise InputError(
-                f"{catalogue.source}: the id of document {row + 1}, {ids[row][:40]!r}, {fault}; change it, or give "
-                "another --document-id"
-            )
+            what = f"the id of document {row + 1}, {ids[row][:40]!r}, {fault}"
+            raise InputError(f"{catalogue.source}: {what}; change it, or give another --document-id")
 
 
-def load(
-    connection: Connection,
-    names: Names,
-    meta: Meta,
-    encoder: Encoder,
-    catalogue: Catalogue,
-    *,
-    batch: int,
-    remove_missing: bool,
-    observer: Observer,
-) -> Loaded:
-    """Upsert a catalogue's documents, each batch in one transaction, then make the indexes, then remove.
+def upsert(
+    connection: Connection, names: Names, encoder: Encoder, documents: Sequence[Mapping[str, str]]
+) -> tuple[int, int]:
+    """Write documents, rows of a catalogue, in one transaction.
 
-    The indexes come after the documents, since building them at once is faster; once there they are kept up to date.
+    Returns:
+        How many were encoded, and how many hold characters that were replaced.
     """
-    loaded = Loaded()
-    observer.stage("load", f"{len(catalogue):,} documents into {names}")
-    try:
-        for part in catalogue.frame.iter_slices(batch):
-            originals = list(part.iter_rows(named=True))
-            rows = [{storable(name): storable(value) for name, value in row.items()} for row in originals]
-            loaded.replaced += sum(row != original for row, original in zip(rows, originals, strict=True))
-            encoded = _upsert(connection, names, meta, encoder, [_stored(row, meta) for row in rows])
-            loaded.encoded += encoded
-            loaded.kept += len(rows) - encoded
-            observer.encoding("", loaded.encoded + loaded.kept, len(catalogue))
-    finally:
-        observer.done()
-    if loaded.replaced:
-        what = "documents hold characters that PostgreSQL cannot store; U+FFFD stands for each"
-        observer.note(f"{loaded.replaced:,} {what}")
-    observer.stage("index", f"shortlist of {meta.shortlist}")
-    for statement in create_indexes(names, meta.shortlist):
-        connection.rows(statement)
-    if remove_missing:
-        observer.stage("remove", "documents that the catalogue no longer has")
-        kept = catalogue.frame["document_id"].to_list()
-        loaded.removed = len(connection.rows(names.sql(DELETE_OTHERS), [kept]))
-    if loaded.encoded or loaded.removed:
-        # The server gathers what its planner goes by in its own time, and searches begin at once.
-        connection.rows(names.sql("ANALYZE {table}"))
-    return loaded
-
-
-def _stored(row: dict[str, str], meta: Meta) -> dict[str, Any]:
-    """Return the columns of a document, but for its embedding."""
-    key, text = row.pop("document_id"), row.pop("document")
-    return {
-        "document_id": key,
-        "document": text,
-        "fields": json.dumps(row),
-        "text_hash": fingerprint(text.encode(), size=16),
-        "fingerprint": meta.fingerprint,
-    }
-
-
-def _upsert(connection: Connection, names: Names, meta: Meta, encoder: Encoder, rows: Sequence[dict[str, Any]]) -> int:
-    """Write a batch; return how many documents were encoded."""
+    rows, replaced = [], 0
+    for document in documents:
+        fields = {storable(name): storable(value) for name, value in document.items()}
+        replaced += fields != document
+        row: dict[str, Any] = {name: fields.pop(name) for name in ("document_id", "document")}
+        text_hash = fingerprint(row["document"].encode(), size=16)
+        rows.append(row | {"fields": json.dumps(fields), "text_hash": text_hash, "fingerprint": encoder.fingerprint})
     columns = [[row[name] for row in rows] for name in ("document_id", "text_hash", "fields")]
-    same_fields: dict[str, bool] = dict(connection.rows(names.sql(KNOWN), [*columns, meta.fingerprint]))
+    same_fields: dict[str, bool] = dict(connection.rows(names.sql(KNOWN), [*columns, encoder.fingerprint]))
     new = [row for row in rows if row["document_id"] not in same_fields]
     changed = [row for row in rows if same_fields.get(row["document_id"]) is False]
-    if new:
-        vectors = encoder.encode([row["document"] for row in new], kind="document")
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            key = new[int(bad.argmax())]["document_id"]
-            raise InputError(f"the model gives document {key[:40]!r} no finite vector; give another model")
-        new = [{**row, "embedding": vector} for row, vector in zip(new, vectors, strict=True)]
+    vectors: Iterable[Any] = encoder.encode([row["document"] for row in new]) if new else ()
+    for row, vector in zip(new, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            what = f"the model gives document {row['document_id'][:40]!r} no finite vector"
+            raise InputError(f"{what}; give another model")
+        row["embedding"] = vector
 
     def write(c: Psycopg) -> None:
         with c.cursor() as cursor:
-            for statement, values in ((INSERT, new), (UPDATE_FIELDS, changed)):
-                cursor.executemany(names.sql(statement), values)
+            cursor.executemany(names.sql(INSERT), new)
+            cursor.executemany(names.sql(UPDATE_FIELDS), changed)
 
     if new or changed:
         connection.run(write)
-    return len(new)
+    return len(new), replaced

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from psycopg import errors
+from psycopg.sql import SQL, Identifier
 
 from nestling.environment import VERSION
 from nestling.errors import InputError
-from nestling.serving.engines.postgres import sql
 from nestling.serving.engines.postgres.connection import Psycopg
-from nestling.serving.engines.postgres.sql import Names, Shortlist
+from nestling.serving.engines.postgres.sql import KINDS, Names, Shortlist
 
 FORMAT = 1
 OLDEST = (0, 8)
 """pgvector from which an index is scanned on until enough documents pass."""
+CANDIDATES, CANDIDATES_A_RESULT = 400, 20
+"""A search rescores the larger of: the first, and the second times k."""
+FEW = 10_000
+"""So many documents that pass a filter, or fewer, are scored one by one, without the index."""
+SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 COLUMNS = {"document_id": "text", "document": "text", "fields": "jsonb", "text_hash": "text", "fingerprint": "text"}
 """The columns beside the embedding, each with its type."""
 
@@ -66,37 +72,26 @@ def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bo
             what = f"{names} has a shortlist of {there.shortlist}, not {meta.shortlist}"
             raise InputError(f"{what}; give another --table, or drop this one")
         return there
-    if connection.execute("SELECT to_regnamespace(quote_ident(%s))", [names.schema]).fetchone() == (None,):
-        raise InputError(f"there is no schema {names.schema}; CREATE SCHEMA it, or give another --table")
-    taken = _taken(connection, names)
-    if in_the_way := sorted(taken - {names.table}):
-        raise InputError(f"{names.schema}.{in_the_way[0]} is not Nestling's and in the way; give another --table")
-    stored = "halfvec"
-    if names.table not in taken:
-        connection.execute(
-            names.sql(
-                "CREATE TABLE {table} (document_id text PRIMARY KEY, document text NOT NULL, "
-                "fields jsonb NOT NULL DEFAULT '{{}}', text_hash text NOT NULL, fingerprint text NOT NULL, "
-                "embedding halfvec({dim}) NOT NULL)",
-                dim=meta.dim,
-            )
-        )
-    elif adopt:
-        stored = _fitting(connection, names, meta.dim)
-    else:
-        raise InputError(f"{names} was not made by Nestling and is left alone; give another --table, or --adopt")
+    stored = _stored(connection, names, meta.dim, adopt=adopt)
     connection.execute(
         names.sql(
-            "CREATE TABLE {meta} (one boolean PRIMARY KEY DEFAULT true CHECK (one), format integer NOT NULL, "
-            "model text NOT NULL, fingerprint text NOT NULL, dim integer NOT NULL, shortlist text NOT NULL, "
-            "version text NOT NULL)"
+            SCHEMA,
+            dim=meta.dim,
+            format=FORMAT,
+            model=meta.model,
+            fingerprint=meta.fingerprint,
+            shortlist_text=str(meta.shortlist),
+            version=VERSION,
+            vectors=Identifier(vectors),
+            full=SQL(f"{stored}({meta.dim})"),
+            document_code=meta.shortlist.code("d.embedding"),
+            query_code=meta.shortlist.code("$1"),
+            operator=SQL(KINDS[meta.shortlist.kind][2]),
+            candidates=CANDIDATES,
+            times=CANDIDATES_A_RESULT,
+            few=FEW,
         )
     )
-    connection.execute(
-        names.sql("INSERT INTO {meta} VALUES (true, %s, %s, %s, %s, %s, %s)"),
-        [FORMAT, meta.model, meta.fingerprint, meta.dim, str(meta.shortlist), VERSION],
-    )
-    connection.execute(sql.create_search(names, meta.shortlist, meta.dim, stored, vectors))
     return meta
 
 
@@ -129,30 +124,27 @@ def _extension(connection: Psycopg) -> str:
     return str(schema)
 
 
-def _taken(connection: Psycopg, names: Names) -> set[str]:
-    """Return which names of a table, and of what belongs to it, stand for something in its schema."""
-    rows = connection.execute(
-        "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace "
-        "WHERE nspname = %(schema)s AND relname = ANY(%(relations)s) UNION ALL "
-        "SELECT proname FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace "
-        "WHERE nspname = %(schema)s AND proname = %(function)s",
-        {
-            "schema": names.schema,
-            "relations": [names.table, *(f"{names.table}_{what}" for what in ("meta", "shortlist", "filter"))],
-            "function": f"{names.table}_search",
-        },
-    )
-    return {name for (name,) in rows}
-
-
-def _fitting(connection: Psycopg, names: Names, dim: int) -> str:
-    """Return the type in which a table that Nestling did not make stores vectors, if the table fits."""
-    rows = connection.execute(
-        "SELECT attname, format_type(atttypid, atttypmod) "
-        "FROM pg_attribute JOIN pg_class c ON c.oid = attrelid JOIN pg_namespace n ON n.oid = relnamespace "
-        "WHERE nspname = %s AND relname = %s AND relkind = 'r' AND attnum > 0 AND NOT attisdropped",
-        [names.schema, names.table],
+def _stored(connection: Psycopg, names: Names, dim: int, *, adopt: bool) -> str:
+    """Return the type in which the table stores vectors, or will; refuse names that others use, and what misfits."""
+    relations = [names.table, *(f"{names.table}_{what}" for what in ("meta", "shortlist", "filter"))]
+    taken = connection.execute(
+        "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = %s "
+        "AND relname = ANY(%s) UNION ALL "
+        "SELECT proname FROM pg_proc JOIN pg_namespace n ON n.oid = pronamespace WHERE nspname = %s AND proname = %s",
+        [names.schema, relations, names.schema, f"{names.table}_search"],
     ).fetchall()
+    for (name,) in taken:
+        if name != names.table:
+            raise InputError(f"{names.schema}.{name} is not Nestling's and in the way; give another --table")
+    if not taken:
+        return "halfvec"
+    if not adopt:
+        raise InputError(f"{names} was not made by Nestling and is left alone; give another --table, or --adopt")
+    rows = connection.execute(
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
+        "WHERE c.oid = to_regclass(%s) AND relkind = 'r' AND attnum > 0 AND NOT attisdropped",
+        [names.sql("{table}").as_string()],
+    )
     # A type outside the search path has its schema before it.
     types = {name: kind.rpartition(".")[2] for name, kind in rows}
     fitting = {name: (kind,) for name, kind in COLUMNS.items()} | {"embedding": (f"halfvec({dim})", f"vector({dim})")}

@@ -13,7 +13,6 @@ from typing import Any
 from nestling.environment import needed
 from nestling.errors import InputError, first_line
 
-ATTEMPTS = 3
 USERS = ".handle_pids.json"
 
 
@@ -39,15 +38,10 @@ def start(folder: Path) -> Any:
         # Processes that were killed stay on the list of users, on which the package waits before it stops the server.
         users = json.loads((folder / USERS).read_text(encoding="utf-8"))
         (folder / USERS).write_text(json.dumps([pid for pid in users if processes.pid_exists(pid)]), encoding="utf-8")
-    why = ""
-    for _ in range(ATTEMPTS):
-        try:
-            server = package.get_server(folder, start=False)
-            server.start()
-            return server
-        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-            why = first_line(error)
-            # After a crash the server reads its log first, which may take longer than the package waits.
-            if not isinstance(error, subprocess.TimeoutExpired):
-                break
-    raise InputError(f"the PostgreSQL in {folder} does not start ({why}); see {folder / 'log'}, or give --dsn")
+    try:
+        server = package.get_server(folder, start=False)
+        server.start()
+        return server
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        what = f"the PostgreSQL in {folder} does not start ({first_line(error)})"
+        raise InputError(f"{what}; give the command again, see {folder / 'log'}, or give --dsn") from None

@@ -6,20 +6,37 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psycopg.sql import SQL, Identifier
+
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
 from nestling.progress import Observer
 from nestling.serving.engines.postgres.connection import Connection
-from nestling.serving.engines.postgres.load import Loaded, check_ids, load, storable
+from nestling.serving.engines.postgres.load import check_ids, storable, upsert
 from nestling.serving.engines.postgres.schema import Meta, other_model, read_meta, set_up
-from nestling.serving.engines.postgres.sql import Names, Shortlist
+from nestling.serving.engines.postgres.sql import INDEXES, KINDS, Names, Shortlist
 from nestling.serving.index.documents import Filters, check_filters
 from nestling.serving.index.index import Hit, refuse_blank
 
 TABLE = "nestling_documents"
 SHORTLIST = "48:halfvec"
 BATCH = 1_000
+DELETE_OTHERS = """
+    DELETE FROM {table} d
+    WHERE NOT EXISTS (SELECT FROM unnest(%s::text[]) AS kept (document_id) WHERE kept.document_id = d.document_id)
+    RETURNING 1
+"""
+
+
+@dataclass
+class Loaded:
+    """Documents that were encoded, were there with the same text, were removed, or hold a replaced character."""
+
+    encoded: int = 0
+    kept: int = 0
+    removed: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +48,11 @@ class Store:
 
     @classmethod
     def connect(cls, dsn: str, *, table: str = TABLE, observer: Observer | None = None) -> Store:
-        """Connect to a database. Nothing is made or changed there.
+        """Connect to a database, where nothing is made or changed; InputError where the server lets nobody in.
 
         Args:
             dsn: as libpq takes it; what it leaves out comes from PGHOST, PGPASSWORD and the like.
             table: TABLE or SCHEMA.TABLE.
-
-        Raises:
-            InputError: the table's name is not plain, or the server lets nobody in.
         """
         names = Names.parse(table)
         connection = Connection(dsn, observer=observer)
@@ -79,7 +93,7 @@ class Store:
         that are there with the same text, of the same model, are not encoded again.
 
         Args:
-            model: the model's name, for whoever looks into the table `TABLE_meta`.
+            model: the model's name, for the table `TABLE_meta`.
             shortlist: `DIM:halfvec` or `DIM:bit`; by default what the table has, what a shrunk model brings, or
                 48:halfvec. A model of fewer dims takes all of its own.
             batch: documents in a transaction.
@@ -87,27 +101,42 @@ class Store:
             adopt: take a table that Nestling did not make, if its columns fit.
 
         Raises:
-            InputError: the table is another model's, has another shortlist or was not made by Nestling; the server
-                has no pgvector, refuses, or went away and did not come back; or an id cannot be stored.
+            InputError: an id cannot be stored, the server refuses or does not come back, or see `set_up`.
         """
         if batch < 1:
             raise InputError(f"--batch must be 1 or more, not {batch}")
-        meta = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
         check_ids(catalogue)
-        given = shortlist is not None
+        observer, loaded, given = observer or Observer(), Loaded(), shortlist is not None
+        meta = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
         meta = self._connection.run(lambda c: set_up(c, self.names, meta, shortlist_given=given, adopt=adopt))
         # The next one sees pgvector, which may just have been added.
         self._connection.close()
-        return load(
-            self._connection,
-            self.names,
-            meta,
-            encoder,
-            catalogue,
-            batch=batch,
-            remove_missing=remove_missing,
-            observer=observer or Observer(),
-        )
+        observer.stage("load", f"{len(catalogue):,} documents into {self.names}")
+        try:
+            for part in catalogue.frame.iter_slices(batch):
+                documents = list(part.iter_rows(named=True))
+                encoded, replaced = upsert(self._connection, self.names, encoder, documents)
+                loaded.encoded += encoded
+                loaded.kept += len(documents) - encoded
+                loaded.replaced += replaced
+                observer.encoding("", loaded.encoded + loaded.kept, len(catalogue))
+        finally:
+            observer.done()
+        if loaded.replaced:
+            what = "documents hold characters that PostgreSQL cannot store; U+FFFD stands for each"
+            observer.note(f"{loaded.replaced:,} {what}")
+        observer.stage("index", f"shortlist of {meta.shortlist}")
+        # After the documents, since building an index at once is faster; once there it is kept up to date.
+        code, operators = meta.shortlist.code("embedding"), SQL(KINDS[meta.shortlist.kind][1])
+        self._connection.rows(self.names.sql(INDEXES, code=code, operators=operators))
+        if remove_missing:
+            observer.stage("remove", "documents that the catalogue no longer has")
+            kept = catalogue.frame["document_id"].to_list()
+            loaded.removed = len(self._connection.rows(self.names.sql(DELETE_OTHERS), [kept]))
+        if loaded.encoded or loaded.removed:
+            # The server gathers what its planner goes by in its own time, and searches begin at once.
+            self._connection.rows(self.names.sql("ANALYZE {table}"))
+        return loaded
 
     def search(
         self,
@@ -130,8 +159,7 @@ class Store:
                 with every document, without the index.
 
         Raises:
-            InputError: the table is missing or another model's, the server does not answer or refuses the numbers, or
-                a query is blank.
+            InputError: the table is missing or another model's, a query is blank, or the server refuses.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
@@ -161,9 +189,9 @@ class Store:
         [(documents, table, shortlist, indexes)] = self._connection.rows(
             self.names.sql(
                 "SELECT (SELECT count(*) FROM {table}), pg_table_size({name}), "
-                "coalesce(pg_relation_size(to_regclass({shortlist_name})), 0), pg_indexes_size({name})",
+                "coalesce(pg_relation_size(to_regclass({index})), 0), pg_indexes_size({name})",
                 name=self.names.sql("{table}").as_string(),
-                shortlist_name=self.names.sql("{shortlist}").as_string(),
+                index=Identifier(self.names.schema, f"{self.names.table}_shortlist").as_string(),
             )
         )
         return {"documents": documents, "table": table, "shortlist": shortlist, "other": indexes - shortlist}

@@ -1,6 +1,28 @@
--- The function that searches a table of documents, made once for each table (sql.py fills in the names in braces).
--- All statements in it are dynamic: each is planned for its values, and no column can hide a variable. The server's
--- settings are put back at the end; an error on the way puts them back too, since they are set for the transaction only.
+-- All that belongs to a table of documents, but for its indexes, made once (schema.py fills in the names in braces).
+CREATE TABLE IF NOT EXISTS {table} (
+  document_id text PRIMARY KEY,
+  document text NOT NULL,
+  fields jsonb NOT NULL DEFAULT '{{}}',
+  text_hash text NOT NULL,
+  fingerprint text NOT NULL,
+  embedding halfvec({dim}) NOT NULL
+);
+
+-- One row, of what the documents are encoded with.
+CREATE TABLE {meta} (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  format integer NOT NULL,
+  model text NOT NULL,
+  fingerprint text NOT NULL,
+  dim integer NOT NULL,
+  shortlist text NOT NULL,
+  version text NOT NULL
+);
+INSERT INTO {meta} VALUES (true, {format}, {model}, {fingerprint}, {dim}, {shortlist_text}, {version});
+
+-- The search. All statements in it are dynamic: each is planned for its values, and no column can hide a variable. The
+-- server's settings are put back at the end; an error on the way puts them back too, since they are set for the
+-- transaction only.
 CREATE FUNCTION {search} (
   query {vectors}.vector,
   k integer DEFAULT 10,
