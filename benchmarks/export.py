@@ -33,12 +33,13 @@ import torch
 from nestling.config.names import DEFAULT_MODEL, Kind
 from nestling.environment import hardware, versions
 from nestling.errors import InputError
+from nestling.evaluation.cell_search import Vectors
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.load import find_model
 from nestling.models.torch_encoder import embed
 from nestling.serving.export import check as export_check
-from nestling.serving.export.export import Format, Precision, export, judged, read_model
+from nestling.serving.export.export import Format, Precision, export, read_model, read_texts
 
 FORMS: tuple[tuple[Format, Precision], ...] = (
     ("onnx", "fp32"),
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine, threads = hardware(), torch.get_num_threads()
     print(f"processor {machine['processor']}, threads {threads}, torch {versions()['torch']}, {options.model}")
     model, codec, _ = read_model(find_model(options.model))
-    _, qrels = judged(options.split, None)
+    _, qrels = read_texts(options.split, None)
 
     def encode_torch(texts: Sequence[str], kind: Kind) -> export_check.Matrix:
         return embed(model, texts, kind=kind)
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sides[name] = partial(encode_exported, ExportedEncoder.open(done.folder, threads=threads))
         speeds = export_check.speeds(list(sides.values()), qrels.queries, qrels.documents)
         rankings = {
-            name: export_check.search(encode(qrels.queries, "query"), encode(qrels.documents, "document"), codec)
+            name: export_check.search(
+                Vectors(encode(qrels.queries, "query"), encode(qrels.documents, "document")), codec
+            )
             for name, encode in sides.items()
         }
     recall = {name: float(Measure("recall", 10).per_query(each, qrels).mean()) for name, each in rankings.items()}

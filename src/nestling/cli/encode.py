@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from nestling.cli.console import observer
-from nestling.cli.options import Json, MaxUnpacked
+from nestling.cli.options import Json, MaxUnpacked, with_commas
 from nestling.errors import clean
 
 
@@ -42,7 +41,6 @@ def encode(
     """Encode a catalogue into Parquet files of vectors. Called again, it encodes only what is missing or changed."""
     from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 
-    watcher = observer()
     done = encode_catalogue(
         model,
         catalogue,
@@ -51,10 +49,10 @@ def encode(
         engine=engine,
         address=address,
         workers=workers,
-        document=[name for part in document for name in part.split(",")],
+        document=with_commas(document),
         document_id=document_id,
         max_unpacked=max_unpacked,
-        observer=watcher,
+        observer=observer(),
     )
     folder, partitions = done.folder, len(done.folder.partitions)
     if as_json:
@@ -62,10 +60,9 @@ def encode(
         about = {"model": folder.model, "source": folder.source, "workers": done.workers, **asdict(folder.recipe)}
         print(json.dumps({"out": str(out), **counts, **about}))
         return
-    recipe, console = folder.recipe, Console()
-    for line in (
-        f"documents   {folder.rows:,} in {partitions:,} partitions: {done.encoded:,} encoded, {done.kept:,} as before",
-        f"vectors     {recipe.dim} dims, {recipe.precision}, by {recipe.runtime} on {recipe.device}",
-        f"folder      {clean(str(out))}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    recipe = folder.recipe
+    print(
+        f"documents   {folder.rows:,} in {partitions:,} partitions: {done.encoded:,} encoded, {done.kept:,} as before"
+    )
+    print(f"vectors     {recipe.dim} dims, {recipe.precision}, by {recipe.runtime} on {recipe.device}")
+    print(f"folder      {clean(str(out))}")

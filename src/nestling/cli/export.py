@@ -56,8 +56,8 @@ def export(
     console.print(check_table(done))
     if done.check.fault:
         console.print(f"written all the same: {done.check.fault}", style="bold red", highlight=False, markup=False)
-    console.print(f"size   {done.size / 1e6:,.1f} MB", highlight=False)
-    console.print(f"model  {done.folder}", soft_wrap=True, highlight=False, markup=False)
+    print(f"size   {done.size / 1e6:,.1f} MB")
+    print(f"model  {done.folder}")
 
 
 def check_table(done: Exported) -> Table:

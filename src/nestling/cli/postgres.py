@@ -16,8 +16,6 @@ from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
-    from nestling.serving.engines.postgres.load import Loaded
-    from nestling.serving.engines.postgres.store import Store
     from nestling.serving.index.index import Hit
 
 DATA = Path("runs/postgres")
@@ -64,7 +62,7 @@ def postgres(
     with Store.connect(address, table=table, observer=watching) as store:
         encoder = open_encoder(model, engine=engine)
         prepare(encoder, lambda: read.frame["document"].to_list(), texts=len(read))
-        loaded = store.upsert(
+        loaded = store.sync(
             encoder,
             read,
             model=model,
@@ -74,38 +72,21 @@ def postgres(
             adopt=adopt,
             observer=watching,
         )
-        found = store.search(encoder, search, k) if search else []
-        if as_json:
-            print(json.dumps(_as_dict(store, loaded, search, found)))
-        else:
-            _print(store, loaded, search, found)
-
-
-def _as_dict(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> dict[str, Any]:
-    about = store.about()
-    return {
-        "table": str(store.names),
-        "shortlist": str(about.shortlist) if about else None,
-        **asdict(loaded),
-        "bytes": asdict(store.sizes()),
-        "searches": [
-            {"query": query, "hits": [_hit(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
-        ],
-    }
-
-
-def _hit(hit: Hit) -> dict[str, Any]:
-    return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}
-
-
-def _print(store: Store, loaded: Loaded, queries: tuple[str, ...], found: list[list[Hit]]) -> None:
-    for query, hits in zip(queries, found, strict=True):
+        results = dict(zip(search, store.search(encoder, search, k), strict=True)) if search else {}
+        sizes, meta = store.sizes(), store.meta()
+    if as_json:
+        about = {"table": str(store.names), "shortlist": str(meta.shortlist) if meta else None, **asdict(loaded)}
+        searches = [{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in results.items()]
+        print(json.dumps({**about, "bytes": sizes, "searches": searches}))
+        return
+    for query, hits in results.items():
         Console().print(hits_table(query, hits))
-    sizes = store.sizes()
-    index = f"shortlist {sizes.shortlist / 1e6:,.1f} MB, other indexes {sizes.other / 1e6:,.1f} MB"
-    for name, text in (
-        ("documents", f"{loaded.encoded:,} encoded, {loaded.kept:,} kept, {loaded.removed:,} removed"),
-        ("table", f"{store.names}, {sizes.documents:,} documents, {sizes.table / 1e6:,.1f} MB; {index}"),
-        ("search", f"SELECT * FROM {store.names}_search($1::vector, 10)"),
-    ):
-        print(f"{name:<10} {text}")
+    table_mb, shortlist_mb, other_mb = (f"{sizes[part] / 1e6:,.1f} MB" for part in ("table", "shortlist", "other"))
+    print(f"documents  {loaded.encoded:,} encoded, {loaded.kept:,} kept, {loaded.removed:,} removed")
+    size = f"{sizes['documents']:,} documents, {table_mb}; shortlist {shortlist_mb}, other indexes {other_mb}"
+    print(f"table      {store.names}, {size}")
+    print(f"search     SELECT * FROM {store.names}_search($1::vector, 10)")
+
+
+def _as_dict(hit: Hit) -> dict[str, Any]:
+    return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}

@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,13 @@ from fixtures.serving import products
 from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
 from nestling.models.exported_encoder import ExportedEncoder
+from nestling.models.torch_encoder import TorchEncoder
 from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
-from nestling.serving.encode import worker as encode_worker
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 from nestling.serving.encode.files import MANIFEST, Part, Recipe, read_encoded, text_hashes
 from nestling.serving.encode.partitions import Slice, open_source
-from nestling.serving.encode.worker import Job
+from nestling.serving.encode.worker import Worker
 from nestling.serving.export.export import export
 
 TITLES = products(50)
@@ -47,6 +45,12 @@ def static_model_path(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFa
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, rows), Normalize()], device="cpu")
     model.save_pretrained(str(folder), create_model_card=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def table_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in an exported folder, so that no other process has to load torch."""
+    return make_table(tmp_path_factory.mktemp("table"), TITLES)
 
 
 @pytest.fixture(params=["static", "transformer"])
@@ -286,55 +290,45 @@ def test_two_calls_on_one_folder_are_kept_apart(static_model_path: Path, tmp_pat
         encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out)
 
 
-SLOW = """
-import sys, time
+KILLED = """
+import os, signal, sys, time
 from pathlib import Path
-from nestling.serving.encode import ray_engine as encode_ray
-from nestling.serving.encode import worker as encode_worker
+from nestling.progress import Observer
+from nestling.serving.encode import ray_engine, worker
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
-class Slow(encode_ray._Actor):  # pickled by value, so that it is slow in Ray's processes too
+class Slow(worker.Worker):  # pickled by value, so that it is slow in Ray's processes too
     def encode(self, part):
-        time.sleep(0.3)
+        time.sleep(0.2)
         return super().encode(part)
-encode_ray._Actor = Slow
-write = encode_worker.write_part
-def slowly(path, *rest):
-    write(path, *rest)
-    time.sleep(0.5)
-encode_worker.write_part = slowly
+ray_engine.Worker = Slow
+class Killing(Observer):
+    def encoding(self, variant, done, total):
+        if done >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
 encode_catalogue(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=EncodeSettings(partition=4, threads=1),
-                 engine=sys.argv[4], address=sys.argv[5] or None, workers=1 if sys.argv[5] else None)
+                 engine=sys.argv[4], address=sys.argv[5] or None, workers=1 if sys.argv[5] else None,
+                 observer=Killing())
 """
 
 
-def killed_in_the_middle(model: Path, source: Path, out: Path, engine: str = "local", address: str = "") -> None:
-    """Start a call, and kill it with -9 when it has written some partitions of many."""
-    arguments = [sys.executable, "-c", SLOW, str(model), str(source), str(out), engine, address]
-    call = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        until = time.monotonic() + 600
-        while len(list(out.glob("part-*.parquet"))) < 2:
-            assert call.poll() is None, call.communicate()[1].decode()
-            assert time.monotonic() < until
-            time.sleep(0.02)
-    finally:
-        call.kill()
-        call.wait()
-    assert call.returncode == -signal.SIGKILL
-
-
-def test_a_call_killed_in_the_middle_goes_on_with_what_is_missing(tmp_path: Path):
-    source, model, out = written(tmp_path / "c.parquet", TITLES[:40]), make_table(tmp_path, TITLES), tmp_path / "out"
-    killed_in_the_middle(model, source, out)
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_call_killed_in_the_middle_goes_on_with_what_is_missing(
+    engine: Any, table_path: Path, tmp_path: Path, request: pytest.FixtureRequest
+):
+    address = request.getfixturevalue("cluster") if engine == "ray" else ""
+    source, out = written(tmp_path / "c.parquet", TITLES[:40]), tmp_path / "out"
+    call = [sys.executable, "-c", KILLED, str(table_path), str(source), str(out), engine, address]
+    killed = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     (out / ".part-00009.1.part.parquet").write_bytes(b"half of a file")
     assert not read_encoded(out).complete
     there = inodes(out)
     chosen = EncodeSettings(partition=4, threads=1)
-    done = encode_catalogue(str(model), source, out, settings=chosen)
+    done = encode_catalogue(str(table_path), source, out, settings=chosen, engine=engine)
     assert 2 <= done.kept == len(there) < 10
-    assert done.encoded == 10 - done.kept
+    assert (done.encoded, done.workers) == (10 - done.kept, 2 if engine == "ray" else 1)
     assert there.items() <= inodes(out).items()
-    encode_catalogue(str(model), source, tmp_path / "at-once", settings=chosen)
+    encode_catalogue(str(table_path), source, tmp_path / "at-once", settings=chosen)
     assert files(out) == files(tmp_path / "at-once")
     assert not list(out.glob(".*.parquet"))
 
@@ -342,11 +336,11 @@ def test_a_call_killed_in_the_middle_goes_on_with_what_is_missing(tmp_path: Path
 def test_ray_gives_the_same_bits_even_where_a_worker_died(
     cluster: str, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Dying(encode_ray._Actor):
+    class Dying(Worker):
         """Dies without a word at the first partition that any worker gets. Local, so that it is pickled by value."""
 
-        def encode(self, part: Slice) -> tuple[Slice, Part]:
-            mark = self.job.out.parent / "died"
+        def encode(self, part: Slice) -> Part:
+            mark = self.out.parent / "died"
             if not mark.exists():
                 mark.write_text("")
                 os._exit(1)
@@ -354,7 +348,7 @@ def test_ray_gives_the_same_bits_even_where_a_worker_died(
 
     source = written(tmp_path / "c.parquet")
     encode_catalogue(str(tiny_model_path), source, tmp_path / "local", settings=SMALL)
-    monkeypatch.setattr(encode_ray, "_Actor", Dying)
+    monkeypatch.setattr(encode_ray, "Worker", Dying)
     # Each worker has to load torch, which takes most of the time.
     done = encode_catalogue(str(tiny_model_path), source, tmp_path / "ray", settings=SMALL, engine="ray", workers=1)
     assert (tmp_path / "died").exists()
@@ -366,30 +360,16 @@ def test_ray_gives_the_same_bits_even_where_a_worker_died(
         encode_catalogue(str(tiny_model_path), source, tmp_path / "p", settings=EncodeSettings(threads=3), engine="ray")
 
 
-def test_a_driver_of_ray_killed_in_the_middle_goes_on(cluster: str, tmp_path: Path):
-    # Exported, so that no process of Ray's has to load torch.
-    source, model, out = written(tmp_path / "c.parquet", TITLES[:40]), make_table(tmp_path, TITLES), tmp_path / "out"
-    chosen = EncodeSettings(partition=4, threads=1)
-    killed_in_the_middle(model, source, out, "ray", cluster)
-    there = inodes(out)
-    done = encode_catalogue(str(model), source, out, settings=chosen, engine="ray")
-    assert 2 <= done.kept == len(there) < 10
-    assert (done.encoded, done.workers) == (10 - done.kept, 2)
-    assert there.items() <= inodes(out).items()
-    encode_catalogue(str(model), source, tmp_path / "local", settings=chosen)
-    assert files(out) == files(tmp_path / "local")
-
-
 def test_a_partition_of_which_every_worker_dies_ends_the_call(
     cluster: str, static_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Dying(encode_ray._Actor):
-        def encode(self, part: Slice) -> tuple[Slice, Part]:
-            with (self.job.out.parent / "tries").open("a") as tries:
+    class Dying(Worker):
+        def encode(self, part: Slice) -> Part:
+            with (self.out.parent / "tries").open("a") as tries:
                 tries.write(".")
             os._exit(1)
 
-    monkeypatch.setattr(encode_ray, "_Actor", Dying)
+    monkeypatch.setattr(encode_ray, "Worker", Dying)
     monkeypatch.setattr(encode_ray, "TRIES", 2)
     source = written(tmp_path / "c.parquet", TITLES[:2])
     with pytest.raises(InputError, match=r"lost its workers .* fewer --workers, or a smaller --partition"):
@@ -405,21 +385,27 @@ def test_a_partition_of_which_every_worker_dies_ends_the_call(
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_said_as_if_it_were_here(
-    cluster: str, tmp_path: Path, changed: dict[str, str], kind: type[Exception], said: str
+    cluster: str, table_path: Path, tmp_path: Path, changed: dict[str, str], kind: type[Exception], said: str
 ):
-    source, model = open_source(written(tmp_path / "c.parquet"), tmp_path, partition=20), make_table(tmp_path, TITLES)
+    source = open_source(written(tmp_path / "c.parquet"), tmp_path, partition=20)
     (tmp_path / "full" / "part-00000.parquet").mkdir(parents=True)
-    encoder = ExportedEncoder.open(model)
+    encoder = ExportedEncoder.open(table_path)
     recipe = Recipe(changed.get("fingerprint", encoder.fingerprint), "table-fp32", "cpu", 32, "float32", 20, 64, 1)
-    job = Job(str(model), tmp_path / "full", source, recipe)
+    worker = Worker(str(table_path), tmp_path / "full", source, recipe)
     with pytest.raises(kind, match=said):
-        list(encode_ray.encode_on_ray(job, source.slices[:1], workers=1))
+        list(encode_ray.encode_on_ray(worker, source.slices[:1], 1))
+
+
+def test_a_worker_without_the_folder_says_so(table_path: Path, tmp_path: Path):
+    source = open_source(written(tmp_path / "c.parquet"), tmp_path, partition=20)
+    fingerprint = ExportedEncoder.open(table_path).fingerprint
+    recipe = Recipe(fingerprint, "table-fp32", "cpu", 32, "float32", 20, 64, 1)
     with pytest.raises(InputError, match="give a folder that every machine of the cluster has"):
-        encode_worker.Worker(replace(job, recipe=replace(recipe, fingerprint=encoder.fingerprint), out=tmp_path / "x"))
+        Worker(str(table_path), tmp_path / "x", source, recipe).encode(source.slices[0])
 
 
 def test_a_cluster_has_room_for_workers_by_machine():
-    cluster = encode_ray.Cluster((8, 3, 2), (1, 0, 4))
+    cluster = encode_ray.Cluster(((8, 1), (3, 0), (2, 4)))
     assert cluster.capacity(1) == 13
     assert cluster.capacity(3) == 3
     assert cluster.capacity(9) == 0
@@ -445,10 +431,19 @@ def test_without_ray_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
         pytest.fail("there is no ray")
 
 
-def test_torch_gets_the_threads_of_the_recipe_and_then_its_own_back():
+def test_torch_gets_the_threads_of_the_recipe_and_then_its_own_back(
+    static_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import torch
 
-    before = torch.get_num_threads()
-    with encode_worker.torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
+    before, seen, encode = torch.get_num_threads(), [], TorchEncoder.encode
+
+    def watched(self: TorchEncoder, texts: list[str]) -> np.ndarray:
+        seen.append(torch.get_num_threads())
+        return encode(self, texts)
+
+    monkeypatch.setattr(TorchEncoder, "encode", watched)
+    chosen = EncodeSettings(threads=before + 1)
+    encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), tmp_path / "out", settings=chosen)
+    assert seen == [before + 1]
     assert torch.get_num_threads() == before

@@ -62,6 +62,15 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_model_path: Path, split: Path) -> Exported:
+    """The export of a model in a run's folder, checked on the run's split."""
+    run = split.parent
+    (run / "models").mkdir()
+    (run / "models" / "tiny").symlink_to(tiny_model_path)
+    return export(str(run / "models" / "tiny"), run / "out")
+
+
 def fresh(path: Path) -> SentenceTransformer:
     return SentenceTransformer(str(path), device="cpu")
 
@@ -79,23 +88,7 @@ def same(done: Exported, model: SentenceTransformer, *, atol: float = 1e-5) -> N
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_a_transformer_keeps_its_vectors(format: Any, tiny_model_path: Path, tmp_path: Path):
-    done = export(str(tiny_model_path), tmp_path / "out", format=format)
-    same(done, fresh(tiny_model_path))
-    assert done.check.agreement == 1.0
-    assert done.check.recall_exported == done.check.recall_torch
-
-
-def test_a_linear_layer_before_the_normalisation_is_exported_too(tiny_model_path: Path, tmp_path: Path, save: Save):
-    model = fresh(tiny_model_path)
-    append_linear(model, np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0][:, :8].astype(np.float32))
-    done = export(save(model), tmp_path / "out")
-    assert done.dim == 8
-    same(done, model)
-
-
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_given_prompts_are_exported_as_the_library_encodes_with_them(
+def test_a_transformer_with_given_prompts_encodes_as_the_library_does_with_them(
     format: Any, tiny_model_path: Path, tmp_path: Path
 ):
     prompts = {"query": "drill: ", "document": "saw: "}
@@ -105,6 +98,16 @@ def test_given_prompts_are_exported_as_the_library_encodes_with_them(
     assert encoder.fingerprint == find_model(str(tiny_model_path), prompts=prompts).fingerprint
     for kind, encode in (("query", library.encode_query), ("document", library.encode_document)):
         np.testing.assert_allclose(encoder.encode(TEXTS, kind=kind), encode(TEXTS), atol=1e-5)
+    assert (done.check.texts, done.check.agreement) == ("toolshed", 1.0)
+    assert done.check.recall_exported == done.check.recall_torch
+
+
+def test_a_linear_layer_before_the_normalisation_is_exported_too(tiny_model_path: Path, tmp_path: Path, save: Save):
+    model = fresh(tiny_model_path)
+    append_linear(model, np.linalg.qr(np.random.default_rng(0).standard_normal((32, 32)))[0][:, :8].astype(np.float32))
+    done = export(save(model), tmp_path / "out")
+    assert done.dim == 8
+    same(done, model)
 
 
 def test_prompts_go_along_with_the_kind_of_text(tiny_model_path: Path, tmp_path: Path, save: Save):
@@ -174,43 +177,39 @@ def test_what_shrink_wrote_keeps_its_size_rotation_and_codec(
     assert (done.check.texts, done.check.agreement) == ("dev", 1.0)
 
 
-def test_the_manifest_lists_every_file_with_its_digest_and_the_source(tiny_model_path: Path, tmp_path: Path):
-    done = export(str(tiny_model_path), tmp_path / "out")
-    about = json.loads((done.folder / MANIFEST).read_text())
+def test_the_manifest_lists_every_file_with_its_digest_and_the_source(exported: Exported, tiny_model_path: Path):
+    about = json.loads((exported.folder / MANIFEST).read_text())
     for name, digest in about["files"].items():
-        assert hashlib.sha256((done.folder / name).read_bytes()).hexdigest() == digest
-    assert {*about["files"], MANIFEST} == {path.name for path in done.folder.iterdir()}
+        assert hashlib.sha256((exported.folder / name).read_bytes()).hexdigest() == digest
+    assert {*about["files"], MANIFEST} == {path.name for path in exported.folder.iterdir()}
     assert about["source"]["fingerprint"] == find_model(str(tiny_model_path)).fingerprint
-    assert about["check"]["texts"] == "toolshed"
+    assert about["check"]["texts"] == "dev"
 
 
 def test_an_export_that_loses_too_much_is_not_written_unless_forced(
-    tiny_model_path: Path, tmp_path: Path, split: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_path: Path, tmp_path: Path, split: Path, monkeypatch: pytest.MonkeyPatch, save: Save
 ):
-    honest = ExportedEncoder.encode
+    model, honest = save(static(tiny_model_path)), ExportedEncoder.encode
 
     def bad(self: ExportedEncoder, texts: Any, **options: Any) -> Any:
         return np.roll(honest(self, texts, **options), 1, axis=0)
 
     monkeypatch.setattr(ExportedEncoder, "encode", bad)
     with pytest.raises(InputError, match=r"is not written: recall@10 on dev falls from .* --force"):
-        export(str(tiny_model_path), tmp_path / "out", split=split)
-    assert list(tmp_path.iterdir()) == []
+        export(model, tmp_path / "out", split=split)
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
     with pytest.raises(InputError, match=r"nearest documents on the generated catalogue"):
-        export(str(tiny_model_path), tmp_path / "out")
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
-    done = export(str(tiny_model_path), tmp_path / "out", split=split, force=True)
+    done = export(model, tmp_path / "out", split=split, force=True)
     recorded = json.loads((done.folder / MANIFEST).read_text())["check"]
     assert recorded["loss"] == done.check.loss > 0.005
     assert "falls from" in recorded["fault"]
 
 
-def test_a_model_in_a_runs_folder_is_checked_on_the_runs_split(tiny_model_path: Path, tmp_path: Path, split: Path):
-    run = tmp_path / "run"
-    (run / "models").mkdir(parents=True)
-    (run / "models" / "tiny").symlink_to(tiny_model_path)
-    (run / "split").symlink_to(split)
-    assert export(str(run / "models" / "tiny"), tmp_path / "out").check.texts == "dev"
+def test_a_model_in_a_runs_folder_is_checked_on_the_runs_split(exported: Exported):
+    assert exported.check.texts == "dev"
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(tiny_model_path: Path, tmp_path: Path, save: Save):
@@ -253,14 +252,15 @@ def test_agreement_is_the_share_of_common_documents_in_any_order():
 
 
 def test_the_verb_prints_a_table_of_80_columns_and_json(
-    tiny_model_path: Path, tmp_path: Path, split: Path, capsys: pytest.CaptureFixture[str]
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    cli_export.export(str(tiny_model_path), tmp_path / "a", split=split)
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: exported)
+    cli_export.export("tiny", exported.folder)
     printed = capsys.readouterr().out
     assert "torch fp32" in printed
     assert "onnx fp32" in printed
     assert max(map(len, printed.split("size")[0].splitlines())) <= 80
-    cli_export.export(str(tiny_model_path), tmp_path / "b", split=split, as_json=True)
+    cli_export.export("tiny", exported.folder, as_json=True)
     found = json.loads(capsys.readouterr().out)
-    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "b").iterdir())
+    assert found["bytes"] == sum(path.stat().st_size for path in exported.folder.iterdir())
     assert found["check"]["fault"] == ""

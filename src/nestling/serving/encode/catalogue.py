@@ -16,22 +16,21 @@ from filelock import FileLock, Timeout
 from nestling.config.names import MAX_UNPACKED
 from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.models.encoder import Encoder, open_encoder
+from nestling.models.encoder import open_encoder
+from nestling.models.torch_encoder import TorchEncoder
 from nestling.progress import Observer
 from nestling.serving.encode.files import (
     MANIFEST,
     EncodedFolder,
     Part,
     Recipe,
-    input_fingerprint,
     part_fingerprint,
-    part_name,
     read_encoded,
     text_hashes,
 )
-from nestling.serving.encode.partitions import Slice, Source, open_source
-from nestling.serving.encode.ray_engine import Cluster, encode_on_ray, ray_cluster
-from nestling.serving.encode.worker import Job, Worker, runtime_of
+from nestling.serving.encode.partitions import open_source
+from nestling.serving.encode.ray_engine import encode_on_ray, ray_cluster
+from nestling.serving.encode.worker import Worker, runtime_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +40,14 @@ LOCK, WORK = ".lock", ".work"
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How a catalogue is encoded.
+    """How a catalogue is encoded; a number below 1 or an unknown precision raises InputError.
 
     Attributes:
         partition: most documents of a file.
         batch: texts of a forward pass.
         dim: of the vectors, cut and brought back to length 1; None keeps the model's.
-        precision: in which they are stored.
-        threads: of an encoder; None takes the folder's where there is one, else what the machine has. A setting like
-            the others, since an engine may add in another order with another number.
-
-    Raises:
-        InputError: a number below 1, or an unknown precision.
+        threads: of an encoder; None takes the folder's where there is one, else what the machine has. Another number
+            may give other last bits.
     """
 
     partition: int = 50_000
@@ -72,14 +67,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a call did.
-
-    Attributes:
-        folder: as it is now, complete.
-        encoded: partitions that were encoded.
-        kept: partitions that were there before.
-        workers: encoders that worked at once.
-    """
+    """The folder, now complete; partitions that were encoded, and that were there before; encoders at once."""
 
     folder: EncodedFolder
     encoded: int
@@ -103,19 +91,16 @@ def encode_catalogue(
 ) -> Encoded:
     """Encode a catalogue's documents, or what has changed of them since the last call.
 
-    A partition is encoded in one call of the encoder and written as one file, which says what it was made from. The
-    engines differ only in where that call takes place, so they give the same bits on the same kind of machine.
+    The engines differ only in where a partition is encoded, so they give the same bits on the same kind of machine.
+    Where Ray has several machines, the model, the catalogue and `out` have to be the same places for all of them.
 
     Args:
-        model: as `open_encoder` takes it; under Ray it has to lead to the same model on every machine.
-        source: as `load_catalogue` takes it; or a folder of Parquet files, which is read partition by partition. There
-            each file is cut by itself, each row is a document, and an id that comes twice stays twice.
-        out: the folder; under Ray on several machines it and the catalogue have to be on a disk that all share.
-        engine: `local` encodes in this process; `ray` on a cluster, by default one of this machine's own.
-        address: of the cluster.
+        model: as `open_encoder` takes it.
+        source: as `load_catalogue` takes it; or a folder of Parquet files, see `open_source`.
+        engine: `local` encodes in this process; `ray` on a cluster.
+        address: of the cluster; None starts one on this machine.
         workers: of the cluster; by default as many as there is room for.
-        document, document_id: columns, by default those with usual names.
-        max_unpacked: MiB that a packed catalogue may unpack to.
+        document, document_id, max_unpacked: as `load_catalogue` takes them.
 
     Raises:
         InputError: the source or the model cannot be read; `out` is something else, was encoded with another model or
@@ -127,22 +112,26 @@ def encode_catalogue(
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
     needed("nestling encode", "pyarrow")
-    work = out / WORK
     with _locked(out), ExitStack() as stack:
         earlier = read_encoded(out) if (out / MANIFEST).exists() else None
-        shutil.rmtree(work, ignore_errors=True)
         # Before the cluster, so that it goes after Ray's workers have.
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
-        cluster = stack.enter_context(ray_cluster(address, cpus=_cores())) if engine == "ray" else None
-        threads = _threads(settings, earlier, cluster, workers)
+        stack.callback(shutil.rmtree, out / WORK, ignore_errors=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cluster = stack.enter_context(ray_cluster(address, cpus=cores)) if engine == "ray" else None
+        default = earlier.recipe.threads if earlier else cluster.threads(workers, cores) if cluster else cores
+        threads = settings.threads or default
         encoder = open_encoder(model, threads=threads)
-        recipe = _recipe(encoder, settings, threads)
+        dim = settings.dim or encoder.dim
+        if dim > encoder.dim:
+            raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
+        used = asdict(replace(settings, dim=dim, threads=threads))
+        recipe = Recipe(encoder.fingerprint, *runtime_of(encoder), **used)
         if earlier is not None:
             _check_same(out, earlier, model, recipe)
-        workers = _workers(recipe, cluster, workers, observer)
+        at_once = cluster.workers(recipe, workers, observer) if cluster else None
         opened = open_source(
             source,
-            work,
+            out / WORK,
             partition=settings.partition,
             document=document,
             document_id=document_id,
@@ -150,74 +139,56 @@ def encode_catalogue(
         )
         for note in opened.notes:
             observer.note(note)
-        return _encode(model, opened, out, recipe, encoder, cluster, workers, observer)
-
-
-def _encode(
-    model: str,
-    source: Source,
-    out: Path,
-    recipe: Recipe,
-    encoder: Encoder,
-    cluster: Cluster | None,
-    workers: int,
-    observer: Observer,
-) -> Encoded:
-    _remove(out.glob(".part-*.part.parquet"))
-    observer.stage("look at what is there", f"{len(source.slices):,} partitions")
-    parts = {part: made for part in source.slices if (made := _kept(out, source, part, recipe)) is not None}
-    kept = len(parts)
-    folder = EncodedFolder(model, source.name, recipe, False, tuple(parts.values()), versions())
-    folder.write(out)
-    missing = [part for part in source.slices if part not in parts]
-    total = sum(part.rows for part in missing)
-    if missing:
-        where = "in this process" if cluster is None else f"on Ray, {workers} workers of {recipe.threads} CPUs"
-        observer.stage("encode", f"{total:,} documents in {len(missing):,} partitions, {where}")
         # Ray's workers have another working directory.
-        name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
-        job = Job(name, out.expanduser().resolve(), source, recipe)
-        done = 0
-        try:
-            for part, made in (
-                _encode_here(Worker(job, encoder), missing, total, observer)
-                if cluster is None
-                else encode_on_ray(job, missing, workers=workers)
-            ):
-                parts[part] = made
-                done += part.rows
-                observer.encoding("", done, total)
-        finally:
-            observer.done()
-    folder = replace(folder, partitions=tuple(parts[part] for part in source.slices), complete=True)
+        path = Path(model).expanduser()
+        worker = Worker(str(path.resolve()) if path.exists() else model, out.resolve(), opened, recipe, encoder)
+        return _encode(model, worker, at_once, observer)
+
+
+def _encode(model: str, worker: Worker, ray_workers: int | None, observer: Observer) -> Encoded:
+    """Encode what is missing, on so many of Ray's workers or by this one, and remove what no longer belongs there."""
+    out, slices = worker.out, worker.source.slices
+    observer.stage("look at what is there", f"{len(slices):,} partitions")
+    parts = _kept(worker)
+    kept = len(parts)
+    folder = EncodedFolder(model, worker.source.name, worker.recipe, False, tuple(parts.values()), versions())
     folder.write(out)
-    listed = {part.file for part in folder.partitions}
-    _remove(path for path in out.glob("part-*.parquet") if path.name not in listed)
+    missing = {part.file: part for part in slices if part.file not in parts}
+    total = sum(part.rows for part in missing.values())
+    where = f"on Ray, {ray_workers} workers of {worker.recipe.threads} CPUs" if ray_workers else "in this process"
+    if missing:
+        observer.stage("encode", f"{total:,} documents in {len(missing):,} partitions, {where}")
+    done = 0
+    if ray_workers is None and isinstance(worker.encoder, TorchEncoder):
+        worker.encoder.progress = lambda encoded, _: observer.encoding("", min(done + encoded, total), total)
+    try:
+        todo = list(missing.values())
+        for part in map(worker.encode, todo) if ray_workers is None else encode_on_ray(worker, todo, ray_workers):
+            parts[part.file] = part
+            done += missing[part.file].rows
+            observer.encoding("", done, total)
+    finally:
+        observer.done()
+    folder = replace(folder, partitions=tuple(parts[part.file] for part in slices), complete=True)
+    folder.write(out)
+    for path in [*out.glob("part-*.parquet"), *out.glob(".part-*.part.parquet")]:
+        if path.name not in parts:
+            path.unlink(missing_ok=True)
     logger.info("encoded %s: %d partitions, %d kept", out, len(missing), kept)
-    return Encoded(folder, len(missing), kept, workers)
+    return Encoded(folder, len(missing), kept, ray_workers or 1)
 
 
-def _encode_here(
-    worker: Worker, slices: Sequence[Slice], total: int, observer: Observer
-) -> Iterator[tuple[Slice, Part]]:
-    before = 0
-    for part in slices:
-
-        def progress(done: int, _: int, before: int = before) -> None:
-            observer.encoding("", min(before + done, total), total)
-
-        yield part, worker.encode(part, progress)
-        before += part.rows
-
-
-def _kept(out: Path, source: Source, part: Slice, recipe: Recipe) -> Part | None:
-    """Return a partition that is there and was made from what would be encoded now."""
-    name = part_name(part.number)
-    found = part_fingerprint(out / name)
-    if found is None:
-        return None
-    ids, texts = source.read(part)
-    return Part(name, len(ids), found) if input_fingerprint(recipe, ids, text_hashes(texts)) == found else None
+def _kept(worker: Worker) -> dict[str, Part]:
+    """Return, by file, the partitions that are there and were made from what would be encoded now."""
+    parts = {}
+    for part in worker.source.slices:
+        found = part_fingerprint(worker.out / part.file)
+        if found is not None:
+            ids, texts = worker.source.read(part)
+            current = Part.of(part.file, worker.recipe, ids, text_hashes(texts))
+            if current.fingerprint == found:
+                parts[part.file] = current
+    return parts
 
 
 @contextmanager
@@ -235,16 +206,6 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _recipe(encoder: Encoder, settings: EncodeSettings, threads: int) -> Recipe:
-    dim = settings.dim or encoder.dim
-    if dim > encoder.dim:
-        raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
-    runtime, device = runtime_of(encoder)
-    return Recipe(
-        encoder.fingerprint, runtime, device, dim, settings.precision, settings.partition, settings.batch, threads
-    )
-
-
 def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -> None:
     old, new = asdict(earlier.recipe), asdict(recipe)
     if old["fingerprint"] != new["fingerprint"]:
@@ -252,41 +213,6 @@ def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -
             f"{out} was encoded with another model ({earlier.model}), not with {model} as it is now; "
             "give another folder, or remove this one"
         )
-    other = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
-    if other:
-        raise InputError(f"{out} was encoded with {'; '.join(other)}; give another folder, or remove this one")
-
-
-def _threads(
-    settings: EncodeSettings, earlier: EncodedFolder | None, cluster: Cluster | None, workers: int | None
-) -> int:
-    if settings.threads is not None:
-        return settings.threads
-    if earlier is not None:
-        return earlier.recipe.threads
-    if cluster is not None and workers is not None:
-        return max(1, min(sum(cluster.cpus) // workers, max(cluster.cpus, default=1)))
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else _cores()
-
-
-def _workers(recipe: Recipe, cluster: Cluster | None, asked: int | None, observer: Observer) -> int:
-    if cluster is None:
-        return 1
-    gpu = recipe.device == "cuda"
-    room = cluster.capacity(recipe.threads, gpu=gpu)
-    if room == 0:
-        what = f"{recipe.threads} CPUs" + (" and a GPU" if gpu else "")
-        raise InputError(f"no machine of the Ray cluster has {what}, which a worker takes; give --threads, fewer")
-    if asked is not None and asked > room:
-        observer.note(f"{room} workers, not {asked}: the cluster has room for no more of {recipe.threads} CPUs")
-    return min(asked or room, room)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _remove(paths: Iterator[Path]) -> None:
-    for path in list(paths):
-        path.unlink(missing_ok=True)
+    differing = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
+    if differing:
+        raise InputError(f"{out} was encoded with {'; '.join(differing)}; give another folder, or remove this one")

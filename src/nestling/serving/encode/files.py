@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling import atomic
+from nestling.config.fingerprint import fingerprint
 from nestling.config.manifests import read_json, shaped
 from nestling.errors import InputError
 
@@ -28,9 +28,7 @@ class Recipe:
 
     Attributes:
         fingerprint: of the model.
-        runtime: what runs it: `torch-fp32`, or an export's format and precision, as `onnx-int8`.
-        device: `cpu` or `cuda`.
-        dim, precision, partition, batch, threads: as `EncodeSettings` has them.
+        runtime, device: as `runtime_of` has them.
     """
 
     fingerprint: str
@@ -45,26 +43,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the folder.
-
-    Attributes:
-        file: its name.
-        rows: documents in it.
-        fingerprint: of what it was made from: the recipe, the ids and the texts.
-    """
+    """A file of the folder; its fingerprint changes with the recipe, and with ids and texts, order included."""
 
     file: str
     rows: int
     fingerprint: str
 
+    @classmethod
+    def of(cls, file: str, recipe: Recipe, ids: Sequence[str], hashes: Sequence[str]) -> Part:
+        """Describe the file of these ids and texts, given as `text_hashes`."""
+        content = json.dumps([FORMAT, asdict(recipe), list(ids), list(hashes)])
+        return cls(file, len(ids), fingerprint(content.encode(), size=16))
+
 
 @dataclass(frozen=True)
 class EncodedFolder:
-    """What encoded.json says.
+    """The content of encoded.json.
 
     Attributes:
-        model: what encoded, as the user gave it.
-        source: the catalogue, as the user gave it.
+        model, source: as the user gave them.
         complete: False while a call works on the folder, and after one that was stopped.
         versions: of the libraries, of the last call.
     """
@@ -87,34 +84,19 @@ class EncodedFolder:
 
 
 def read_encoded(folder: Path) -> EncodedFolder:
-    """Read what a folder says of itself.
-
-    Raises:
-        InputError: the folder was not written by nestling encode, is damaged, or of another form.
-    """
+    """Read the encoded.json of a folder; InputError where there is none, or it is damaged or of another form."""
     path = folder / MANIFEST
-    about = read_json(path, Any, advice=ADVICE)
-    form = about.get("nestling_encoded") if isinstance(about, dict) else None
+    content = read_json(path, Any, advice=ADVICE)
+    form = content.get("nestling_encoded") if isinstance(content, dict) else None
     if form != FORMAT:
         raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; {ADVICE}")
-    found: EncodedFolder = shaped(about, EncodedFolder, str(path), ADVICE)
-    return found
-
-
-def part_name(number: int) -> str:
-    """Return the name of a partition's file."""
-    return f"part-{number:05d}.parquet"
+    folder_content: EncodedFolder = shaped(content, EncodedFolder, str(path), ADVICE)
+    return folder_content
 
 
 def text_hashes(texts: Sequence[str]) -> list[str]:
     """Return 32 hex digits for each text: BLAKE2b of 16 bytes over its UTF-8."""
-    return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() for text in texts]
-
-
-def input_fingerprint(recipe: Recipe, ids: Sequence[str], hashes: Sequence[str]) -> str:
-    """Return 32 hex digits that change with a recipe and with a partition's ids and texts, order included."""
-    said = json.dumps([FORMAT, asdict(recipe), list(ids), list(hashes)])
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    return [fingerprint(text.encode("utf-8", "surrogatepass"), size=16) for text in texts]
 
 
 def write_part(
@@ -124,7 +106,7 @@ def write_part(
 
     Args:
         vectors: (len(ids), dim) float16 or float32.
-        fingerprint: kept in the file, so that a file says by itself what it was made from.
+        fingerprint: of its `Part`, kept in the file.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -142,12 +124,12 @@ def write_part(
 
 
 def part_fingerprint(path: Path) -> str | None:
-    """Return what a file was made from; None where there is no such file or it cannot be read."""
+    """Return the fingerprint that a file keeps; None where there is no such file or it cannot be read."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        found = (parquet.read_schema(path).metadata or {}).get(KEY)
+        kept = (parquet.read_schema(path).metadata or {}).get(KEY)
     except (OSError, pa.ArrowException):
         return None
-    return None if found is None else str(found, "ascii", "replace")
+    return None if kept is None else str(kept, "ascii", "replace")

@@ -11,7 +11,7 @@ from polars import selectors
 
 from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
-from nestling.errors import InputError, unread
+from nestling.errors import InputError, first_line, unread
 from nestling.judgments.catalogue import OWN, load_catalogue
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.sources import Raw, as_names, joined
@@ -20,9 +20,9 @@ from nestling.judgments.table import with_ids
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of one Parquet file: `start` to `start + rows`."""
+    """Rows of one Parquet file, `start` to `start + rows`; `file` is the name of the one for their vectors."""
 
-    number: int
+    file: str
     path: str
     start: int
     rows: int
@@ -35,7 +35,7 @@ class Source:
     Attributes:
         document: columns of the text, joined by newlines.
         document_id: column of the id; None derives ids from the texts.
-        notes: as `Catalogue.told` has them; none of a folder, where nothing is counted.
+        notes: on the reading; none of a folder, where nothing is counted.
     """
 
     name: str
@@ -45,25 +45,16 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def read(self, part: Slice) -> tuple[list[str], list[str]]:
-        """Return ids and texts of a partition; rows without a text are left out.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        columns = [*self.document, *([self.document_id] if self.document_id else [])]
-        try:
-            scan = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
-            # By name, since polars takes ^...$ for a pattern and * for all columns.
-            found = scan.select(selectors.by_name(*dict.fromkeys(columns))).collect()
-        except (OSError, pl.exceptions.PolarsError) as error:
-            what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
-            raise unread(Path(part.path), error, what) from None
-        raw = Raw(found, part.path)
-        texts = joined([raw.text(name) for name in self.document]).fill_null("").alias("document")
-        empty = pl.Series("document_id", [""] * len(texts), dtype=pl.String)
-        ids = raw.text(self.document_id).str.strip_chars() if self.document_id else empty
-        kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
-        return with_ids(kept)["document_id"].to_list(), kept["document"].to_list()
+        """Return ids and texts of a partition; rows without a text are left out."""
+        names = dict.fromkeys([*self.document, *as_names(self.document_id)])
+        rows = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
+        # By name, since polars takes ^...$ for a pattern and * for all columns.
+        raw = Raw(_collected(rows.select(selectors.by_name(*names)), part.path), part.path)
+        texts = joined([raw.text(name) for name in self.document]).fill_null("")
+        no_ids = pl.repeat("", len(texts), eager=True)
+        ids = raw.text(self.document_id).str.strip_chars() if self.document_id else no_ids
+        frame = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
+        return with_ids(frame)["document_id"].to_list(), frame["document"].to_list()
 
 
 def open_source(
@@ -77,48 +68,37 @@ def open_source(
 ) -> Source:
     """Cut a catalogue into partitions.
 
-    A folder of Parquet files is not loaded: each file is cut by itself, in the order of their names, and each row is a
-    document. Any other source is read by `load_catalogue` and written to `work`, so that both are read alike.
+    A folder of Parquet files is not loaded: each file is cut by itself, in the order of their names, each row is a
+    document, and an id that comes twice stays twice. Any other source is loaded and written to `work` as Parquet.
 
     Args:
         work: a folder for what has to be kept while partitions are read.
         partition: most rows of one.
-        document: columns of the text; by default one with a usual name.
-        document_id: column of the id; by default one with a usual name, else ids are derived from the texts.
-        max_unpacked: MiB that a packed file may unpack to.
 
     Raises:
         InputError: a source that cannot be read, or lacks a column.
     """
     if paths := _parquet_files(Path(source).expanduser()):
         return _of_files(paths, str(source), partition, tuple(document), document_id)
-    found = load_catalogue(
+    catalogue = load_catalogue(
         source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
     )
     path = (work / "catalogue.parquet").resolve()
     with atomic.new_file(path) as temporary:
-        found.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
-    slices = _cut([(path, len(found))], partition)
-    return Source(found.source, ("document",), "document_id", slices, tuple(found.told()))
+        catalogue.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
+    slices = _cut([(path, len(catalogue))], partition)
+    return Source(catalogue.source, ("document",), "document_id", slices, tuple(catalogue.told()))
 
 
 def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
-    import pyarrow as pa
-    from pyarrow import parquet
-
     sizes: list[tuple[Path, int]] = []
     columns = {"document": document, "document_id": as_names(key)}
     for path in paths:
-        try:
-            about = parquet.read_metadata(path)
-            there = list(about.schema.to_arrow_schema().names)
-        except (OSError, pa.ArrowException) as error:
-            what = f"{path}: no Parquet file ({str(error).splitlines()[0]}); mend or remove it"
-            raise unread(path, error, what) from None
+        scan = pl.scan_parquet(path, glob=False)
+        raw = Raw(_collected(scan.head(0), str(path)), str(path))
         # The first file settles the columns; the others need only have them.
-        raw = Raw(pl.DataFrame(schema=dict.fromkeys(there, pl.String)), str(path))
         columns = {role: names for role, names in raw.choose(columns, "document_id").items() if names}
-        sizes.append((path.resolve(), int(about.num_rows)))
+        sizes.append((path.resolve(), _collected(scan.select(pl.len()), str(path)).item()))
     if not any(rows for _, rows in sizes):
         raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
     document_id = next(iter(columns.get("document_id", ())), None)
@@ -127,13 +107,22 @@ def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[
 
 def _parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder and its folders; none of anything else."""
-    found = (path for path in folder.rglob("*.parquet") if path.is_file())
+    paths = (path for path in folder.rglob("*.parquet") if path.is_file())
     # Writers of Parquet keep what is not data under names that start so.
-    return sorted(path for path in found if not any(p[0] in "._" for p in path.relative_to(folder).parts))
+    return sorted(path for path in paths if not any(p[0] in "._" for p in path.relative_to(folder).parts))
+
+
+def _collected(scan: pl.LazyFrame, path: str) -> pl.DataFrame:
+    try:
+        return scan.collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        what = f"{path}: no Parquet file that can be read ({first_line(error)}); mend or remove it"
+        raise unread(Path(path), error, what) from None
 
 
 def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]:
-    pieces = [
-        (path, start, min(partition, rows - start)) for path, rows in sizes for start in range(0, rows, partition)
-    ]
-    return tuple(Slice(number, str(path), start, rows) for number, (path, start, rows) in enumerate(pieces))
+    starts = [(path, start, rows) for path, rows in sizes for start in range(0, rows, partition)]
+    return tuple(
+        Slice(f"part-{number:05d}.parquet", str(path), start, min(partition, rows - start))
+        for number, (path, start, rows) in enumerate(starts)
+    )

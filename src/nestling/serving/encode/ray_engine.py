@@ -13,9 +13,10 @@ from typing import Any
 
 from nestling.environment import needed
 from nestling.errors import InputError, first_line
-from nestling.serving.encode.files import Part
+from nestling.progress import Observer
+from nestling.serving.encode.files import Part, Recipe
 from nestling.serving.encode.partitions import Slice
-from nestling.serving.encode.worker import Job, Worker
+from nestling.serving.encode.worker import Worker
 
 SECONDS_TO_ANSWER = 5.0
 TRIES = 4
@@ -26,27 +27,41 @@ OBJECTS = 100 * 2**20
 
 @dataclass(frozen=True)
 class Cluster:
-    """What workers may run on: CPUs and GPUs of each machine."""
+    """CPUs and GPUs of each machine."""
 
-    cpus: tuple[int, ...]
-    gpus: tuple[int, ...]
+    nodes: tuple[tuple[int, int], ...]
+
+    def threads(self, workers: int | None, cores: int) -> int:
+        """Return the CPUs of each of so many workers; of as many as there is room for, those of this machine."""
+        if workers is None:
+            return cores
+        cpus = [each for each, _ in self.nodes]
+        return max(1, min(sum(cpus) // workers, max(cpus, default=1)))
 
     def capacity(self, threads: int, *, gpu: bool = False) -> int:
         """Return how many workers of so many CPUs (and a GPU each) there is room for."""
-        each = zip(self.cpus, self.gpus, strict=True)
-        return sum(min(c // threads, g) if gpu else c // threads for c, g in each)
+        return sum(min(cpus // threads, gpus) if gpu else cpus // threads for cpus, gpus in self.nodes)
+
+    def workers(self, recipe: Recipe, requested: int | None, observer: Observer) -> int:
+        """Return how many workers encode at once; InputError where there is room for none."""
+        gpu = recipe.device == "cuda"
+        room = self.capacity(recipe.threads, gpu=gpu)
+        if room == 0:
+            what = f"{recipe.threads} CPUs" + (" and a GPU" if gpu else "")
+            raise InputError(f"no machine of the Ray cluster has {what}, which a worker takes; give --threads, fewer")
+        if requested is not None and requested > room:
+            observer.note(f"{room} workers, not {requested}: the cluster has room for no more of {recipe.threads} CPUs")
+        return min(requested or room, room)
 
 
 @contextmanager
 def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine that ends with the block.
 
-    Where the process is connected already, that cluster is used and left connected. No usage is reported to Ray's
-    makers, and there is no dashboard.
+    Where the process is connected already, that cluster is used and left connected.
 
     Args:
-        address: HOST:PORT of a cluster, `auto`, or None for one of our own.
-        cpus: of one of our own.
+        address: HOST:PORT of a cluster, `auto`, or None for one of our own with so many CPUs.
 
     Raises:
         InputError: Ray is missing, or nothing answers at the address.
@@ -74,15 +89,15 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
                     raise
                 why = "" if isinstance(error, SystemExit) else f" ({first_line(error)})"
                 raise InputError(f"--address {address}: no Ray cluster to connect to{why}; see that it runs") from None
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        yield Cluster(tuple(int(n.get("CPU", 0)) for n in alive), tuple(int(n.get("GPU", 0)) for n in alive))
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Cluster(tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes))
 
 
-def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterator[tuple[Slice, Part]]:
+def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[Part]:
     """Encode partitions on the cluster that is connected; yield each when its file is there, in any order.
 
-    A worker is an actor that opens the encoder once and has as many CPUs as the recipe has threads. A partition whose
-    worker dies is encoded again, `TRIES` times in all.
+    Each of the workers is an actor with as many CPUs as the recipe has threads, and an encoder of its own. A partition
+    whose worker dies is encoded again, `TRIES` times in all.
 
     Raises:
         InputError: a worker could not open the model or read a partition, or a partition's workers all died.
@@ -91,9 +106,12 @@ def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterato
     import ray
     from ray.util import ActorPool
 
-    gpus = 1 if job.recipe.device == "cuda" else 0
-    actor = ray.remote(num_cpus=job.recipe.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES - 1)(_Actor)
-    pool = ActorPool([actor.remote(job) for _ in range(workers)])
+    recipe = worker.recipe
+    gpus = 1 if recipe.device == "cuda" else 0
+    actor = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES - 1)(Worker)
+    pool = ActorPool(
+        [actor.remote(worker.model, worker.out, worker.source, recipe) for _ in range(min(workers, len(slices)))]
+    )
     try:
         yield from pool.map_unordered(lambda one, part: one.encode.remote(part), slices)
     except ray.exceptions.RayTaskError as error:
@@ -106,31 +124,13 @@ def encode_on_ray(job: Job, slices: Sequence[Slice], *, workers: int) -> Iterato
         ) from None
 
 
-class _Actor:
-    """A worker in a process of Ray's, made when it is first used, for Ray hides what is wrong before that."""
-
-    def __init__(self, job: Job) -> None:
-        # Read when tokenizers first starts its threads, of which there would else be one for each core.
-        os.environ["RAYON_NUM_THREADS"] = str(job.recipe.threads)
-        self.job = job
-        self.worker: Worker | None = None
-
-    def encode(self, part: Slice) -> tuple[Slice, Part]:
-        self.worker = self.worker or Worker(self.job)
-        return part, self.worker.encode(part)
-
-
 def _check_answers(address: str) -> None:
-    """See that something listens, for Ray itself tries for two minutes.
-
-    Raises:
-        InputError: nothing answers within seconds.
-    """
+    """See that something listens, for Ray itself tries for two minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address {address!r}: give HOST:PORT of a Ray cluster, as in 10.0.0.5:6379, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
     except OSError as error:
-        why = error.strerror or str(error) or type(error).__name__
+        why = error.strerror or first_line(error)
         raise InputError(f"--address {address}: does not answer ({why}); see that the Ray cluster runs") from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from nestling import atomic
 from nestling.config.names import Kind
+from nestling.config.run_folder import RunFolder
 from nestling.environment import needed, versions
 from nestling.errors import InputError
-from nestling.models.exported_encoder import CODEC, MANIFEST, TOKENIZER, VERSION, ExportedEncoder
+from nestling.models.exported_encoder import CODEC, INPUTS, MANIFEST, TOKENIZER, VERSION, ExportedEncoder
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
     from nestling.evaluation.qrels import Qrels
     from nestling.judgments.table import Judgments
+    from nestling.models.engines.openvino import Inputs
     from nestling.retrieval.codec import Codec
     from nestling.serving.export.check import Check
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CALIBRATION = 100
 """Queries, and as many documents, that int8 is calibrated on."""
 CATALOGUE = 1500
@@ -40,14 +40,10 @@ PROBES = ("", "drill", "Écru DRILL-bit 3/8 in. 漢字 \u00ad\u200b\U0001f528 [M
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """An export that was written: its folder, of `size` bytes, and its check against torch.
 
     Attributes:
-        folder: for `ExportedEncoder.open`.
         format: `onnx`, `openvino`, or `table` of a static model.
-        dim: size of the vectors.
-        size: bytes of the folder.
-        check: against torch; `check.fault` is empty unless a loss was forced.
     """
 
     folder: Path
@@ -72,64 +68,65 @@ def export(
 ) -> Exported:
     """Write a model as a folder that `ExportedEncoder` reads without torch.
 
-    A static model becomes a table, whatever the format. int8 is weights and activations in 8 bits, calibrated on
-    training texts of the split, or on the generated catalogue without one.
+    A static model becomes a table, whatever the format.
 
     Args:
         model: a folder, also one that `shrink` wrote, a bundled name or a hub id.
         out: a folder that does not exist.
-        precision: bf16 is for OpenVINO alone.
-        split: a folder that `nestling split` wrote; the export is checked on its dev side. For a model of a run's
-            folder it is the run's own. Without one the check is on the generated catalogue.
+        precision: bf16 is for OpenVINO alone; int8 is weights and activations in 8 bits, calibrated on training texts.
+        split: a folder that `nestling split` wrote, to calibrate on its training side and check on its dev side; by
+            default that of the model's run, else the generated catalogue.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
         prompts: what to put before a query and a document, for models that store none; see `find_model`.
-        force: write the folder also where it loses more than 0.5 % of recall@10.
+        force: write the folder also where it loses too much.
 
     Raises:
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
     import torch
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     from nestling.serving.export.check import check_export
     from nestling.serving.export.table import write_table
     from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
 
     out, observer = Path(out), observer or Observer()
-    if format not in FORMATS or precision not in PRECISIONS:
-        raise InputError(
-            f"{format} in {precision}: formats are {', '.join(FORMATS)}, precisions {', '.join(PRECISIONS)}"
-        )
+    for value, allowed in ((format, get_args(Format)), (precision, get_args(Precision))):
+        if value not in allowed:
+            raise InputError(f"no format or precision is called {value!r}; give one of {', '.join(allowed)}")
     if format == "onnx" and precision == "bf16":
         raise InputError("onnxruntime has no fast bf16 on CPUs; give --format openvino, or --precision fp32 or int8")
     if out.exists():
         raise InputError(f"{out} exists; give another folder, or remove it first")
-    if split is None:
-        split = own_split(model)
+    run = RunFolder.of_model(model)
+    if split is None and run is not None and run.split.is_dir():
+        split = run.split
     source = find_model(model, prompts=prompts)
     loaded, codec, about = read_model(source)
     refuse_unknown(loaded)
-    static = is_static(loaded)
+    static = isinstance(loaded[0], StaticEmbedding)
+    kind = "table" if static else format
     if not static:
         # Before the split is read and the model traced.
         packages = ("openvino",) if format == "openvino" else ("onnx", "onnxruntime")
         needed(f"the export to {format} in {precision}", *packages, *(("nncf",) if precision == "int8" else ()))
-    train, qrels = judged(split, threshold)
+    train, qrels = read_texts(split, threshold)
     try:
-        observer.stage(f"export {model}", f"{'table' if static else format}, {precision}")
+        observer.stage(f"export {model}", f"{kind}, {precision}")
         with atomic.new_folder(out) as folder:
-            tokens = write_tokens(loaded, folder)
+            tokens = _write_tokens(loaded, folder, static=static)
             used = prompts_of(loaded)
             if static:
                 write_table(loaded, folder, precision=precision)
             else:
                 write = write_openvino if format == "openvino" else write_onnx
-                write(loaded, tokens, folder, precision=precision, calibration=calibration_texts(train, used))
+                write(loaded, folder, precision=precision, calibration=_calibration(train, used, tokens))
             if codec is not None:
                 codec.save(folder / CODEC)
             manifest = {
                 "nestling_runtime": VERSION,
-                "format": "table" if static else format,
+                "format": kind,
                 "precision": precision,
                 "dim": int(loaded.get_embedding_dimension() or 0),
                 "max_seq_length": None if static else loaded.max_seq_length,
@@ -138,9 +135,7 @@ def export(
                 "source": {"model": Path(model).name or model, "fingerprint": source.fingerprint},
                 "shrunk": about,
                 "versions": versions(),
-                "files": {
-                    path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())
-                },
+                "files": {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
             }
             atomic.write_json(folder / MANIFEST, manifest)
             observer.stage("check it against torch", "dev" if split else "no split: the generated catalogue")
@@ -155,7 +150,7 @@ def export(
             size = sum(path.stat().st_size for path in folder.iterdir())
     finally:
         observer.done()
-    return Exported(out, encoder.format, precision, encoder.dim, size, check)
+    return Exported(out, kind, precision, encoder.dim, size, check)
 
 
 def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, dict[str, Any] | None]:
@@ -173,71 +168,48 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
     return model.to("cpu").eval(), codec, about
 
 
-def is_static(model: SentenceTransformer) -> bool:
-    """Whether a model is a table of word pieces."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+def read_texts(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
+    """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
+    from nestling.evaluation.qrels import Qrels
+    from nestling.judgments.split import split_judgments
+    from nestling.judgments.split_files import read_split
+    from nestling.judgments.threshold import settle_threshold
+    from nestling.judgments.toolshed import generate
 
-    return isinstance(model[0], StaticEmbedding)
+    sides = read_split(split) if split else split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
+    settled = settle_threshold(sides.train, threshold if split else None)
+    return sides.train, Qrels.from_judgments(sides.dev, threshold=settled)
 
 
-def write_tokens(model: SentenceTransformer, folder: Path) -> Tokens:
-    """Write the tokenizer with the model's truncation, and return it as the runtime reads it.
-
-    Raises:
-        InputError: the tokenizer is not of the package `tokenizers`, or gives other ids than the model does.
-    """
+def _write_tokens(model: SentenceTransformer, folder: Path, *, static: bool) -> Tokens:
+    """Write the tokenizer with the model's truncation, and return it as the runtime reads it."""
     from tokenizers import Tokenizer
 
-    static = is_static(model)
     backend = model.tokenizer if static else getattr(model.tokenizer, "_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise InputError("the model has no fast tokenizer (tokenizer.json), which an export needs")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
-    pad_id, pad_side = 0, "right"
+    pad_id, left = 0, False
     if not static:
-        pad_id, pad_side = int(model.tokenizer.pad_token_id or 0), str(model.tokenizer.padding_side)
+        pad_id, left = int(model.tokenizer.pad_token_id or 0), model.tokenizer.padding_side == "left"
         copy.no_truncation()
         if model.max_seq_length is not None:
             copy.enable_truncation(int(model.max_seq_length), direction=model.tokenizer.truncation_side)
     path = folder / TOKENIZER
     copy.save(str(path))
-    tokens = Tokens.from_file(
-        path, special=not static, pad_id=pad_id, pad_side="left" if pad_side == "left" else "right"
-    )
+    tokens = Tokens.from_file(path, special=not static, pad_id=pad_id, pad_side="left" if left else "right")
     for text, ids in zip(PROBES, tokens.ids(PROBES), strict=True):
         if text and ids != model.preprocess([text])["input_ids"].flatten().tolist():
             raise InputError("the model reads texts in a way of its own, beyond its tokenizer, which is not exported")
     return tokens
 
 
-def own_split(model: str) -> Path | None:
-    """Return the split of the run that a model's folder belongs to, if it does: RUNS/NAME/models/VARIANT."""
-    folder = Path(model)
-    split = folder.parent.parent / "split"
-    return split if folder.is_dir() and folder.absolute().parent.name == "models" and split.is_dir() else None
-
-
-def judged(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
-    """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
-    from nestling.evaluation.qrels import Qrels
-    from nestling.judgments.split import split_judgments
-    from nestling.judgments.split_files import read_split
-    from nestling.judgments.threshold import STUDY_THRESHOLD, settle_threshold
-    from nestling.judgments.toolshed import generate
-
-    if split is None:
-        made = split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
-        return made.train, Qrels.from_judgments(made.dev, threshold=STUDY_THRESHOLD)
-    made = read_split(split)
-    return made.train, Qrels.from_judgments(made.dev, threshold=settle_threshold(made.train, threshold))
-
-
-def calibration_texts(train: Judgments, prompts: Mapping[Kind, str]) -> list[str]:
-    """Return some training queries and documents, always the same ones, with the prompts that they get."""
+def _calibration(train: Judgments, prompts: Mapping[Kind, str], tokens: Tokens) -> list[Inputs]:
+    """Return the inputs of a forward pass for each of some training queries and documents, always the same ones."""
     texts = []
     for kind in prompts:
-        distinct = list(dict.fromkeys(train.frame[kind].to_list()))
+        distinct = train.frame[kind].unique(maintain_order=True)
         chosen = np.random.default_rng(0).permutation(len(distinct))[:CALIBRATION]
-        texts += [prompts[kind] + distinct[place] for place in np.sort(chosen)]
-    return texts
+        texts += [prompts[kind] + text for text in distinct[np.sort(chosen)]]
+    return [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(texts) if ids]

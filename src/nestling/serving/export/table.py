@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestling.errors import InputError
 from nestling.models.exported_encoder import TABLE
@@ -21,10 +22,7 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
     into the table; bringing to length 1 comes last in the runtime, wherever it stands among such layers.
 
     Args:
-        precision: `fp32`, or `int8`: each row has one scale, its largest magnitude over 127.
-
-    Raises:
-        InputError: a layer has a bias or an activation, or the precision is another.
+        precision: `fp32`, or `int8` with one scale a row.
     """
     import torch
     from safetensors.numpy import save_file
@@ -36,23 +34,25 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
     for place, module in enumerate(list(model)[1:], 1):
         if isinstance(module, Normalize) and module.module_output_name == module.module_input_name:
             continue
-        plain = (
+        linear = (
             isinstance(module, Dense)
             and module.linear.bias is None
             and isinstance(module.activation_function, torch.nn.Identity)
             and not module.use_residual
         )
-        if not plain:
-            raise InputError(
-                f"module {place} of the static model is a {type(module).__name__} that is not linear, which cannot be "
-                "exported"
-            )
+        if not linear:
+            what = f"module {place} of the static model is a {type(module).__name__} that is not linear"
+            raise InputError(f"{what}, which cannot be exported")
         rows = rows @ module.linear.weight.detach().cpu().double().numpy().T
-    if model.truncate_dim is not None:
-        rows = rows[:, : model.truncate_dim]
-    arrays = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
+    rows = rows[:, : model.truncate_dim]
+    arrays: dict[str, NDArray[Any]] = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
     if precision == "int8":
-        scales = np.abs(rows).max(axis=1) / 127
-        whole_rows = np.rint(rows / np.where(scales > 0, scales, 1.0)[:, None]).astype(np.int8)
-        arrays = {"rows": whole_rows, "scales": scales.astype(np.float32)}
+        whole_rows, scales = int8_rows(rows)
+        arrays = {"rows": whole_rows, "scales": scales.astype(np.float32)[:, 0]}
     save_file(arrays, folder / TABLE)
+
+
+def int8_rows(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Return a table in int8, and the scale of each row, (n, 1): its largest magnitude over 127."""
+    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    return np.rint(rows / np.where(scales > 0, scales, 1)).astype(np.int8), scales

@@ -16,7 +16,7 @@ from nestling.environment import needed
 from nestling.errors import InputError, first_line
 from nestling.models.engines.openvino import OUTPUT, Inputs, quantize, quiet
 from nestling.models.exported_encoder import INPUTS, ONNX, OPENVINO
-from nestling.models.tokens import Tokens
+from nestling.serving.export.table import int8_rows
 
 ADVICE = "only transformers with pooling, dense layers, normalisation and word tables, and static tables, are exported"
 OPSET = 17
@@ -27,11 +27,7 @@ INT8 = "--precision int8 of a transformer"
 
 
 def refuse_unknown(model: SentenceTransformer) -> None:
-    """Refuse a model that the runtime would not reproduce.
-
-    Raises:
-        InputError: it has a module of another kind, is called in a way of its own, or leaves prompts out of pooling.
-    """
+    """Raise InputError for a model that the runtime would not reproduce."""
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, WordEmbeddings
 
@@ -51,7 +47,7 @@ def refuse_unknown(model: SentenceTransformer) -> None:
             raise InputError(f"the transformer gives no {OUTPUT}, so it cannot be exported; {ADVICE}")
 
 
-class Whole(nn.Module):
+class _OneModule(nn.Module):
     """A copy of a transformer model as one module: ids and mask, (n, length) int64, to (n, dim) float32."""
 
     def __init__(self, model: SentenceTransformer) -> None:
@@ -62,7 +58,6 @@ class Whole(nn.Module):
         self.float().eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the vectors."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)[OUTPUT]
         features = {"input_ids": input_ids, "attention_mask": attention_mask, self.output: hidden}
         for module in self.rest:
@@ -71,7 +66,7 @@ class Whole(nn.Module):
         return vectors
 
 
-def example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
+def _example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
     """Return ids and mask of two texts, one padded, so that a trace meets padding."""
     ids = (torch.arange(16).reshape(2, 8) % len(model.tokenizer)).to(torch.int64)
     mask = torch.ones_like(ids)
@@ -80,17 +75,11 @@ def example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def write_onnx(
-    model: SentenceTransformer, tokens: Tokens, folder: Path, *, precision: str, calibration: Sequence[str]
-) -> None:
-    """Write `model.onnx`, batch and length left open.
+def write_onnx(model: SentenceTransformer, folder: Path, *, precision: str, calibration: Sequence[Inputs]) -> None:
+    """Write `model.onnx`, batch and length left open; InputError where torch cannot trace the model.
 
     Args:
-        precision: `fp32` or `int8`.
-        calibration: texts that int8 is calibrated on, one a forward pass, prompts included; else not looked at.
-
-    Raises:
-        InputError: onnx, onnxruntime or (for int8) nncf is missing, or torch cannot trace the model.
+        calibration: of int8.
     """
     onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX
@@ -98,8 +87,8 @@ def write_onnx(
         # The traced export: that of torch.export gives two values one name in these graphs (torch 2.13).
         with quiet(), torch.no_grad():
             torch.onnx.export(
-                Whole(model),
-                example(model),
+                _OneModule(model),
+                _example(model),
                 str(path),
                 input_names=list(INPUTS),
                 output_names=[VECTOR],
@@ -117,24 +106,15 @@ def write_onnx(
         with quiet():
             quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
         # NNCF's way with tables has onnxruntime decode a whole one at each call.
-        graph = quantize(onnx.load(path), _inputs(tokens, calibration), INT8, keep=("Gather",))
+        graph = quantize(onnx.load(path), calibration, INT8, keep=("Gather",))
         _shrink_tables(graph)
         onnx.save(graph, path)
 
 
-def write_openvino(
-    model: SentenceTransformer, tokens: Tokens, folder: Path, *, precision: str, calibration: Sequence[str]
-) -> None:
-    """Write `openvino_model.xml` and `.bin`.
+def write_openvino(model: SentenceTransformer, folder: Path, *, precision: str, calibration: Sequence[Inputs]) -> None:
+    """Write `openvino_model.xml` and `.bin`; InputError where OpenVINO cannot convert the model.
 
     bf16 is a hint to the CPU, and keeps the weights in float16, which has more bits than bf16 computes with.
-
-    Args:
-        precision: `fp32`, `bf16` or `int8`.
-        calibration: as `write_onnx` takes it.
-
-    Raises:
-        InputError: openvino or nncf is missing, openvino cannot convert the model, or the CPU has no bf16.
     """
     openvino = needed("the export to OpenVINO", "openvino")
     if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -142,20 +122,15 @@ def write_openvino(
     try:
         with quiet(), torch.inference_mode():
             converted = openvino.convert_model(
-                Whole(model),
-                example_input=dict(zip(INPUTS, example(model), strict=True)),
+                _OneModule(model),
+                example_input=dict(zip(INPUTS, _example(model), strict=True)),
                 input=[(name, openvino.PartialShape([-1, -1]), openvino.Type.i64) for name in INPUTS],
             )
     except Exception as error:  # openvino raises its own kinds, and torch's tracer any
         raise InputError(f"openvino cannot convert this model ({first_line(error)}); try --format onnx") from None
     if precision == "int8":
-        converted = quantize(converted, _inputs(tokens, calibration), INT8)
+        converted = quantize(converted, calibration, INT8)
     openvino.save_model(converted, folder / OPENVINO, compress_to_fp16=precision == "bf16")
-
-
-def _inputs(tokens: Tokens, texts: Sequence[str]) -> list[Inputs]:
-    """Return the inputs of a forward pass for each text."""
-    return [dict(zip(INPUTS, tokens.padded([ids]), strict=True)) for ids in tokens.ids(texts) if ids]
 
 
 def _shrink_tables(graph: Any) -> None:
@@ -173,9 +148,7 @@ def _shrink_tables(graph: Any) -> None:
         if node.op_type != "Gather" or node.input[0] not in tables or not along_rows:
             nodes.append(node)
             continue
-        rows = numpy_helper.to_array(tables[node.input[0]])
-        scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-        whole_rows = np.rint(rows / np.where(scales > 0, scales, 1)).astype(np.int8)
+        whole_rows, scales = int8_rows(numpy_helper.to_array(tables[node.input[0]]))
         result, ids = node.output[0], node.input[1]
         for name, values in ((f"{result}.rows", whole_rows), (f"{result}.scales", scales.astype(np.float32))):
             graph.graph.initializer.append(numpy_helper.from_array(values, name))

