@@ -112,9 +112,9 @@ def test_bm25_is_a_rule_across_with_its_name_and_no_line(results: pl.DataFrame, 
     )
     assert {drawn["variant"] for rows in of(chart, "line") for drawn in rows} == {"pretrained", "<b>&tuned"}
     lexical = [rows[0] for kind, rows in layers(chart) if kind["type"] == "text"]
-    assert {r["variant"]: r["value"] for r in lexical} == {"bm25": 0.41, "<i>bm25": 0.405}
+    assert {r["name"]: r["value"] for r in lexical} == {"bm25": 0.41, "<i>bm25": 0.405}
     # The plot is 380 pixels high and spans 0.24 to 0.62, so that 15 pixels are 0.015.
-    labels = {r["variant"]: r["label"] for r in lexical}
+    labels = {r["name"]: r["label"] for r in lexical}
     assert labels["bm25"] - labels["<i>bm25"] == pytest.approx(0.015)
     dashes = [kind["strokeDash"] for kind, _ in layers(chart) if kind["type"] == "rule" and "strokeDash" in kind]
     assert len(dashes) == 2
@@ -124,12 +124,10 @@ def test_bm25_is_a_rule_across_with_its_name_and_no_line(results: pl.DataFrame, 
     assert {"bm25", "<i>bm25", "pretrained"} <= texts
 
 
-def test_fusions_are_drawn_only_when_asked_for(results: pl.DataFrame):
+def test_fusions_with_bm25_are_not_drawn(results: pl.DataFrame):
     both = pl.concat([results, table(row("pretrained+bm25", 384, 0.7), row("odd+bm25", 384, 0.3))])
-    for fused, names in ((False, set()), (True, {"pretrained+bm25"})):
-        chart = measure_by_dim(both, "recall@10", subtitle="", fused=fused)
-        drawn = {r["variant"] for rows in of(chart, "line") for r in rows}
-        assert drawn == {"pretrained", "<b>&tuned", "odd+bm25"} | names
+    chart = measure_by_dim(both, "recall@10", subtitle="")
+    assert {r["variant"] for rows in of(chart, "line") for r in rows} == {"pretrained", "<b>&tuned", "odd+bm25"}
 
 
 def test_one_size_of_one_variant_can_be_drawn_with_distinct_ticks(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestling.report.format import label, p_equation, p_value, percent, points, size, stored_as
+from nestling.report.format import bounds, label, p_equation, p_value, percent, points, size, stored_as
 
 
 def test_percentages_carry_a_sign():
@@ -40,6 +40,12 @@ def test_p_is_printed_as_in_papers(p: float, text: str):
 def test_a_printed_p_is_on_the_same_side_of_the_level(p: float):
     if abs(p - 0.05) > 1e-7:
         assert (float(p_value(p)) < 0.05) == (p < 0.05)
+
+
+def test_intervals_are_written_in_few_characters():
+    assert bounds(0.80123, 0.83456) == ".8012-.8346"
+    assert bounds(0.99, 1.0) == ".9900-1.0000"
+    assert bounds(None, None) == ""
 
 
 def test_points_are_signed():

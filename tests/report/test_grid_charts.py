@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nestling.evaluation.cells import Cell, cells_of
 from nestling.evaluation.recommend import KEPT
 from nestling.report.charts import save
-from nestling.report.grid_charts import HEIGHT, WIDTH, Plane, cell_label, pareto
-from nestling.report.placing import Box
+from nestling.report.grid_charts import HEIGHT, LINE, WIDTH, Box, Plane, cell_label, pareto, place
 
 CELLS = [
     (Cell(384), 0.80, False),
@@ -43,6 +45,11 @@ def layers(chart: object, mark: str) -> list[tuple[dict[str, object], list[dict[
     ]
 
 
+def plane_of(chart: object) -> Plane:
+    encoding = next(layer["encoding"] for layer in chart.to_dict()["layer"] if layer["mark"]["type"] == "point")
+    return Plane(*encoding["x"]["scale"]["domain"], *encoding["y"]["scale"]["domain"])
+
+
 def texts(svg: Path) -> set[str]:
     return {"".join(e.itertext()) for e in ElementTree.parse(svg).iter() if e.tag.endswith("text")}
 
@@ -65,7 +72,7 @@ def test_both_fronts_are_joined_up_to_the_right_edge():
         (386, pytest.approx(1.0)),
     ]
     assert [row["bytes"] for row in alone[:-1]] == [50, 386]
-    assert front[-1]["bytes"] == pytest.approx(1536 * 1.3)
+    assert front[-1]["bytes"] == plane_of(chart).right
     assert front[-1]["at"] == 1.0
 
 
@@ -83,13 +90,13 @@ def test_the_cells_of_both_fronts_are_named(tmp_path: Path):
 def test_the_full_size_and_what_was_asked_to_keep_are_lines_across():
     kept = kept_of(CELLS)
     rules = {
-        rows[0]["text"]: rows[0]["at"]
+        rows[0]["name"]: rows[0]["value"]
         for _, rows in layers(pareto(kept, "recall@10", subtitle="", keep=0.98), "text")
-        if rows and "text" in rows[0]
+        if rows and "label" in rows[0]
     }
     assert rules == {"full recall@10 0.8000": 1.0, "keep 98%": 0.98}
     assert not any(
-        rows and rows[0].get("text", "").startswith("keep")
+        rows and rows[0]["name"].startswith("keep")
         for _, rows in layers(pareto(kept, "recall@10", subtitle=""), "text")
     )
 
@@ -97,8 +104,11 @@ def test_the_full_size_and_what_was_asked_to_keep_are_lines_across():
 def test_the_measure_itself_can_be_drawn():
     chart = pareto(kept_of(CELLS), "recall@10", subtitle="", keep=0.9, absolute=True)
     assert max(row["at"] for _, rows in layers(chart, "point") for row in rows) == 0.80
-    rules = [rows[0] for _, rows in layers(chart, "text") if rows and "text" in rows[0]]
-    assert {row["text"]: row["at"] for row in rules} == {"full recall@10 0.8000": 0.8, "keep 90%": pytest.approx(0.72)}
+    rules = [rows[0] for _, rows in layers(chart, "text") if rows and "label" in rows[0]]
+    assert {row["name"]: row["value"] for row in rules} == {
+        "full recall@10 0.8000": 0.8,
+        "keep 90%": pytest.approx(0.72),
+    }
 
 
 def test_a_grid_without_rescoring_has_one_front_and_no_word_of_it():
@@ -132,8 +142,7 @@ def test_labels_of_a_large_grid_stay_inside_and_apart():
         )
     )
     chart = pareto(kept, "recall@10", subtitle="")
-    encoding = next(layer["encoding"] for layer in chart.to_dict()["layer"] if layer["mark"]["type"] == "point")
-    plane = Plane(*encoding["x"]["scale"]["domain"], *encoding["y"]["scale"]["domain"])
+    plane = plane_of(chart)
     boxes = []
     for mark, rows in layers(chart, "text"):
         # The halo has the same places.
@@ -165,3 +174,54 @@ def test_a_label_that_would_cross_the_front_goes_below_its_cell():
 def test_a_cell_has_a_short_name():
     assert cell_label(48, "int8", "pca", 0) == "48 int8 PCA"
     assert cell_label(384, "binary", "none", 4) == "384 binary x4"
+
+
+def test_a_label_alone_ends_at_its_point_and_stands_just_above():
+    (label,) = place([(100.0, 50.0, 60.0, True)])
+    assert label.box == Box(40, 44 - LINE, 100, 44)
+    assert not label.below
+
+
+def test_a_label_that_meets_another_is_lifted_above_it():
+    first, second = place([(100.0, 50.0, 60.0, True), (120.0, 50.0, 60.0, True)])
+    assert second.box.bottom <= first.box.top
+
+
+def test_what_may_not_rise_goes_below_where_it_is_crowded_above():
+    crowded = [Box(0.0, 0.0, 200.0, 49.0)]
+    (label,) = place([(100.0, 50.0, 60.0, False)], crowded)
+    assert label.below
+    assert label.box == Box(105.0, 55.0, 165.0, 55.0 + LINE)
+    (label,) = place([(100.0, 50.0, 60.0, True)], crowded)
+    assert label.box.bottom <= 0
+
+
+def test_where_all_is_taken_a_label_stands_where_it_covers_least():
+    everywhere = [Box(-1e4, -1e4, 1e4, 1e4), Box(0.0, 50.0, 200.0, 1e4)]
+    (label,) = place([(100.0, 50.0, 60.0, False)], everywhere)
+    assert not label.below
+
+
+rising = st.lists(st.tuples(st.floats(1, 200), st.floats(0, 60)), min_size=1, max_size=15).map(
+    lambda steps: [(sum(x for x, _ in steps[: n + 1]), -sum(y for _, y in steps[: n + 1])) for n in range(len(steps))]
+)
+
+
+@given(rising, st.floats(20, 110))
+def test_labels_of_a_rising_front_cover_neither_each_other_nor_its_points(
+    points: list[tuple[float, float]], width: float
+):
+    marks = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    labels = place([(x, y, width, True) for x, y in points], marks)
+    boxes = [label.box for label in labels]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    for box, (x, _) in zip(boxes, points, strict=True):
+        assert not any(box.overlaps(mark) for mark in marks if mark.right < x)
+
+
+@given(rising)
+def test_no_line_from_a_label_to_its_point_goes_through_another_label(points: list[tuple[float, float]]):
+    labels = place([(x, y, 60.0, True) for x, y in points])
+    for (x, y), own in zip(points, labels, strict=True):
+        line = Box(x - 0.5, own.box.bottom, x + 0.5, y)
+        assert not any(line.overlaps(other.box) for other in labels if other is not own)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 
+from fixtures.browser import opened
 from fixtures.study import make_study
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.page import write_pages
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 N = 40
 MARK = "document.title='RAN'"
@@ -31,7 +36,6 @@ HOSTILE = [
     "{{ 7 * 7 }} {% raw %} &lt;b&gt; &amp;",
     "nul \x07 bell \x1b[31m escape",
 ]
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def share(found: int) -> list[float]:
@@ -113,9 +117,6 @@ def test_data_inside_the_page_holds_nothing_that_ends_a_script(page: Elements):
 
 
 def test_the_pages_own_script_is_the_only_one_that_may_run(page: Elements):
-    import base64
-    import hashlib
-
     policy = next(attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs)
     assert policy is not None
     digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
@@ -159,32 +160,35 @@ def test_what_a_run_lacks_is_left_out_with_a_line_that_says_so(tmp_path: Path):
         assert title not in text
 
 
-def test_a_leak_between_the_sides_is_told(tmp_path: Path):
+def test_a_leak_between_the_sides_stands_on_the_page_and_in_the_markdown(tmp_path: Path):
     queries = ["train 1", *(f"query {i}" for i in range(N - 1))]
     folder = make_study(
         tmp_path / "leaky", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], queries=queries, pages=False
     )
-    text = parsed(write_pages(folder).read_text(encoding="utf-8")).text
-    assert "Leak, so the figures are too good: train and test share 1 query texts" in text
+    leak = "Leak, so the figures are too good: train and test share 1 query texts"
+    assert leak in parsed(write_pages(folder).read_text(encoding="utf-8")).text
+    assert f"**{leak}" in (folder.path / "report.md").read_text(encoding="utf-8")
 
 
-def test_folders_of_this_machine_are_not_on_the_page(tmp_path: Path):
+def test_folders_of_this_machine_are_neither_on_the_page_nor_in_the_markdown(tmp_path: Path):
     folder = make_study(
         tmp_path / "run", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], source="/srv/secret/shop.csv"
     )
     study = json.loads(folder.results_json.read_text(encoding="utf-8"))
     study["experiment"]["model"] = "/srv/secret/mini"
     folder.results_json.write_text(json.dumps(study), encoding="utf-8")
-    html = write_pages(folder).read_text(encoding="utf-8")
-    assert "secret" not in html
-    assert "source: shop.csv" in html
-    assert "model: mini" in html
+    for path in (write_pages(folder), folder.path / "report.md"):
+        text = path.read_text(encoding="utf-8")
+        assert "secret" not in text
+        assert "source: shop.csv" in text
+        assert "model: mini" in text
+    assert str(tmp_path) not in text
+    assert "query 001" not in text
 
 
-def test_the_same_tables_give_the_same_page(tmp_path: Path):
-    folder = make_study(tmp_path / "run", FIGURES, variants=["pretrained", "mnrl"], dev={"mnrl": (0.5, 0.6)})
-    first = write_pages(folder).read_bytes()
-    assert write_pages(folder).read_bytes() == first
+def test_the_same_tables_give_the_same_page(hostile: Path):
+    first = hostile.read_bytes()
+    assert write_pages(RunFolder(hostile.parent)).read_bytes() == first
 
 
 def test_an_unfinished_or_old_run_is_refused_in_a_line(tmp_path: Path):
@@ -202,42 +206,10 @@ def test_an_unfinished_or_old_run_is_refused_in_a_line(tmp_path: Path):
     assert not folder.report.exists()
 
 
-def test_the_verb_takes_a_name_or_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from nestling.cli.report import report
-
-    folder = make_study(tmp_path / "run", {"pretrained": {Cell(64): share(20)}}, variants=["pretrained"], pages=False)
-    report(Path("run"), runs=tmp_path)
-    assert str(folder.report) in capsys.readouterr().out.replace("\n", "")
-    folder.report.unlink()
-    report(folder.path)
-    assert folder.report.is_file()
-    with pytest.raises(InputError, match="there is no run other, here or in"):
-        report(Path("other"), runs=tmp_path)
-
-
-def browsed(page: Path, profile: Path) -> str:
-    """Return the DOM after the page's script has run; what it logs is an error."""
-    assert BROWSER is not None
-    found = subprocess.run(
-        [
-            BROWSER,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"),
-            *(f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in found.stderr
-    return found.stdout
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_in_a_browser_no_text_runs_and_the_explorer_shows_a_query(hostile: Path, tmp_path: Path):
-    html = browsed(hostile, tmp_path)
-    dom = parsed(html)
-    assert re.search("<title>(.*?)</title>", html).group(1) == "hostile · Nestling study"  # type: ignore[union-attr]
+def test_in_a_browser_no_text_runs_and_the_explorer_shows_a_query(browser: Browser, hostile: Path):
+    with opened(browser, hostile.as_uri()) as page:
+        assert page.title() == "hostile · Nestling study"
+        dom = parsed(page.content())
     assert f"{N} of {N} queries, biggest wins of B first" in dom.text
     assert "A: pretrained, 64 dims" in dom.text
     assert "B: mnrl, 64 dims" in dom.text
@@ -246,24 +218,26 @@ def test_in_a_browser_no_text_runs_and_the_explorer_shows_a_query(hostile: Path,
     assert "hidden" not in next(attrs for tag, attrs in dom.tags if attrs.get("id") == "explorer")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_even_without_its_policy_the_page_runs_no_text(hostile: Path, tmp_path: Path):
-    page = tmp_path / "page.html"
-    page.write_text(without_policy(hostile), encoding="utf-8")
-    assert "<title>hostile · Nestling study</title>" in browsed(page, tmp_path / "profile")
+@pytest.fixture(scope="module")
+def open_page(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page without its policy, so that escaping alone is what holds."""
+    html, count = re.subn(r"<meta http-equiv[^>]*>", "", hostile.read_text(encoding="utf-8"))
+    assert count == 1
+    path = tmp_path_factory.mktemp("open") / "page.html"
+    path.write_text(html, encoding="utf-8")
+    return path
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_search_filters_and_sorting_do_what_they_say(hostile: Path, tmp_path: Path):
+def test_search_filters_and_sorting_work_and_no_text_runs_even_without_the_policy(browser: Browser, open_page: Path):
     # Four numbers below 40 hold a 7, and three more queries do by their text; mnrl answers ten more than pretrained.
-    driver = """
+    driver = """() => {
     const form = document.getElementById("explorer");
     const report = [];
-    const told = () => [...document.querySelectorAll("#list button")].map((b) => b.lastChild.textContent);
+    const values = () => [...document.querySelectorAll("#list button")].map((b) => b.lastChild.textContent);
     const change = (name, value) => { form[name].value = value; form.dispatchEvent(new Event("input")); };
-    change("outcome", "won"); report.push(told());
-    change("outcome", "lost"); report.push(told().length);
-    change("a", "2"); change("b", "0"); report.push(told());
+    change("outcome", "won"); report.push(values());
+    change("outcome", "lost"); report.push(values().length);
+    change("a", "2"); change("b", "0"); report.push(values());
     change("outcome", "all"); change("search", "QUERY  7"); report.push(document.getElementById("matches").textContent);
     change("search", "no such words"); report.push(document.getElementById("shown").textContent);
     const table = document.querySelector("#results table");
@@ -271,26 +245,16 @@ def test_search_filters_and_sorting_do_what_they_say(hostile: Path, tmp_path: Pa
     const column = (n) => [...table.tBodies[0].rows].map((row) => row.cells[n].firstChild.textContent);
     heads[2].firstChild.click(); report.push(heads[2].getAttribute("aria-sort"), column(2));
     heads[2].firstChild.click(); report.push(heads[2].getAttribute("aria-sort"), column(2));
-    const out = document.createElement("pre"); out.id = "driven"; out.textContent = JSON.stringify(report);
-    document.body.append(out);
-    """
-    page = tmp_path / "page.html"
-    page.write_text(without_policy(hostile).replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
-    html = browsed(page, tmp_path / "profile")
-    found = re.search('<pre id="driven">(.*?)</pre>', html)
-    assert found is not None
-    won, lost, turned, matches, nothing, down, falling, up, rising = json.loads(found.group(1))
+    return report;
+    }"""
+    with opened(browser, open_page.as_uri()) as page:
+        assert page.title() == "hostile · Nestling study"
+        won, lost, reversed_, matches, nothing, down, falling, up, rising = page.evaluate(driver)
     assert won == ["+1.00"] * 10
     assert lost == 0
-    assert turned == ["−1.00"] * 10
+    assert reversed_ == ["−1.00"] * 10
     assert matches.startswith("7 of 40 queries")
     assert nothing == "No query matches."
     assert (down, up) == ("descending", "ascending")
     assert falling == ["0.8250", "0.7500", "0.6000", "0.5500", "0.5000"]
     assert rising == falling[::-1]
-
-
-def without_policy(page: Path) -> str:
-    html, count = re.subn(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
-    assert count == 1
-    return html

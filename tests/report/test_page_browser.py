@@ -87,11 +87,11 @@ def test_by_keyboard_alone_one_sorts_a_table_and_opens_a_query(browser: Browser,
 
 def test_every_control_shows_where_the_focus_is(browser: Browser, report: Path):
     with opened(browser, report.as_uri()) as page:
-        seen = 0
+        seen, focus = 0, "document.activeElement"
         for _ in range(60):
             page.keyboard.press("Tab")
-            outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
-            if page.evaluate("() => document.activeElement === document.body"):
+            outline, left = page.evaluate(f"() => [getComputedStyle({focus}).outlineStyle, {focus} === document.body]")
+            if left:
                 break
             assert outline not in ("none", ""), focused(page)
             seen += 1

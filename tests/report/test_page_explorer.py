@@ -1,10 +1,10 @@
-"""The explorer's data give back the run's rankings and figures, and shrink to a budget in a told order."""
+"""The explorer's data give back the run's rankings and figures, and shrink to a budget in a fixed order."""
 
 from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fixtures.study import make_study
 from nestling.evaluation.cells import Cell
+from nestling.judgments.table import Judgments
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_explorer import BUDGET, explorer, safe_json
 from nestling.report.render.html import shortened
@@ -90,7 +91,7 @@ def test_rankings_scores_and_figures_come_back_as_they_were(data: PageData):
             assert recall[row] == float(any(hits))
 
 
-def test_sizes_between_and_cut_texts_are_told(data: PageData):
+def test_sizes_between_and_cut_texts_are_in_the_notes(data: PageData):
     _, notes = made(data)
     assert notes == [
         "Each model is here at its full and at its smallest size; sizes between are left out.",
@@ -119,44 +120,45 @@ def test_texts_then_small_fusions_then_queries_make_room(data: PageData):
 
 
 def test_without_rankings_there_is_none(data: PageData):
-    from dataclasses import replace
-
     assert explorer(replace(data, rankings=None), first=None, second="mnrl") is None
     assert explorer(replace(data, test=None), first=None, second="mnrl") is None
 
 
-def test_many_queries_of_many_systems_fit_the_budget_in_full(tmp_path: Path):
+def test_many_queries_of_many_systems_fit_the_budget_in_full(data: PageData):
     n, rng = 2_327, np.random.default_rng(0)
-    names = ["pretrained", "mnrl", "graded", "cosent"]
-    figures: dict[str, Any] = {}
-    for name in names:
-        for suffix in ("", "+bm25"):
-            cells = {Cell(dim): rng.integers(0, 2, n).astype(float) for dim in (384, 48)}
-            figures[name + suffix] = cells
-    figures |= {name: {None: rng.integers(0, 2, n).astype(float)} for name in ("bm25", "bm25-stemmed")}
-    folder = make_study(
-        tmp_path / "run",
-        figures,
-        variants=names,
-        documents=[f"{i} " + "a title of common length, as shops write them, " * 2 for i in range(n)],
-        dev=dict.fromkeys(names[1:], (0.5, 0.6)),
-        pages=False,
+    ids = [f"q{i:04}" for i in range(n)]
+    pairs = {
+        "query_id": ids,
+        "query": [f"query {i}" for i in range(n)],
+        "document_id": [f"d{i:04}" for i in range(n)],
+        "document": [f"{i} " + "a title of common length, as shops write them, " * 2 for i in range(n)],
+        "score": [3.0] * n,
+    }
+    models = [f"{name}{suffix}" for name in ("pretrained", "mnrl", "graded", "cosent") for suffix in ("", "+bm25")]
+    systems = [*((name, dim) for name in models for dim in (384, 48)), ("bm25", 0), ("bm25-stemmed", 0)]
+    cells = pl.DataFrame(systems, schema=["variant", "dim"], orient="row").with_columns(
+        pl.lit("float32").alias("precision"), pl.lit("none").alias("rotation"), pl.lit(0).alias("oversampling")
     )
+    per_query = cells.join(pl.DataFrame({"query_id": ids}), how="cross")
+    recall = pl.Series("recall@10", rng.integers(0, 2, per_query.height).astype(float))
+    per_query = per_query.with_columns(recall, (recall / 2).alias("mrr@10"))
     # Ten documents a ranking, as a real run keeps.
-    systems = pl.read_parquet(folder.rankings).select("variant", "dim").unique(maintain_order=True)
-    queries = pl.read_parquet(folder.per_query)["query_id"].unique(maintain_order=True)
-    every = systems.join(queries.to_frame(), how="cross").join(pl.DataFrame({"rank": range(1, 11)}), how="cross")
-    picked = rng.integers(0, n, every.height)
-    every = every.with_columns(
-        pl.Series("document_id", [f"test-d{i:04}" for i in picked]), pl.Series("score", rng.random(every.height))
+    ranked = per_query.select("variant", "dim", "query_id").join(pl.DataFrame({"rank": range(1, 11)}), how="cross")
+    ranked = ranked.with_columns(
+        pl.Series("document_id", [f"d{i:04}" for i in rng.integers(0, n, ranked.height)]),
+        pl.Series("score", rng.random(ranked.height)),
     )
-    every.write_parquet(folder.rankings)
-    found = explorer(load_page_data(folder), first="pretrained", second="mnrl")
-    assert found is not None
-    assert len(found.json.encode()) < BUDGET
-    assert len(json.loads(found.json)["queries"]) == n
-    assert len(json.loads(found.json)["systems"]) == 18
-    assert not [note for note in found.notes if "left out for the page" in note]
+    large = replace(
+        data,
+        results=cells,
+        per_query=per_query,
+        rankings=ranked,
+        test=Judgments.from_frame(pl.DataFrame(pairs), scale=(1.0, 3.0), source="shop.csv"),
+    )
+    payload, notes = made(large)
+    assert len(payload["queries"]) == n
+    assert len(payload["systems"]) == 18
+    assert not [note for note in notes if "left out for the page" in note]
 
 
 @given(st.text())

@@ -7,28 +7,30 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fixtures.browser import opened
 from fixtures.study import make_study
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
 from nestling.report.runs_data import RunsData, load_runs
 from nestling.report.runs_page import page, verdict, write_runs_page
-from nestling.report.runs_settings import told_apart
+from nestling.report.runs_settings import distinct_names
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 N = 40
 MARK = "document.title='RAN'"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def share(found: int) -> list[float]:
@@ -103,12 +105,17 @@ def parsed(html: str) -> Elements:
     return elements
 
 
+@pytest.fixture(scope="module")
+def html(data: RunsData) -> Elements:
+    return parsed(page(data))
+
+
 def test_what_no_run_trained_and_has_the_same_figures_stands_once(data: RunsData):
     assert [line.name for line in data.lines] == ["pretrained", "a: mnrl", "b: mnrl", "bm25-stemmed"]
     assert [line.runs for line in data.lines] == [(0, 1), (0,), (1,), (0, 1)]
 
 
-def test_pretrained_models_with_other_figures_are_told_apart(tmp_path: Path):
+def test_pretrained_models_with_other_figures_are_lines_of_their_own(tmp_path: Path):
     found = load_runs([study(tmp_path / "a", 30), study(tmp_path / "b", 30, pretrained=21)])
     names = [line.name for line in found.lines]
     # Trained variants never become one, though their figures are the same.
@@ -166,8 +173,8 @@ def test_pairs_of_three_runs_are_corrected_for_their_number(two: tuple[RunFolder
     )
 
 
-def test_the_page_shows_the_figures_with_gains_and_p(data: RunsData):
-    cells = parsed(page(data)).cells
+def test_the_page_shows_the_figures_with_gains_and_p(html: Elements):
+    cells = html.cells
     at = cells.index("a: mnrl|its run's best on dev")
     assert cells[at + 1 : at + 4][0] == "64"
     assert cells[at + 2].startswith("0.7500|.")
@@ -179,13 +186,13 @@ def test_the_page_shows_the_figures_with_gains_and_p(data: RunsData):
     assert cells[at + 3] == "+10.0%|p = .500"
 
 
-def test_only_settings_that_differ_are_listed(data: RunsData):
+def test_only_settings_that_differ_are_listed(data: RunsData, html: Elements):
     assert data.settings == {
         "training.learning_rate": {"a": 1e-4, "b": 0.002},
         "mnrl: training.epochs": {"b": 2},
     }
     assert data.environment == {"torch": {"b": "9.9"}}
-    cells = parsed(page(data)).cells
+    cells = html.cells
     at = cells.index("training.learning_rate")
     assert cells[at : at + 3] == ["training.learning_rate", "0.0001", "0.002"]
     at = cells.index("torch")
@@ -306,7 +313,7 @@ def set_at(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ),
     ],
 )
-def test_runs_of_another_contest_are_refused_by_the_setting_that_differs(
+def test_runs_that_measured_something_else_are_refused_by_the_setting_that_differs(
     two: tuple[RunFolder, RunFolder], tmp_path: Path, changes: list[Callable[[dict[str, Any]], None]], message: str
 ):
     b = study(tmp_path / "b", 33)
@@ -317,7 +324,7 @@ def test_runs_of_another_contest_are_refused_by_the_setting_that_differs(
     assert "\n" not in str(raised.value)
 
 
-def test_records_drawn_by_another_seed_are_told_by_that_seed(tmp_path: Path):
+def test_records_drawn_by_another_seed_are_refused_by_that_seed(tmp_path: Path):
     runs = [study(tmp_path / name, 30) for name in ("a", "b")]
     for seed, run in enumerate(runs):
         edited(run, set_at("experiment", "data", "records", value=50))
@@ -350,7 +357,7 @@ def test_one_run_nine_runs_and_the_same_run_twice_are_refused(two: tuple[RunFold
         load_runs([*two, RunFolder(tmp_path / "link")])
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
+def test_runs_of_one_name_are_called_by_their_folders_too(tmp_path: Path):
     found = load_runs([study(tmp_path / "x" / "a", 30), study(tmp_path / "y" / "a", 33), study(tmp_path / "b", 31)])
     assert found.labels == ("x/a", "y/a", "b")
     assert "x/a: mnrl" in [line.name for line in found.lines]
@@ -359,7 +366,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.sampled_from("abc"), min_size=1, max_size=3)), min_size=1))
 def test_labels_are_always_different(given_runs: list[tuple[str, list[str]]]):
     names = {Path("/", *parts): name for name, parts in given_runs}
-    labels = told_apart(list(names.values()), list(names))
+    labels = distinct_names(list(names.values()), list(names))
     assert len(set(labels)) == len(names)
     if len(set(names.values())) == len(names):
         assert labels == list(names.values())
@@ -422,41 +429,24 @@ def test_only_the_pages_own_script_may_run_and_nothing_is_loaded(hostile: Path):
     assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", html)
 
 
-def test_ids_are_unique_links_lead_somewhere_and_headings_have_scopes(data: RunsData):
-    html = parsed(page(data))
+def test_ids_are_unique_links_lead_somewhere_and_headings_have_scopes(html: Elements):
     ids = [attrs["id"] for _, attrs in html.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     assert {attrs["href"] for tag, attrs in html.tags if tag == "a"} <= {f"#{name}" for name in ids}
     assert all(attrs.get("scope") in {"row", "col", "rowgroup"} for tag, attrs in html.tags if tag == "th")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_in_a_browser_no_name_runs_and_tables_sort(hostile: Path, tmp_path: Path):
-    assert BROWSER is not None
-    driver = """
+def test_in_a_browser_no_name_runs_and_tables_sort(browser: Browser, hostile: Path, tmp_path: Path):
+    driver = """() => {
     const table = document.querySelector("#results table");
-    const head = table.tHead.rows[0].cells[2];
-    head.firstChild.click();
-    const values = [...table.tBodies[0].rows].map((row) => row.cells[2].firstChild.textContent);
-    const out = document.createElement("pre"); out.id = "driven"; out.textContent = values.join(" ");
-    document.body.append(out);
-    """
+    table.tHead.rows[0].cells[2].firstChild.click();
+    return [...table.tBodies[0].rows].map((row) => row.cells[2].firstChild.textContent);
+    }"""
     # Without its policy, so that escaping alone is what holds.
     html, count = re.subn(r"<meta http-equiv[^>]*>", "", hostile.read_text(encoding="utf-8"))
     assert count == 1
-    page = tmp_path / "page.html"
-    page.write_text(html.replace("</body>", f"<script>{driver}</script></body>"), encoding="utf-8")
-    found = subprocess.run(
-        [
-            BROWSER,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in found.stderr
-    assert "<title>RAN</title>" not in found.stdout
-    assert '<pre id="driven">0.8250 0.7500 0.5500 0.5000</pre>' in found.stdout
+    path = tmp_path / "page.html"
+    path.write_text(html, encoding="utf-8")
+    with opened(browser, path.as_uri()) as page:
+        assert page.title() != "RAN"
+        assert page.evaluate(driver) == ["0.8250", "0.7500", "0.5500", "0.5000"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nestling.report.format import SIGNIFICANT, label, p_equation, percent, points
-from nestling.report.page_data import PageData
 
 Outcome = Literal["gain", "loss", "mixed", "open"]
 ALPHA = 1e-12
@@ -47,35 +46,32 @@ class Change:
 
 
 def outcome_of(changes: Sequence[Change]) -> Outcome:
-    """Return what several measures say together: `mixed` where one gains and another loses significantly."""
-    found = {change.outcome for change in changes}
-    if {"gain", "loss"} <= found:
-        return "mixed"
-    return "gain" if "gain" in found else "loss" if "loss" in found else "open"
+    """Return the outcome of several measures: `mixed` where one gains and another loses significantly."""
+    outcomes = {change.outcome for change in changes} - {"open"}
+    return "mixed" if len(outcomes) > 1 else next(iter(outcomes), "open")
+
+
+def unchanged(changes: Sequence[Change]) -> bool:
+    """Return whether all means are the same."""
+    return all(abs(change.value - change.base) < ALPHA for change in changes)
+
+
+def sentence(changes: Sequence[Change]) -> str:
+    """Return the changes with "and" between them."""
+    return " and ".join(map(str, changes))
 
 
 def changes_of(
-    compared: pl.DataFrame,
-    series: Mapping[str, Sequence[NDArray[np.float64] | float]],
-    a: str,
-    b: str,
-    measures: Sequence[str],
+    compared: pl.DataFrame, series: Mapping[str, NDArray[np.float64]], a: str, b: str, measures: Sequence[str]
 ) -> list[Change]:
     """Return the change of each measure from `a` to `b`, as far as the two were compared.
 
     Args:
         compared: columns as `significance.SCHEMA`.
-        series: of both, for each measure, the values by query or their mean.
+        series: (n_measures, n_queries) of both.
     """
     return [
-        Change(
-            measure, float(np.mean(series[a][n])), float(np.mean(series[b][n])), row["low"], row["high"], row["p_holm"]
-        )
+        Change(measure, float(series[a][n].mean()), float(series[b][n].mean()), row["low"], row["high"], row["p_holm"])
         for n, measure in enumerate(measures)
         for row in compared.filter(a=a, b=b, measure=measure).iter_rows(named=True)
     ]
-
-
-def at_full_size(data: PageData, names: Iterable[str]) -> dict[str, list[NDArray[np.float64]]]:
-    """Return what `changes_of` takes as `series`, of variants at their own full size."""
-    return {name: list(data.values(name, data.dims[name][0], data.measures)) for name in names}

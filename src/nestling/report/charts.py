@@ -14,6 +14,7 @@ from nestling import atomic
 from nestling.judgments.inspection import Inspection
 from nestling.report.format import label
 from nestling.report.tables import is_fused, plain
+from nestling.training.result import RECALL as DEV_RECALL
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes and dashes serve black-and-white print.
 COLOURS = ["#6b7280", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -30,7 +31,7 @@ LEGEND_CHARACTERS = 90
 CURVE_SIZE = (330, 220)
 CURVES = (
     ("loss", "loss", ".3~g"),
-    ("eval_dev_recall@10", "recall@10 on dev", ".3f"),
+    ("eval_" + DEV_RECALL, "recall@10 on dev", ".3f"),
     ("learning_rate", "learning rate", "~e"),
 )
 """The name in the trainer's log, what the page calls it, and how the axis writes it."""
@@ -40,7 +41,8 @@ FONT = "Helvetica Neue, Arial, DejaVu Sans, sans-serif"
 def short_source(source: str) -> str:
     """Return the name of a source without its folders: pictures are passed around, and paths tell of a machine.
 
-    `home-depot:../data/home-depot` is `home-depot`, `/srv/shop/judgments.csv` is `judgments.csv`.
+    >>> short_source("home-depot:../data/home-depot"), short_source("/srv/shop/judgments.csv")
+    ('home-depot', 'judgments.csv')
     """
     kind, colon, _ = source.partition(":")
     if colon and "/" not in kind and "\\" not in kind and len(kind) > 1:
@@ -48,72 +50,100 @@ def short_source(source: str) -> str:
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
 
 
-def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str, fused: bool = False) -> alt.LayerChart:
+def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt.LayerChart:
     """Return the chart of a measure over embedding size: size on a log axis, rising to the right, a line a variant.
 
-    Plain cells only. Bands are intervals of 95 %, where the table has them. What has no size, as BM25, is a dashed
-    rule across, named at its end.
+    Plain cells of models alone, without their fusions. Bands are intervals of 95 %, where the table has them. What has
+    no size, as BM25, is a dashed rule across, named at its end.
 
     Args:
         results: long table, columns as `evaluation.grid.SCHEMA`; variants in the order of the legend.
         subtitle: one line under the title, say protocol and number of queries.
-        fused: draw the fusions with BM25 too, which are twice as many lines.
 
     Raises:
         ValueError: no variant has a plain cell with this measure.
     """
-    chosen = plain(results).filter(pl.col("measure") == measure)
-    lexical, chosen = chosen.filter(pl.col("dim") == 0), chosen.filter(pl.col("dim") > 0)
-    variants = chosen["variant"].unique(maintain_order=True).to_list()
-    if not fused:
-        variants = [name for name in variants if not is_fused(name, variants)]
-        chosen = chosen.filter(pl.col("variant").is_in(variants))
+    rows = plain(results).filter(pl.col("measure") == measure)
+    every = rows.filter(pl.col("dim") > 0)["variant"].unique(maintain_order=True).to_list()
+    variants = [name for name in every if not is_fused(name, every)]
     if not variants:
         raise ValueError(f"no variant has {measure} of a float32 embedding that is neither rotated nor rescored")
-    dims = sorted(chosen["dim"].unique())
-    one_row = sum(len(name) + 4 for name in variants) < LEGEND_CHARACTERS
-    legend = top_legend(direction="horizontal", columns=len(variants) if one_row else 3)
-    right = dims[-1] * 1.07
-    ends = pl.concat([lexical["value"], *(chosen[name].drop_nulls() for name in ("value", "low", "high"))]).to_list()
+    lexical, sized = rows.filter(pl.col("dim") == 0), rows.filter(pl.col("variant").is_in(variants))
+    ends = pl.concat([lexical["value"], *(sized[name].drop_nulls() for name in ("value", "low", "high"))]).to_list()
     span = max(ends) - min(ends)
+    dims = sorted(sized["dim"].unique())
+    right = dims[-1] * 1.07
     x = log_axis("dim:Q", "embedding size (dims, log scale)", (dims[0] * 0.93, right), ticks=dims, format="d")
     y = value_axis(label(measure), ".3f" if span < FINE else ".2f")
-    shown = chart_of(chosen.to_dicts()).encode(
+    one_row = sum(len(name) + 4 for name in variants) < LEGEND_CHARACTERS
+    legend = top_legend(direction="horizontal", columns=len(variants) if one_row else 3)
+    tooltip = [
+        *(alt.Tooltip("variant:N"), alt.Tooltip("dim:Q"), alt.Tooltip("value:Q", format=".4f", title=label(measure))),
+        *(alt.Tooltip(f"{end}:Q", format=".4f") for end in ("low", "high")),
+    ]
+    base = chart_of(sized.to_dicts()).encode(
         x=x,
         y=y,
         color=coded(alt.Color, "variant:N", variants, _cycled(COLOURS, variants), legend),
         shape=coded(alt.Shape, "variant:N", variants, _cycled(SHAPES, variants, turn=1), legend),
-        tooltip=[
-            alt.Tooltip("variant:N"),
-            alt.Tooltip("dim:Q"),
-            alt.Tooltip("value:Q", format=".4f", title=label(measure)),
-            alt.Tooltip("low:Q", format=".4f"),
-            alt.Tooltip("high:Q", format=".4f"),
-        ],
+        tooltip=tooltip,
     )
     dashes = coded(alt.StrokeDash, "variant:N", variants, _cycled(DASHES, variants, turn=1), legend)
+    names = lexical.sort("value").select("value", "variant").iter_rows()
+    across = [(value, name, RULES[n % len(RULES)]) for n, (value, name) in enumerate(names)]
     layers = [
-        *_intervals(chosen, variants, x, y),
-        *_across(lexical, LABEL_LINE * span / SIZE[1], right, x, y),
-        shown.mark_line(strokeWidth=2.2).encode(strokeDash=dashes),
-        shown.mark_point(filled=True, size=70, opacity=1),
+        *_intervals(sized, variants, x, y),
+        *lines_across(across, LABEL_LINE * span / SIZE[1], right, x, y, color=INK, strokeWidth=1.4),
+        base.mark_line(strokeWidth=2.2).encode(strokeDash=dashes),
+        base.mark_point(filled=True, size=70, opacity=1),
     ]
     return styled(layers, f"{label(measure)} by embedding size", subtitle, SIZE)
+
+
+def _intervals(rows: pl.DataFrame, variants: list[str], x: alt.X, y: alt.Y) -> list[Any]:
+    layers = []
+    # Colours of the marks themselves, as an encoding would put bands into the legend, or take lines out of it.
+    for variant, colour in zip(variants, _cycled(COLOURS, variants), strict=True):
+        own = rows.filter(pl.col("variant") == variant).drop_nulls(["low", "high"]).select("dim", "low", "high")
+        base = chart_of(own.to_dicts()).encode(x=x, y=alt.Y("low:Q", scale=y["scale"]), y2="high:Q")
+        # A band needs two sizes, so a thin bar stands at each.
+        layers += [
+            base.mark_area(opacity=0.1, color=colour),
+            base.mark_rule(opacity=0.45, strokeWidth=1.2, color=colour),
+        ]
+    return layers
+
+
+def lines_across(
+    lines: Sequence[tuple[float, str, list[int]]], gap: float, right: float, x: alt.X, y: alt.Y, **look: Any
+) -> list[Any]:
+    """Return a line across for each (value, name, dash), named at its right end where nothing is covered.
+
+    Args:
+        gap: how far apart names must stand, on the axis of the values.
+        right: the right end of the horizontal axis.
+    """
+    order = sorted(lines)
+    layers = []
+    for (value, name, dash), at in zip(order, spread([value for value, *_ in order], gap), strict=True):
+        base = chart_of([{"value": value, "name": name, "label": at, "right": right}])
+        text = base.mark_text(align="left", dx=7, fontSize=11, color=INK, limit=160)
+        layers += [
+            base.mark_rule(strokeDash=dash, **look).encode(y=alt.Y("value:Q", scale=y["scale"])),
+            text.encode(x=alt.X("right:Q", scale=x["scale"]), y=alt.Y("label:Q", scale=y["scale"]), text="name:N"),
+        ]
+    return layers
 
 
 def score_histogram(inspection: Inspection) -> alt.LayerChart:
     """Return the histogram of scores, bars above the threshold coloured, with the threshold and the dip as rules."""
     low, high = inspection.judgments.scale
     width = (high - low) / 40 or 0.05
-    bars = [
-        {
-            "low": bar.low - (width if bar.low == bar.high else 0),
-            "high": bar.high + (width if bar.low == bar.high else 0),
-            "count": bar.count,
-            "kept": "relevant" if (bar.low + bar.high) / 2 > inspection.threshold else "not relevant",
-        }
-        for bar in inspection.bars
-    ]
+    bars = []
+    for bar in inspection.bars:
+        wider = width if bar.low == bar.high else 0
+        kept = "relevant" if (bar.low + bar.high) / 2 > inspection.threshold else "not relevant"
+        bars.append({"low": bar.low - wider, "high": bar.high + wider, "count": bar.count, "kept": kept})
     rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
     if inspection.dip is not None:
         rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
@@ -145,36 +175,28 @@ def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt
         trainings: variant -> a training's summary with its `history`; dev recall@10 before the first step is in
             `before`.
     """
-    charts = {}
+    names, charts = list(trainings), {}
     for key, title, number in CURVES:
         rows = [
             {"variant": name, "epoch": entry["epoch"], "value": entry[key]}
             for name, training in trainings.items()
-            for entry in [*_start(training), *training["history"]]
+            for entry in [{"epoch": 0.0, "eval_" + DEV_RECALL: training["before"][DEV_RECALL]}, *training["history"]]
             if entry.get(key) is not None and "epoch" in entry
         ]
+        axis = alt.Axis(format=number, tickCount=5, minExtent=44)
+        base = chart_of(rows).encode(
+            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickCount=5)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=axis),
+            color=coded(alt.Color, "variant:N", names, _cycled(COLOURS, names)),
+        )
+        dashes = coded(alt.StrokeDash, "variant:N", names, _cycled(DASHES, names))
+        layers = [base.mark_line(strokeWidth=2).encode(strokeDash=dashes)]
+        if key.startswith("eval"):
+            shapes = coded(alt.Shape, "variant:N", names, _cycled(SHAPES, names))
+            layers.append(base.mark_point(filled=True, size=50, opacity=1).encode(shape=shapes))
         if rows:
-            charts[title] = _curve(rows, list(trainings), title, number, points=key.startswith("eval"))
+            charts[title] = styled(layers, title, "", CURVE_SIZE)
     return charts
-
-
-def _start(training: Mapping[str, Any]) -> list[dict[str, float]]:
-    return [{"epoch": 0.0, "eval_dev_recall@10": training["before"]["dev_recall@10"]}]
-
-
-def _curve(rows: list[dict[str, Any]], names: list[str], title: str, number: str, *, points: bool) -> alt.LayerChart:
-    axis = alt.Axis(format=number, tickCount=5, minExtent=44)
-    shown = chart_of(rows).encode(
-        x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickCount=5)),
-        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=axis),
-        color=coded(alt.Color, "variant:N", names, _cycled(COLOURS, names)),
-    )
-    dashes = coded(alt.StrokeDash, "variant:N", names, _cycled(DASHES, names))
-    layers = [shown.mark_line(strokeWidth=2).encode(strokeDash=dashes)]
-    if points:
-        shapes = coded(alt.Shape, "variant:N", names, _cycled(SHAPES, names))
-        layers.append(shown.mark_point(filled=True, size=50, opacity=1).encode(shape=shapes))
-    return styled(layers, title, "", CURVE_SIZE)
 
 
 def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
@@ -223,35 +245,6 @@ def coded(channel: Any, field: str, names: list[str], values: list[Any], legend:
     return channel(field, scale=alt.Scale(domain=names, range=values), legend=legend)
 
 
-def _intervals(chosen: pl.DataFrame, variants: list[str], x: alt.X, y: alt.Y) -> list[Any]:
-    layers = []
-    # Colours of the marks themselves, as an encoding would put bands into the legend, or take lines out of it.
-    for variant, colour in zip(variants, _cycled(COLOURS, variants), strict=True):
-        rows = chosen.filter(pl.col("variant") == variant).drop_nulls(["low", "high"]).select("dim", "low", "high")
-        shown = chart_of(rows.to_dicts()).encode(x=x, y=alt.Y("low:Q", scale=y["scale"]), y2="high:Q")
-        # A band needs two sizes, so a thin bar stands at each.
-        layers += [
-            shown.mark_area(opacity=0.1, color=colour),
-            shown.mark_rule(opacity=0.45, strokeWidth=1.2, color=colour),
-        ]
-    return layers
-
-
-def _across(lexical: pl.DataFrame, gap: float, right: float, x: alt.X, y: alt.Y) -> list[Any]:
-    rows = lexical.select("variant", "value").sort("value").to_dicts()
-    layers = []
-    for n, (row, at) in enumerate(zip(rows, spread([row["value"] for row in rows], gap), strict=True)):
-        shown = chart_of([{**row, "label": at, "right": right}])
-        rule = shown.mark_rule(strokeWidth=1.4, strokeDash=RULES[n % len(RULES)], color=INK)
-        # Outside of the plot, where there is no line to cover.
-        name = shown.mark_text(align="left", dx=7, fontSize=11, color=INK, limit=160)
-        layers += [
-            rule.encode(y=alt.Y("value:Q", scale=y["scale"])),
-            name.encode(x=alt.X("right:Q", scale=x["scale"]), y=alt.Y("label:Q", scale=y["scale"]), text="variant:N"),
-        ]
-    return layers
-
-
 def spread(values: Sequence[float], gap: float) -> list[float]:
     """Return rising values moved as little as keeps neighbours `gap` apart, with the same mean."""
     moved: list[float] = []
@@ -271,22 +264,14 @@ def _cycled(values: list[Any], variants: list[str], *, turn: int = 0) -> list[An
 def styled(layers: Sequence[Any], title: str, subtitle: str, size: tuple[int, int]) -> alt.LayerChart:
     """Return layers as one picture of `size` pixels within its padding, in the fonts and greys of all."""
     head = alt.TitleParams(title, subtitle=subtitle, anchor="start", fontSize=18, subtitleFontSize=12, offset=14)
+    axis = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "labelColor": INK, "titleColor": INK}
     picture: alt.LayerChart = (
         alt.layer(*layers)
         .properties(width=size[0], height=size[1], background=BACKGROUND, padding=20, title=head)
         .configure(font=FONT)
         .configure_view(stroke=None)
         .configure_title(color=INK, subtitleColor="#5b6270")
-        .configure_axis(
-            gridColor=GRID,
-            domainColor=MUTED,
-            tickColor=MUTED,
-            labelColor=INK,
-            titleColor=INK,
-            labelFontSize=12,
-            titleFontSize=12,
-            titlePadding=10,
-        )
+        .configure_axis(**axis, labelFontSize=12, titleFontSize=12, titlePadding=10)
         .configure_legend(labelFontSize=12, labelColor=INK, labelLimit=300)
     )
     return picture

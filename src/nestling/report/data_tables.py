@@ -40,9 +40,8 @@ def lengths_table(inspection: Mapping[str, Any]) -> Table:
         lengths = inspection[key]
         figures = (f"{lengths[at]:,.4g}" for at in ("median", "mean", "p95", "longest"))
         limit = f"{lengths['limit']:,}"
-        body.append(
-            row(name, *figures, f"{lengths['cut']:.1%} cut at {limit}" if lengths["cut"] else f"none beyond {limit}")
-        )
+        cut = f"{lengths['cut']:.1%} cut at {limit}" if lengths["cut"] else f"none beyond {limit}"
+        body.append(row(name, *figures, cut))
     columns = ["text", "median", "mean", "95% up to", "longest", "cut"]
     return Table("Tokens a text, special tokens included.", columns, [("", body)], words=(0, 5), sortable=False)
 
@@ -63,20 +62,14 @@ def histogram_table(inspection: Inspection) -> Table:
 
 def thresholds_table(inspection: Inspection) -> Table:
     """Return, for each candidate threshold, how many pairs score above it."""
-    rows = [(f"{each.threshold:.4g}", each.kept, each.share) for each in inspection.candidates]
+    body = [row(f"{each.threshold:.4g}", f"{each.kept:,}", f"{each.share:.1%}") for each in inspection.candidates]
     if inspection.threshold not in [each.threshold for each in inspection.candidates]:
-        rows.append((f"{inspection.threshold:.4g} (in use)", inspection.kept, inspection.share))
-    body = [row(threshold, f"{kept:,}", f"{share:.1%}") for threshold, kept, share in rows]
+        body.append(row(f"{inspection.threshold:.4g} (in use)", f"{inspection.kept:,}", f"{inspection.share:.1%}"))
     return Table("", ["threshold", "pairs kept", "share"], [("", body)], title="Pairs above a threshold", words=())
 
 
 def split_table(summary: Mapping[str, Any], *, source: str = "") -> Table:
-    """Return sizes and shares by side, with the method and what was dropped.
-
-    Args:
-        summary: what `summarise` says of a split.
-        source: where it is from, to name in the title.
-    """
+    """Return sizes and shares by side, with the method and what was dropped; `summary` as `summarise` returns it."""
     body = [
         [
             Cell(name),

@@ -24,9 +24,9 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
 
 
-def share(value: float) -> str:
-    """Return a share as a percentage with one decimal."""
-    return f"{value:.1%}"
+def bounds(low: float | None, high: float | None) -> str:
+    """Return an interval in few characters, as in `.8012-.8345`; nothing where there is none."""
+    return "" if low is None or high is None else "-".join(f"{end:.4f}".removeprefix("0") for end in (low, high))
 
 
 def p_value(p: float) -> str:

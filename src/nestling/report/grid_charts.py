@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import polars as pl
 
-from nestling.report.charts import FINE, INK, MUTED, apart, chart_of, coded, log_axis, spread, styled, top_legend
+from nestling.report.charts import (
+    FINE,
+    INK,
+    MUTED,
+    apart,
+    chart_of,
+    coded,
+    lines_across,
+    log_axis,
+    styled,
+    top_legend,
+)
 from nestling.report.format import label, stored_as
 from nestling.report.grid_view import front_alone
-from nestling.report.placing import BESIDE, LINE, Box, Label, Point, place
 
 LOOKS = {
     "float32": ("#6b7280", "circle"),
@@ -26,13 +35,38 @@ LOOKS = {
 """Colour and shape of each precision: Okabe and Ito's colours, as in charts.py."""
 WIDTH, HEIGHT = 760, 440
 FONT_SIZE = 11
-PASSES = 20
+LINE = 14
+"""Height of a label, pixels."""
 MARK = 4
 """Half the width of a mark, pixels."""
+ABOVE, BESIDE = 6, 5
+"""Pixels between a mark and its label: up to one above, and down and right to one below."""
+NEAR, FARTHEST = 2, 40
+"""Steps of half a line that a label may move away: above a mark that has its label below by right, and at all."""
 
 
-@dataclass(frozen=True)
-class Plane:
+class Box(NamedTuple):
+    """A rectangle, in pixels from the top left corner of the plot."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: Box) -> bool:
+        """Return whether the two share more than an edge."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+class Label(NamedTuple):
+    """The place of a label: above and left of its mark, or below and right of it."""
+
+    box: Box
+    below: bool
+
+
+class Plane(NamedTuple):
     """Bytes on a log axis and quality, as pixels from the top left corner of the plot."""
 
     left: float
@@ -52,16 +86,6 @@ class Plane:
         """Return the value that lies `y` pixels down."""
         return self.top - (self.top - self.bottom) * y / HEIGHT
 
-    def wider(self, box: Box) -> Plane:
-        """Return the plane that reaches as far as `box`, or a little farther where that lies outside."""
-        across, up = math.log(self.right / self.left) / WIDTH, (self.top - self.bottom) / HEIGHT
-        return Plane(
-            left=self.left * math.exp(1.05 * min(0.0, box.left) * across),
-            right=self.right * math.exp(1.05 * max(0.0, box.right - WIDTH) * across),
-            bottom=self.bottom - 1.05 * max(0.0, box.bottom - HEIGHT) * up,
-            top=self.top - 1.05 * min(0.0, box.top) * up,
-        )
-
 
 def pareto(
     kept: pl.DataFrame, measure: str, *, subtitle: str, keep: float | None = None, absolute: bool = False
@@ -72,30 +96,28 @@ def pareto(
     where there are any, a dashed line is the front of the others alone.
 
     Args:
-        kept: columns as `evaluation.advice.KEPT`, one row or more.
+        kept: columns as `evaluation.recommend.KEPT`, one row or more.
         measure: which it is of.
         subtitle: one line under the title, say of which model and side.
-        keep: the share of full quality that was asked for, drawn as a line.
+        keep: a share of full quality, drawn as a line.
         absolute: draw the measure itself, not the share of the full embedding's.
     """
     # Of the row that keeps most, since others may keep nothing.
     best = kept.sort("kept").row(-1, named=True)
     full = float(best["value"] / best["kept"])
     unit = full if absolute else 1.0
-    cells = _cells(kept, "value" if absolute else "kept")
+    at = pl.col("value" if absolute else "kept").alias("at")
+    cells = kept.with_columns(front_alone(kept), at).sort("bytes", "at").to_dicts()
+    for cell in cells:
+        cell["name"] = cell_label(cell["dim"], cell["precision"], cell["rotation"], cell["oversampling"])
     front = [cell for cell in cells if cell["front"]]
     alone = [cell for cell in cells if cell["alone"]]
-    rules = [(unit, f"full {label(measure)} {full:.4f}")]
+    lines = [(unit, f"full {label(measure)} {full:.4f}", [1, 0])]
     if keep is not None:
-        rules.append((keep * unit, f"keep {100 * keep:.4g}%"))
-
+        lines.append((keep * unit, f"keep {100 * keep:.4g}%", [5, 4]))
+    named = [*front, *(cell for cell in alone if not cell["front"])]
+    plane = _plane(cells, [value for value, *_ in lines], named)
     sizes = [cell["bytes"] for cell in cells]
-    values = [cell["at"] for cell in cells] + [value for value, _ in rules]
-    # All in the same place, as with a single cell, still need a scale.
-    margin = 0.04 * (max(values) - min(values)) or 0.02
-    plane = Plane(min(sizes) / 1.3, max(sizes) * 1.3, min(values) - margin, max(values) + margin)
-    plane, labels = _labelled(plane, cells, front, [cell for cell in alone if not cell["front"]])
-
     ticks = apart(sizes, (max(sizes) / min(sizes)) ** (40 / WIDTH))
     x = log_axis("bytes:Q", "bytes a vector (log scale)", (plane.left, plane.right), ticks=ticks, format=",.0f")
     fine = plane.top - plane.bottom < FINE
@@ -106,16 +128,16 @@ def pareto(
         axis=alt.Axis(format=(".3f" if fine else ".2f") if absolute else ".1%" if fine else ".0%"),
     )
     rescored = any(cell["oversampling"] for cell in cells)
+    gap = LINE * (plane.top - plane.bottom) / HEIGHT
     layers = [
-        *_rules(rules, plane, x, y),
-        *([_front(alone, plane, x, y, dashed=True)] if rescored else []),
-        _front(front, plane, x, y),
+        *lines_across(lines, gap, plane.right, x, y, color=MUTED, strokeWidth=1.2),
+        *([_steps(alone, plane, x, y, strokeWidth=1.4, color=MUTED, strokeDash=[4, 3])] if rescored else []),
+        _steps(front, plane, x, y, strokeWidth=2, color=INK),
         *_marks(cells, x, y),
-        *_labels(labels, x, y),
+        *_labels(named, cells, front, plane, x, y),
     ]
     legend = "; hollow: rescored; dashed: the front without rescoring" if rescored else ""
-    title = f"{label(measure)} by bytes a vector"
-    return styled(layers, title, f"{subtitle}{legend}", (WIDTH, HEIGHT))
+    return styled(layers, f"{label(measure)} by bytes a vector", f"{subtitle}{legend}", (WIDTH, HEIGHT))
 
 
 def cell_label(dim: int, precision: str, rotation: str, oversampling: int) -> str:
@@ -123,102 +145,30 @@ def cell_label(dim: int, precision: str, rotation: str, oversampling: int) -> st
     return f"{dim} {stored_as(precision, rotation, oversampling).replace(',', '').replace('rescored ', '')}"
 
 
-def _cells(kept: pl.DataFrame, column: str) -> list[dict[str, Any]]:
-    rows = kept.with_columns(front_alone(kept)).sort("bytes", column).iter_rows(named=True)
-    return [
-        {
-            **{name: row[name] for name in ("dim", "precision", "rotation", "oversampling", "bytes", "front", "alone")},
-            "at": row[column],
-            "name": cell_label(row["dim"], row["precision"], row["rotation"], row["oversampling"]),
-            "value": row["value"],
-            "kept": row["kept"],
-        }
-        for row in rows
-    ]
+def _plane(cells: Sequence[dict[str, Any]], lines: Sequence[float], named: Sequence[dict[str, Any]]) -> Plane:
+    """Return a plane with room at the left, at the top and at the bottom for labels."""
+    sizes, values = [cell["bytes"] for cell in cells], [*(cell["at"] for cell in cells), *lines]
+    left, right = 12 + max(map(_width, named)), 70
+    top, bottom = LINE * min(2 + sum(cell["front"] for cell in named) / 2, 8), 2 * LINE
+    # All in the same place, as with a single cell, still need a scale.
+    across = (math.log(max(sizes) / min(sizes)) or 1.0) / (WIDTH - left - right)
+    up = ((max(values) - min(values)) or 0.02) / (HEIGHT - top - bottom)
+    return Plane(
+        left=min(sizes) * math.exp(-left * across),
+        right=max(sizes) * math.exp(right * across),
+        bottom=min(values) - bottom * up,
+        top=max(values) + top * up,
+    )
 
 
-def _labelled(
-    plane: Plane,
-    cells: Sequence[dict[str, Any]],
-    front: Sequence[dict[str, Any]],
-    alone: Sequence[dict[str, Any]],
-) -> tuple[Plane, list[dict[str, Any]]]:
-    """Return a plane with room for the labels of both fronts, and the labels with the place of each.
-
-    Left of a cell of the front and above it there is none other, so that a label there covers no mark. The front
-    without rescoring has marks on all sides.
-    """
-    labelled = [*front, *alone]
-    # Each pass moves marks a little, so that a few are needed until all labels fit.
-    for attempt in range(PASSES):
-        points = [
-            Point(plane.x(cell["bytes"]), plane.y(cell["at"]), _width(cell["name"]), upwards=cell["front"])
-            for cell in labelled
-        ]
-        placed = place(points, [*_marked(plane, cells), *_stepped(plane, front)])
-        wider = plane
-        for one in placed:
-            wider = wider.wider(one.box)
-        if wider == plane or attempt == PASSES - 1:
-            break
-        plane = wider
-    return plane, [_label(cell, one, plane) for cell, one in zip(labelled, placed, strict=True)]
-
-
-def _label(cell: dict[str, Any], placed: Label, plane: Plane) -> dict[str, Any]:
-    near = placed.box.top if placed.below else placed.box.bottom
-    return {
-        "name": cell["name"],
-        "bytes": cell["bytes"],
-        "at": cell["at"],
-        "foot": plane.value(near),
-        "below": placed.below,
-        "lifted": placed.away > LINE,
-    }
-
-
-def _marked(plane: Plane, cells: Sequence[dict[str, Any]]) -> list[Box]:
-    places = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in cells]
-    return [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in places]
-
-
-def _stepped(plane: Plane, front: Sequence[dict[str, Any]]) -> list[Box]:
-    """Return the steps of a front as boxes that are thin."""
-    places = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in front]
-    steps = [Box(x, y - 1, WIDTH, y + 1) for x, y in places[-1:]]
-    for (x, y), (next_x, next_y) in pairwise(places):
-        steps += [Box(x, y - 1, next_x, y + 1), Box(next_x - 1, next_y, next_x + 1, y)]
-    return steps
-
-
-def _width(text: str) -> float:
+def _width(cell: dict[str, Any]) -> float:
     # Digits and small letters of Arial and Helvetica are 0.5 to 0.56 em wide on average, DejaVu Sans 0.6.
-    return 0.62 * FONT_SIZE * len(text) + 4
+    return 0.62 * FONT_SIZE * len(cell["name"]) + 4
 
 
-def _rules(rules: Sequence[tuple[float, str]], plane: Plane, x: alt.X, y: alt.Y) -> list[Any]:
-    """Return a line across for each value, the first whole and the second dashed, named at its right end."""
-    gap = LINE * (plane.top - plane.bottom) / HEIGHT
-    order = sorted(rules)
-    layers = []
-    for (value, text), at in zip(order, spread([value for value, _ in order], gap), strict=True):
-        base = chart_of([{"at": value, "text": text, "bytes": plane.right, "label": at}])
-        dash = [1, 0] if (value, text) == rules[0] else [5, 4]
-        # Outside of the plot, where there is nothing to cover.
-        name = base.mark_text(align="left", dx=6, fontSize=FONT_SIZE, color=INK)
-        layers += [
-            base.mark_rule(color=MUTED, strokeWidth=1.2, strokeDash=dash).encode(y=y),
-            name.encode(x=x, y=alt.Y("label:Q", scale=y["scale"]), text="text:N"),
-        ]
-    return layers
-
-
-def _front(cells: Sequence[dict[str, Any]], plane: Plane, x: alt.X, y: alt.Y, *, dashed: bool = False) -> Any:
+def _steps(cells: Sequence[dict[str, Any]], plane: Plane, x: alt.X, y: alt.Y, **look: Any) -> Any:
     # On to the right edge: with more bytes there is nothing better.
     rows = [*cells, *({"bytes": plane.right, "at": last["at"]} for last in cells[-1:])]
-    look: dict[str, Any] = (
-        {"strokeWidth": 1.4, "color": MUTED, "strokeDash": [4, 3]} if dashed else {"strokeWidth": 2, "color": INK}
-    )
     return chart_of(rows).mark_line(interpolate="step-after", **look).encode(x=x, y=y)
 
 
@@ -229,35 +179,76 @@ def _marks(cells: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
     shape = coded(alt.Shape, "precision:N", names, [LOOKS[name][1] for name in names], legend)
     tooltip = [
         alt.Tooltip("name:N", title="cell"),
-        alt.Tooltip("bytes:Q", format=","),
-        alt.Tooltip("value:Q", format=".4f"),
-        alt.Tooltip("kept:Q", format=".1%"),
+        *(alt.Tooltip(f"{name}:Q", format=form) for name, form in (("bytes", ","), ("value", ".4f"), ("kept", ".1%"))),
     ]
     layers = []
     for filled in (False, True):
-        some = [cell for cell in cells if filled == (not cell["oversampling"])]
-        if some:
-            marks = chart_of(some).mark_point(filled=filled, size=40, opacity=0.9, strokeWidth=1.2)
+        rows = [cell for cell in cells if filled == (not cell["oversampling"])]
+        if rows:
+            marks = chart_of(rows).mark_point(filled=filled, size=40, opacity=0.9, strokeWidth=1.2)
             layers.append(marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
     return layers
 
 
-def _labels(labels: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
-    foot = alt.Y("foot:Q", scale=y["scale"])
-    layers: list[Any] = [
-        chart_of([row for row in labels if row["lifted"]])
-        .mark_rule(color=MUTED, strokeWidth=0.8)
-        .encode(x=x, y=y, y2="foot:Q")
-    ]
-    for below in (False, True):
-        base = chart_of([row for row in labels if row["below"] == below])
-        placed: dict[str, Any] = {
-            "align": "left" if below else "right",
-            "baseline": "top" if below else "bottom",
-            "dx": BESIDE if below else 0,
-            "fontSize": FONT_SIZE,
-        }
-        halo = base.mark_text(**placed, stroke="white", strokeWidth=3, color="white")
-        text = base.mark_text(**placed, color=INK)
-        layers += [one.encode(x=x, y=foot, text="name:N") for one in (halo, text)]
+def _labels(
+    named: Sequence[dict[str, Any]],
+    cells: Sequence[dict[str, Any]],
+    front: Sequence[dict[str, Any]],
+    plane: Plane,
+    x: alt.X,
+    y: alt.Y,
+) -> list[Any]:
+    """Return the names of cells, those that are far from their mark with a line to it."""
+    marks = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in cells]
+    drawn = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
+    corners = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in front]
+    drawn += [Box(x, y - 1, next_x, y + 1) for (x, y), (next_x, _) in pairwise([*corners, (WIDTH, 0)])]
+    drawn += [Box(next_x - 1, next_y, next_x + 1, y) for (_, y), (next_x, next_y) in pairwise(corners)]
+    # Nor should a label leave the plot.
+    drawn += [Box(-1e4, -1e4, 0, 1e4), Box(-1e4, -1e4, 1e4, 0), Box(WIDTH, -1e4, 1e4, 1e4), Box(-1e4, HEIGHT, 1e4, 1e4)]
+    points = [(plane.x(cell["bytes"]), plane.y(cell["at"]), _width(cell), cell["front"]) for cell in named]
+    rows = []
+    for cell, (_, mark_y, *_), (box, below) in zip(named, points, place(points, drawn), strict=True):
+        near = box.top if below else box.bottom
+        row = {"name": cell["name"], "bytes": cell["bytes"], "at": cell["at"], "foot": plane.value(near)}
+        rows.append({**row, "below": below, "lifted": abs(near - mark_y) > LINE})
+    rule = chart_of([row for row in rows if row["lifted"]]).mark_rule(color=MUTED, strokeWidth=0.8)
+    layers: list[Any] = [rule.encode(x=x, y=y, y2="foot:Q")]
+    for below, align, baseline, dx in ((False, "right", "bottom", 0), (True, "left", "top", BESIDE)):
+        base = chart_of([row for row in rows if row["below"] == below])
+        text: dict[str, Any] = {"align": align, "baseline": baseline, "dx": dx, "fontSize": FONT_SIZE}
+        halo = base.mark_text(**text, stroke="white", strokeWidth=3, color="white")
+        for layer in (halo, base.mark_text(**text, color=INK)):
+            layers.append(layer.encode(x=x, y=alt.Y("foot:Q", scale=y["scale"]), text="name:N"))
     return layers
+
+
+def place(points: Sequence[tuple[float, float, float, bool]], drawn: Sequence[Box] = ()) -> list[Label]:
+    """Place labels one after the other, each as near to its mark as those before it and `drawn` allow.
+
+    Left of a cell of the front and above it there is none other, so a label there covers no mark; others may also stand
+    below.
+
+    Args:
+        points: x and y of each mark, the width of its label, and whether that may only go up; from left to right where
+            labels go up, so that no line from a label to its mark meets a label.
+        drawn: what no label should cover.
+    """
+    taken, labels = list(drawn), []
+    for x, y, width, upwards in points:
+        # The first of the best: candidates come nearest first.
+        label = min(_candidates(x, y, width, upwards), key=lambda one: sum(map(one.box.overlaps, taken)))
+        labels.append(label)
+        top, bottom = sorted((label.box.top if label.below else label.box.bottom, y))
+        taken += [label.box, Box(x - 2, top, x + 2, bottom)]
+    return labels
+
+
+def _candidates(x: float, y: float, width: float, upwards: bool) -> Iterator[Label]:
+    for step in range(FARTHEST):
+        if upwards or step < NEAR:
+            bottom = y - ABOVE - step * LINE / 2
+            yield Label(Box(x - width, bottom - LINE, x, bottom), below=False)
+        if not upwards:
+            left, top = x + BESIDE, y + BESIDE + step * LINE / 2
+            yield Label(Box(left, top, left + width, top + LINE), below=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from nestling.report.format import label, share, size, stored_as
+from nestling.report.format import label, size, stored_as
 from nestling.report.table import Table, row
 
 FULL_BYTES, STORED_BYTES = 4, 2
@@ -21,20 +21,13 @@ def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, fr
     Where cells are rescored too, a plus marks those that are on the front of the cells without rescoring alone.
 
     Args:
-        kept: columns as `evaluation.advice.KEPT`.
+        kept: columns as `evaluation.recommend.KEPT`.
         measure: which it is of.
         title: what stands before the title, say a variant's name.
         front_only: leave out all cells but those on either front.
     """
-    marked = kept.with_columns(
-        pl.when("front")
-        .then(pl.lit(FRONT))
-        .when(front_alone(kept))
-        .then(pl.lit(ALONE))
-        .otherwise(pl.lit(" "))
-        .alias("mark")
-    )
-    shown = marked.filter(pl.col("mark") != " ") if front_only else marked
+    mark = pl.when("front").then(pl.lit(FRONT)).when(front_alone(kept)).then(pl.lit(ALONE)).otherwise(pl.lit(" "))
+    shown = kept.with_columns(mark.alias("mark")).filter((pl.col("mark") != " ") | (not front_only))
     body = []
     order = shown.sort("bytes", "value", "dim", "oversampling", descending=[True, True, True, False])
     for cell in order.iter_rows(named=True):
@@ -45,13 +38,13 @@ def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, fr
                 f"{cell['dim']:,}",
                 stored_as(cell["precision"], cell["rotation"], cell["oversampling"]),
                 f"{cell['value']:.4f}",
-                share(cell["kept"]),
-                # Alike on every query, as the full embedding and itself: then there is none.
+                f"{cell['kept']:.1%}",
+                # Equal on every query, as the full embedding and itself: then there is none.
                 f"{100 * low:.1f}-{100 * high:.1f}" if low < high else "",
             )
         )
-    some = f"; {shown.height} of {kept.height} cells" if front_only else ""
-    title = (f"{title}: " if title else "") + f"{label(measure)} kept, by bytes a vector{some}"
+    count = f"; {shown.height} of {kept.height} cells" if front_only else ""
+    title = (f"{title}: " if title else "") + f"{label(measure)} kept, by bytes a vector{count}"
     columns = ["bytes", "dims", "stored as", label(measure), "kept", "interval"]
     return Table(_legend(shown), columns, [("", body)], title=title, words=(2,))
 
@@ -66,14 +59,13 @@ def advice_lines(
 ) -> list[str]:
     """Return what a chosen cell keeps and costs: a sentence, then a line each on memory, on scanning and on rescoring.
 
-    Sizes are in decimal units (1 MB is 1,000,000 bytes) and of the vectors alone: ids and texts come on top.
+    Sizes are of the vectors alone: ids and texts come on top.
 
     Args:
-        dev: the cell's row of `evaluation.advice.KEPT` on the side that it was chosen on.
-        test: its row on the side that nothing was chosen on; None leaves that out.
-        measure: as in `recall@10`; rescoring fetches candidates for as many results as stand behind its @.
+        dev: the cell's row of `evaluation.recommend.KEPT` on the side that it was chosen on.
+        test: its row on the side that nothing was chosen on.
+        measure: rescoring fetches candidates for as many results as stand behind its @.
         full: the model's own size in dims.
-        documents: how many there are.
 
     Raises:
         ValueError: `full` or `documents` is below 1.
@@ -84,10 +76,10 @@ def advice_lines(
     cell = f"{dev['dim']:,} dims, {stored_as(dev['precision'], dev['rotation'], dev['oversampling'], long=True)}"
     times = f"{whole / small:.1f}"
     smaller = f"{times} times smaller than {whole:,}" if small < whole else f"no smaller than {whole:,}"
-    on_test = "" if test is None else f", {share(test['kept'])} on test"
+    on_test = "" if test is None else f", {test['kept']:.1%} on test"
     lines = [
-        f"{cell}: {small:,} bytes a vector, {smaller}; keeps {share(dev['kept'])} of {label(measure)} on dev "
-        f"(at least {share(dev['kept_low'])}){on_test}",
+        f"{cell}: {small:,} bytes a vector, {smaller}; keeps {dev['kept']:.1%} of {label(measure)} on dev "
+        f"(at least {dev['kept_low']:.1%}){on_test}",
         f"memory for {documents:,} documents: {size(small * documents)} instead of {size(whole * documents)} "
         "(1 MB is 1,000,000 bytes)",
         f"a query that is compared with all of them scans {size(small * documents)}, "

@@ -3,59 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import yaml
+from markupsafe import Markup
 from pydantic import ValidationError
 
 from nestling import atomic
 from nestling.config.experiment import Experiment
-from nestling.config.names import PRETRAINED
+from nestling.config.names import DEFAULT_MODEL, PRETRAINED
 from nestling.config.recipes import RECIPES
 from nestling.config.run_folder import RunFolder
 from nestling.config.training import STEPS, TrainingSettings, setting_names, value_of
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
 from nestling.evaluation.significance import compare_all, holm
-from nestling.models.load import needs_newest
-from nestling.report.card_base import CARD, Base, base_of
-from nestling.report.changes import Change, at_full_size, changes_of, outcome_of
+from nestling.models.load import BUNDLED_NAMES, needs_newest
+from nestling.report.changes import Change, changes_of, outcome_of, sentence
 from nestling.report.charts import short_source
-from nestling.report.contents import reproduction_of
+from nestling.report.contents import summary
 from nestling.report.data_tables import split_table
-from nestling.report.format import label, p_value, points, size
+from nestling.report.format import bounds, label, p_value, points, size
 from nestling.report.page_data import PageData
-from nestling.report.render.markdown import escaped, markdown, single_line
-from nestling.report.study_markdown import leak_lines, reproduction
+from nestling.report.render.markdown import render, single_line
 from nestling.report.table import Cell, Table, row
-from nestling.report.tables import Figure, bounds, by_dim
+from nestling.report.tables import by_dim
 
+CARD = "README.md"
 UNLISTED = frozenset({"preset", "checkpoint_seconds", "report_to"})
 """Settings that change nothing about the weights."""
-HERE = "."
-"""What the usage snippet loads as long as the model is on no hub: the folder of the card."""
+LICENSES = {
+    f"sentence-transformers/{DEFAULT_MODEL}": "apache-2.0",
+    "sentence-transformers/all-mpnet-base-v2": "apache-2.0",
+}
+"""Of base models whose own card need not be at hand."""
+OUTCOMES = {
+    "gain": "better than its base",
+    "loss": "WORSE than its base",
+    "mixed": "better than its base in one measure and WORSE in another",
+    "open": "not shown to differ from its base, since no difference is significant",
+}
 
 _SNIPPET = re.compile(r'^(model = SentenceTransformer\()"[^"\n]*"', re.MULTILINE)
-_SBERT = "Reimers and Gurevych 2019, Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, arXiv 1908.10084"
-_INFONCE = (
-    "van den Oord, Li and Vinyals 2018, Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748"
-)
-_COSENT = (
-    "Huang et al. 2024, CoSENT: Consistent Sentence Embedding via Similarity Ranking, doi 10.1109/TASLP.2024.3402087"
-)
-_MATRYOSHKA = "Kusupati et al. 2022, Matryoshka Representation Learning, arXiv 2205.13147"
-_WISE_FT = "Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903"
-_MODEL2VEC = (
-    "Tulkens and van Dongen 2024, Model2Vec: Fast State-of-the-Art Static Embeddings, github.com/MinishLab/model2vec"
-)
-_DISTILLATION = (
-    "Hofstätter et al. 2020, Improving efficient neural ranking models with cross-architecture knowledge distillation, "
-    "arXiv 2010.02666"
-)
-_LOSSES = {"cosent": [_COSENT], "cosine": []}
-
 Changes = dict[tuple[str, int], Change]
 """By measure, and dims of the variant."""
 
@@ -77,7 +71,7 @@ def write_cards(folder: RunFolder, data: PageData) -> list[Path]:
 
 def addressed(card: str, repo_id: str) -> str:
     """Return a card whose usage snippet loads the model from a hub; one without that snippet stays as it is."""
-    return _SNIPPET.sub(lambda found: f'{found[1]}"{repo_id}"', card)
+    return _SNIPPET.sub(lambda match: f'{match[1]}"{repo_id}"', card)
 
 
 def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
@@ -95,58 +89,45 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
     """
     if variant not in data.trained or variant not in data.study["training"]:
         raise ValueError(f"{variant!r} was not trained in this run")
-    from huggingface_hub import EvalResult, ModelCardData
-
     chosen = next(each for each in data.variants if each["name"] == variant)
-    base, settings = base_of(chosen["base"]), _settings(data, variant)
-    nested = chosen["matryoshka"] is not None
+    base, settings, recipe = base_of(chosen["base"]), _settings(data, variant), chosen["recipe"]
+    nested, dims = chosen["matryoshka"], data.dims[variant]
+    training = data.study["training"][variant]
     source = single_line(short_source(data.study["data"]["source"]))
-    rows = [each for each in by_dim(data.results) if each.variant == variant]
     measures = data.study["experiment"]["evaluation"]["measures"]
-    figures = {(measure, each.dim): each.figures[measure] for measure in measures for each in rows}
-    head = ModelCardData(
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        base_model=base.hub_id,
-        tags=[
-            *("sentence-transformers", "feature-extraction", "sentence-similarity", "nestling"),
-            *(single_line(chosen["recipe"]), *(["matryoshka"] if nested else [])),
-        ],
-        model_name=single_line(f"{data.name} {variant}"),
-        eval_results=[
-            EvalResult(
-                task_type="information-retrieval",
-                task_name="Information Retrieval",
-                dataset_type="unknown",
-                dataset_name=source,
-                dataset_split="test",
-                metric_type=measure,
-                metric_name=f"{label(measure)} ({dim} dims)",
-                metric_value=round(figure.value, 4),
-            )
-            for (measure, dim), figure in figures.items()
-        ],
-        **base.license,
+    rows = by_dim(data.results).filter(pl.col("variant") == variant, pl.col("measure").is_in(measures))
+    figures = [each for measure in measures for each in rows.filter(measure=measure).sort("dim").reverse().to_dicts()]
+    untrained = [one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, chosen["base"])]
+    before = next(iter(untrained), None)
+    rivals = {name: changes_over(data, variant, name) for name in (before, data.lexical) if name}
+    changes = _opening_changes(data, variant, before, rivals[before]) if before else []
+    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "nestling", single_line(recipe)]
+    tags += ["matryoshka"] if nested is not None else []
+    return render(
+        "card.md",
+        **summary(data),
+        head=_front_matter(base, tags, source, figures, single_line(f"{data.name} {variant}")),
+        variant=variant,
+        regression=data.regressions.get(variant),
+        dims=dims,
+        base=base,
+        source=source,
+        outcome=OUTCOMES[outcome_of(changes)] if before else None,
+        changes=sentence(changes),
+        newest=newest,
+        prefixes=nested is not None or settings.rotate is not None,
+        results=results_table(data, figures, rivals),
+        split=split_table(data.study["split"]),
+        recipe=recipe,
+        recipe_summary=RECIPES[recipe].summary,
+        nested_dims=nested and sizes_of(dims[0], nested["dims"] or data.study["experiment"]["evaluation"]["dims"]),
+        training=training,
+        memory=size(training["peak_memory"]),
+        changed_settings=_settings_table(settings),
+        settings=settings,
+        inspection=data.study["inspection"],
+        lexical=data.lexical,
     )
-    before, lexical = _untouched(data, chosen["base"]), data.lexical
-    rivals = {name: changes_over(data, variant, name) for name in (before, lexical) if name}
-    parts = [
-        f"# {escaped(data.name)}: {escaped(variant)}",
-        *_opening(data, chosen, base, before, rivals),
-        "## Usage",
-        _usage(data.dims[variant], prefixes=nested or settings.rotate is not None, newest=newest),
-        "## Results",
-        markdown(results_table(data, figures, rivals)),
-        f"Recall@10 can reach {data.study['test']['ceiling@10']:.4f} at most on these queries.",
-        *_data(data, source),
-        *_training(data, chosen, settings),
-        *_limits(data, base, lexical is not None),
-        "## How to reproduce",
-        reproduction(data),
-        "## Citation",
-        "\n".join(f"- {escaped(one)}" for one in _citations(chosen["recipe"], nested, settings)),
-    ]
-    return f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def _settings(data: PageData, variant: str) -> TrainingSettings:
@@ -160,8 +141,39 @@ def _settings(data: PageData, variant: str) -> TrainingSettings:
     return experiment.training_of(next(each for each in experiment.variants if each.name == variant))
 
 
-def _untouched(data: PageData, base: str) -> str | None:
-    return next((one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, base)), None)
+def _front_matter(base: Base, tags: list[str], source: str, figures: list[dict[str, Any]], name: str) -> Markup:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    head = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=base.hub_id,
+        tags=tags,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="information-retrieval",
+                task_name="Information Retrieval",
+                dataset_type="unknown",
+                dataset_name=source,
+                dataset_split="test",
+                metric_type=each["measure"],
+                metric_name=f"{label(each['measure'])} ({each['dim']} dims)",
+                metric_value=round(each["value"], 4),
+            )
+            for each in figures
+        ],
+        **base.license,
+    )
+    return Markup(head.to_yaml())
+
+
+def _opening_changes(data: PageData, variant: str, before: str, by_size: Changes) -> list[Change]:
+    """Return the changes over the base at full size: the study's own where it compared the two."""
+    series = data.at_full_size((before, variant), data.measures)
+    studied = changes_of(data.comparisons, series, before, variant, data.measures)
+    by_measure = {change.measure: change for change in studied}
+    return [by_measure.get(measure, by_size[measure, data.dims[variant][0]]) for measure in data.measures]
 
 
 def changes_over(data: PageData, variant: str, name: str) -> Changes:
@@ -176,34 +188,33 @@ def changes_over(data: PageData, variant: str, name: str) -> Changes:
     )
     cells = [(measure, dim) for dim in sizes for measure in measures]
     # In one call, since all share the draws; each measure is a question of its own.
-    found = compare_all({name: a, variant: b}, measures=[f"{measure} {dim}" for measure, dim in cells], reference=name)
-    p = np.apply_along_axis(holm, 0, found["p"].to_numpy().reshape(len(sizes), len(measures))).ravel()
-    return {
-        (measure, dim): Change(measure, float(a[n].mean()), float(b[n].mean()), found["low"][n], found["high"][n], p[n])
-        for n, (measure, dim) in enumerate(cells)
-    }
+    compared = compare_all(
+        {name: a, variant: b}, measures=[f"{measure} {dim}" for measure, dim in cells], reference=name
+    )
+    p = np.apply_along_axis(holm, 0, compared["p"].to_numpy().reshape(len(sizes), len(measures))).ravel()
+    ends = zip(a.mean(axis=1), b.mean(axis=1), compared["low"], compared["high"], p, strict=True)
+    return {cell: Change(cell[0], *map(float, figures)) for cell, figures in zip(cells, ends, strict=True)}
 
 
-def results_table(data: PageData, figures: Mapping[tuple[str, int], Figure], rivals: Mapping[str, Changes]) -> Table:
+def results_table(data: PageData, figures: list[dict[str, Any]], rivals: Mapping[str, Changes]) -> Table:
     """Return the model's figures by size, beside its base and BM25, with intervals and p."""
     columns = ["dims", "this model"]
     for name in rivals:
         columns += [name, "difference", "p"]
     groups: dict[str, list[list[Cell]]] = {}
-    for (measure, dim), figure in figures.items():
-        cells = row(f"{dim:,}", Cell(f"{figure.value:.4f}", bounds(figure)))
+    for each in figures:
+        cells = row(f"{each['dim']:,}", Cell(f"{each['value']:.4f}", bounds(each["low"], each["high"])))
         for changes in rivals.values():
-            change = changes.get((measure, dim))
+            change = changes.get((each["measure"], each["dim"]))
             if change is None:
                 cells += row("–", "–", "–")
                 continue
-            interval = f"{points(change.low)} to {points(change.high)}"
             cells += row(
                 f"{change.base:.4f}",
-                Cell(points(change.value - change.base), interval),
+                Cell(points(change.value - change.base), f"{points(change.low)} to {points(change.high)}"),
                 Cell(p_value(change.p), "not significant" if change.outcome == "open" else ""),
             )
-        groups.setdefault(label(measure), []).append(cells)
+        groups.setdefault(label(each["measure"]), []).append(cells)
     test = data.study["test"]
     caption = (
         f"On test: {test['queries']:,} queries, {test['documents']:,} documents, {test['protocol']}. Below each value "
@@ -213,124 +224,59 @@ def results_table(data: PageData, figures: Mapping[tuple[str, int], Figure], riv
     return Table(caption, columns, list(groups.items()), words=())
 
 
-def _opening(
-    data: PageData, chosen: dict[str, Any], base: Base, before: str | None, rivals: Mapping[str, Changes]
-) -> list[str]:
-    variant, full = chosen["name"], data.dims[chosen["name"]][0]
-    link = f"[{escaped(base.name)}](https://huggingface.co/{base.hub_id})" if base.hub_id else escaped(base.name)
-    source = escaped(short_source(data.study["data"]["source"]))
-    what = f"A sentence-transformers model of {full:,} dims for search, made of {link} with judgments of {source}"
-    parts = []
-    worse = data.regressions.get(variant)
-    if worse:
-        parts.append(f"**REGRESSION: on dev this model ended below {worse}. Do not use it in place of its base.**")
-    parts += leak_lines(data) if data.leaks else leak_lines(data)[1:]
-    if before is None:
-        return [*parts, f"{what}. The run did not measure its base model, so what training did is not known."]
-    # Where the study compared the two, with its interval and p, which are corrected for its variants.
-    studied = changes_of(data.comparisons, at_full_size(data, (before, variant)), before, variant, data.measures)
-    by_measure = {change.measure: change for change in studied}
-    changes = [by_measure.get(measure, rivals[before][measure, full]) for measure in data.measures]
-    outcome = {
-        "gain": "better than its base",
-        "loss": "WORSE than its base",
-        "mixed": "better than its base in one measure and WORSE in another",
-        "open": "not shown to differ from its base, since no difference is significant",
-    }[outcome_of(changes)]
-    figures = escaped(" and ".join(map(str, changes)))
-    return [*parts, f"{what}. On the test side it is {outcome}: {figures}."]
+def _settings_table(settings: TrainingSettings) -> Table | None:
+    """Return the settings and steps that differ from the defaults; None where none does."""
+    defaults = TrainingSettings()
+    body = []
+    for name in setting_names():
+        own, default = value_of(settings, name), value_of(defaults, name)
+        if name in STEPS:
+            own, default = ("left out" if step is None else "made" for step in (own, default))
+        if name not in UNLISTED and own != default and own is not None:
+            body.append(row(name, str(own), str(default)))
+    columns = ["setting", "value", "default"]
+    return Table("Settings that differ from the defaults.", columns, [("", body)], words=(0, 1, 2)) if body else None
 
 
-def _usage(dims: Sequence[int], *, prefixes: bool, newest: bool) -> str:
-    lines = [
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f'model = SentenceTransformer("{HERE}")',
-        'queries = model.encode_query(["waterproof wood paint"])',
-        'documents = model.encode_document(["Exterior paint for wood, waterproof", "Claw hammer, steel, 450 g"])',
-        "print(model.similarity(queries, documents))",
-    ]
-    told = "It loads the model from the folder of this card; elsewhere give that folder's path, or the model's hub id."
-    if newest:
-        told += " It needs sentence-transformers 6 or later: earlier ones lack a module of it."
-    parts = ["```python", *lines, "```", "", told]
-    if prefixes and len(dims) > 1:
-        small = dims[len(dims) // 2]
-        told = f"Embeddings can be cut to the sizes under Results. For {small:,} dims replace the model's line by"
-        parts += ["", told, "", "```python", f'model = SentenceTransformer("{HERE}", truncate_dim={small})', "```"]
-    return "\n".join(parts)
+@dataclass(frozen=True)
+class Base:
+    """The model that training began with: its name without folders, its hub id if it has one, and its license."""
+
+    name: str
+    hub_id: str | None
+    license: dict[str, Any]
 
 
-def _data(data: PageData, source: str) -> list[str]:
-    found = data.study["inspection"]
-    text = (
-        f"{source}: {found['records']:,} judged records of {found['queries']:,} queries and {found['documents']:,} "
-        f"documents. A document is relevant where its score is above {data.study['threshold']:g}: {found['kept']:,} "
-        f"pairs, {found['share']:.1%}. No text of the data is in this card."
-    )
-    return ["## Training data", escaped(text), markdown(split_table(data.study["split"]))]
+def base_of(name: str) -> Base:
+    """Return what is known of a base model; the license is looked up in its card where that is at hand."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    folder = Path(name).expanduser()
+    if name not in BUNDLED_NAMES and (folder.is_dir() or name.startswith((".", "/", "~"))):
+        return Base(folder.name, None, _license(folder / CARD))
+    hub_id, _, revision = (DEFAULT_MODEL if name in BUNDLED_NAMES else name).partition("@")
+    hub_id = hub_id if "/" in hub_id else f"sentence-transformers/{hub_id}"
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError:
+        return Base(Path(name).name, None, {})
+    if hub_id in LICENSES:
+        return Base(hub_id, hub_id, {"license": LICENSES[hub_id]})
+    cached = try_to_load_from_cache(hub_id, CARD, revision=revision or None)
+    return Base(hub_id, hub_id, _license(Path(cached)) if isinstance(cached, str) else {})
 
 
-def _training(data: PageData, chosen: dict[str, Any], settings: TrainingSettings) -> list[str]:
-    found, defaults = data.study["training"][chosen["name"]], TrainingSettings()
-    recipe = chosen["recipe"]
-    sentences = [f"Recipe {recipe}: {RECIPES[recipe].summary}."]
-    if chosen["matryoshka"] is not None:
-        given = chosen["matryoshka"]["dims"] or data.study["experiment"]["evaluation"]["dims"]
-        asked = sizes_of(data.dims[chosen["name"]][0], given)
-        sentences.append(f"Trained with the Matryoshka loss at {', '.join(map(str, asked))} dims.")
-    sentences.append(
-        f"{found['examples']:,} examples, {found['steps']:,} steps, {found['seconds']:,.1f} s in steps "
-        f"({found['pairs_per_second']:,.0f} pairs/s), {found['precision']}, {size(found['peak_memory'])} of memory at "
-        f"most, on {reproduction_of(data)['machine']}."
-    )
-    before, after = (found[when]["dev_recall@10"] for when in ("before", "after"))
-    sentences.append(f"On dev recall@10 went from {before:.4f} to {after:.4f}.")
-    sentences += [f"Left out, as dev was lower for it: {line}." for line in found.get("left_out", ())]
-    values = {name: (value_of(settings, name), value_of(defaults, name)) for name in setting_names()}
-    steps = {name: tuple("left out" if step is None else "made" for step in values[name]) for name in STEPS}
-    differ = [
-        row(name, str(own), str(default))
-        for name, (own, default) in {**values, **steps}.items()
-        if name not in UNLISTED and own != default and own is not None
-    ]
-    rows = Table(
-        "Settings that differ from the defaults.", ["setting", "value", "default"], [("", differ)], words=(0, 1, 2)
-    )
-    listed = markdown(rows) if differ else "All settings are the defaults."
-    return ["## Training", escaped(" ".join(sentences)), listed]
+def _license(card: Path) -> dict[str, str]:
+    """Return the license fields of a card's front matter; empty where it names none."""
+    from huggingface_hub import ModelCard
 
-
-def _limits(data: PageData, base: Base, lexical: bool) -> list[str]:
-    found = data.study["inspection"]
-    lengths = [
-        f"{name} of {found[key]['median']:,.4g} tokens in the median and {found[key]['longest']:,} at most"
-        + (f" ({found[key]['cut']:.1%} cut at {found[key]['limit']:,})" if found[key]["cut"] else "")
-        for name, key in (("queries", "query_lengths"), ("documents", "document_lengths"))
-    ]
-    license = (
-        f"- License: {base.license['license']}, as its base has it. Whether the training data allows it is not checked."
-        if base.license
-        else "- License: unknown, since the base model's card was not found or names none. Find out before sharing."
-    )
-    return [
-        "## Intended use and limits",
-        "\n".join(
-            [
-                "- For ranking the documents of the catalogue that it was trained on, or one much like it, by queries "
-                "of the same kind. Other catalogues, kinds of queries and languages were not measured.",
-                f"- Measured on {' and '.join(lengths)}. Longer texts were not measured.",
-                "- Intervals and p speak of other queries of the same kind, not of other training seeds or raters.",
-                *([] if lexical else ["- BM25 was not measured in this run."]),
-                escaped(license),
-            ]
-        ),
-    ]
-
-
-def _citations(recipe: str, nested: bool, settings: TrainingSettings) -> list[str]:
-    used = [_SBERT, *_LOSSES.get(recipe, [_INFONCE])]
-    used += [_MATRYOSHKA] if nested else []
-    used += [_MODEL2VEC] if recipe == "static" or settings.concat_static else []
-    used += [_DISTILLATION] if settings.distill else []
-    return used + ([_WISE_FT] if settings.merge_base else [])
+    try:
+        head = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return {}
+    fields = {key: head[key] for key in ("license", "license_name", "license_link") if isinstance(head.get(key), str)}
+    if not re.fullmatch(r"[\w.+-]{1,60}", fields.get("license", "")):
+        return {}
+    return {key: single_line(value) for key, value in fields.items()}

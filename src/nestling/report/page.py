@@ -1,9 +1,12 @@
-"""The study's page: one HTML file that tells what came out, made from a run's tables."""
+"""The study's page, one HTML file, and the same in Markdown, report.md, both from a run's tables."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -12,85 +15,72 @@ from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.recommend import kept_by
 from nestling.report import charts, grid_charts
-from nestling.report.contents import cleaning_of, facts_of, reproduction_of, tables_of
+from nestling.report.contents import contents, measure_pictures
 from nestling.report.format import label
 from nestling.report.model_card import write_cards
 from nestling.report.page_data import PageData, load_page_data
 from nestling.report.page_explorer import explorer
+from nestling.report.render import markdown
 from nestling.report.render.html import inline, picture, render, shortened
-from nestling.report.study_markdown import REPORT, study_markdown
-from nestling.report.verdict import verdict
 
-LISTED = 5
+REPORT = "report.md"
+EXTREMES = 5
 """Queries among the biggest wins and losses."""
 
 
 def write_pages(folder: RunFolder) -> Path:
-    """Write what a finished run says of itself: report.html, report.md and a card in each trained model's folder.
-
-    All from the run's tables alone; return the path of report.html.
+    """Write a finished run's report.html, report.md and a card in each trained model's folder; return the first.
 
     Raises:
         InputError: the run is not finished, or its tables are damaged or of an earlier version.
     """
     data = load_page_data(folder)
-    atomic.write_text(folder.report, page(data))
-    atomic.write_text(folder.path / REPORT, study_markdown(data, folder))
+    shared = contents(data)
+    atomic.write_text(folder.report, page(data, shared))
+    atomic.write_text(folder.path / REPORT, study_markdown(shared, folder))
     write_cards(folder, data)
     return folder.report
 
 
-def page(data: PageData) -> str:
-    """Return the page as HTML: one file that needs no network, 5 MB at most, style, script and pictures in it."""
-    found = explorer(data, first=_first(data), second=data.pick)
+def page(data: PageData, shared: Mapping[str, Any]) -> str:
+    """Return the page as HTML: one file that needs no network, 5 MB at most, style, script and pictures in it.
+
+    Args:
+        shared: the `contents` of the study.
+    """
+    # Where the pick is the reference itself, it is compared with BM25.
+    first = data.reference if data.reference != data.pick else data.lexical
+    trainings = charts.training_curves(data.study["training"])
     return render(
         "page.html",
-        name=data.name,
-        facts=facts_of(data),
-        answers=verdict(data),
+        **shared,
         histogram=inline(data.histogram, name="Histogram of scores") if data.histogram else None,
-        inspection=data.study["inspection"],
-        cleaning=cleaning_of(data),
-        notes=data.study["inspection"].get("notes", ()),
-        leaks=data.leaks,
-        leak_check=data.leak_check,
-        warning=data.study["split"].get("warning"),
-        ceiling=data.study["test"]["ceiling@10"],
-        curves=_curves(data),
-        training_curves=[
-            picture(chart, name=title) for title, chart in charts.training_curves(data.study["training"]).items()
-        ],
+        curves=measure_pictures(data.results, data.measures, data.study),
+        training_curves=[picture(chart, name=title) for title, chart in trainings.items()],
         fronts=_fronts(data),
-        findings=data.findings,
-        explorer=found,
-        explorer_json=Markup(found.json) if found else None,
-        extremes=_extremes(data),
-        reproduce=reproduction_of(data),
-        **tables_of(data),
+        explorer=explorer(data, first=first, second=data.pick),
+        extremes=_extremes(data, first) if first else None,
     )
 
 
-def _first(data: PageData) -> str | None:
-    """The variant that the pick is compared with: the reference, or BM25 where the pick is that itself."""
-    return data.reference if data.reference != data.pick else data.lexical
+def study_markdown(shared: Mapping[str, Any], folder: RunFolder | None = None) -> str:
+    """Return the study as GitHub Markdown, for a repository or a chat.
 
-
-def _subtitle(data: PageData) -> str:
-    source, test = charts.short_source(data.study["data"]["source"]), data.study["test"]
-    text = f"{source}: {test['queries']:,} test queries, {test['documents']:,} documents, {test['protocol']}"
-    return shortened(text, 120)
-
-
-def _curves(data: PageData) -> list[Markup]:
-    if not any(dims[0] for dims in data.dims.values()):
-        return []
-    return [
-        picture(
-            charts.measure_by_dim(data.results, measure, subtitle=_subtitle(data)),
-            name=f"{label(measure)} by embedding size",
-        )
-        for measure in data.measures
-    ]
+    Args:
+        shared: the `contents` of the study.
+        folder: the text's folder; the pictures in it are shown.
+    """
+    images = defaultdict(list)
+    if folder is not None:
+        stems = {measure: folder.picture(measure) for measure in shared["measures"]}
+        files = [
+            ("Results", f"{measure} over sizes", stem.with_name(f"{stem.name}.png")) for measure, stem in stems.items()
+        ]
+        files += [(one.title, f"{one.title}: {path.stem}", path) for one in shared["findings"] for path in one.files]
+        for part, alt, path in files:
+            if path.is_file():
+                images[part].append((alt, Markup(quote(path.relative_to(folder.path).as_posix()))))
+    return markdown.render("report.md", **shared, images=images)
 
 
 def _fronts(data: PageData) -> list[tuple[str, Markup]]:
@@ -112,19 +102,17 @@ def _fronts(data: PageData) -> list[tuple[str, Markup]]:
     return fronts
 
 
-def _extremes(data: PageData) -> dict[str, Any] | None:
-    """The queries that the pick gains and loses most on, against the variant it is compared with."""
-    first, measure = _first(data), data.measures[0]
-    if first is None:
-        return None
+def _extremes(data: PageData, first: str) -> dict[str, Any]:
+    """Return the queries that the pick gains and loses most on against `first`."""
+    measure = data.measures[0]
     queries = data.per_query.select("query_id", "query").unique("query_id").sort("query_id")["query"].to_list()
-    a, b = (data.values(name, data.dims[name][0], (measure,))[0].tolist() for name in (first, data.pick))
+    a, b = (values[0].tolist() for values in data.at_full_size((first, data.pick), (measure,)).values())
     rows = [(shortened(query, 160), before, after) for query, before, after in zip(queries, a, b, strict=True)]
     rows.sort(key=lambda row: row[1] - row[2])
     return {
         "first": first,
         "second": data.pick,
         "measure": label(measure),
-        "wins": [row for row in rows[:LISTED] if row[2] > row[1]],
-        "losses": [row for row in rows[::-1][:LISTED] if row[2] < row[1]],
+        "wins": [row for row in rows[:EXTREMES] if row[2] > row[1]],
+        "losses": [row for row in rows[::-1][:EXTREMES] if row[2] < row[1]],
     }

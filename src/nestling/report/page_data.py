@@ -1,9 +1,10 @@
-"""What the page is made from: a finished run's tables, read and checked; never a model."""
+"""What the pages are made from: a finished run's tables, read and checked; never a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,27 +23,53 @@ from nestling.report.tables import plain, reference_of
 from nestling.training.result import RECALL as DEV_RECALL
 from nestling.training.result import ended_below
 
+NEEDED = ("experiment", "inspection", "split", "test", "training", "data", "seconds", "versions", "hardware")
+
 
 @dataclass(frozen=True)
-class PageData:
+class Figures:
+    """Figures of several variants on the same queries.
+
+    Attributes:
+        results: long table, columns as `grid.SCHEMA`.
+        per_query: a row for each variant, cell and query; a column a measure.
+    """
+
+    results: pl.DataFrame
+    per_query: pl.DataFrame
+
+    @cached_property
+    def dims(self) -> dict[str, list[int]]:
+        """The sizes of each variant's plain cells, falling; [0] for BM25."""
+        sizes = plain(self.results).group_by("variant", maintain_order=True).agg(pl.col("dim").unique())
+        return {name: sorted(dims, reverse=True) for name, dims in sizes.iter_rows()}
+
+    def values(self, variant: str, dim: int, measures: Sequence[str]) -> NDArray[np.float64]:
+        """Return a plain cell's figures by query, (n_measures, n_queries) float64, queries in order of their id."""
+        rows = plain(self.per_query).filter(pl.col("variant") == variant, pl.col("dim") == dim).sort("query_id")
+        return np.stack([rows[measure].cast(pl.Float64).to_numpy() for measure in measures])
+
+    def at_full_size(self, variants: Iterable[str], measures: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return the `values` of each variant at its own full size."""
+        return {name: self.values(name, self.dims[name][0], measures) for name in dict.fromkeys(variants)}
+
+
+@dataclass(frozen=True)
+class PageData(Figures):
     """A finished run as tables.
 
     Attributes:
         study: what `results.json` holds.
-        results: long table, columns as `grid.SCHEMA`.
-        per_query: a row for each variant, cell and query; a column a measure.
         comparisons: columns as `significance.SCHEMA`.
         slices: groups of queries; None where the run has none.
         rankings: the documents on top, columns as `grid.RANKED`; None where the run kept none.
         test: the test side's judgments, for texts; None where the split is gone.
         leaks: what two sides share, as `Split.leaks` says it of the tables; None where the split is gone.
         histogram: the SVG of the score histogram; None where it is gone.
-        findings: what a search of settings and a learning curve in the same folder came to.
+        findings: the results of a search of settings and a learning curve in the same folder.
     """
 
     study: dict[str, Any]
-    results: pl.DataFrame
-    per_query: pl.DataFrame
     comparisons: pl.DataFrame
     slices: pl.DataFrame | None
     rankings: pl.DataFrame | None
@@ -58,7 +85,7 @@ class PageData:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The measures that the page tells of first: two at most."""
+        """The first measures of the run, two at most."""
         return tuple(self.study["experiment"]["evaluation"]["measures"])[:2]
 
     @property
@@ -81,11 +108,10 @@ class PageData:
     def pick(self) -> str:
         """The variant to judge training by: the trained one that is best on dev, so that test chooses nothing."""
         training = self.study["training"]
-        ranked = sorted(
-            (name for name in self.trained if name in training),
-            key=lambda name: -float(training[name]["after"][DEV_RECALL]),
-        )
-        return (ranked or self.trained or [self.reference or self.variants[0]["name"]])[0]
+        measured = [name for name in self.trained if name in training]
+        if measured:
+            return max(measured, key=lambda name: float(training[name]["after"][DEV_RECALL]))
+        return next(iter(self.trained), self.reference or self.variants[0]["name"])
 
     @property
     def regressions(self) -> dict[str, str]:
@@ -99,7 +125,7 @@ class PageData:
 
     @property
     def leak_check(self) -> str:
-        """What counting in the tables said of what sides share; begins with "Leak," where it is too much."""
+        """The result of counting in the tables what sides share; begins with "Leak," where it is too much."""
         if self.leaks is None:
             return "Leak check: not made, since the split is not in the run folder."
         if self.leaks:
@@ -112,22 +138,9 @@ class PageData:
         """The strongest plain BM25 that was measured: stemmed, else unstemmed, else None."""
         return next((name for name in ("bm25-stemmed", "bm25") if name in self.dims), None)
 
-    @property
-    def dims(self) -> dict[str, list[int]]:
-        """The sizes of each variant's plain cells, falling; [0] for BM25."""
-        found: dict[str, list[int]] = {}
-        for name, dim in plain(self.results).select("variant", "dim").unique(maintain_order=True).iter_rows():
-            found.setdefault(name, []).append(int(dim))
-        return {name: sorted(dims, reverse=True) for name, dims in found.items()}
-
     def fused(self, variant: str) -> str | None:
         """Return the name of a variant's fusion with BM25 where it was measured."""
         return variant + FUSED if variant + FUSED in self.dims else None
-
-    def values(self, variant: str, dim: int, measures: Sequence[str]) -> NDArray[np.float64]:
-        """Return a plain cell's figures by query, (n_measures, n_queries) float64, queries in order of their id."""
-        rows = plain(self.per_query).filter(pl.col("variant") == variant, pl.col("dim") == dim).sort("query_id")
-        return np.stack([rows[measure].cast(pl.Float64).to_numpy() for measure in measures])
 
     def cells(self, variant: str) -> pl.DataFrame:
         """Return all cells of a variant by query, as `measure_cells` returns them."""
@@ -143,22 +156,21 @@ def load_page_data(folder: RunFolder) -> PageData:
     missing = f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
     advice = "make it again with nestling run"
     study: dict[str, Any] = read_json(folder.results_json, dict[str, Any], advice=advice, missing=missing)
-    needed = ("experiment", "inspection", "split", "test", "training", "data", "seconds", "versions", "hardware")
-    for key in needed:
+    for key in NEEDED:
         if key not in study:
             raise InputError(
                 f"{folder.results_json} lacks {key!r}, so an earlier version wrote it; run nestling run again"
             )
-    found = Results.read(folder)
+    tables = Results.read(folder)
     split = read_split(folder.split) if folder.split.is_dir() else None
     histogram = folder.path / "scores.svg"
     return PageData(
         study=study,
-        results=found.results,
-        per_query=found.per_query,
-        comparisons=found.comparisons,
-        slices=None if found.slices.is_empty() else found.slices,
-        rankings=None if found.rankings.is_empty() else found.rankings,
+        results=tables.results,
+        per_query=tables.per_query,
+        comparisons=tables.comparisons,
+        slices=None if tables.slices.is_empty() else tables.slices,
+        rankings=None if tables.rankings.is_empty() else tables.rankings,
         test=split.test if split else None,
         leaks=split.leaks() if split else None,
         histogram=histogram.read_text(encoding="utf-8") if histogram.is_file() else None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nestling.evaluation.qrels import Qrels
@@ -24,32 +25,20 @@ BUDGET = 3_900_000
 LENGTHS = (240, 120, 80)
 """Characters that a text may have; the next is taken where the one before does not fit."""
 SCALE = 65_535
-"""Scores and figures are told in so many steps, from the lowest of a system to its highest."""
+"""Steps from a system's lowest score or figure to its highest."""
 
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+System = tuple[str, int]
+"""A variant and its dims, 0 for BM25."""
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the page needs to show queries.
+    """The data of the explorer, to stand in a script element, and a sentence for each thing that was left out."""
 
-    Attributes:
-        json: the data, to stand in a script element.
-        notes: what was left out or shortened, a sentence each.
-    """
-
-    json: str
+    json: Markup
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _System:
-    variant: str
-    dim: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}, {self.dim} dims" if self.dim else self.variant
 
 
 def explorer(data: PageData, *, first: str | None, second: str, budget: int = BUDGET) -> Explorer | None:
@@ -64,17 +53,18 @@ def explorer(data: PageData, *, first: str | None, second: str, budget: int = BU
     """
     if data.rankings is None or data.test is None:
         return None
-    settings = data.study["experiment"]["evaluation"]
-    qrels = Qrels.from_judgments(data.test, threshold=data.study["threshold"], protocol=settings["protocol"])
-    every = _systems(data)
-    names = list(data.dims)
-    few = [one for one in every if not is_fused(one.variant, names) or one.dim == data.dims[one.variant][0]]
-    order = _order(data, qrels, first, second)
+    protocol = data.study["experiment"]["evaluation"]["protocol"]
+    qrels = Qrels.from_judgments(data.test, threshold=data.study["threshold"], protocol=protocol)
+    ranked = set(data.rankings.select("variant", "dim").unique().rows())
+    ends = [(variant, dim) for variant, dims in data.dims.items() for dim in dict.fromkeys((dims[0], dims[-1]))]
+    every = [system for system in ends if system in ranked]
+    few = [(name, dim) for name, dim in every if not is_fused(name, list(data.dims)) or dim == data.dims[name][0]]
+    order = _by_difference(data, qrels, first, second)
     attempts = [(every, length, qrels.n_queries) for length in LENGTHS]
     attempts += [(few, LENGTHS[-1], qrels.n_queries >> halvings) for halvings in range(qrels.n_queries.bit_length())]
     for systems, length, n_queries in attempts:
         rows = np.sort(order[:n_queries])
-        text, cut = _payload(data, qrels, systems, rows, length, first, second)
+        text, cut = _payload(data, qrels, systems, rows, length, (first, second))
         if len(text.encode()) <= budget or n_queries <= 1:
             break
     notes = []
@@ -89,7 +79,7 @@ def explorer(data: PageData, *, first: str | None, second: str, budget: int = BU
             f"Of {qrels.n_queries:,} queries the {len(rows):,} are here on which the two models that the page opens "
             "with differ most; the others are left out for the page's size."
         )
-    return Explorer(text, notes)
+    return Explorer(Markup(text), notes)
 
 
 def safe_json(value: Any) -> str:
@@ -100,56 +90,40 @@ def safe_json(value: Any) -> str:
     return text
 
 
-def _systems(data: PageData) -> list[_System]:
-    assert data.rankings is not None
-    kept = set(data.rankings.select("variant", "dim").unique().rows())
-    return [
-        _System(variant, dim)
-        for variant, dims in data.dims.items()
-        for dim in dict.fromkeys((dims[0], dims[-1]))
-        if (variant, dim) in kept
-    ]
+def _by_difference(data: PageData, qrels: Qrels, first: str | None, second: str) -> NDArray[np.intp]:
+    """Return the rows of `qrels`, those queries first on which the two variants differ most."""
+    names = [name for name in (second, first) if name is not None]
+    values = [figures[0] for figures in data.at_full_size(names, data.measures[:1]).values()]
+    change = np.abs(values[0] - (values[1] if len(values) > 1 else 0.0))
+    return np.argsort(-change[_rank_of_id(qrels)], kind="stable")
 
 
-def _order(data: PageData, qrels: Qrels, first: str | None, second: str) -> NDArray[np.int64]:
-    """Return rows of queries, those first on which the two variants differ most."""
-    measure = data.measures[:1]
-    ids = np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable")
-    changes = data.values(second, data.dims[second][0], measure)[0]
-    if first is not None:
-        changes = changes - data.values(first, data.dims[first][0], measure)[0]
-    by_row = np.empty(len(ids))
-    by_row[ids] = np.abs(changes)
-    order: NDArray[np.int64] = np.argsort(-by_row, kind="stable")
-    return order
+def _rank_of_id(qrels: Qrels) -> NDArray[np.intp]:
+    """Return the place of each query in the order of ids, which is that of `PageData.values`."""
+    return np.argsort(np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable"))
 
 
 def _payload(
     data: PageData,
     qrels: Qrels,
-    systems: Sequence[_System],
-    rows: NDArray[np.int64],
+    systems: Sequence[System],
+    rows: NDArray[np.intp],
     length: int,
-    first: str | None,
-    second: str,
+    start: Sequence[str | None],
 ) -> tuple[str, int]:
-    """Return the JSON, and how many texts were cut."""
+    """Return the JSON of these systems on these rows of `qrels`, and how many texts were cut."""
     assert data.rankings is not None
     row_of = {qrels.query_ids[row]: n for n, row in enumerate(rows)}
     ranked = data.rankings.filter(pl.col("query_id").is_in(list(row_of)), pl.col("rank") <= TOP)
-    ids = np.argsort(np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable"))[rows]
-    tables, values = [], []
-    for system in systems:
-        table = ranked.filter(pl.col("variant") == system.variant, pl.col("dim") == system.dim)
-        columns = np.full((len(rows), TOP), -1, dtype=np.int64)
-        scores = np.full((len(rows), TOP), np.nan)
+    columns = np.full((len(systems), len(rows), TOP), -1)
+    scores = np.full(columns.shape, np.nan)
+    for n, (variant, dim) in enumerate(systems):
+        table = ranked.filter(pl.col("variant") == variant, pl.col("dim") == dim)
         for query, rank, document, score in table.select("query_id", "rank", "document_id", "score").iter_rows():
-            columns[row_of[query], rank - 1] = qrels.column_of[document]
-            scores[row_of[query], rank - 1] = score
-        tables.append((columns, scores))
-        values.append(data.values(system.variant, system.dim, data.measures)[:, ids])
+            columns[n, row_of[query], rank - 1] = qrels.column_of[document]
+            scores[n, row_of[query], rank - 1] = score
     relevant = [qrels.relevant_columns[qrels.relevant_indptr[row] : qrels.relevant_indptr[row + 1]] for row in rows]
-    shown = np.unique(np.concatenate([*(columns.ravel() for columns, _ in tables), *relevant]))
+    shown = np.unique(np.concatenate([columns.ravel(), *relevant]))
     shown = shown[shown >= 0]
     # Numbers of two bytes where there are few documents, else of four; the highest stands for none.
     kind, none = ("uint16", 0xFFFF) if len(shown) < 0xFFFF else ("uint32", 0xFFFFFFFF)
@@ -157,20 +131,20 @@ def _payload(
     place[shown] = np.arange(len(shown))
     texts = [qrels.documents[column] for column in shown]
     queries = [qrels.queries[row] for row in rows]
-    names = [system.name for system in systems]
-    full = {variant: _System(variant, dims[0]).name for variant, dims in data.dims.items()}
+    full = [(name, data.dims[name][0]) if name else None for name in start]
+    ids = _rank_of_id(qrels)[rows]
     payload = {
-        "systems": names,
-        "start": [names.index(full[name]) if name and full[name] in names else 0 for name in (first, second)],
+        "systems": [f"{variant}, {dim} dims" if dim else variant for variant, dim in systems],
+        "start": [systems.index(one) if one in systems else 0 for one in full],
         "measures": [label(measure) for measure in data.measures],
         "queries": [shortened(text, length) for text in queries],
         "documents": [shortened(text, length) for text in texts],
-        "relevant": [place[columns].tolist() for columns in relevant],
+        "relevant": [place[own].tolist() for own in relevant],
         "top": TOP,
         "none": none,
-        "ranks": [_packed(place[columns]) for columns, _ in tables],
-        "scores": [_steps(scores) for _, scores in tables],
-        "values": [[_packed(np.rint(row * SCALE).astype(np.uint16)) for row in rows_] for rows_ in values],
+        "ranks": [_base64(place[one]) for one in columns],
+        "scores": [_steps(one) for one in scores],
+        "values": [[_base64(_whole(row[ids])) for row in data.values(*system, data.measures)] for system in systems],
         "scale": SCALE,
     }
     return safe_json(payload), sum(len(text) > length for text in (*texts, *queries))
@@ -178,12 +152,15 @@ def _payload(
 
 def _steps(scores: NDArray[np.float64]) -> dict[str, Any]:
     """Pack scores as steps of equal size between the lowest and the highest."""
-    seen = scores[np.isfinite(scores)]
-    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
-    steps = np.nan_to_num((scores - low) / ((high - low) or 1.0) * SCALE)
-    return {"low": low, "high": high, "steps": _packed(np.rint(steps).astype(np.uint16))}
+    finite = scores[np.isfinite(scores)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    return {"low": low, "high": high, "steps": _base64(_whole(np.nan_to_num((scores - low) / ((high - low) or 1.0))))}
 
 
-def _packed(array: NDArray[Any]) -> str:
+def _whole(shares: NDArray[np.float64]) -> NDArray[np.uint16]:
+    return np.rint(shares * SCALE).astype(np.uint16)
+
+
+def _base64(array: NDArray[Any]) -> str:
     little = array.astype(array.dtype.newbyteorder("<"))
     return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode("ascii")

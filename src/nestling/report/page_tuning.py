@@ -23,7 +23,7 @@ SETTINGS_FROM = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """What a search or a curve says in a sentence, and its pictures.
+    """The result of a search or a curve in a sentence.
 
     Attributes:
         pictures: the name of each and its SVG.
@@ -38,17 +38,18 @@ class Finding:
 
 def findings(folder: RunFolder) -> list[Finding]:
     """Return the search's finding and the curve's, as far as `nestling tune` and `nestling curve` left them."""
-    found = []
-    for title, told, path, pictures in (
+    result = []
+    for title, sentence, path, pictures in (
         ("Search of settings", _search, folder.tuning, ("trials", "importance")),
         ("Learning curve", _curve, folder.curve, ("curve",)),
     ):
         try:
-            text = told(path)
-            shown = tuple(
+            text = sentence(path)
+            svgs = {name: path / f"{name}.svg" for name in pictures}
+            inlined = tuple(
                 (name, inline(svg.read_text(encoding="utf-8"), name=f"{title}: {name}"))
-                for name in pictures
-                if (svg := path / f"{name}.svg").is_file()
+                for name, svg in svgs.items()
+                if svg.is_file()
             )
         except FileNotFoundError:
             continue
@@ -56,18 +57,18 @@ def findings(folder: RunFolder) -> list[Finding]:
             # The study's page does not fail over a damaged side table.
             logger.warning("%s is left out of the page: %s", path, error)
             continue
-        files = tuple(png for name in pictures if (png := path / f"{name}.png").is_file())
-        found.append(Finding(title, text, shown, files))
-    return found
+        pngs = (path / f"{name}.png" for name in pictures)
+        result.append(Finding(title, text, inlined, tuple(png for png in pngs if png.is_file())))
+    return result
 
 
 def _search(path: Path) -> str:
     trials = pl.read_parquet(path / "trials.parquet")
-    done = trials.filter(pl.col("state") == "complete")
+    complete = trials.filter(pl.col("state") == "complete")
     metric = RECALL + MEAN if RECALL + MEAN in trials.columns else RECALL
-    best = done.sort(metric, "trial", descending=[True, False]).row(0, named=True)
-    settings = ", ".join(f"{name} {_shown(best[name])}" for name in trials.columns[SETTINGS_FROM:])
-    pruned = len(trials) - len(done)
+    best = complete.sort(metric, "trial", descending=[True, False]).row(0, named=True)
+    settings = ", ".join(f"{name} {_setting(best[name])}" for name in trials.columns[SETTINGS_FROM:])
+    pruned = len(trials) - len(complete)
     ended = f", {pruned:,} of them ended early" if pruned else ""
     return (
         f"{len(trials):,} trials{ended}. The best, trial {best['trial']}, has {worded(metric).removeprefix('dev ')} "
@@ -76,11 +77,9 @@ def _search(path: Path) -> str:
 
 
 def _curve(path: Path) -> str:
-    value: dict[str, Any] = json.loads((path / "curve.json").read_text(encoding="utf-8"))
-    return f"{value['variant']} on growing shares of the training data. {value['verdict']}"
+    curve = json.loads((path / "curve.json").read_text(encoding="utf-8"))
+    return f"{curve['variant']} on growing shares of the training data. {curve['verdict']}"
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "none" if value is None else str(value)
+def _setting(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)

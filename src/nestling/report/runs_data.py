@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,14 @@ from nestling.errors import InputError, clean
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all
-from nestling.report.page_data import PageData, load_page_data
-from nestling.report.runs_settings import Values, environment_apart, settings_apart, told, told_apart
+from nestling.report.page_data import Figures, PageData, load_page_data
+from nestling.report.runs_settings import (
+    Values,
+    differing_environment,
+    differing_settings,
+    distinct_names,
+    setting_text,
+)
 from nestling.report.tables import plain
 from nestling.training.result import RECALL as DEV_RECALL
 
@@ -25,11 +31,19 @@ FEWEST, MOST = 2, 8
 """Runs that one comparison takes."""
 ROUNDING = 1e-12
 """Figures that differ by less are the same."""
+COMPARABLE = (
+    ("were given other judgments", "data", ("data", "fingerprint")),
+    ("count other documents as relevant", "the threshold", ("threshold",)),
+    ("measured other test queries", "split", ("split", "sides", "test", "fingerprint")),
+    ("count queries in other ways", "evaluation.protocol", ("test", "protocol")),
+    ("took other measures", "evaluation.measures", ("experiment", "evaluation", "measures")),
+)
+"""How runs may differ that cannot be compared: what to say of them, the setting, and its place in results.json."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One variant as the comparison shows it.
+    """One variant of the comparison.
 
     Attributes:
         name: `RUN: VARIANT`, or the variant's name alone where it has the same figures in every run.
@@ -45,18 +59,18 @@ class Line:
 
 
 @dataclass(frozen=True)
-class RunsData:
-    """Several runs of one contest.
+class RunsData(Figures):
+    """Several runs on the same queries; in its tables a variant is called by its line's name.
 
     Attributes:
         labels: what each run is called: its name, with folders before it where two have the same.
         folders: where each lies.
         pages: each run's tables.
         lines: every variant of every run; models first, then BM25, then fusions.
-        results: columns as `grid.SCHEMA`, `variant` being the line's name.
         reference: the line that gains are counted from: the first run's pretrained variant, or its pick.
-        gains: every other line against the reference at full size; columns as `significance.SCHEMA`.
         picks: the line of each run's pick, the trained variant that is best on dev.
+        dev: recall@10 on dev of the pick of each run that trained one, by the run's place.
+        gains: every other line against the reference at full size; columns as `significance.SCHEMA`.
         pairs: the picks against each other at full size, the one better on dev as `b`.
         settings: where the experiments differ.
         environment: where versions and machines differ.
@@ -66,41 +80,30 @@ class RunsData:
     folders: tuple[Path, ...]
     pages: tuple[PageData, ...]
     lines: tuple[Line, ...]
-    results: pl.DataFrame
     reference: str
-    gains: pl.DataFrame
     picks: tuple[str, ...]
+    dev: dict[int, float]
+    gains: pl.DataFrame
     pairs: pl.DataFrame
     settings: Values
     environment: Values
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The measures that the page tells of first: two at most."""
+        """The first measures of the runs, two at most."""
         return self.pages[0].measures
-
-    @property
-    def dev(self) -> dict[int, float]:
-        """recall@10 on dev of the pick of each run that trained one, by the run's place."""
-        return _dev(self.pages)
-
-    @property
-    def same_dev(self) -> bool:
-        """Whether the figures on dev are of the same queries."""
-        return len({_side(self.pages[run], "dev") for run in self.dev}) < 2
 
     @property
     def ranked(self) -> list[int]:
         """The runs that trained a model, best on dev first; empty where their dev sides differ."""
-        return sorted(self.dev, key=lambda run: -self.dev[run]) if self.same_dev else []
+        sides = {_at(self.pages[run], "split", "sides", "dev", "fingerprint") for run in self.dev}
+        return sorted(self.dev, key=lambda run: -self.dev[run]) if len(sides) < 2 else []
 
-    def line(self, name: str) -> Line:
-        """Return the line of this name."""
-        return next(line for line in self.lines if line.name == name)
-
-    def regression(self, line: Line) -> str | None:
-        """Return what a trained line ended below on dev, if it did."""
-        return self.pages[line.runs[0]].regressions.get(line.variant)
+    @property
+    def regressions(self) -> dict[str, str]:
+        """The lines that ended on dev below their base or their own start, and which of the two."""
+        below = {line.name: self.pages[line.runs[0]].regressions.get(line.variant) for line in self.lines}
+        return {name: worse for name, worse in below.items() if worse}
 
 
 def load_runs(folders: Sequence[RunFolder]) -> RunsData:
@@ -120,162 +123,139 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
     if twice:
         raise InputError(f"{twice[0]} is given twice; give each run once")
     pages = [load_page_data(folder) for folder in folders]
-    labels = [clean(label) for label in told_apart([page.name for page in pages], paths)]
-    _check_comparable(pages, labels)
+    labels = [clean(label) for label in distinct_names([page.name for page in pages], paths)]
+    for page, label in zip(pages[1:], labels[1:], strict=True):
+        _check_comparable(pages[0], page, labels[0], label)
     _check_queries(pages, folders)
     lines = _lines(pages, labels)
-    picks = tuple(_named(lines, run, page.pick) for run, page in enumerate(pages))
+    picks = [_name_of(lines, run, page.pick) for run, page in enumerate(pages)]
     first = pages[0].reference
-    reference = _named(lines, 0, first) if first is not None else picks[0]
-    dev = _dev(pages)
+    reference = picks[0] if first is None else _name_of(lines, 0, first)
+    trained = {run: page.study["training"].get(page.pick) for run, page in enumerate(pages)}
+    dev = {run: float(training["after"][DEV_RECALL]) for run, training in trained.items() if training}
     # The better on dev comes later, so that differences are its gains.
     rising = sorted(range(len(pages)), key=lambda run: -dev.get(run, -1.0))[::-1]
+    figures = Figures(
+        results=_combined(lines, [page.results for page in pages], [*CELL, "measure"]),
+        per_query=_combined(lines, [plain(page.per_query) for page in pages], [*CELL, "query_id"]),
+    )
     return RunsData(
+        results=figures.results,
+        per_query=figures.per_query,
         labels=tuple(labels),
         folders=tuple(paths),
         pages=tuple(pages),
         lines=tuple(lines),
-        results=pl.concat([_results_of(line, pages) for line in lines]),
         reference=reference,
-        gains=_compared(pages, lines, [line.name for line in lines], reference),
-        picks=picks,
-        pairs=_compared(pages, lines, list(dict.fromkeys(picks[run] for run in rising)), None),
-        settings=settings_apart(pages, labels),
-        environment=environment_apart(pages, labels),
+        picks=tuple(picks),
+        dev=dev,
+        gains=_compared(figures, [line.name for line in lines], pages[0].measures, reference),
+        pairs=_compared(figures, list(dict.fromkeys(picks[run] for run in rising)), pages[0].measures, None),
+        settings=differing_settings(pages, labels),
+        environment=differing_environment(pages, labels),
     )
 
 
-def _check_comparable(pages: Sequence[PageData], labels: Sequence[str]) -> None:
-    first = pages[0]
-    for page, label in zip(pages[1:], labels[1:], strict=True):
-        checks = (
-            ("were given other judgments", "data", [_at(one, "data", "fingerprint") for one in (first, page)]),
-            ("count other documents as relevant", "threshold", [_at(one, "threshold") for one in (first, page)]),
-            ("measured other test queries", "split", [_side(one, "test") for one in (first, page)]),
-            ("count queries in other ways", "protocol", [_at(one, "test", "protocol") for one in (first, page)]),
-            ("took other measures", "measures", [set(_measures(one)) for one in (first, page)]),
+def _check_comparable(a: PageData, b: PageData, first: str, second: str) -> None:
+    for claim, setting, keys in COMPARABLE:
+        values = [_at(page, *keys) for page in (a, b)]
+        same = sorted(values[0]) == sorted(values[1]) if isinstance(values[0], list) else values[0] == values[1]
+        if same:
+            continue
+        if setting in ("data", "split"):
+            causes = _causes(a.study["experiment"], b.study["experiment"], setting)
+        else:
+            causes = {setting: values}
+        why = ", ".join(
+            f"{name} is {setting_text(one)} in {first} and {setting_text(other)} in {second}"
+            for name, (one, other) in causes.items()
         )
-        for what, setting, values in checks:
-            if values[0] != values[1]:
-                why = _why(setting, first, page, labels[0], label)
-                raise InputError(
-                    f"runs {labels[0]} and {label} {what}, so nothing can be said of which is better: {why}; "
-                    f"run one of them again with the settings of the other"
-                )
+        unknown = f"their settings of {setting} are the same, so the source or the version of Nestling has changed"
+        raise InputError(
+            f"runs {first} and {second} {claim}, so nothing can be said of which is better: {why or unknown}; "
+            f"run one of them again with the settings of the other"
+        )
 
 
-def _why(setting: str, a: PageData, b: PageData, first: str, second: str) -> str:
-    """Return the settings of two runs that explain a difference."""
-    if setting == "threshold":
-        found = {"the threshold": (_at(a, "threshold"), _at(b, "threshold"))}
-    elif setting == "protocol":
-        found = {"evaluation.protocol": (_at(a, "test", "protocol"), _at(b, "test", "protocol"))}
-    elif setting == "measures":
-        found = {"evaluation.measures": (_measures(a), _measures(b))}
-    else:
-        one, other = (page.study["experiment"][setting] for page in (a, b))
-        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        found = {f"{setting}.{key}": (one.get(key), other.get(key)) for key in keys}
-    seeds = [page.study["experiment"]["split"]["seed"] for page in (a, b)]
-    if not found and setting == "data" and a.study["experiment"]["data"]["records"] and seeds[0] != seeds[1]:
+def _causes(a: Mapping[str, Any], b: Mapping[str, Any], section: str) -> dict[str, list[Any]]:
+    """Return the settings of a section that two experiments have different values of."""
+    pairs = {key: [a[section].get(key), b[section].get(key)] for key in (*a[section], *b[section])}
+    causes = {f"{section}.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    seeds = [a["split"]["seed"], b["split"]["seed"]]
+    if not causes and section == "data" and a["data"]["records"] and seeds[0] != seeds[1]:
         # The seed of the split also draws the records.
-        found = {"split.seed": (seeds[0], seeds[1])}
-    if not found:
-        return f"their settings of {setting} are the same, so the source or the version of Nestling has changed"
-    return ", ".join(f"{key} is {told(x)} in {first} and {told(y)} in {second}" for key, (x, y) in found.items())
+        return {"split.seed": seeds}
+    return causes
 
 
 def _check_queries(pages: Sequence[PageData], folders: Sequence[RunFolder]) -> None:
-    expected: list[str] | None = None
+    expected: list[str] = []
     for page, folder in zip(pages, folders, strict=True):
-        wrong = f"{folder.per_query} does not fit results.json and results.parquet; make it again with nestling run"
-        dims, measures = page.dims, _measures(page)
-        if page.pick not in dims or (page.reference or page.pick) not in dims or not measures:
+        measures = page.study["experiment"]["evaluation"]["measures"]
+        if not {page.pick, page.reference or page.pick} <= set(page.dims) or not measures:
             raise InputError(f"{folder.results} lacks a variant of the experiment; make it again with nestling run")
-        if any(measure not in page.per_query.columns for measure in measures):
-            raise InputError(wrong)
-        for variant, sizes in dims.items():
-            rows = plain(page.per_query).filter(pl.col("variant") == variant, pl.col("dim") == sizes[0])
+        for variant, dims in page.dims.items():
+            rows = plain(page.per_query).filter(pl.col("variant") == variant, pl.col("dim") == dims[0])
             ids = rows["query_id"].sort().to_list()
-            expected = ids if expected is None else expected
-            finite = all(np.isfinite(page.values(variant, sizes[0], measures)).ravel().tolist())
-            if ids != expected or not ids or len(set(ids)) < len(ids) or not finite:
-                raise InputError(wrong)
+            expected = expected or ids
+            complete = set(measures) <= set(rows.columns) and len(set(ids)) == len(ids) > 0 and ids == expected
+            if not complete or not np.isfinite(page.values(variant, dims[0], measures)).all():
+                raise InputError(
+                    f"{folder.per_query} does not fit results.json and results.parquet; make it again with nestling run"
+                )
 
 
 def _lines(pages: Sequence[PageData], labels: Sequence[str]) -> list[Line]:
-    found: list[tuple[str, list[int], bool]] = []
+    groups: list[tuple[str, list[int]]] = []
     for run, page in enumerate(pages):
         for variant in page.dims:
-            untrained = variant.removesuffix(FUSED) not in page.trained
-            for name, runs, mergeable in found:
-                if untrained and mergeable and name == variant and _same(pages[runs[0]], page, variant):
-                    runs.append(run)
-                    break
+            twins = (runs for name, runs in groups if name == variant and _same(pages[runs[0]], page, variant))
+            twin = next(twins, None)
+            if twin is None:
+                groups.append((variant, [run]))
             else:
-                found.append((variant, [run], untrained))
+                twin.append(run)
     lines = []
-    for variant, runs, _ in found:
+    for variant, runs in groups:
         of = "" if len(runs) == len(pages) else f"{', '.join(labels[run] for run in runs)}: "
         fused = variant.endswith(FUSED) and variant.removesuffix(FUSED) in pages[runs[0]].dims
         lines.append(Line(of + clean(variant), variant, tuple(runs), fused))
+    is_lexical = {line.name: pages[line.runs[0]].dims[line.variant] == [0] for line in lines}
     return sorted(
-        lines, key=lambda line: (line.fused, _full(line, pages) == 0, len(line.runs) < len(pages), line.runs[0])
+        lines, key=lambda line: (line.fused, is_lexical[line.name], len(line.runs) < len(pages), line.runs[0])
     )
 
 
 def _same(a: PageData, b: PageData, variant: str) -> bool:
-    """Return whether an untrained variant has the same full size and, in all cells that both measured, figures."""
-    if a.dims[variant][0] != b.dims[variant][0]:
+    """Return whether a variant was trained in neither run, and has the same full size and figures in both."""
+    trained = variant.removesuffix(FUSED) in {*a.trained, *b.trained}
+    if trained or a.dims[variant][0] != b.dims[variant][0]:
         return False
-    measures = _measures(a)
     both = a.cells(variant).join(b.cells(variant), on=[*CELL, "query_id"], suffix="_b")
+    measures = a.study["experiment"]["evaluation"]["measures"]
     return all(bool(((both[name] - both[f"{name}_b"]).abs() < ROUNDING).all()) for name in measures)
 
 
-def _results_of(line: Line, pages: Sequence[PageData]) -> pl.DataFrame:
-    # Runs may measure the same model at other sizes.
-    rows = pl.concat([pages[run].results.filter(pl.col("variant") == line.variant) for run in line.runs])
-    once = rows.unique([*CELL, "measure"], keep="first", maintain_order=True)
-    return once.with_columns(pl.lit(line.name).alias("variant"))
+def _combined(lines: Sequence[Line], tables: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
+    """Put the rows of all lines into one table, those of several runs only the first time."""
+    parts = []
+    for line in lines:
+        # Runs may measure the same model at other sizes.
+        rows = pl.concat([tables[run].filter(pl.col("variant") == line.variant) for run in line.runs], how="diagonal")
+        first = rows.unique(key, keep="first", maintain_order=True)
+        parts.append(first.with_columns(pl.lit(line.name).alias("variant")))
+    return pl.concat(parts, how="diagonal")
 
 
-def _compared(
-    pages: Sequence[PageData], lines: Sequence[Line], names: Sequence[str], reference: str | None
-) -> pl.DataFrame:
+def _compared(figures: Figures, names: Sequence[str], measures: Sequence[str], reference: str | None) -> pl.DataFrame:
     if len(names) < 2:
         return pl.DataFrame(schema=COMPARED)
-    by_name = {line.name: line for line in lines}
-    chosen = {name: by_name[name] for name in names}
-    tables = []
-    for measure in pages[0].measures:
-        series = {
-            name: pages[line.runs[0]].values(line.variant, _full(line, pages), (measure,))
-            for name, line in chosen.items()
-        }
-        tables.append(compare_all(series, measures=(measure,), reference=reference))
-    return pl.concat(tables)
+    series = [(measure, figures.at_full_size(names, (measure,))) for measure in measures]
+    return pl.concat([compare_all(values, measures=(measure,), reference=reference) for measure, values in series])
 
 
-def _dev(pages: Sequence[PageData]) -> dict[int, float]:
-    trained = {run: page.study["training"].get(page.pick) for run, page in enumerate(pages)}
-    return {run: float(found["after"][DEV_RECALL]) for run, found in trained.items() if found}
-
-
-def _named(lines: Sequence[Line], run: int, variant: str) -> str:
+def _name_of(lines: Sequence[Line], run: int, variant: str) -> str:
     return next(line.name for line in lines if run in line.runs and line.variant == variant)
-
-
-def _full(line: Line, pages: Sequence[PageData]) -> int:
-    return pages[line.runs[0]].dims[line.variant][0]
-
-
-def _measures(page: PageData) -> list[str]:
-    return list(page.study["experiment"]["evaluation"]["measures"])
-
-
-def _side(page: PageData, side: str) -> str:
-    return str(_at(page, "split", "sides", side, "fingerprint"))
 
 
 def _at(page: PageData, *keys: str) -> Any:

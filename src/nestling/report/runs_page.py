@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from nestling import atomic
 from nestling.errors import InputError
-from nestling.report import charts
-from nestling.report.changes import ALPHA, Change, changes_of, outcome_of
-from nestling.report.format import label, p_value, percent, size
-from nestling.report.render.html import picture, render, shortened
+from nestling.report.changes import ALPHA, Change, changes_of, outcome_of, sentence, unchanged
+from nestling.report.charts import short_source
+from nestling.report.contents import measure_pictures
+from nestling.report.format import label, size
+from nestling.report.render.html import render, shortened
 from nestling.report.runs_data import RunsData
-from nestling.report.runs_settings import Values, told
-from nestling.report.table import Cell, Table, row
+from nestling.report.runs_settings import Values, setting_text
+from nestling.report.table import Cell, Table
 from nestling.report.tables import (
-    bounds,
     by_dim,
     by_dim_table,
     comparison_table,
     full_size,
     full_size_table,
+    narrow_full_size_table,
     training_table,
 )
 from nestling.report.verdict import TONES, Answer
@@ -51,8 +51,6 @@ def check_out(path: Path) -> None:
 def write_runs_page(data: RunsData, path: Path) -> Path:
     """Write the page to `path`, which may hold an earlier such page; return `path`.
 
-    One file that needs no network: style, script and pictures are in it.
-
     Raises:
         InputError: `path` holds something else.
     """
@@ -62,21 +60,30 @@ def write_runs_page(data: RunsData, path: Path) -> Path:
 
 
 def page(data: RunsData) -> str:
-    """Return the page as HTML."""
+    """Return the page as HTML: one file that needs no network, with style, script and pictures in it."""
+    study = data.pages[0].study
+    unfused = [line.name for line in data.lines if not line.fused]
+    sizes = by_dim(data.results)
     return render(
         "runs.html",
         generator=GENERATOR,
         names=data.labels,
-        facts=_facts(data),
+        facts={
+            "data": short_source(study["data"]["source"]),
+            "test queries": f"{study['test']['queries']:,}",
+            "counted": study["test"]["protocol"],
+            "test documents": f"{study['test']['documents']:,}",
+            "relevant": f"score above {study['threshold']:g}",
+        },
         answers=verdict(data),
-        runs=[runs_table(data)],
-        full=[full_table(data)],
-        by_dim=[by_dim_table(by_dim(data.results), measure) for measure in data.measures],
-        curves=_curves(data),
-        ceiling=data.pages[0].study["test"]["ceiling@10"],
-        pairs=[comparison_table(data.pairs)] if not data.pairs.is_empty() else [],
-        training=_training(data),
-        machines=[machines_table(data)] if data.environment else [],
+        runs=runs_table(data),
+        full=full_table(data),
+        by_dim=[by_dim_table(sizes, measure) for measure in data.measures],
+        curves=measure_pictures(data.results.filter(pl.col("variant").is_in(unfused)), data.measures, study),
+        ceiling=study["test"]["ceiling@10"],
+        pairs=None if data.pairs.is_empty() else comparison_table(data.pairs),
+        training=_training_table(data),
+        machines=machines_table(data) if data.environment else None,
     )
 
 
@@ -90,38 +97,34 @@ def verdict(data: RunsData) -> list[Answer]:
     if not data.ranked:
         why = "The runs' dev sides are not the same, so figures on dev do not rank them, and test chooses nothing."
         return [Answer(question, "Cannot be said", f"{why} Run against run is below.", "open")]
-    best = data.ranked[0]
+    best, *others = data.ranked
     name = data.picks[best]
-    worse = data.regression(data.line(name))
-    warned = f" On dev it ended below {worse}." if worse else ""
-    untouched = _untouched(data, name)
-    if len(data.ranked) == 1:
-        text = f"It is the only run that trained a model: {name}.{warned}"
-        return [Answer(question, data.labels[best], text, "open"), *untouched]
-    second = data.ranked[1]
-    other = data.picks[second]
-    dev = f"On dev {name} has recall@10 {data.dev[best]:.4f} and {other}, the next, {data.dev[second]:.4f}"
-    if data.dev[best] - data.dev[second] < ALPHA:
+    warning = f" On dev it ended below {data.regressions[name]}." if name in data.regressions else ""
+    if not others:
+        text = f"It is the only run that trained a model: {name}.{warning}"
+        return [Answer(question, data.labels[best], text, "open"), *_over_untrained(data, name)]
+    other = data.picks[others[0]]
+    dev = f"On dev {name} has recall@10 {data.dev[best]:.4f} and {other}, the next, {data.dev[others[0]]:.4f}"
+    if data.dev[best] - data.dev[others[0]] < ALPHA:
         dev = f"On dev {name} and {other} both have recall@10 {data.dev[best]:.4f}; the first one given goes first"
     changes = _changes(data, data.pairs, other, name)
     outcome = outcome_of(changes)
-    if all(abs(change.value - change.base) < ALPHA for change in changes):
-        word = f"{name} on dev, the same on test"
-        same = " and ".join(f"{label(change.measure)} {change.value:.4f}" for change in changes)
-        text = f"{dev}. On test both have the same figures: {same}.{warned}"
-    else:
-        word, proof = {
-            "gain": (name, f"On test it is better than {other}"),
-            "loss": (f"{name} on dev, {other} on test", f"On test it is worse than {other}"),
-            "mixed": (f"{name} on dev, mixed on test", f"On test it gains one measure on {other} and loses another"),
-            "open": (f"{name} on dev, not shown on test", f"On test its difference from {other} may be chance"),
-        }[outcome]
-        text = f"{dev}. {proof}: {' and '.join(map(str, changes))}.{warned}"
-    return [Answer(question, word, text, TONES[outcome]), *untouched]
+    word, proof = {
+        "gain": (name, f"On test it is better than {other}"),
+        "loss": (f"{name} on dev, {other} on test", f"On test it is worse than {other}"),
+        "mixed": (f"{name} on dev, mixed on test", f"On test it gains one measure on {other} and loses another"),
+        "open": (f"{name} on dev, not shown on test", f"On test its difference from {other} may be chance"),
+    }[outcome]
+    figures = sentence(changes)
+    if unchanged(changes):
+        word, proof = f"{name} on dev, the same on test", "On test both have the same figures"
+        figures = " and ".join(f"{label(change.measure)} {change.value:.4f}" for change in changes)
+    text = f"{dev}. {proof}: {figures}.{warning}"
+    return [Answer(question, word, text, TONES[outcome]), *_over_untrained(data, name)]
 
 
-def _untouched(data: RunsData, name: str) -> list[Answer]:
-    """Say whether the best on dev beats the pretrained model, where there is one."""
+def _over_untrained(data: RunsData, name: str) -> list[Answer]:
+    """Answer whether the best on dev beats the pretrained model, where there is one."""
     if data.pages[0].reference is None:
         return []
     changes = _changes(data, data.gains, data.reference, name)
@@ -131,129 +134,87 @@ def _untouched(data: RunsData, name: str) -> list[Answer]:
         "mixed": ("Mixed", "gains one measure on, and loses another to,"),
         "open": ("Not shown", "is not shown to differ from"),
     }[outcome_of(changes)]
-    text = f"On test {name} {relation} {data.reference}: {' and '.join(map(str, changes))}."
+    text = f"On test {name} {relation} {data.reference}: {sentence(changes)}."
     return [Answer("Is it better than no training?", word, text, TONES[outcome_of(changes)])]
 
 
 def _changes(data: RunsData, compared: pl.DataFrame, base: str, name: str) -> list[Change]:
-    rows = full_size(data.results, reference=None)
-    means = {each.variant: [each.figures[measure].value for measure in data.measures] for each in rows}
-    return changes_of(compared, means, base, name, data.measures)
+    return changes_of(compared, data.at_full_size((base, name), data.measures), base, name, data.measures)
 
 
 def runs_table(data: RunsData) -> Table:
     """Return the runs, a column each: when, what dev chose, and every setting in which they differ."""
-    dev = data.dev
+    variants = {line.name: line.variant for line in data.lines}
     finished = [Cell(str(page.study.get("finished", ""))[:10]) for page in data.pages]
     picked = [
-        Cell(data.line(pick).variant, f"recall@10 {dev[n]:.4f}" if n in dev else "nothing was trained")
+        Cell(variants[pick], f"recall@10 {data.dev[n]:.4f}" if n in data.dev else "nothing was trained")
         for n, pick in enumerate(data.picks)
     ]
-    body = [[Cell("finished"), *finished], [Cell("best on dev"), *picked], *_rows(data.settings, data.labels)]
     differ = "the settings in which they differ; all others are the same" if data.settings else "no setting differs"
     caption = f"The runs, what dev chose, and {differ}. The settings are those of the experiments."
-    return _settings_table(caption, data, body)
+    body = [[Cell("finished"), *finished], [Cell("best on dev"), *picked]]
+    return _settings_table(caption, data, body, data.settings)
 
 
 def full_table(data: RunsData) -> Table:
     """Return every variant of every run at its own full size, with intervals, gains and what they prove."""
-    rows = full_size(data.results, reference=data.reference)
+    trained = {data.picks[run] for run in data.dev}
     notes = {}
     for line in data.lines:
-        picked = "its run's best on dev" if line.name in data.picks and data.dev.keys() & set(line.runs) else ""
-        worse = data.regression(line)
-        notes[line.name] = "; ".join(filter(None, (picked, f"on dev below {worse}" if worse else "")))
+        worse = data.regressions.get(line.name)
+        below = f"on dev below {worse}" if worse else ""
+        notes[line.name] = "; ".join(filter(None, ("its run's best on dev" if line.name in trained else "", below)))
     caption = (
         "Every variant at its own full size, on test; below each value its interval of 95 % over queries. Gains are "
-        f"over {data.reference}; p of a paired randomisation test, corrected for the {len(rows) - 1} comparisons of a "
-        "measure (Holm). What has the same figures in every run stands once, without a run's name."
+        f"over {data.reference}; p of a paired randomisation test, corrected for the {len(data.lines) - 1} comparisons "
+        "of a measure (Holm). What has the same figures in every run stands once, without a run's name."
     )
-    proofs = {(each["b"], each["measure"]): each["p_holm"] for each in data.gains.iter_rows(named=True)}
-    return full_size_table(rows, caption=caption, gains=data.measures, notes=notes, proofs=proofs)
+    full = full_size(data.results, reference=data.reference)
+    return full_size_table(full, caption=caption, gains=data.measures, notes=notes, proofs=_proofs(data))
 
 
 def narrow_full_table(data: RunsData) -> Table:
-    """Return the first measures and the first one's gain of every variant, for a terminal."""
-    first = data.measures[0]
-    p = {each["b"]: p_value(each["p_holm"]) for each in data.gains.filter(measure=first).iter_rows(named=True)}
-    rows = full_size(data.results, reference=data.reference)
-    body = []
-    for each in rows:
-        line = data.line(each.variant)
-        figures = [each.figures[measure] for measure in data.measures]
-        body.append(
-            row(
-                "all" if len(line.runs) == len(data.labels) else ", ".join(data.labels[n] for n in line.runs),
-                Cell(line.variant, "REGRESSION on dev" if data.regression(line) else ""),
-                *(Cell(f"{figure.value:.4f}", bounds(figure)) for figure in figures),
-                percent(figures[0].change),
-                p.get(each.variant, ""),
-            )
-        )
+    """Return the first measures of every variant with their gains, for a terminal."""
+    full = full_size(data.results, reference=data.reference).filter(pl.col("measure").is_in(data.measures))
     caption = (
-        f"below each value its 95% interval over queries; gain in {label(first)} over {data.reference}; p of a paired "
-        f"randomisation test, corrected for {len(rows) - 1} comparisons (Holm)"
+        f"gain over {data.reference}; p of a paired randomisation test, corrected for {len(data.lines) - 1} "
+        "comparisons (Holm); what has the same figures in every run stands once, without a run's name"
     )
-    columns = ["run", "variant", *map(label, data.measures), "gain", "p"]
-    words = range(2 + len(data.measures))
-    return Table(caption, columns, [("", body)], title="Runs at full size, on test", words=words)
+    title = "Runs at full size, on test"
+    return narrow_full_size_table(
+        full, caption=caption, title=title, regressions=list(data.regressions), proofs=_proofs(data)
+    )
+
+
+def _proofs(data: RunsData) -> dict[tuple[str, str], float]:
+    return {(row["b"], row["measure"]): row["p_holm"] for row in data.gains.iter_rows(named=True)}
 
 
 def machines_table(data: RunsData) -> Table:
     """Return the versions and the parts of the machines that differ between runs."""
-    values = {
-        key: {run: size(value) if key == "memory" and value else value for run, value in of_runs.items()}
-        for key, of_runs in data.environment.items()
-    }
+    values = dict(data.environment)
+    if "memory" in values:
+        values["memory"] = {run: size(value) if value else value for run, value in values["memory"].items()}
     caption = "Versions and machines where they differ; figures may depend on them, and seconds do."
-    return _settings_table(caption, data, _rows(values, data.labels))
+    return _settings_table(caption, data, [], values)
 
 
-def _settings_table(caption: str, data: RunsData, body: list[list[Cell]]) -> Table:
+def _settings_table(caption: str, data: RunsData, body: list[list[Cell]], values: Values) -> Table:
+    """Return a table with a column a run: `body`, then a line for each setting."""
+
+    def cell(of_runs: dict[str, Any], run: str) -> Cell:
+        return Cell(shortened(setting_text(of_runs[run]), 80) if run in of_runs else "–")
+
+    rows = [[Cell(key), *(cell(of_runs, run) for run in data.labels)] for key, of_runs in values.items()]
     columns = ["", *data.labels]
-    return Table(caption, columns, [("", body)], words=range(len(columns)), sortable=False)
+    return Table(caption, columns, [("", body + rows)], words=range(len(columns)), sortable=False)
 
 
-def _rows(values: Values, labels: Sequence[str]) -> list[list[Cell]]:
-    return [
-        [Cell(key), *(Cell(shortened(told(of_runs[run]), 80) if run in of_runs else "–") for run in labels)]
-        for key, of_runs in values.items()
-    ]
-
-
-def _training(data: RunsData) -> list[Table]:
+def _training_table(data: RunsData) -> Table | None:
     trained = {
-        line: found
+        line.name: training
         for line in data.lines
         for run in line.runs
-        if (found := data.pages[run].study["training"].get(line.variant)) and not line.fused
+        if (training := data.pages[run].study["training"].get(line.variant)) and not line.fused
     }
-    regressions = {line.name: worse for line in trained if (worse := data.regression(line))}
-    return [training_table({line.name: found for line, found in trained.items()}, regressions)] if trained else []
-
-
-def _facts(data: RunsData) -> dict[str, str]:
-    study = data.pages[0].study
-    return {
-        "data": charts.short_source(study["data"]["source"]),
-        "test queries": f"{study['test']['queries']:,}",
-        "counted": study["test"]["protocol"],
-        "test documents": f"{study['test']['documents']:,}",
-        "relevant": f"score above {study['threshold']:g}",
-    }
-
-
-def _curves(data: RunsData) -> list[Markup]:
-    shown = [line.name for line in data.lines if not line.fused]
-    results = data.results.filter(pl.col("variant").is_in(shown))
-    if results.filter(pl.col("dim") > 0).is_empty():
-        return []
-    facts = _facts(data)
-    subtitle = f"{facts['data']}: {facts['test queries']} test queries, {facts['test documents']} documents"
-    return [
-        picture(
-            charts.measure_by_dim(results, measure, subtitle=shortened(subtitle, 120), fused=True),
-            name=f"{label(measure)} by embedding size",
-        )
-        for measure in data.measures
-    ]
+    return training_table(trained, data.regressions) if trained else None

@@ -14,8 +14,7 @@ from nestling.config.manifests import read_json
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError, first_line, unread
 from nestling.models.load import needs_newest
-from nestling.report.card_base import CARD
-from nestling.report.model_card import addressed, model_card
+from nestling.report.model_card import CARD, addressed, model_card
 from nestling.report.page_data import PageData, load_page_data
 from nestling.training.result import SUMMARY
 

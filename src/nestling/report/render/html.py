@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 from xml.etree import ElementTree
@@ -26,22 +27,27 @@ REPEATED = ("embedding size", "bytes a vector")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
-def render(template: str, **values: Any) -> str:
-    """Return a page made from a template, with its style sheet and the script, the only one that may run in it.
-
-    Texts are escaped wherever they stand, and without control characters.
-    """
-    environment = Environment(
+def environment(finalize: Callable[[Any], Any]) -> Environment:
+    """Return the templates, escaping every text; `finalize` makes a value ready to be written."""
+    return Environment(
         loader=PackageLoader("nestling.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: without_controls(value) if type(value) is str else value,
+        finalize=finalize,
     )
-    templates = resources.files("nestling.report") / "templates"
-    style, script = ((templates / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return environment.get_template(template).render(
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page made from a template, with its style sheet and the script, the only one that may run in it.
+
+    Texts are escaped wherever they stand, and without control characters.
+    """
+    pages = environment(lambda value: without_controls(value) if type(value) is str else value)
+    files = resources.files("nestling.report") / "templates"
+    style, script = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return pages.get_template(template).render(
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

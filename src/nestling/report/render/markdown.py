@@ -1,11 +1,14 @@
-"""A table value, code and lists as GitHub Markdown, texts escaped for Markdown and HTML."""
+"""Templates, tables and code as GitHub Markdown, texts escaped for Markdown and HTML."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from typing import Any
 
-from nestling.report.render.html import without_controls
+from markupsafe import Markup
+
+from nestling.report.render.html import environment, without_controls
 from nestling.report.table import Cell, Table
 
 # Half a surrogate pair cannot be written as UTF-8; marks of direction reorder what stands around them.
@@ -21,14 +24,27 @@ _ACTIVE = re.compile(
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
+def render(template: str, **values: Any) -> str:
+    """Return the text of a Markdown template, where tables become tables and all texts are `escaped`."""
+    templates = environment(_shown_in_markdown)
+    templates.filters["fenced"] = lambda text, language: Markup(fenced(text, language))
+    return templates.get_template(template).render(**values).rstrip() + "\n"
+
+
+def _shown_in_markdown(value: Any) -> Markup:
+    if isinstance(value, Markup):
+        return value
+    return Markup(markdown(value) if isinstance(value, Table) else escaped(str(value)))
+
+
 def markdown(table: Table) -> str:
     """Return the caption, then a Markdown table for each group under the group's title."""
     parts = [escaped(table.description)]
     ruler = "".join("|---:" if number else "|:---" for number in table.numeric) + "|"
     for title, rows in table.groups:
         parts += [f"**{escaped(title)}**"] if title else []
-        lines = [_row([escaped(column) for column in table.columns]), ruler]
-        parts.append("\n".join([*lines, *(_row([_cell(cell) for cell in each]) for each in rows)]))
+        lines = [_row(map(escaped, table.columns)), ruler]
+        parts.append("\n".join([*lines, *(_row(map(_cell, each)) for each in rows)]))
     return "\n\n".join(parts)
 
 
@@ -38,26 +54,21 @@ def escaped(text: str) -> str:
     What is active in either becomes a character reference, which no parser reads as structure (CommonMark 0.31, 2.5).
     Control characters, marks of direction and lone surrogates become U+FFFD, and white space single spaces.
     """
-    return _ACTIVE.sub(lambda found: _NAMED.get(found[0], f"&#{ord(found[0])};"), single_line(text))
+    return _ACTIVE.sub(lambda match: _NAMED.get(match[0], f"&#{ord(match[0])};"), single_line(text))
 
 
 def single_line(text: str) -> str:
     """Return `text` on one line without characters that cannot be shown, not escaped."""
-    return _shown(" ".join(text.split()))
+    return _showable(" ".join(text.split()))
 
 
 def fenced(text: str, language: str = "") -> str:
     """Return `text` as a code block that nothing in it can end."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return "\n".join([fence + language, *map(_shown, text.splitlines()), fence])
+    return "\n".join([fence + language, *map(_showable, text.splitlines()), fence])
 
 
-def listed(facts: Mapping[str, str]) -> str:
-    """Return facts as a list, without those that are empty."""
-    return "\n".join(f"- {escaped(name)}: {escaped(str(value))}" for name, value in facts.items() if value)
-
-
-def _shown(line: str) -> str:
+def _showable(line: str) -> str:
     return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", without_controls(line))
 
 
@@ -66,5 +77,5 @@ def _cell(cell: Cell) -> str:
     return escaped(cell.text) + below
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
