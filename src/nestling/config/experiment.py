@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from nestling.config.names import (
     DEFAULT_MODEL,
@@ -19,13 +19,13 @@ from nestling.config.names import (
     Rotation,
     SplitMethod,
 )
-from nestling.config.recipes import RECIPES
+from nestling.config.recipes import RECIPES, find_recipe
 from nestling.config.training import (
     REMOVED,
+    Dims,
     Matryoshka,
     Settings,
     TrainingSettings,
-    check_dims,
     check_language,
     layered,
     listed,
@@ -33,7 +33,6 @@ from nestling.config.training import (
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
-
 
 DEMO: dict[str, Any] = {
     "name": "demo",
@@ -147,8 +146,8 @@ class Variant(Settings):
     @field_validator("recipe")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value != PRETRAINED and value not in RECIPES:
-            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
+        if value != PRETRAINED:
+            find_recipe(value)
         return value
 
     @model_validator(mode="after")
@@ -165,7 +164,7 @@ def _plain(name: str) -> str:
 class EvaluationSettings(Settings):
     """What is measured."""
 
-    dims: tuple[int, ...] | None = None
+    dims: Dims = None
     """Falling sizes; a model's own full size is added where it is missing. By default its half, quarter and eighth."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
     """The unit that counts as a query: one text, or each relevant record."""
@@ -182,22 +181,12 @@ class EvaluationSettings(Settings):
     """Lexical rankings to measure beside the models."""
     fusion: bool = True
     """Measure each model with stemmed BM25 added, at a weight chosen on dev, as a variant of its own."""
-    language: str = "english"
+    language: Annotated[str, AfterValidator(check_language)] = "english"
     """Of the stemmer."""
     engine: str = "torch-fp32"
     """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, openvino-int8, or auto."""
     batch_size: int = Field(default=64, ge=1)
     """Texts encoded at once."""
-
-    @field_validator("dims")
-    @classmethod
-    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return None if value is None else check_dims(value)
-
-    @field_validator("language")
-    @classmethod
-    def _stemmed(cls, value: str) -> str:
-        return check_language(value)
 
     @field_validator("precisions")
     @classmethod
@@ -251,7 +240,7 @@ class Experiment(Settings):
             return value
         training, evaluation = (value.get(key) or {} for key in ("training", "evaluation"))
         if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("preset") == "study":
-            return {**value, "evaluation": {"dims": STUDY_DIMS, **evaluation}}
+            value = {**value, "evaluation": {"dims": STUDY_DIMS, **evaluation}}
         return value
 
     @model_validator(mode="after")
@@ -270,10 +259,8 @@ class Experiment(Settings):
                 self.training_of(variant)
             except ValidationError as error:
                 first = error.errors()[0]
-                name = ".".join(map(str, first["loc"]))
-                raise ValueError(
-                    f"variant {variant.name}: training.{name}: {REMOVED.get(name, first['msg'])}"
-                ) from None
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"variant {variant.name}: training.{key}: {REMOVED.get(key, first['msg'])}") from None
         return self
 
     @property

@@ -26,7 +26,7 @@ def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
     settings = DataSettings(source=data) if isinstance(data, str) else data
     others = settings.model_dump(exclude={"source", "hub_split", "threshold"})
     judgments = load_judgments(settings.source, split=settings.hub_split, seed=seed, **others)
-    if settings.records is None or settings.records == len(judgments):
+    if settings.records in (None, len(judgments)):
         return judgments
     return judgments.sample(settings.records, seed=seed)
 
@@ -38,7 +38,7 @@ def inspect(
     threshold: float | None = None,
     seed: int = 0,
 ) -> Inspection:
-    """Say what a table of judgments holds.
+    """Count what a table of judgments holds.
 
     Args:
         data: the table, its settings, or just its source.
@@ -49,10 +49,11 @@ def inspect(
         InputError: the data or the model cannot be had.
     """
     judgments = load(data, seed=seed)
+    if threshold is None and judgments.scale == STUDY_SCALE:
+        threshold = STUDY_THRESHOLD
     if threshold is None:
-        low, high = judgments.scale
-        lowest = dip(judgments.frame["score"].to_numpy(), judgments.scale)
-        middle = (low + high) / 2 if lowest is None else lowest
-        threshold = STUDY_THRESHOLD if judgments.scale == STUDY_SCALE else middle
+        threshold = dip(judgments.frame["score"].to_numpy(), judgments.scale)
+    if threshold is None:
+        threshold = sum(judgments.scale) / 2
     count, limit = token_counter(find_model(model) if isinstance(model, str) else model)
     return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)

@@ -22,12 +22,12 @@ CROP = 20
 """Characters of an invented query."""
 PIECE = 9
 """Characters of text that take as long as a piece of the vocabulary between its special tokens."""
-READ, MINED = 48, 3
-"""Pairs that a cross-encoder reads for each query, its invented ones included; negatives it is trained with."""
+SCORED, MINED = 48, 3
+"""Pairs that a cross-encoder scores for each query, its invented ones included; negatives it is trained with."""
 TRAINING, EVALUATION, REPORT = 4.0, 1.5, 6.0
-"""Seconds of a stage beside its texts: loading, saving, turning, fusion, intervals, pictures."""
+"""Seconds of a stage beside its texts: loading, saving, rotation, fusion, intervals, pictures."""
 DOUBT = 0.1
-"""Share of the whole that must be done until what it took counts as much as the estimate."""
+"""Share of the whole that must be done until its measured time counts as much as the estimate."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def measure(
         for side in sides:
             features = {name: value for name, value in model.preprocess(side[:pairs]).items() if torch.is_tensor(value)}
             columns.append({name: features[name].to(model.device) for name in features if name != "token_type_ids"})
-        torch.autograd.backward(torch.stack([found.float().sum() for found in loss.embedded(columns)]).sum())
+        torch.autograd.backward(torch.stack([vectors.float().sum() for vectors in loss.embedded(columns)]).sum())
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     with torch.random.fork_rng():
-        # What is recorded for a GPU is recorded for a shape: the whole batch first.
+        # CUDA graphs are captured for a shape: the whole batch first.
         step(None if torch.cuda.is_available() else WARM_UP)
         start, taken, done = clock(), 0.0, 0
         while done < BATCHES and taken < ENOUGH_SECONDS:
@@ -115,8 +115,8 @@ class Texts:
 
     Attributes:
         queries, documents: characters of the distinct ones.
-        query, document: characters of one, on average over the records.
-        n_queries, n_documents: how many distinct ones there are.
+        query, document: characters of one, on average over the distinct ones.
+        all: characters of all distinct texts.
     """
 
     def __init__(self, judgments: Judgments, share: float = 1.0) -> None:
@@ -126,15 +126,11 @@ class Texts:
         self.n_queries, self.n_documents = share * len(queries), share * len(documents)
         self.queries, self.documents = share * float(queries.sum()), share * float(documents.sum())
         self.query, self.document = self.queries / self.n_queries, self.documents / self.n_documents
+        self.all = self.queries + self.documents
 
-    @property
-    def all(self) -> float:
-        """Characters of all distinct texts."""
-        return self.queries + self.documents
-
-    def pairs(self, above: float) -> float:
-        """Return how many records are scored above `above`."""
-        return self.share * len(self.judgments.above(above))
+    def pairs(self, above: float | None = None) -> float:
+        """Return how many records there are, or are scored above `above`."""
+        return self.share * len(self.judgments if above is None else self.judgments.above(above))
 
 
 def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
@@ -148,22 +144,21 @@ def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
     if step.start == "adapter":
         return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]
     scored = step.loss in ("cosine", "cosent")
-    pairs = train.share * len(train.judgments) if scored else train.pairs(positives_above(train.judgments, spec))
+    pairs = train.pairs(None if scored else positives_above(train.judgments, spec))
     epoch = pairs * (train.query + (1 + step.negatives) * train.document)
     epoch += step.crops * train.n_documents * (CROP + train.document)
+    kinds = {type(each) for each in settings.steps}
     # The base and the result are measured on dev beside the epochs.
     encoded = dev.all * (settings.epochs + 2) + train.documents * (step.batches == "similar")
-    steps = settings.steps
-    encoded += train.all * any(isinstance(each, Rotate | ConcatStatic) for each in steps)
-    parts = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
-    if any(isinstance(each, Distill) for each in steps):
+    encoded += train.all * bool(kinds & {Rotate, ConcatStatic})
+    works = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
+    if Distill in kinds:
         pair = train.query + train.document
-        read = READ * train.n_queries * pair
-        parts.append(Work(2 * (1 + MINED) * train.share * len(train.judgments) * pair, train.all + read, 0, TRAINING))
-        parts.append(Work(train.n_queries * 3 * (train.query + 6 * train.document), 3 * dev.all, 0, TRAINING))
-    if any(isinstance(each, ConcatStatic) for each in steps):
-        parts.append(table)
-    return parts
+        works += [
+            Work(2 * (1 + MINED) * train.pairs() * pair, train.all + SCORED * train.n_queries * pair, 0, TRAINING),
+            Work(train.n_queries * 3 * (train.query + 6 * train.document), 3 * dev.all, 0, TRAINING),
+        ]
+    return [*works, table] if ConcatStatic in kinds else works
 
 
 def plan(
@@ -184,28 +179,28 @@ def plan(
     train, dev, test = (Texts(judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test))
     rates: dict[str, Rates] = {}
 
-    def seconds(what: str, variant: Variant, work: list[Work]) -> list[float]:
-        if what in done:
+    def seconds(name: str, variant: Variant, works: list[Work]) -> list[float]:
+        if name in done:
             return []
         base = experiment.base_of(variant)
         if base not in rates:
             rates[base] = measure(bases[variant.name], judgments, experiment.training)
-        return [each.at(rates[base]) for each in work]
+        return [work.at(rates[base]) for work in works]
 
-    planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
+    stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
     for variant in experiment.trained:
-        work = trainings(specs[variant.name], train, dev)
-        planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, work)
+        works = trainings(specs[variant.name], train, dev)
+        stages[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, works)
     for variant in experiment.variants:
         # A table encodes in next to no time.
         encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
-        work = [Work(encoded=encoded, seconds=EVALUATION)]
-        planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
-    return planned | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
+        works = [Work(encoded=encoded, seconds=EVALUATION)]
+        stages[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, works)
+    return stages | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
 
 
 class Timeline:
-    """Where a study stands: what was estimated for its stages, set right by what is done of them and what that took.
+    """Where a study stands: the estimates for its stages, corrected by how long the finished ones took.
 
     Args:
         stages: each stage in order, and about how many seconds each of its trainings takes, or all of it; none where
@@ -224,36 +219,31 @@ class Timeline:
 
     def begin(self, stage: str) -> bool:
         """Enter a stage, and with it leave the one before; return whether it is one of the plan's."""
-        if self._stage is not None:
-            self._before += sum(self.stages[self._stage])
+        self._before += sum(self._parts)
         self._stage = stage if stage in self.stages else None
         self._part, self._step, self._reached, self._stage_began = 0, 0, None, self._clock()
         return self._stage is not None
 
     def progress(self, step: int, steps: int) -> None:
         """Note the step of a training of the stage; a step below the last one's is the next training's."""
-        parts = self.stages[self._stage] if self._stage is not None else ()
+        parts = self._parts
         if not parts:
             return
         if step < self._step:
             self._part = min(self._part + 1, len(parts) - 1)
         self._step = step
-        before = sum(parts[: self._part])
         if self._reached is None and step > 1:
             # An earlier call did what lies before: it cost nothing now, and says nothing about the pace.
             skipped = parts[self._part] * (step - 1) / steps
             self.total -= skipped
             self._before -= skipped
-        self._reached = before + parts[self._part] * step / steps
+        self._reached = sum(parts[: self._part]) + parts[self._part] * step / steps
 
     def left(self) -> float:
         """Return about how many seconds are left."""
         now = self._clock()
-        reached = 0.0
-        if self._stage is not None:
-            whole = sum(self.stages[self._stage])
-            # A stage that tells nothing of itself is taken to keep to its estimate.
-            reached = min(now - self._stage_began, whole) if self._reached is None else self._reached
+        # A stage without progress is taken to keep to its estimate.
+        reached = min(now - self._stage_began, sum(self._parts)) if self._reached is None else self._reached
         done, doubt = self._before + reached, DOUBT * self.total
         pace = (now - self._began + doubt) / (done + doubt) if done + doubt else 1.0
         return max(0.0, pace * (self.total - done))
@@ -263,6 +253,10 @@ class Timeline:
         names = list(self.stages)
         number = f"stage {names.index(self._stage) + 1} of {len(names)}, " if self._stage and len(names) > 1 else ""
         return f"{number}{spoken(self.left())} left"
+
+    @property
+    def _parts(self) -> Sequence[float]:
+        return self.stages[self._stage] if self._stage is not None else ()
 
 
 def spoken(seconds: float) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -28,7 +28,7 @@ from nestling.progress import Observer
 
 @dataclass(frozen=True)
 class Evaluation(Results):
-    """What `evaluate` measured: the tables, and the test side that they are of."""
+    """The tables of an evaluation, and the test side that they are of."""
 
     test: Qrels
 
@@ -43,9 +43,8 @@ class Evaluation(Results):
         return self.test.protocol
 
 
-@dataclass(frozen=True)
-class Part:
-    """What is measured at once: a model and its fusion, BM25, or another engine's run.
+class Part(NamedTuple):
+    """What is measured at once: a model and its fusion, or BM25.
 
     Attributes:
         systems: by the variants' names.
@@ -53,12 +52,12 @@ class Part:
     """
 
     systems: dict[str, System]
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any]
 
 
 Sink = Callable[[Sequence[str], Callable[[], Part]], Part]
-"""Called with the variants of a part, the first of which names it, and what measures them: it may save what that gives,
-or return what was saved instead."""
+"""Called with the variants of a part, the first of which names it, and what measures them: it may save the result, or
+return what was saved instead."""
 
 
 def evaluate(
@@ -78,13 +77,13 @@ def evaluate(
 
     Args:
         data: a split, the folder of one, or a table of judgments, which is measured as it is (then without fusion,
-            since no dev side is there to choose its weight on).
+            for lack of a dev side to choose its weight on).
         models: names for the table, and for each a folder, a bundled model or a hub id.
-        prompts: what to put before a query and a document, for models that store none; see `find_model`.
+        prompts: put before queries and documents, for models that store none; see `find_model`.
         runs: names, and for each a ranking of any other engine as a TREC run.
         reference: the variant that all are compared with; the first model by default.
         cache: a folder for embeddings, so that a second call encodes nothing again.
-        sink: where parts go as they are measured; without one nowhere.
+        sink: where the part of each model and of BM25 goes; by default nowhere.
 
     Raises:
         InputError: a model cannot be had, a size is larger than a model's embedding, nothing is relevant, or a run
@@ -93,7 +92,7 @@ def evaluate(
     settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
         data = read_split(Path(data))
-    # Who keeps the parts has said it when the split was made.
+    # Who keeps the parts has noted the warning with the split.
     if isinstance(data, Split) and data.warning and sink is None:
         observer.note(data.warning)
     judgments, train = (data.test, data.train) if isinstance(data, Split) else (data, None)
@@ -110,60 +109,37 @@ def evaluate(
     sink = sink or watched
     for name, source in sources.items():
         names = [name, name + FUSED] if settings.fusion and benchmark.dev is not None else [name]
-        measure = partial(measure_model, name, source, benchmark, settings, cache=cache, observer=observer)
+        measure = partial(_measure_model, name, source, benchmark, settings, cache, observer)
         systems |= sink(names, measure).systems
     for name in settings.baselines:
-        systems |= sink([name], lambda name=name: Part({name: benchmark.lexical(name)})).systems  # type: ignore[misc]
+        systems |= sink([name], lambda name=name: Part({name: benchmark.lexical(name)}, {})).systems  # type: ignore[misc]
     results = Results.of(systems, benchmark.test, train=train, reference=reference or next(iter(sources), None))
     return Evaluation(**vars(results), test=benchmark.test)
 
 
-def measure_model(
+def _measure_model(
     name: str,
     source: ModelSource,
     benchmark: Benchmark,
     settings: EvaluationSettings,
-    *,
-    cache: Path | None = None,
+    cache: Path | None,
     observer: Observer,
 ) -> Part:
-    """Measure one model in every cell that the settings ask for, alone and fused with BM25.
-
-    Raises:
-        InputError: as `encoder_of`; or a size is larger than the model's embedding.
-    """
+    """Measure one model in every cell that the settings ask for, alone and fused with BM25."""
     try:
-        encoder = encoder_of(name, source, benchmark, settings, cache=cache, observer=observer)
-        measured = benchmark.model(encoder.embed, encoder.cells, fuse=settings.fusion)
+        embed, cells, engine = grid_encoder(name, source, benchmark, settings, cache=cache, observer=observer)
+        measured = benchmark.model(embed, cells, fuse=settings.fusion)
     finally:
         observer.done()
     systems = {name: measured.alone}
     if measured.fused is not None:
         systems[name + FUSED] = measured.fused
-    about = {
-        "engine": encoder.engine,
-        "texts": measured.texts,
-        "seconds": measured.seconds,
-        "fusions": {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()},
-    }
+    fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
+    about = {"engine": engine, "texts": measured.texts, "seconds": measured.seconds, "fusions": fusions}
     return Part(systems, about)
 
 
-@dataclass(frozen=True)
-class GridEncoder:
-    """A model that encodes for a benchmark.
-
-    Attributes:
-        cells: the grid that the settings ask for on it, the full float32 embedding first.
-        engine: what it computes with.
-    """
-
-    embed: Embed
-    cells: list[Cell]
-    engine: str
-
-
-def encoder_of(
+def grid_encoder(
     name: str,
     source: ModelSource,
     benchmark: Benchmark,
@@ -171,12 +147,12 @@ def encoder_of(
     *,
     cache: Path | None = None,
     observer: Observer,
-) -> GridEncoder:
-    """Load a model and return what encodes with it.
+) -> tuple[Embed, list[Cell], str]:
+    """Load a model; return what encodes with it, its grid (the full float32 embedding first), and its engine's name.
 
     Args:
         name: the variant's, for the observer.
-        cache: a folder for embeddings; None keeps them in memory, as long as what is returned lives.
+        cache: a folder for embeddings; None keeps them in memory.
 
     Raises:
         InputError: the model cannot be loaded, the engine cannot be had, or a size is larger than the embedding.
@@ -202,7 +178,7 @@ def encoder_of(
         rotations=settings.rotations,
         oversampling=settings.oversampling,
     )
-    return GridEncoder(lambda texts, kind: cached.encode(texts, kind=kind), cells, engine.name)
+    return lambda texts, kind: cached.encode(texts, kind=kind), cells, engine.name
 
 
 def _read_run(name: str, path: Path, benchmark: Benchmark, observer: Observer) -> System:

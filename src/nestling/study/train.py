@@ -1,4 +1,4 @@
-"""Train a variant: what it starts from, its spec, and the verb that makes a model of it."""
+"""Train a variant: its base, its spec, and the verb that makes a model of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
+from nestling.models.engines.engine import engine_for
 from nestling.models.load import ModelSource, find_model, load_model
 from nestling.progress import Observer
 from nestling.study.estimate import Texts, measure, trainings
@@ -57,8 +58,7 @@ def spec_of(
     if matryoshka is None:
         return TrainingSpec(base, recipe, settings, threshold, cache=cache)
     full = int(load_model(base).get_embedding_dimension() or 0)
-    prefixes = sizes_of(full, matryoshka.dims or dims)
-    weights = matryoshka.weights
+    prefixes, weights = sizes_of(full, matryoshka.dims or dims), matryoshka.weights
     if weights is not None and len(prefixes) > len(weights):
         weights = (1.0, *weights)
     return TrainingSpec(base, recipe, settings, threshold, prefixes, weights, cache)
@@ -84,6 +84,20 @@ def spec_of_variant(
     )
 
 
+def check_models(experiment: Experiment) -> None:
+    """Find every base model and try the sizes and the engine on it, before hours are spent."""
+    for name in dict.fromkeys(experiment.base_of(variant) for variant in experiment.variants):
+        model = load_model(name)
+        if experiment.evaluation.engine != "auto":
+            engine_for(experiment.evaluation.engine, model)
+        full = int(model.get_embedding_dimension() or 0)
+        for dims in [experiment.evaluation.dims, *(v.matryoshka.dims for v in experiment.variants if v.matryoshka)]:
+            try:
+                sizes_of(full, dims)
+            except InputError as error:
+                raise InputError(f"model {name!r}: {error}") from None
+
+
 def train(
     data: Split | Path | str,
     *,
@@ -103,16 +117,16 @@ def train(
         data: a split or the folder of one.
         out: the model's folder. Checkpoints lie beside it, in `OUT.training`, so that the same call goes on after an
             interruption.
-        settings: what is not given is as the recipe has it by default.
+        settings: those not given are the recipe's.
         dims: the sizes that Matryoshka trains where it names none; by default a model's own, its half, quarter and
             eighth.
-        prompts: what to put before a query and a document, for bases that store none; kept in the model.
+        prompts: put before queries and documents, for bases that store none; kept in the model.
 
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
     """
     given = settings.model_dump(exclude_unset=True) if settings else {}
-    made = data if isinstance(data, Split) else read_split(Path(data))
+    split = data if isinstance(data, Split) else read_split(Path(data))
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
@@ -122,30 +136,30 @@ def train(
         base=find_model(base, prompts=prompts),
         matryoshka=matryoshka,
         settings=TrainingSettings.model_validate(layered(find_recipe(recipe).defaults, given)),
-        threshold=settle_threshold(made.train, threshold),
+        threshold=settle_threshold(split.train, threshold),
         dims=dims,
         cache=work / "tokens",
     )
     stage = f"train {out.name}"
     if observer is not None:
-        rates = measure(spec.base, made.train, spec.settings)
-        observer.plan({stage: [part.at(rates) for part in trainings(spec, Texts(made.train), Texts(made.dev))]})
+        rates = measure(spec.base, split.train, spec.settings)
+        parts = trainings(spec, Texts(split.train), Texts(split.dev))
+        observer.plan({stage: [part.at(rates) for part in parts]})
     observer = observer or Observer()
     observer.stage(stage)
-    if made.warning:
-        observer.note(made.warning)
-    return fit_watched(out.name, made.train, made.dev, spec, output=out, work=work, observer=observer)
+    if split.warning:
+        observer.note(split.warning)
+    return fit_watched(out.name, split.train, split.dev, spec, output=out, work=work, observer=observer)
 
 
 def fit_watched(
     name: str, train: Judgments, dev: Judgments, spec: TrainingSpec, *, output: Path, work: Path, observer: Observer
 ) -> TrainingResult:
-    """Train a spec into the folder `output`, and tell the observer of it by the name."""
+    """Train a spec into the folder `output`, and report to the observer under the name."""
     from nestling.training.trainer import fit
 
+    report = partial(observer.training, name)
     try:
-        return fit(
-            train, dev, spec, output=output, work=work, report=partial(observer.training, name), note=observer.note
-        )
+        return fit(train, dev, spec, output=output, work=work, report=report, note=observer.note)
     finally:
         observer.done()

@@ -362,12 +362,12 @@ def test_numbers_without_a_dot_are_numbers_and_whole_ends_make_whole_values(tmp_
     rate, epochs = load_space(path)
     assert (rate.low, rate.high, rate.log) == (1e-5, 1e-3, True)
     assert rate.position(1e-4) == pytest.approx(0.5)
-    assert epochs.match(3.0) == (3,)
-    assert epochs.match(2.5) == ()
+    assert 3.0 in epochs
+    assert 2.5 not in epochs
 
 
 def test_the_default_space_is_valid_and_holds_the_default_settings(tiny_model_path):
     from nestling.config.training import TrainingSettings
 
     for dimension in make_space(DEFAULT_SPACE):
-        assert dimension.match(value_of(TrainingSettings(), dimension.name)), dimension.name
+        assert value_of(TrainingSettings(), dimension.name) in dimension, dimension.name
