@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from nestling.config.experiment import Experiment, Variant
+from nestling.config.experiment import Experiment
 from nestling.config.training import ConcatStatic, Distill, Rotate, TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
@@ -95,33 +96,16 @@ def measure(
     return Rates(trained, encoded, len(model.tokenizer))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What there is to do: characters to train on and to encode, tables of word pieces to make, and seconds beside."""
-
-    trained: float = 0.0
-    encoded: float = 0.0
-    tables: int = 0
-    seconds: float = 0.0
-
-    def at(self, rates: Rates) -> float:
-        """Return about how many seconds it takes."""
-        encoded = self.encoded + self.tables * rates.pieces * PIECE
-        return self.trained / rates.trained + encoded / rates.encoded + self.seconds
-
-
 class Texts:
-    """The texts of a side of a split, or of a share of a table that is still to be split.
+    """Characters of the texts of a side of a split, or of a share of a table that is still to be split.
 
     Attributes:
-        queries, documents: characters of the distinct ones.
-        query, document: characters of one, on average over the distinct ones.
-        all: characters of all distinct texts.
+        queries, documents, all: of the distinct ones.
+        query, document: of one, on average.
     """
 
     def __init__(self, judgments: Judgments, share: float = 1.0) -> None:
-        self.judgments = judgments
-        self.share = share
+        self.judgments, self.share = judgments, share
         queries, documents = (judgments.frame[side].unique().str.len_chars() for side in ("query", "document"))
         self.n_queries, self.n_documents = share * len(queries), share * len(documents)
         self.queries, self.documents = share * float(queries.sum()), share * float(documents.sum())
@@ -133,16 +117,19 @@ class Texts:
         return self.share * len(self.judgments if above is None else self.judgments.above(above))
 
 
-def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
-    """Return the trainings of a spec, in the order in which `fit` makes them."""
+def trainings(spec: TrainingSpec, train: Texts, dev: Texts, rates: Rates) -> list[float]:
+    """Return about how many seconds the trainings of a spec take, in the order in which `fit` makes them."""
     from nestling.training.inputs.contrastive import positives_above
 
+    def seconds(*, trained: float = 0.0, encoded: float = 0.0) -> float:
+        return trained / rates.trained + encoded / rates.encoded + TRAINING
+
     settings, step = spec.settings, spec.settings.finetune
-    table = Work(encoded=train.all, tables=1, seconds=TRAINING)
+    table = seconds(encoded=train.all + rates.pieces * PIECE)
     if step.start == "static":
         return [table]
     if step.start == "adapter":
-        return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]
+        return [seconds(encoded=train.all + 2 * dev.all)]
     scored = step.loss in ("cosine", "cosent")
     pairs = train.pairs(None if scored else positives_above(train.judgments, spec))
     epoch = pairs * (train.query + (1 + step.negatives) * train.document)
@@ -151,14 +138,16 @@ def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
     # The base and the result are measured on dev beside the epochs.
     encoded = dev.all * (settings.epochs + 2) + train.documents * (step.batches == "similar")
     encoded += train.all * bool(kinds & {Rotate, ConcatStatic})
-    works = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
+    parts = [seconds(trained=settings.epochs * epoch, encoded=encoded)]
     if Distill in kinds:
         pair = train.query + train.document
-        works += [
-            Work(2 * (1 + MINED) * train.pairs() * pair, train.all + SCORED * train.n_queries * pair, 0, TRAINING),
-            Work(train.n_queries * 3 * (train.query + 6 * train.document), 3 * dev.all, 0, TRAINING),
+        parts += [
+            seconds(
+                trained=2 * (1 + MINED) * train.pairs() * pair, encoded=train.all + SCORED * train.n_queries * pair
+            ),
+            seconds(trained=train.n_queries * 3 * (train.query + 6 * train.document), encoded=3 * dev.all),
         ]
-    return [*works, table] if ConcatStatic in kinds else works
+    return [*parts, table] if ConcatStatic in kinds else parts
 
 
 def plan(
@@ -171,31 +160,27 @@ def plan(
     """Return the stages of a run in order, and about how many seconds each takes here; none for what is done.
 
     Args:
-        bases: what each variant starts from.
-        specs: of the variants that are trained.
+        bases: of all variants.
+        specs: of those that are trained.
         done: names of what lies in the run's folder, as its state has them.
     """
     sides = experiment.split
     train, dev, test = (Texts(judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test))
-    rates: dict[str, Rates] = {}
 
-    def seconds(name: str, variant: Variant, works: list[Work]) -> list[float]:
-        if name in done:
-            return []
-        base = experiment.base_of(variant)
-        if base not in rates:
-            rates[base] = measure(bases[variant.name], judgments, experiment.training)
-        return [work.at(rates[base]) for work in works]
+    @cache
+    def rates(base: ModelSource) -> Rates:
+        return measure(base, judgments, experiment.training)
 
     stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
-    for variant in experiment.trained:
-        works = trainings(specs[variant.name], train, dev)
-        stages[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, works)
+    for name, spec in specs.items():
+        new = f"model {name}" not in done
+        stages[f"train {name}"] = trainings(spec, train, dev, rates(bases[name])) if new else []
     for variant in experiment.variants:
+        name = variant.name
+        new = f"evaluation {name}" not in done
         # A table encodes in next to no time.
         encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
-        works = [Work(encoded=encoded, seconds=EVALUATION)]
-        stages[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, works)
+        stages[f"evaluate {name}"] = [encoded / rates(bases[name]).encoded + EVALUATION] if new else []
     return stages | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
 
 

@@ -33,7 +33,7 @@ from nestling.study.estimate import plan
 from nestling.study.evaluate import Evaluation, Part, evaluate
 from nestling.study.log import logged_to
 from nestling.study.split import split, split_print
-from nestling.study.train import check_models, fit_watched, source_of, spec_of_variant
+from nestling.study.train import check_models, fit_watched, source_of, spec_of
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import SUMMARY, TrainingResult, read_result
 
@@ -109,8 +109,7 @@ def run(
         logger.info("run %s of %s begins", experiment.name, judgments.source)
         bases = {variant.name: source_of(experiment, variant) for variant in experiment.variants}
         specs = {
-            variant.name: spec_of_variant(experiment, variant, threshold, cache=folder.tokens)
-            for variant in experiment.trained
+            variant.name: spec_of(experiment, variant, threshold, cache=folder.tokens) for variant in experiment.trained
         }
         prints = _fingerprints(experiment, split_print(judgments, experiment.split), threshold, bases, specs)
         state = folder.state

@@ -9,7 +9,8 @@ from pathlib import Path
 from nestling.config.experiment import Experiment, Prompts, Variant
 from nestling.config.names import DEFAULT_MODEL
 from nestling.config.recipes import find_recipe
-from nestling.config.training import Matryoshka, TrainingSettings, layered
+from nestling.config.training import Matryoshka, TrainingSettings
+from nestling.config.yaml_files import make_experiment
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
 from nestling.judgments.split import Split
@@ -37,34 +38,6 @@ def source_of(experiment: Experiment, variant: Variant | None = None) -> ModelSo
 
 
 def spec_of(
-    recipe: str,
-    *,
-    base: ModelSource,
-    matryoshka: Matryoshka | None,
-    settings: TrainingSettings,
-    threshold: float,
-    dims: Sequence[int] | None,
-    cache: Path | None = None,
-) -> TrainingSpec:
-    """Settle what a variant is trained from: its base, and the prefixes with the full size first.
-
-    Args:
-        dims: the prefixes where `matryoshka` names none; by default as `sizes_of` has them.
-        cache: a folder for tokens.
-
-    Raises:
-        InputError: the base cannot be loaded, or a size is larger than its embedding.
-    """
-    if matryoshka is None:
-        return TrainingSpec(base, recipe, settings, threshold, cache=cache)
-    full = int(load_model(base).get_embedding_dimension() or 0)
-    prefixes, weights = sizes_of(full, matryoshka.dims or dims), matryoshka.weights
-    if weights is not None and len(prefixes) > len(weights):
-        weights = (1.0, *weights)
-    return TrainingSpec(base, recipe, settings, threshold, prefixes, weights, cache)
-
-
-def spec_of_variant(
     experiment: Experiment,
     variant: Variant,
     threshold: float,
@@ -72,16 +45,24 @@ def spec_of_variant(
     settings: TrainingSettings | None = None,
     cache: Path | None = None,
 ) -> TrainingSpec:
-    """Settle what a variant of an experiment is trained from; `settings` stand in for its own."""
-    return spec_of(
-        variant.recipe,
-        base=source_of(experiment, variant),
-        matryoshka=variant.matryoshka,
-        settings=settings or experiment.training_of(variant),
-        threshold=threshold,
-        dims=experiment.evaluation.dims,
-        cache=cache,
-    )
+    """Settle what a variant is trained from: its base, and the prefixes with the full size first.
+
+    Args:
+        settings: of the training, in place of the variant's.
+        cache: a folder for tokens.
+
+    Raises:
+        InputError: the base cannot be loaded, or a size is larger than its embedding.
+    """
+    base, settings = source_of(experiment, variant), settings or experiment.training_of(variant)
+    matryoshka = variant.matryoshka
+    if matryoshka is None:
+        return TrainingSpec(base, variant.recipe, settings, threshold, cache=cache)
+    full = int(load_model(base).get_embedding_dimension() or 0)
+    prefixes, weights = sizes_of(full, matryoshka.dims or experiment.evaluation.dims), matryoshka.weights
+    if weights is not None and len(prefixes) > len(weights):
+        weights = (1.0, *weights)
+    return TrainingSpec(base, variant.recipe, settings, threshold, prefixes, weights, cache)
 
 
 def check_models(experiment: Experiment) -> None:
@@ -125,26 +106,23 @@ def train(
     Raises:
         InputError: something does not fit, or `out` exists and holds something else.
     """
+    find_recipe(recipe)
     given = settings.model_dump(exclude_unset=True) if settings else {}
     split = data if isinstance(data, Split) else read_split(Path(data))
     out = Path(out)
     if out.exists():
         raise InputError(f"{out} exists; give another folder with --out, or remove it first")
     work = out.with_name(f"{out.name}.training")
-    spec = spec_of(
-        recipe,
-        base=find_model(base, prompts=prompts),
-        matryoshka=matryoshka,
-        settings=TrainingSettings.model_validate(layered(find_recipe(recipe).defaults, given)),
-        threshold=settle_threshold(split.train, threshold),
-        dims=dims,
-        cache=work / "tokens",
+    variant = {"recipe": recipe, "matryoshka": matryoshka, "training": given}
+    experiment = make_experiment(
+        {"model": base, "prompts": prompts or {}, "variants": [variant], "evaluation": {"dims": dims}}
     )
+    threshold = settle_threshold(split.train, threshold)
+    spec = spec_of(experiment, experiment.variants[0], threshold, cache=work / "tokens")
     stage = f"train {out.name}"
     if observer is not None:
         rates = measure(spec.base, split.train, spec.settings)
-        parts = trainings(spec, Texts(split.train), Texts(split.dev))
-        observer.plan({stage: [part.at(rates) for part in parts]})
+        observer.plan({stage: trainings(spec, Texts(split.train), Texts(split.dev), rates)})
     observer = observer or Observer()
     observer.stage(stage)
     if split.warning:

@@ -18,7 +18,7 @@ from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study.data import load
 from nestling.study.split import split, split_print
-from nestling.study.train import spec_of_variant
+from nestling.study.train import spec_of
 from nestling.training.inputs.scored import check_scores
 from nestling.training.spec import TrainingSpec
 
@@ -48,7 +48,7 @@ class Context:
 
     def spec(self, settings: TrainingSettings) -> TrainingSpec:
         """Return the training of the variant with these settings."""
-        return spec_of_variant(self.experiment, self.variant, self.threshold, settings=settings)
+        return spec_of(self.experiment, self.variant, self.threshold, settings=settings)
 
 
 def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: Observer) -> Context:
@@ -71,7 +71,7 @@ def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: O
     judgments = load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
     check_scores(judgments, experiment.training_of(variant))
-    spec_of_variant(experiment, variant, threshold)
+    spec_of(experiment, variant, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = split_print(judgments, experiment.split)
     sides = _split(judgments, experiment, folder, made_from, observer)
