@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from nestling.progress import Observer
 
 @dataclass(frozen=True)
 class Evaluation(Results):
-    """The tables of an evaluation, and the test side that they are of."""
+    """The tables of an evaluation, and their test side."""
 
     test: Qrels
 
@@ -44,20 +44,10 @@ class Evaluation(Results):
 
 
 class Part(NamedTuple):
-    """What is measured at once: a model and its fusion, or BM25.
-
-    Attributes:
-        systems: by the variants' names.
-        about: of a model its engine, the texts encoded and the seconds of that, and the fusion of each cell.
-    """
+    """Systems that are measured together, a model and its fusion or BM25, and of a model its engine and its times."""
 
     systems: dict[str, System]
     about: dict[str, Any]
-
-
-Sink = Callable[[Sequence[str], Callable[[], Part]], Part]
-"""Called with the variants of a part, the first of which names it, and what measures them: it may save the result, or
-return what was saved instead."""
 
 
 def evaluate(
@@ -70,7 +60,6 @@ def evaluate(
     runs: Mapping[str, Path] | None = None,
     reference: str | None = None,
     cache: Path | None = None,
-    sink: Sink | None = None,
     observer: Observer | None = None,
 ) -> Evaluation:
     """Measure models, BM25 and the fusion of both in every cell of a grid, on the test side of a split.
@@ -83,7 +72,6 @@ def evaluate(
         runs: names, and for each a ranking of any other engine as a TREC run.
         reference: the variant that all are compared with; the first model by default.
         cache: a folder for embeddings, so that a second call encodes nothing again.
-        sink: where the part of each model and of BM25 goes; by default nowhere.
 
     Raises:
         InputError: a model cannot be had, a size is larger than a model's embedding, nothing is relevant, or a run
@@ -92,29 +80,44 @@ def evaluate(
     settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
         data = read_split(Path(data))
-    # Who keeps the parts has noted the warning with the split.
-    if isinstance(data, Split) and data.warning and sink is None:
+    if isinstance(data, Split) and data.warning:
         observer.note(data.warning)
-    judgments, train = (data.test, data.train) if isinstance(data, Split) else (data, None)
-    benchmark = Benchmark.of(data, settings, settle_threshold(judgments, threshold), observer=observer)
+    threshold = settle_threshold(data.test if isinstance(data, Split) else data, threshold)
+    benchmark = Benchmark.of(data, settings, threshold, observer=observer)
     sources = {
         name: find_model(model, prompts=prompts) if isinstance(model, str) else model for name, model in models.items()
     }
     systems = {name: _read_run(name, path, benchmark, observer) for name, path in (runs or {}).items()}
-
-    def watched(names: Sequence[str], measure: Callable[[], Part]) -> Part:
+    for names, measure in parts(sources, benchmark, settings, cache=cache, observer=observer):
         observer.stage(f"evaluate {names[0]}")
-        return measure()
+        systems |= measure().systems
+    return compare(systems, benchmark, reference=reference or next(iter(sources), None))
 
-    sink = sink or watched
-    for name, source in sources.items():
+
+def parts(
+    models: Mapping[str, ModelSource],
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None,
+    observer: Observer,
+) -> Iterator[tuple[list[str], Callable[[], Part]]]:
+    """Yield the variants of each model and of BM25 that are measured together, and what measures them."""
+    for name, source in models.items():
         names = [name, name + FUSED] if settings.fusion and benchmark.dev is not None else [name]
-        measure = partial(_measure_model, name, source, benchmark, settings, cache, observer)
-        systems |= sink(names, measure).systems
-    for name in settings.baselines:
-        systems |= sink([name], lambda name=name: Part({name: benchmark.lexical(name)}, {})).systems  # type: ignore[misc]
-    results = Results.of(systems, benchmark.test, train=train, reference=reference or next(iter(sources), None))
+        yield names, partial(_measure_model, name, source, benchmark, settings, cache, observer)
+    for baseline in settings.baselines:
+        yield [baseline], partial(_measure_lexical, baseline, benchmark)
+
+
+def compare(systems: Mapping[str, System], benchmark: Benchmark, *, reference: str | None) -> Evaluation:
+    """Return the tables of what was measured on the benchmark."""
+    results = Results.of(systems, benchmark.test, train=benchmark.train, reference=reference)
     return Evaluation(**vars(results), test=benchmark.test)
+
+
+def _measure_lexical(name: str, benchmark: Benchmark) -> Part:
+    return Part({name: benchmark.lexical(name)}, {})
 
 
 def _measure_model(

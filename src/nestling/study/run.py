@@ -19,6 +19,7 @@ from nestling.config.fingerprint import fingerprint
 from nestling.config.run_folder import RunFolder
 from nestling.environment import PICTURES, hardware, needed, versions
 from nestling.errors import InputError
+from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.grid import System
 from nestling.evaluation.results import write_table
 from nestling.judgments.split import Split
@@ -30,7 +31,7 @@ from nestling.progress import Observer
 from nestling.report import charts, page, tables
 from nestling.study import data
 from nestling.study.estimate import plan
-from nestling.study.evaluate import Evaluation, Part, evaluate
+from nestling.study.evaluate import Evaluation, Part, compare, parts
 from nestling.study.log import logged_to
 from nestling.study.split import split, split_print
 from nestling.study.train import check_models, fit_watched, source_of, spec_of
@@ -52,14 +53,10 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where everything lies.
-        results: long table, columns as `grid.SCHEMA`.
-        comparisons: each variant at full size against the reference (or the first), columns as `significance.SCHEMA`.
+        results, comparisons: as `Results` has them.
         reference: the variant that gains are counted from; None without a pretrained one.
         regressions: variants that ended on dev below their base model or their own start.
         ceiling: the highest recall@10 that any ranking could reach.
-        pictures: the PNG files.
-        report: the study as a page, one HTML file.
     """
 
     experiment: Experiment
@@ -87,8 +84,7 @@ def run(
     first stopped, in the middle of a training too. New variants may be added to a run.
 
     Args:
-        experiment: the settings; the demo's by default.
-        runs: the folder that holds runs.
+        experiment: the demo by default.
         overwrite: make again what an earlier call made with other data or settings, instead of refusing.
         observer: of the progress. It is given an estimate of the time first, for which a few batches are timed;
             without an observer nothing is timed.
@@ -204,17 +200,13 @@ class _Study:
         return self._once(f"train {name}", f"model {name}", [model, work / SUMMARY], lambda: read_result(work), make)
 
     def evaluate(self, sides: Split, bases: Mapping[str, ModelSource]) -> Evaluation:
-        trained = {v.name: find_model(str(self.folder.model(v.name))) for v in self.experiment.trained}
-        return evaluate(
-            sides,
-            {**bases, **trained},
-            settings=self.experiment.evaluation,
-            threshold=self.threshold,
-            reference=self.reference,
-            cache=self.folder.embeddings,
-            sink=self._keep_part,
-            observer=self.observer,
-        )
+        settings, cache = self.experiment.evaluation, self.folder.embeddings
+        models = {**bases, **{v.name: find_model(str(self.folder.model(v.name))) for v in self.experiment.trained}}
+        benchmark = Benchmark.of(sides, settings, self.threshold, observer=self.observer)
+        systems: dict[str, System] = {}
+        for names, measure in parts(models, benchmark, settings, cache=cache, observer=self.observer):
+            systems |= self._keep_part(names, measure).systems
+        return compare(systems, benchmark, reference=self.reference or next(iter(models)))
 
     def _keep_part(self, names: Sequence[str], measure: Callable[[], Part]) -> Part:
         """Measure a part and keep its tables, or read what an earlier call kept."""
