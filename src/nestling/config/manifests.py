@@ -19,11 +19,8 @@ def read_json(path: Path, kind: Any, *, advice: str, missing: str | None = None)
     """Return what a JSON file holds, as `kind`; see `shaped`.
 
     Args:
-        advice: what to do about a file that is damaged.
-        missing: the error's text where there is none; by default that it cannot be read.
-
-    Raises:
-        InputError: there is no such file, it may not be read, is no JSON, or holds what is no `kind`.
+        advice: for a damaged file.
+        missing: the error's text where there is none.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -38,9 +35,7 @@ def shaped(value: Any, kind: Any, path: str, advice: str, key: str = "") -> Any:
     """Return a JSON value as `kind`: a dataclass, or a type made of dict, list, tuple, unions, literals and scalars.
 
     By hand, so that pydantic need not be installed to serve. Entries that a dataclass does not have are passed over.
-
-    Raises:
-        InputError: it is no `kind`; names the file and the key.
+    Raises InputError, with the file and the key, where it is no `kind`.
     """
 
     def check(fits: bool, what: str) -> None:

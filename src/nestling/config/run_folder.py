@@ -93,11 +93,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; the system frees the lock when this one ends, however it ends.
-
-        Raises:
-            InputError: another process works in it.
-        """
+        """Keep other processes out of the folder while the block runs; raise InputError where one works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(self.path / ".lock").acquire(timeout=0)

@@ -19,11 +19,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def read_yaml(path: Path, *, expected: str) -> tuple[Any, yaml.Node | None]:
-    """Return the values of a YAML file, and its nodes, which know their lines.
-
-    Raises:
-        InputError: the file cannot be read or is no YAML; advises to give what is `expected`.
-    """
+    """Return a YAML file's values and its nodes, which know their lines; an InputError advises to give `expected`."""
     try:
         text = path.read_text(encoding="utf-8")
         return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
@@ -38,11 +34,7 @@ def read_yaml(path: Path, *, expected: str) -> tuple[Any, yaml.Node | None]:
 
 
 def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) -> Experiment:
-    """Read an experiment from YAML and apply `changes` on top.
-
-    Args:
-        path: the file; None for the demo.
-        changes: dotted keys and their values, as in `{"data.records": 25000}`.
+    """Read an experiment from YAML, or the demo, and apply `changes` of dotted keys, as in `{"data.records": 25000}`.
 
     Raises:
         InputError: the file cannot be read, is no YAML, or holds a key or value that is not allowed; names the line.
@@ -59,11 +51,7 @@ def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) ->
 def make_experiment(
     values: dict[str, Any], *, where: str = "experiment", lines: dict[tuple[str | int, ...], int] | None = None
 ) -> Experiment:
-    """Build an experiment from plain values.
-
-    Raises:
-        InputError: the first thing that is wrong, as `WHERE[, line N]: KEY: what is wrong`.
-    """
+    """Build an experiment from plain values; raise InputError with `WHERE[, line N]: KEY: what is wrong`."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -73,11 +61,7 @@ def make_experiment(
 
 
 def make_settings(kind: type[Settings], **values: Any) -> Settings:
-    """Build one part of an experiment from plain values; None leaves a default.
-
-    Raises:
-        InputError: the first thing that is wrong, as `KEY: what is wrong`.
-    """
+    """Build one part of an experiment from plain values, None for a default; raise InputError with the first key's."""
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:

@@ -36,12 +36,7 @@ FLAT = 0.005
 
 @dataclass(frozen=True)
 class Point:
-    """One training on one share.
-
-    Attributes:
-        records, queries: of the training data that were used.
-        before, after: dev figures of the base and of the trained model, by measure.
-    """
+    """One training on one share of the training data: its size, and dev figures by measure of the base and after."""
 
     share: float
     seed: int
@@ -53,14 +48,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished learning curve.
+    """A finished learning curve, as points and as a long table.
 
     Attributes:
-        points: by share, then seed.
-        results: long table: share, seed, records, queries, measure, value.
-        before: the untrained base's dev figure of each measure.
-        slope: change of recall@10 for a doubling of the records over the last one.
-        verdict: the conclusion in a sentence.
+        slope: change of recall@10 for a doubling of the records, over the last one.
         files: curve.json, curve.parquet and the PNG picture.
     """
 
@@ -90,13 +81,11 @@ def curve(
 
     Args:
         variant: its name; by default the first that is trained.
-        shares: of the training records, above 0 and up to 1.
-        seeds: trainings of each share; each draws its own samples, and trains with the settings' seed plus its number.
+        seeds: trainings of each share, each on a sample of its own.
 
     Raises:
         InputError: something is wrong with the input, the folder holds another study or curve, or a share is too
             small to train on.
-        KeyboardInterrupt: on Ctrl-C; the same call goes on.
     """
     needed("nestling curve", *PICTURES)
     wrong = [share for share in shares if not 0 < share <= 1]
@@ -114,10 +103,7 @@ def curve(
 
 
 def nested_sample(train: Judgments, share: float, *, seed: int) -> Judgments:
-    """Return whole queries drawn at random until they hold `share` of the records or just more.
-
-    Queries come in an order that depends on the seed alone, so that a larger share holds the smaller.
-    """
+    """Return random whole queries that hold `share` of the records or just more; larger shares hold the smaller."""
     keys = train.query_keys
     distinct = keys.unique().sort()
     order = np.random.default_rng(seed).permutation(len(distinct))
@@ -146,10 +132,7 @@ def last_doubling(points: Sequence[Point]) -> list[Point]:
 
 
 def verdict(points: Sequence[Point]) -> tuple[float, str]:
-    """Return the slope of recall@10 over the last doubling, and the conclusion in a sentence.
-
-    A slope counts where it is above FLAT and, with several seeds, above twice its standard error.
-    """
+    """Return the slope of recall@10 over the last doubling, and the conclusion; what seeds explain counts as flat."""
     chosen = last_doubling(points)
     records, values = [p.records for p in chosen], [p.after["recall@10"] for p in chosen]
     slope, error = slope_per_doubling(records, values)

@@ -12,11 +12,7 @@ from nestling.models.load import ModelSource, find_model, token_counter
 
 
 def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
-    """Load judgments, and take a random sample of them where settings ask for one.
-
-    Args:
-        data: the table, which is returned as it is, its settings, or just its source.
-        seed: of the sample, and of the generated catalogue.
+    """Load judgments by their settings or source, and take a random sample of them where settings ask for one.
 
     Raises:
         InputError: they cannot be had, or hold fewer records than asked for.
@@ -44,9 +40,6 @@ def inspect(
         data: the table, its settings, or just its source.
         model: whose tokenizer counts text lengths, prompts included.
         threshold: by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
-
-    Raises:
-        InputError: the data or the model cannot be had.
     """
     judgments = load(data, seed=seed)
     if threshold is None and judgments.scale == STUDY_SCALE:

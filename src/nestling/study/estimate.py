@@ -33,13 +33,7 @@ DOUBT = 0.1
 
 @dataclass(frozen=True)
 class Rates:
-    """Speeds of a model on this machine, in characters a second: those of texts differ by length, theirs hardly.
-
-    Attributes:
-        trained: through a step of a training, forward and backward.
-        encoded: by encoding.
-        pieces: entries of its vocabulary, which a table of word pieces encodes once.
-    """
+    """Speeds of a model here in characters a second, through a training step and by encoding; its vocabulary's size."""
 
     trained: float
     encoded: float
@@ -97,12 +91,7 @@ def measure(
 
 
 class Texts:
-    """Characters of the texts of a side of a split, or of a share of a table that is still to be split.
-
-    Attributes:
-        queries, documents, all: of the distinct ones.
-        query, document: of one, on average.
-    """
+    """Characters of the distinct texts of a table, or of a share of it: of all, and on average of one."""
 
     def __init__(self, judgments: Judgments, share: float = 1.0) -> None:
         self.judgments, self.share = judgments, share
@@ -157,13 +146,7 @@ def plan(
     specs: Mapping[str, TrainingSpec],
     done: Collection[str],
 ) -> dict[str, list[float]]:
-    """Return the stages of a run in order, and about how many seconds each takes here; none for what is done.
-
-    Args:
-        bases: of all variants.
-        specs: of those that are trained.
-        done: names of what lies in the run's folder, as its state has them.
-    """
+    """Return the stages of a run in order, and about how many seconds each takes here; none for those in `done`."""
     sides = experiment.split
     train, dev, test = (Texts(judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test))
 
@@ -185,12 +168,7 @@ def plan(
 
 
 class Timeline:
-    """Where a study stands: the estimates for its stages, corrected by how long the finished ones took.
-
-    Args:
-        stages: each stage in order, and about how many seconds each of its trainings takes, or all of it; none where
-            it was done before.
-    """
+    """Where a study stands: the estimates for its stages, corrected by how long the finished ones took."""
 
     def __init__(self, stages: Mapping[str, Sequence[float]], *, clock: Clock = time.monotonic) -> None:
         self.stages = stages

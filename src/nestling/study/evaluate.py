@@ -65,8 +65,7 @@ def evaluate(
     """Measure models, BM25 and the fusion of both in every cell of a grid, on the test side of a split.
 
     Args:
-        data: a split, the folder of one, or a table of judgments, which is measured as it is (then without fusion,
-            for lack of a dev side to choose its weight on).
+        data: a split, the folder of one, or a table of judgments, which is measured as it is, without fusion.
         models: names for the table, and for each a folder, a bundled model or a hub id.
         prompts: put before queries and documents, for models that store none; see `find_model`.
         runs: names, and for each a ranking of any other engine as a TREC run.
@@ -128,7 +127,7 @@ def _measure_model(
     cache: Path | None,
     observer: Observer,
 ) -> Part:
-    """Measure one model in every cell that the settings ask for, alone and fused with BM25."""
+    """Measure a model in every cell that the settings ask for, alone and fused with BM25."""
     try:
         embed, cells, engine = grid_encoder(name, source, benchmark, settings, cache=cache, observer=observer)
         measured = benchmark.model(embed, cells, fuse=settings.fusion)
@@ -152,10 +151,6 @@ def grid_encoder(
     observer: Observer,
 ) -> tuple[Embed, list[Cell], str]:
     """Load a model; return what encodes with it, its grid (the full float32 embedding first), and its engine's name.
-
-    Args:
-        name: the variant's, for the observer.
-        cache: a folder for embeddings; None keeps them in memory.
 
     Raises:
         InputError: the model cannot be loaded, the engine cannot be had, or a size is larger than the embedding.

@@ -34,12 +34,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class Upload:
-    """What a push sends.
-
-    Attributes:
-        model: the model's folder.
-        files: paths within the repository, sorted; each with where it lies, or, of the card, its bytes.
-    """
+    """What a push sends: paths within the repository, each with where its file lies or, of the card, its bytes."""
 
     repo_id: str
     variant: str
@@ -61,8 +56,6 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
     The card is the one in the model's folder, else made from the run's tables; its usage snippet names the repository.
 
     Args:
-        run: the folder of a finished run.
-        repo_id: `OWNER/NAME`.
         force: take a model that ended on dev below its base, too.
 
     Raises:
@@ -102,8 +95,7 @@ def send(
     """Upload what `plan` returned to a hub, in one commit; return the commit's URL.
 
     The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
-    token is what huggingface_hub finds: HF_TOKEN, or that of a login. Afterwards the card in the model's folder is the
-    one that was sent.
+    token is what huggingface_hub finds. Afterwards the card in the model's folder is the one that was sent.
 
     Args:
         private: make the repository private; one that exists and is public is refused.

@@ -86,8 +86,7 @@ def run(
     Args:
         experiment: the demo by default.
         overwrite: make again what an earlier call made with other data or settings, instead of refusing.
-        observer: of the progress. It is given an estimate of the time first, for which a few batches are timed;
-            without an observer nothing is timed.
+        observer: of the progress; with one, a few batches are timed first for an estimate of the time.
 
     Raises:
         InputError: something is wrong with the input or the settings, or the folder holds another study.

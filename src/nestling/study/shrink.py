@@ -38,11 +38,7 @@ GRID: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A cell that keeps enough.
-
-    Attributes:
-        dev, test: its row of `recommend.KEPT` on either side; test was not looked at for the choice.
-    """
+    """A cell that keeps enough, and its rows of `recommend.KEPT` on dev, where it was chosen, and on test."""
 
     cell: Cell
     dev: dict[str, Any]
@@ -55,11 +51,9 @@ class Shrunk:
 
     Attributes:
         full: the model's own size.
-        strict: whether the lower end of a share's interval had to reach `keep`.
         kept: every cell on dev, columns as `recommend.KEPT`.
         alone: the smallest cell that keeps enough by itself.
         rescored: the one of fewest bytes in memory whose shortlist is rescored, if it has fewer.
-        out: the folder that the model was written to, if it was.
     """
 
     full: int
@@ -93,16 +87,12 @@ def shrink(
     Every cell of the grid is measured on dev, where the choice is made; the chosen ones are measured on test.
 
     Args:
-        model: a folder, a bundled model or a hub id.
-        data: a split or the folder of one.
         keep: share of the full float32 embedding's `measure` to keep, above 0 to 1.
         strict: the lower end of the share's interval of 95 % on dev must reach `keep`, not the share itself; by
             default where the grid has more than `recommend.MANY` cells, of which some keep enough by luck.
-        measure: that quality is counted by.
         settings: the grid; by default all precisions, with and without rotation and rescoring, at the model's own
             size, its half, quarter and eighth.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
-        prompts: put before queries and documents, for models that store none; see `find_model`.
         rescoring: write the cell that needs rescoring, where it is smaller.
         fuse: add stemmed BM25, at a weight that is chosen for each cell on dev.
         out: a folder to write; it must not exist.

@@ -23,9 +23,6 @@ def split(
     Args:
         data: the table, its settings, or just its source.
         out: a folder to write the split into.
-
-    Raises:
-        InputError: the data cannot be had or cannot be split.
     """
     settings = settings or SplitSettings()
     judgments = load(data, seed=settings.seed)

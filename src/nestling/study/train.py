@@ -26,11 +26,7 @@ from nestling.training.spec import TrainingSpec
 
 
 def source_of(experiment: Experiment, variant: Variant | None = None) -> ModelSource:
-    """Return the model that a variant starts from, or the experiment's own, with its prompts.
-
-    Raises:
-        InputError: it cannot be had.
-    """
+    """Return the model that a variant starts from, or the experiment's own, with its prompts."""
     base = experiment.model if variant is None else experiment.base_of(variant)
     own = None if variant is None else variant.prompts
     prompts = own or (experiment.prompts if base == experiment.model else Prompts())
@@ -49,7 +45,6 @@ def spec_of(
 
     Args:
         settings: of the training, in place of the variant's.
-        cache: a folder for tokens.
 
     Raises:
         InputError: the base cannot be loaded, or a size is larger than its embedding.
@@ -95,7 +90,6 @@ def train(
     """Train one variant and save it as a SentenceTransformer folder.
 
     Args:
-        data: a split or the folder of one.
         out: the model's folder. Checkpoints lie beside it, in `OUT.training`, so that the same call goes on after an
             interruption.
         settings: those not given are the recipe's.
@@ -104,7 +98,7 @@ def train(
         prompts: put before queries and documents, for bases that store none; kept in the model.
 
     Raises:
-        InputError: something does not fit, or `out` exists and holds something else.
+        InputError: something does not fit, or `out` exists.
     """
     find_recipe(recipe)
     given = settings.model_dump(exclude_unset=True) if settings else {}

@@ -38,11 +38,8 @@ def parallel_coordinates(
 ) -> alt.LayerChart:
     """Return the chart of a search: a line a trial across an upright axis a setting, ending at its `measure`.
 
-    The best trial is drawn thick, pruned ones dashed; those below every complete trial end at the foot of the last
-    axis, and trials without any figure before it.
-
-    Args:
-        best: the number of the best trial.
+    The trial of the number `best` is drawn thick, pruned ones dashed; those below every complete trial end at the foot
+    of the last axis, and trials without any figure before it.
     """
     # From the complete trials alone: figures from half-way through a training would squeeze the others together.
     values = [record.value for record in records if record.value is not None and record.state == "complete"]
@@ -125,7 +122,6 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
 
     Args:
         results: columns records, seed, measure, value; several seeds are points around the line of their mean.
-        before: the base's value of each measure.
     """
     results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("shown"))
     labels = [label(measure) for measure in before]

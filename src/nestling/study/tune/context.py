@@ -30,7 +30,6 @@ class Context:
     Attributes:
         split: the run's own; only train and dev are for use here.
         split_print: fingerprint of what the split was made from, as in the run's state.
-        source: the name of the judgments' source for people.
     """
 
     experiment: Experiment
@@ -52,12 +51,7 @@ class Context:
 
 
 def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: Observer) -> Context:
-    """Load the judgments and read the run's split, or make it where there is none yet.
-
-    Everything is checked before anything is written.
-
-    Args:
-        name: the variant's; by default the first that is trained.
+    """Check everything, then read the run's split, or make it where there is none yet.
 
     Raises:
         InputError: there is no such variant, the data or the model cannot be had, or the folder's split was made

@@ -35,11 +35,9 @@ class TrialRecord:
 
     Attributes:
         state: `complete` or `pruned`.
-        value: the figure of a complete trial (`Search.metric`), the best seen of a pruned one; None where there was
-            none.
-        by_epoch: the same figure after each epoch.
+        value: the `Search.metric` of a complete trial, the best seen of a pruned one, if any.
         seconds: of the process that finished it.
-        reason: why it was pruned; empty for a complete trial.
+        reason: why it was pruned.
     """
 
     number: int
@@ -57,10 +55,7 @@ class Search:
 
     Attributes:
         experiment: the given one with the best settings in place, called `NAME-tuned`.
-        variant: whose settings were searched.
-        metric: name of the dev figure that trials are compared by: `dev_recall@10`, for Matryoshka
-            `dev_recall@10_mean`.
-        trials: the finished ones by number.
+        metric: name of the dev figure that trials are compared by.
         before: the same figure of the model before its training.
         importance: share of each setting in how that figure varies; empty where there were too few trials.
         files: best.yaml, trials.parquet and the PNG pictures.
@@ -92,8 +87,8 @@ def tune(
 
     Each trial trains the variant on the run's train split and is measured by its recall@10 on dev (for Matryoshka the
     mean over its sizes); poor ones end after an epoch. The test split is not looked at. The first trial has the
-    experiment's own settings. The same call goes on until `trials` have finished in all; several processes may make
-    it at once. Models are not kept.
+    experiment's own settings. The same call goes on until `trials` have finished in all, after Ctrl-C too; several
+    processes may make it at once. Models are not kept.
 
     Args:
         variant: its name; by default the first that is trained.
@@ -104,7 +99,6 @@ def tune(
     Raises:
         InputError: Optuna is missing, something is wrong with the input, the folder's split or the storage's search
             is another one, or no trial could be trained.
-        KeyboardInterrupt: on Ctrl-C; the same call goes on with the trial that was broken off.
     """
     needed("nestling tune", "optuna", *PICTURES)
     from nestling.study.tune import workers

@@ -37,12 +37,7 @@ UNSEARCHABLE = ("preset",)
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting and its values: either some choices, or a range from low to high with both ends.
-
-    Attributes:
-        low, high: of a range; whole numbers where both are whole.
-        log: whether the range is searched evenly in its logarithm.
-    """
+    """One setting and its values: either some choices, or a range with both ends, evenly in its log if so set."""
 
     name: str
     low: float = 0
@@ -124,11 +119,7 @@ def make_space(values: Any, *, where: str = "space") -> Space:
 
 
 def settings_with(base: TrainingSettings, params: Mapping[str, Any]) -> TrainingSettings:
-    """Return `base` with the values of a trial in place.
-
-    Raises:
-        InputError: they do not go together.
-    """
+    """Return `base` with the values of a trial in place; raise InputError where they do not go together."""
     try:
         return TrainingSettings.model_validate({**base.model_dump(), **params})
     except ValidationError as error:

@@ -49,12 +49,8 @@ IMPORTANCE_TRIALS = 10
 def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any]) -> optuna.Study:
     """Open a search, or begin it with the settings `first` as its first trial, if there are any.
 
-    Args:
-        storage: an SQLite file, or the URL of a database that workers on several machines share.
-        made_from: fingerprint of what the search depends on.
-
     Raises:
-        InputError: the storage holds another search, or none can be held there.
+        InputError: the storage holds a search that was not made from `made_from`, or none can be held there.
     """
     logging.getLogger("optuna").setLevel(logging.ERROR)
     url = str(storage)
@@ -103,8 +99,7 @@ def work(
 ) -> bool:
     """Run trials until `trials` have finished, whoever ran them; return whether there was anything to do.
 
-    A trial whose worker died is run again with the same settings, `RETRIES` times at most; a worker waits for the
-    others' last trials, to take over from one that dies.
+    A trial whose worker died is run again with the same settings, `RETRIES` times at most.
     The sampler is TPE (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization), seeded for each trial by
     the number of those before it, so that one worker's search is repeatable, interrupted or not.
     """
@@ -158,8 +153,8 @@ def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
 def train_trial(trial: optuna.Trial, space: Space, context: Context, folder: Path, observer: Observer) -> float:
     """Train with the settings of one trial, return its figure on dev, and remove what it wrote.
 
-    A trial that is broken off is queued again, and goes on from its checkpoint: without end after a person's Ctrl-C,
-    which says nothing of the settings, else `RETRIES` times, since they may be what kills the worker.
+    A trial that is broken off is queued again and goes on from its checkpoint: after Ctrl-C without end, else `RETRIES`
+    times, since its settings may be what kills the worker.
     """
     from nestling.training.trainer import fit
 
@@ -230,10 +225,9 @@ def _watch(trial: optuna.Trial, metric: str, observer: Observer) -> Callable[[Tr
 class FairMedian(BasePruner):
     """The median stopping rule (Golovin et al. 2017, Google Vizier), among trainings that are at least as long.
 
-    A trial stops after an epoch when its best figure is below the median of what finished trials had then. A schedule
-    that falls over more epochs stands lower after its first than one that is already at its end, so a training is
-    never compared with a shorter one, as it would be by Optuna's own median. Trials carry their length as the user
-    attribute `epochs`.
+    A trial stops after an epoch when its best figure is below the median of what finished trials had then. Optuna's own
+    median compares with shorter trainings too, whose learning rate has fallen farther by then. Trials carry their
+    length as the user attribute `epochs`.
     """
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -250,8 +244,7 @@ class FairMedian(BasePruner):
 def importance_of(study: optuna.Study) -> tuple[dict[str, float], str]:
     """Return each setting's share in how a trial's figure varies, largest first; or nothing, and why.
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the settings of the better trials differ, one setting
-    at a time, from those of all.
+    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the better trials' settings differ from those of all.
     """
     complete = trials_of(study, TrialState.COMPLETE)
     if len(complete) < IMPORTANCE_TRIALS:
