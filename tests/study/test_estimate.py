@@ -188,6 +188,7 @@ def tiny_study(tiny: Path, *variants: str) -> Experiment:
     )
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_plan_of_a_run_is_the_stages_that_follow_and_what_is_done_costs_nothing(
     tiny_model_path: Path, tmp_path: Path
 ):
@@ -205,6 +206,7 @@ def test_the_plan_of_a_run_is_the_stages_that_follow_and_what_is_done_costs_noth
     }
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_without_an_observer_nothing_is_timed(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: object, **__: object) -> Rates:
         raise AssertionError("timed")

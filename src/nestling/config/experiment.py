@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from nestling.config.names import (
     DEFAULT_MODEL,
@@ -19,7 +20,7 @@ from nestling.config.names import (
     Rotation,
     SplitMethod,
 )
-from nestling.config.recipes import RECIPES, find_recipe
+from nestling.config.recipes import RECIPES
 from nestling.config.training import (
     REMOVED,
     Dims,
@@ -49,6 +50,24 @@ DEMO: dict[str, Any] = {
     ],
 }
 """The study that runs when nothing is asked for."""
+
+
+def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
+    """Check that a setting is one of the names, or several of them: those then stand in order, the first always."""
+
+    def check(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        wrong = [name for name in listed(value) if name not in names]
+        if wrong:
+            raise ValueError(f"unknown {kind} {wrong[0]!r}; choose {', '.join(names)}")
+        return value if isinstance(value, str) else tuple(name for name in names if name in (names[0], *value))
+
+    return AfterValidator(check)
+
+
+def _check_factors(factors: tuple[int, ...]) -> tuple[int, ...]:
+    if any(factor < 2 for factor in factors):
+        raise ValueError("oversampling factors must be 2 or more")
+    return tuple(sorted(set(factors)))
 
 
 class DataSettings(Settings):
@@ -118,7 +137,7 @@ class Variant(Settings):
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
     """In tables and folders; the short form by default."""
-    recipe: str = PRETRAINED
+    recipe: Annotated[str, _one_of("recipe", (PRETRAINED, *RECIPES))] = PRETRAINED
     """The training of the base; `pretrained` leaves it as it is."""
     base: str | None = None
     """A name, folder or hub id; the experiment's `model` by default."""
@@ -143,13 +162,6 @@ class Variant(Settings):
             raise ValueError(f"{value!r}: after the recipe only +matryoshka is known")
         return {"name": _plain(value), "recipe": recipe, "base": base or None, "matryoshka": {} if extras else None}
 
-    @field_validator("recipe")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value != PRETRAINED:
-            find_recipe(value)
-        return value
-
     @model_validator(mode="after")
     def _trained(self) -> Variant:
         if self.recipe == PRETRAINED and (self.matryoshka is not None or self.training):
@@ -170,12 +182,12 @@ class EvaluationSettings(Settings):
     """The unit that counts as a query: one text, or each relevant record."""
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
     """recall, mrr, ndcg, hit, precision or map, each `@k`."""
-    precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
+    precisions: Annotated[tuple[str, ...], BeforeValidator(listed), _one_of("precision", PRECISIONS)] = ("float32",)
     """How embeddings are stored: float32, float16, int8, int4, binary; float32 is always among them."""
-    rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed)] = ("none",)
+    rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed), _one_of("rotation", ROTATIONS)] = ("none",)
     """`trained` turns a model's axes before truncation, by the training side's texts; `pca` does so by their moments
     alone, in less time and less well."""
-    oversampling: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    oversampling: Annotated[tuple[int, ...], BeforeValidator(listed), AfterValidator(_check_factors)] = ()
     """Measure each cell with a shortlist so many times as long, rescored by the full embedding, too."""
     baselines: Annotated[tuple[Literal["bm25", "bm25-stemmed"], ...], BeforeValidator(listed)] = LEXICAL
     """Lexical rankings to measure beside the models."""
@@ -183,37 +195,10 @@ class EvaluationSettings(Settings):
     """Measure each model with stemmed BM25 added, at a weight chosen on dev, as a variant of its own."""
     language: Annotated[str, AfterValidator(check_language)] = "english"
     """Of the stemmer."""
-    engine: str = "torch-fp32"
+    engine: Annotated[str, _one_of("engine", ENGINES)] = "torch-fp32"
     """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, openvino-int8, or auto."""
     batch_size: int = Field(default=64, ge=1)
     """Texts encoded at once."""
-
-    @field_validator("precisions")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [name for name in value if name not in PRECISIONS]
-        if wrong:
-            raise ValueError(f"unknown precision {wrong[0]!r}; choose {', '.join(PRECISIONS)}")
-        return tuple(name for name in PRECISIONS if name in value or name == "float32")
-
-    @field_validator("rotations")
-    @classmethod
-    def _plain_first(cls, value: tuple[Rotation, ...]) -> tuple[Rotation, ...]:
-        return tuple(name for name in ROTATIONS if name in value or name == "none")
-
-    @field_validator("oversampling")
-    @classmethod
-    def _factors(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(factor < 2 for factor in value):
-            raise ValueError("oversampling factors must be 2 or more")
-        return tuple(sorted(set(value)))
-
-    @field_validator("engine")
-    @classmethod
-    def _engine(cls, value: str) -> str:
-        if value not in ENGINES:
-            raise ValueError(f"unknown engine {value!r}; choose {', '.join(ENGINES)}")
-        return value
 
 
 class Experiment(Settings):

@@ -37,11 +37,6 @@ class Evaluation(Results):
         """The highest recall@10 that any ranking could reach."""
         return self.test.ceiling(10)
 
-    @property
-    def protocol(self) -> str:
-        """The unit that counts as a query: `per-query` or `per-pair`."""
-        return self.test.protocol
-
 
 class Part(NamedTuple):
     """Systems that are measured together, a model and its fusion or BM25, and of a model its engine and its times."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -22,6 +22,7 @@ from nestling.errors import InputError
 from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.grid import System
 from nestling.evaluation.results import write_table
+from nestling.judgments.inspection import Inspection
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split, summarise
 from nestling.judgments.table import Judgments
@@ -37,15 +38,12 @@ from nestling.study.split import split, split_print
 from nestling.study.train import check_models, fit_watched, source_of, spec_of
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import SUMMARY, TrainingResult, read_result
-
-if TYPE_CHECKING:
-    from nestling.judgments.inspection import Inspection
-    from nestling.training.spec import TrainingSpec
+from nestling.training.spec import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
 Output = TypeVar("Output")
-Specs = Mapping[str, "TrainingSpec"]
+Specs = Mapping[str, TrainingSpec]
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,11 @@ def shrink(
             rescored = None
         observer.stage("measure the choice on test")
         chosen = list(dict.fromkeys([cells[0], *(cell for cell in (alone, rescored) if cell)]))
-        on_test = kept_on(test, chosen)
+        kept_on_test = kept_on(test, chosen)
     finally:
         observer.done()
-    choices = {cell: Choice(cell, _row(kept, cell), _row(on_test, cell)) for cell in chosen}
+    on_dev, on_test = ({cell_of(row): row for row in table.iter_rows(named=True)} for table in (kept, kept_on_test))
+    choices = {cell: Choice(cell, on_dev[cell], on_test[cell]) for cell in chosen}
     written = rescored if rescoring and rescored else alone
     if out is not None:
         if written is None:
@@ -186,20 +187,8 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
         atomic.write_json(temporary / SHRUNK, about)
 
 
-def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
-    return next(row for row in kept.iter_rows(named=True) if cell_of(row) == cell)
-
-
 def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
     figures = ("value", "kept", "kept_low", "kept_high")
-    return {
-        "model": model,
-        **asdict(choice.cell),
-        "bytes": choice.cell.bytes,
-        "measure": measure,
-        "with_bm25": fuse,
-        "asked_to_keep": keep,
-        "dev": {name: choice.dev[name] for name in figures},
-        "test": {name: choice.test[name] for name in figures},
-        "data": data.train.fingerprint,
-    }
+    sides = {side: {name: row[name] for name in figures} for side, row in (("dev", choice.dev), ("test", choice.test))}
+    about = {"model": model, **asdict(choice.cell), "bytes": choice.cell.bytes, "measure": measure, "with_bm25": fuse}
+    return {**about, "asked_to_keep": keep, **sides, "data": data.train.fingerprint}

@@ -200,18 +200,17 @@ def _with_settings(experiment: Experiment, variant: Variant, params: Mapping[str
 
 def _table(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:
     """Return a row a trial: trial, state, the `metric`, seconds, reason, by_epoch, and a column a setting."""
-    columns = {
-        "trial": pl.Series([record.number for record in records], dtype=pl.Int64),
-        "state": pl.Series([record.state for record in records], dtype=pl.String),
-        metric: pl.Series([record.value for record in records], dtype=pl.Float64),
-        "seconds": pl.Series([record.seconds for record in records], dtype=pl.Float64),
-        "reason": pl.Series([record.reason for record in records], dtype=pl.String),
-        "by_epoch": pl.Series([list(record.by_epoch.values()) for record in records], dtype=pl.List(pl.Float64)),
-    }
-    for dimension in space:
-        values = [record.params.get(dimension.name) for record in records]
-        kinds = {type(value) for value in values if value is not None}
-        if len(kinds) > 1 and kinds != {int, float}:
-            values = [None if value is None else str(value) for value in values]
-        columns[dimension.name] = pl.Series(values, strict=False)
-    return pl.DataFrame(columns)
+    rows = [
+        {
+            "trial": record.number,
+            "state": record.state,
+            metric: record.value,
+            "seconds": record.seconds,
+            "reason": record.reason,
+            "by_epoch": list(record.by_epoch.values()),
+            **{dimension.name: record.params.get(dimension.name) for dimension in space},
+        }
+        for record in records
+    ]
+    kinds: dict[str, pl.DataType] = {metric: pl.Float64(), "by_epoch": pl.List(pl.Float64)}
+    return pl.DataFrame(rows, schema_overrides=kinds, strict=False, infer_schema_length=None)

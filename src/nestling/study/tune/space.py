@@ -144,7 +144,7 @@ def _dimension(name: str, given: Any) -> Dimension:
     if not isinstance(given, Mapping) or set(given) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
         raise ValueError("give {low: A, high: B}, log: true beside them if you like, or {choices: [A, B]}")
     if "choices" in given:
-        return _choices(name, given["choices"])
+        return Dimension(name, choices=_choices(given["choices"]))
     low, high, log = _number(given["low"]), _number(given["high"]), given.get("log", False)
     for end, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -158,7 +158,7 @@ def _dimension(name: str, given: Any) -> Dimension:
     return Dimension(name, low=low, high=high, log=log)
 
 
-def _choices(name: str, given: Any) -> Dimension:
+def _choices(given: Any) -> tuple[Value, ...]:
     if not isinstance(given, list) or not given:
         raise ValueError("choices needs a list of values")
     choices = tuple(map(_number, given))
@@ -167,7 +167,7 @@ def _choices(name: str, given: Any) -> Dimension:
             raise ValueError(f"a choice is a number, a text, true, false or null, not {value!r}")
         if choices.count(value) > 1:
             raise ValueError(f"{value!r} is there twice")
-    return Dimension(name, choices=choices)
+    return choices
 
 
 def _number(value: Any) -> Any:

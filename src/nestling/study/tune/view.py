@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from nestling.report.table import Cell, Table, row
+from nestling.study.curve import Curve
+from nestling.study.tune.search import Search
 from nestling.study.tune.space import shown
 from nestling.training.result import worded
-
-if TYPE_CHECKING:
-    from nestling.study.curve import Curve
-    from nestling.study.tune.search import Search
 
 ROWS = 10
 

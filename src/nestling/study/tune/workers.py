@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -22,13 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from nestling.errors import InputError
-from nestling.progress import Observer
+from nestling.progress import Observer, TrainingProgress
 from nestling.study.tune.context import Context
 from nestling.study.tune.space import Space, settings_with, shown
 from nestling.training.result import selection, worded
-
-if TYPE_CHECKING:
-    from nestling.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
