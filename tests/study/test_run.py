@@ -205,6 +205,7 @@ def test_the_pretrained_row_is_the_stock_evaluators(finished: pipeline.Run, tiny
     assert row["value"].item() == pytest.approx(stock["cosine_recall@10"], abs=1e-6)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_second_call_redoes_nothing(copied: Path, tiny_model_path: Path):
     before = (copied / "tiny" / "models" / "mnrl" / "model.safetensors").stat().st_mtime_ns
     seen = Recorder()
@@ -213,6 +214,7 @@ def test_a_second_call_redoes_nothing(copied: Path, tiny_model_path: Path):
     assert (copied / "tiny" / "models" / "mnrl" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_new_variant_is_added_and_the_rest_is_kept(copied: Path, tiny_model_path: Path):
     seen = Recorder()
     wider = experiment(tiny_model_path, variants=["pretrained", "mnrl", "mnrl+matryoshka", "cosent"])
@@ -237,6 +239,7 @@ def test_other_data_are_refused(copied: Path, tiny_model_path: Path):
         pipeline.run(experiment(tiny_model_path, data={"records": 310}), runs=copied)
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_overwrite_makes_again_what_changed(copied: Path, tiny_model_path: Path):
     seen = Recorder()
     other = experiment(
@@ -248,6 +251,7 @@ def test_overwrite_makes_again_what_changed(copied: Path, tiny_model_path: Path)
     assert ("train mnrl+matryoshka", "") in seen.stages
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_an_interrupted_run_goes_on_in_the_middle_of_the_training(tiny_model_path: Path, tmp_path: Path):
     two_epochs = experiment(
         tiny_model_path,
@@ -283,6 +287,7 @@ def test_a_threshold_that_keeps_nothing_is_refused_before_anything_is_written(ti
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("without_pages")
 def test_a_failed_write_leaves_neither_half_a_file_nor_a_mark(
     tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -303,7 +308,7 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_mark(
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Queries and the documents that were clicked, without a score."""
     path = tmp_path_factory.mktemp("clicks") / "clicks.csv"
-    generate(400, seed=0).above(2.5).frame.select("query", "document_id", "document").write_csv(path)
+    generate(300, seed=0).above(2.5).frame.select("query", "document_id", "document").write_csv(path)
     return path
 
 
@@ -312,14 +317,22 @@ def clicked(
     clicks: Path, tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pipeline.Run, Recorder]:
     seen = Recorder()
+    once = {"training": {"epochs": 1}}
     chosen = experiment(
         tiny_model_path,
         data={"source": str(clicks)},
-        variants=["pretrained", "mnrl", "mnrl+matryoshka", "graded", "distilled", "static", "adapter"],
+        variants=[
+            *("pretrained", "mnrl", "mnrl+matryoshka"),
+            *({"recipe": recipe, **once} for recipe in ("graded", "distilled", "static", "adapter")),
+        ],
         evaluation={"dims": [32]},
         training={"epochs": 1, "batch_size": 16, "precision": "fp32"},
     )
-    return pipeline.run(chosen, runs=tmp_path_factory.mktemp("clicked"), observer=seen), seen
+    with pytest.MonkeyPatch.context() as patched:
+        # Steps of a rotation, which shall only be made here, not be good; and no estimate of the time.
+        patched.setattr("nestling.retrieval.trained_rotation.STEPS", 10)
+        patched.setattr("nestling.study.run.plan", lambda *_: {})
+        return pipeline.run(chosen, runs=tmp_path_factory.mktemp("clicked"), observer=seen), seen
 
 
 def test_every_recipe_that_needs_no_grades_is_trained_on_positives_alone(clicked: tuple[pipeline.Run, Recorder]):
@@ -363,7 +376,7 @@ def test_recipes_that_need_scores_refuse_positives_alone_before_anything_is_writ
 
 
 def test_a_study_of_dense_data_shares_documents_and_says_so_everywhere(
-    tiny_model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ):
     rng = np.random.default_rng(0)
     rows = [
@@ -385,10 +398,11 @@ def test_a_study_of_dense_data_shares_documents_and_says_so_everywhere(
     assert any(record.levelname == "WARNING" and warning in record.message for record in caplog.records)
     for name in ("report.html", "report.md", "models/mnrl/README.md"):
         assert warning in (run.folder / name).read_text(encoding="utf-8"), name
-    again = Recorder()
-    pipeline.run(chosen, runs=tmp_path, observer=again)
-    assert warning in again.notes
     slices = pl.read_parquet(run.folder / "slices.parquet")
     known = set(split.train.frame["document_id"])
     if not known >= set(split.test.above(2.5).frame["document_id"]):
         assert "relevant documents in training" in set(slices["slice"])
+    again = Recorder()
+    request.getfixturevalue("without_pages")
+    pipeline.run(chosen, runs=tmp_path, observer=again)
+    assert warning in again.notes

@@ -13,7 +13,9 @@ from nestling.errors import InputError
 from nestling.judgments.toolshed import generate
 
 
-def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: Path):
+def test_split_train_and_evaluate_as_functions(tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # A rotation shall only be made here, not be good.
+    monkeypatch.setattr("nestling.retrieval.trained_rotation.STEPS", 10)
     split = nestling.split(generate(300, seed=0), out=tmp_path / "split")
     settings = TrainingSettings(epochs=1, batch_size=16, precision="fp32")
     tiny = str(tiny_model_path)

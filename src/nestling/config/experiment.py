@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from nestling.config.names import (
     DEFAULT_MODEL,
@@ -22,10 +23,10 @@ from nestling.config.names import (
 from nestling.config.recipes import RECIPES
 from nestling.config.training import (
     REMOVED,
+    Dims,
     Matryoshka,
     Settings,
     TrainingSettings,
-    check_dims,
     check_language,
     layered,
     listed,
@@ -33,7 +34,6 @@ from nestling.config.training import (
 
 STUDY_DIMS = (384, 192, 96, 48)
 """The sizes of the reference study, and so of an experiment with `training.preset` of `study` that names no others."""
-
 
 DEMO: dict[str, Any] = {
     "name": "demo",
@@ -50,6 +50,24 @@ DEMO: dict[str, Any] = {
     ],
 }
 """The study that runs when nothing is asked for."""
+
+
+def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
+    """Check that a setting is one of the names, or several of them: those then stand in order, the first always."""
+
+    def check(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        wrong = [name for name in listed(value) if name not in names]
+        if wrong:
+            raise ValueError(f"unknown {kind} {wrong[0]!r}; choose {', '.join(names)}")
+        return value if isinstance(value, str) else tuple(name for name in names if name in (names[0], *value))
+
+    return AfterValidator(check)
+
+
+def _check_factors(factors: tuple[int, ...]) -> tuple[int, ...]:
+    if any(factor < 2 for factor in factors):
+        raise ValueError("oversampling factors must be 2 or more")
+    return tuple(sorted(set(factors)))
 
 
 class DataSettings(Settings):
@@ -119,7 +137,7 @@ class Variant(Settings):
 
     name: str = Field(min_length=1, max_length=80, pattern=r"^[\w.+-]+$")
     """In tables and folders; the short form by default."""
-    recipe: str = PRETRAINED
+    recipe: Annotated[str, _one_of("recipe", (PRETRAINED, *RECIPES))] = PRETRAINED
     """The training of the base; `pretrained` leaves it as it is."""
     base: str | None = None
     """A name, folder or hub id; the experiment's `model` by default."""
@@ -144,13 +162,6 @@ class Variant(Settings):
             raise ValueError(f"{value!r}: after the recipe only +matryoshka is known")
         return {"name": _plain(value), "recipe": recipe, "base": base or None, "matryoshka": {} if extras else None}
 
-    @field_validator("recipe")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value != PRETRAINED and value not in RECIPES:
-            raise ValueError(f"unknown recipe {value!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
-        return value
-
     @model_validator(mode="after")
     def _trained(self) -> Variant:
         if self.recipe == PRETRAINED and (self.matryoshka is not None or self.training):
@@ -165,66 +176,29 @@ def _plain(name: str) -> str:
 class EvaluationSettings(Settings):
     """What is measured."""
 
-    dims: tuple[int, ...] | None = None
+    dims: Dims = None
     """Falling sizes; a model's own full size is added where it is missing. By default its half, quarter and eighth."""
     protocol: Literal["per-query", "per-pair"] = "per-query"
     """The unit that counts as a query: one text, or each relevant record."""
     measures: tuple[str, ...] = ("recall@10", "mrr@10", "ndcg@10")
     """recall, mrr, ndcg, hit, precision or map, each `@k`."""
-    precisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("float32",)
+    precisions: Annotated[tuple[str, ...], BeforeValidator(listed), _one_of("precision", PRECISIONS)] = ("float32",)
     """How embeddings are stored: float32, float16, int8, int4, binary; float32 is always among them."""
-    rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed)] = ("none",)
+    rotations: Annotated[tuple[Rotation, ...], BeforeValidator(listed), _one_of("rotation", ROTATIONS)] = ("none",)
     """`trained` turns a model's axes before truncation, by the training side's texts; `pca` does so by their moments
     alone, in less time and less well."""
-    oversampling: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    oversampling: Annotated[tuple[int, ...], BeforeValidator(listed), AfterValidator(_check_factors)] = ()
     """Measure each cell with a shortlist so many times as long, rescored by the full embedding, too."""
     baselines: Annotated[tuple[Literal["bm25", "bm25-stemmed"], ...], BeforeValidator(listed)] = LEXICAL
     """Lexical rankings to measure beside the models."""
     fusion: bool = True
     """Measure each model with stemmed BM25 added, at a weight chosen on dev, as a variant of its own."""
-    language: str = "english"
+    language: Annotated[str, AfterValidator(check_language)] = "english"
     """Of the stemmer."""
-    engine: str = "torch-fp32"
+    engine: Annotated[str, _one_of("engine", ENGINES)] = "torch-fp32"
     """What encodes: torch-fp32, torch-bf16, torch-fp16, openvino-fp32, openvino-bf16, openvino-int8, or auto."""
     batch_size: int = Field(default=64, ge=1)
     """Texts encoded at once."""
-
-    @field_validator("dims")
-    @classmethod
-    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return None if value is None else check_dims(value)
-
-    @field_validator("language")
-    @classmethod
-    def _stemmed(cls, value: str) -> str:
-        return check_language(value)
-
-    @field_validator("precisions")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [name for name in value if name not in PRECISIONS]
-        if wrong:
-            raise ValueError(f"unknown precision {wrong[0]!r}; choose {', '.join(PRECISIONS)}")
-        return tuple(name for name in PRECISIONS if name in value or name == "float32")
-
-    @field_validator("rotations")
-    @classmethod
-    def _plain_first(cls, value: tuple[Rotation, ...]) -> tuple[Rotation, ...]:
-        return tuple(name for name in ROTATIONS if name in value or name == "none")
-
-    @field_validator("oversampling")
-    @classmethod
-    def _factors(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(factor < 2 for factor in value):
-            raise ValueError("oversampling factors must be 2 or more")
-        return tuple(sorted(set(value)))
-
-    @field_validator("engine")
-    @classmethod
-    def _engine(cls, value: str) -> str:
-        if value not in ENGINES:
-            raise ValueError(f"unknown engine {value!r}; choose {', '.join(ENGINES)}")
-        return value
 
 
 class Experiment(Settings):
@@ -251,7 +225,7 @@ class Experiment(Settings):
             return value
         training, evaluation = (value.get(key) or {} for key in ("training", "evaluation"))
         if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("preset") == "study":
-            return {**value, "evaluation": {"dims": STUDY_DIMS, **evaluation}}
+            value = {**value, "evaluation": {"dims": STUDY_DIMS, **evaluation}}
         return value
 
     @model_validator(mode="after")
@@ -270,10 +244,8 @@ class Experiment(Settings):
                 self.training_of(variant)
             except ValidationError as error:
                 first = error.errors()[0]
-                name = ".".join(map(str, first["loc"]))
-                raise ValueError(
-                    f"variant {variant.name}: training.{name}: {REMOVED.get(name, first['msg'])}"
-                ) from None
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"variant {variant.name}: training.{key}: {REMOVED.get(key, first['msg'])}") from None
         return self
 
     @property

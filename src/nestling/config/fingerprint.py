@@ -1,4 +1,4 @@
-"""Fingerprints: short names of contents, by which what is done already is known again."""
+"""Fingerprints: short hashes of contents, by which finished work is recognised."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from typing import Any
 def fingerprint(value: Any, *, size: int = 8) -> str:
     """Return the BLAKE2b of bytes, of a file's content (given its path), or of any other value as JSON, in hex digits.
 
-    Args:
-        size: bytes of the fingerprint; two hex digits each.
-
-    Example:
-        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-        True
-        >>> fingerprint(b"drill", size=4)
-        'c7406fb9'
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    >>> fingerprint(b"drill", size=4)
+    'c7406fb9'
     """
     if isinstance(value, Path):
         with value.open("rb") as file:

@@ -19,11 +19,8 @@ def read_json(path: Path, kind: Any, *, advice: str, missing: str | None = None)
     """Return what a JSON file holds, as `kind`; see `shaped`.
 
     Args:
-        advice: what to do about a file that is damaged.
-        missing: what to say where there is none; by default that it cannot be read.
-
-    Raises:
-        InputError: there is no such file, it may not be read, is no JSON, or holds what is no `kind`.
+        advice: for a damaged file.
+        missing: the error's text where there is none.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -37,16 +34,15 @@ def read_json(path: Path, kind: Any, *, advice: str, missing: str | None = None)
 def shaped(value: Any, kind: Any, path: str, advice: str, key: str = "") -> Any:
     """Return a JSON value as `kind`: a dataclass, or a type made of dict, list, tuple, unions, literals and scalars.
 
-    Entries that a dataclass does not have are passed over, so that a later version may add some.
-
-    Raises:
-        InputError: it is no `kind`; names the file and the key.
+    By hand, so that pydantic need not be installed to serve. Entries that a dataclass does not have are passed over.
+    Raises InputError, with the file and the key, where it is no `kind`.
     """
 
-    def refused(what: str) -> InputError:
-        shown = json.dumps(value)
-        shown = shown if len(shown) <= 40 else shown[:39] + "…"
-        return InputError(f"{path}: {key or 'its content'} must be {what}, not {shown}; {advice}")
+    def check(fits: bool, what: str) -> None:
+        if not fits:
+            text = json.dumps(value)
+            text = text if len(text) <= 40 else text[:39] + "…"
+            raise InputError(f"{path}: {key or 'its content'} must be {what}, not {text}; {advice}")
 
     def within(part: Any, part_kind: Any, name: object) -> Any:
         return shaped(part, part_kind, path, advice, f"{key}.{name}" if key else str(name))
@@ -55,39 +51,31 @@ def shaped(value: Any, kind: Any, path: str, advice: str, key: str = "") -> Any:
     if kind is Any:
         return value
     if is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise refused("an object")
-        hints = get_type_hints(kind)
-        found = {}
+        check(isinstance(value, dict), "an object")
         for field in fields(kind):
-            if field.name in value:
-                found[field.name] = within(value[field.name], hints[field.name], field.name)
-            elif field.default is MISSING and field.default_factory is MISSING:
+            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
                 raise InputError(f"{path} lacks {f'{key}.{field.name}' if key else field.name}; {advice}")
-        return kind(**found)
+        hints = get_type_hints(kind)
+        return kind(**{f.name: within(value[f.name], hints[f.name], f.name) for f in fields(kind) if f.name in value})
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
             return None
-        [one] = [argument for argument in arguments if argument is not NoneType]
-        return shaped(value, one, path, advice, key)
+        [other] = [argument for argument in arguments if argument is not NoneType]
+        return shaped(value, other, path, advice, key)
     if origin is Literal:
-        if not isinstance(value, str) or value not in arguments:
-            raise refused(f"one of {', '.join(arguments)}")
+        check(isinstance(value, str) and value in arguments, f"one of {', '.join(arguments)}")
         return value
     if origin is dict:
-        if not isinstance(value, dict):
-            raise refused("an object")
+        check(isinstance(value, dict), "an object")
         return {name: within(part, arguments[1], name) for name, part in value.items()}
     if origin in (list, tuple):
-        if not isinstance(value, list):
-            raise refused("a list")
+        check(isinstance(value, list), "a list")
         if origin is list or arguments[1:] == (...,):
             return origin(within(part, arguments[0], n) for n, part in enumerate(value))
-        if len(value) != len(arguments):
-            raise refused(f"a list of {len(arguments)}")
+        check(len(value) == len(arguments), f"a list of {len(arguments)}")
         return tuple(within(part, of, n) for n, (part, of) in enumerate(zip(value, arguments, strict=True)))
-    if kind is float and type(value) in (int, float) and abs(value) <= LARGEST and math.isfinite(value):
+    if kind is float:
+        check(type(value) in (int, float) and abs(value) <= LARGEST and math.isfinite(value), WORDS[kind])
         return float(value)
-    if type(value) is not kind or (kind is int and abs(value) > LARGEST) or kind is float:
-        raise refused(WORDS[kind])
+    check(type(value) is kind and (kind is not int or abs(value) <= LARGEST), WORDS[kind])
     return value

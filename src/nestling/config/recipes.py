@@ -15,13 +15,7 @@ FINETUNE_GRADED = Finetune(loss="graded", positives="middle", negatives=1, batch
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train a variant.
-
-    Attributes:
-        summary: one line for a person.
-        steps: in the order in which they are made.
-        training: the settings in which it differs from the general ones.
-    """
+    """A way to train a variant: a summary for people, the steps in order, and settings other than the general ones."""
 
     summary: str
     steps: tuple[Step, ...]
@@ -71,11 +65,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of that name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Return the recipe of that name; raise InputError where there is none."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; choose {', '.join([PRETRAINED, *RECIPES])}")
     return RECIPES[name]

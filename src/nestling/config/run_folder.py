@@ -18,8 +18,8 @@ STATE, MODELS = "state.json", "models"
 class RunFolder:
     """The files of one run.
 
-    `state.json` holds, for each thing that is done, the fingerprint of what it was made from. A thing is done when
-    its entry is there; it is stale when the entry is not the one that the experiment asks for now.
+    `state.json` holds, for each thing that is done, the fingerprint of what it was made from; one that the experiment
+    no longer asks for is stale.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,15 +59,15 @@ class RunFolder:
         return self.path / "training" / variant
 
     def evaluation(self, variant: str) -> Path:
-        """Return the table of a variant's figures by query; for a model's fusion with BM25 give its own name."""
+        """Return the table of a variant's figures by query; a model's fusion with BM25 has a name of its own."""
         return self.path / "evaluation" / f"{variant}.parquet"
 
     def ranking(self, variant: str) -> Path:
-        """Return the documents that a variant puts on top for each query."""
+        """Return the table of the documents that a variant puts on top for each query."""
         return self.path / "evaluation" / f"{variant}.ranking.parquet"
 
     def measured(self, variant: str) -> Path:
-        """Return what is known of a variant's evaluation: engine, texts, seconds, and the weights of BM25 by cell."""
+        """Return the JSON of a variant's evaluation: engine, texts, seconds, and the weights of BM25 by cell."""
         return self.path / "evaluation" / f"{variant}.json"
 
     def picture(self, measure: str) -> Path:
@@ -93,20 +93,13 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder; the system frees the lock when this one ends, however it ends.
-
-        Raises:
-            InputError: another process works in it.
-        """
+        """Keep other processes out of the folder while the block runs; raise InputError where one works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"{self.path}: another nestling works in this folder; wait, or choose another --name"
             ) from None
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,9 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str | int) else value
 
 
-def check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
-    """Return `dims` if they are positive and falling, else raise ValueError."""
+def _check_dims(dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if dims is None:
+        return None
     if not dims:
         raise ValueError("needs at least one size")
     if min(dims) < 1:
@@ -59,14 +60,17 @@ def check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
     return dims
 
 
-def check_language(name: str) -> str:
-    """Return `name` if there is a stemmer for it, else raise ValueError."""
+def check_language(name: str | None) -> str | None:
+    """Return `name` if it is None or there is a stemmer for it, else raise ValueError."""
     import Stemmer  # type: ignore[import-not-found]
 
-    known = Stemmer.algorithms()
-    if name not in known:
-        raise ValueError(f"there is no stemmer for {name!r}; choose one of {', '.join(known)}")
+    if name is not None and name not in Stemmer.algorithms():
+        raise ValueError(f"there is no stemmer for {name!r}; choose one of {', '.join(Stemmer.algorithms())}")
     return name
+
+
+Dims = Annotated[tuple[int, ...] | None, AfterValidator(_check_dims)]
+"""Falling sizes of embeddings, or None for sizes by default."""
 
 
 class Settings(BaseModel):
@@ -97,15 +101,10 @@ class Finetune(Settings):
     """Contrastive: queries to make of a few words of each training document, anew in every epoch."""
     bm25: float = Field(default=0.0, ge=0)
     """Contrastive: weight of stemmed BM25 as a teacher of the batch, so that exact words count more."""
-    language: str | None = None
+    language: Annotated[str | None, AfterValidator(check_language)] = None
     """Of BM25's stemmer; in an experiment the evaluation's by default, else English."""
     rotate_first: bool | None = None
     """Matryoshka: rotate the base before it is trained; on by default, but off where not `fast`."""
-
-    @field_validator("language")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        return None if value is None else check_language(value)
 
 
 class MergeBase(Settings):
@@ -207,22 +206,20 @@ class TrainingSettings(Settings):
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Lay training settings over each other, later ones on top, a step's settings each by itself.
 
-    A step is `true` (as the layers below have it, else by default), `false` or null (left out), or a mapping. Names of
-    earlier versions become today's, with a warning; `step.setting: value` is short for a mapping.
-
-    Raises:
-        ValueError: a step is none of these, or the first is left out.
+    A step is `true` (as the layers below have it, else by default), `false` or null (left out), or a mapping;
+    `step.setting: value` is short for a mapping. Earlier versions' names become today's, with a warning. Raises
+    ValueError where a step is none of these, or the first is left out.
 
     >>> layered({"epochs": 2, "merge_base": {"share": 0.1}}, {"merge_base": True, "finetune.crops": 1})
     {'epochs': 2, 'merge_base': {'share': 0.1}, 'finetune': {'crops': 1}}
     """
-    made: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             name, value = _renamed(key, value)
             step, _, setting = name.partition(".")
             if step not in STEPS:
-                made[name] = value
+                settings[name] = value
                 continue
             value = {setting: value} if setting else value
             value = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
@@ -230,10 +227,9 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError("finetune: the first step cannot be left out; give its settings as a mapping")
             if not (value is None or isinstance(value, bool | dict)):
                 raise ValueError(f"{step}: give true, false, or its settings as a mapping, not {value!r}")
-            if value is True:
-                value = {}
-            made[step] = {**(made.get(step) or {}), **value} if isinstance(value, dict) else None
-    return made
+            value = {} if value is True else value
+            settings[step] = {**(settings.get(step) or {}), **value} if isinstance(value, dict) else None
+    return settings
 
 
 def setting_names() -> list[str]:
@@ -253,7 +249,7 @@ def value_of(settings: TrainingSettings, name: str) -> Any:
 
 
 def renamed(name: str) -> str:
-    """Return today's name of a setting that only its name has changed of, with a warning; others as they are."""
+    """Return today's name of a setting whose name alone has changed, with a warning; other names as they are."""
     return _renamed(name, None)[0] if name in RENAMED and RENAMED[name][1] is None else name
 
 
@@ -273,23 +269,16 @@ def _warn(old: str, new: str) -> None:
 class Matryoshka(Settings):
     """Sizes of the prefixes that are trained too, and the weight of each."""
 
-    dims: tuple[int, ...] | None = None
+    dims: Dims = None
     """Falling; the evaluation's sizes by default, else a half, a quarter and an eighth of the model's. Its full size is
     added where it is missing."""
     weights: tuple[float, ...] | None = None
     """One for each size; all alike by default."""
 
-    @field_validator("dims")
-    @classmethod
-    def _falling(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return None if value is None else check_dims(value)
-
     @model_validator(mode="after")
     def _one_weight_each(self) -> Matryoshka:
-        if self.weights is None:
-            return self
-        if self.dims is None or len(self.weights) != len(self.dims):
+        if self.weights is not None and (not self.weights or len(self.weights) != len(self.dims or ())):
             raise ValueError("weights needs dims of the same number")
-        if min(self.weights) < 0 or max(self.weights) == 0:
+        if self.weights is not None and (min(self.weights) < 0 or max(self.weights) == 0):
             raise ValueError("weights must be 0 or more, and one above 0")
         return self

@@ -1,4 +1,4 @@
-"""Experiments from YAML, with errors that name the file, the line and the key."""
+"""Settings from YAML, with errors that name the file, the line and the key."""
 
 from __future__ import annotations
 
@@ -18,69 +18,58 @@ from nestling.errors import InputError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) -> Experiment:
-    """Read an experiment from YAML and apply `changes` on top.
+def read_yaml(path: Path, *, expected: str) -> tuple[Any, yaml.Node | None]:
+    """Return a YAML file's values and its nodes, which know their lines; an InputError advises to give `expected`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give {expected}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; give {expected}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: no valid YAML ({getattr(error, 'problem', None) or error})") from None
 
-    Args:
-        path: the file; None for the demo.
-        changes: dotted keys and their values, as in `{"data.records": 25000}`.
+
+def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) -> Experiment:
+    """Read an experiment from YAML, or the demo, and apply `changes` of dotted keys, as in `{"data.records": 25000}`.
 
     Raises:
         InputError: the file cannot be read, is no YAML, or holds a key or value that is not allowed; names the line.
     """
-    text = ""
-    where = str(path) if path else "experiment"
-    if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give an experiment file") from None
-        except UnicodeDecodeError:
-            raise InputError(f"{path} is not UTF-8 text; give an experiment in YAML") from None
-    try:
-        values = (yaml.safe_load(text) or {}) if path else deepcopy(DEMO)
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{where}{line}: no valid YAML ({getattr(error, 'problem', None) or error})") from None
+    values, node = read_yaml(path, expected="an experiment file") if path else (deepcopy(DEMO), None)
+    values, where = values or {}, str(path or "experiment")
     if not isinstance(values, dict):
         raise InputError(f"{where}: an experiment is a mapping of keys to values, as in name: my-study")
     for key, value in (changes or {}).items():
         _put(values, key, value)
-    return make_experiment(values, where=where, lines=lines)
+    return make_experiment(values, where=where, lines=dict(_lines(node)))
 
 
 def make_experiment(
     values: dict[str, Any], *, where: str = "experiment", lines: dict[tuple[str | int, ...], int] | None = None
 ) -> Experiment:
-    """Build an experiment from plain values.
-
-    Raises:
-        InputError: the first thing that is wrong, as `WHERE[, line N]: KEY: what is wrong`.
-    """
+    """Build an experiment from plain values; raise InputError with `WHERE[, line N]: KEY: what is wrong`."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
         location, known = error.errors()[0]["loc"], lines or {}
         line = next((known[location[:n]] for n in range(len(location), 0, -1) if location[:n] in known), None)
-        raise InputError(f"{where}{f', line {line}' if line else ''}: {_explain(error, Experiment)}") from None
+        raise InputError(f"{where}{f', line {line}' if line else ''}: {explain(error, Experiment)}") from None
 
 
 def make_settings(kind: type[Settings], **values: Any) -> Settings:
-    """Build one part of an experiment from plain values.
-
-    Raises:
-        InputError: the first thing that is wrong, as `KEY: what is wrong`.
-    """
+    """Build one part of an experiment from plain values, None for a default; raise InputError with the first key's."""
     try:
         return kind.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        raise InputError(_explain(error, kind)) from None
+        raise InputError(explain(error, kind)) from None
 
 
-def _explain(errors: ValidationError, kind: type[BaseModel]) -> str:
-    """Return the first of the errors as `KEY: what is wrong`."""
+def explain(errors: ValidationError, kind: type[BaseModel]) -> str:
+    """Return the first of the errors of settings of a kind as `KEY: what is wrong`."""
     error: Any = errors.errors()[0]
     location = error["loc"]
     key = ".".join(map(str, location))
@@ -90,10 +79,9 @@ def _explain(errors: ValidationError, kind: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(location[-1]), _fields(kind, location[:-1]), n=1)
         return f"{key}: unknown key{f'; did you mean {close[0]!r}?' if close else ''}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = error.get("input")
-    shown = error["type"] != "value_error" and isinstance(given, str | int | float)
-    return (f"{key}: " if key else "") + message + (f", not {given!r}" if shown else "")
+    value = error.get("input")
+    given = f", not {value!r}" if error["type"] != "value_error" and isinstance(value, str | int | float) else ""
+    return (f"{key}: " if key else "") + message[0].lower() + message[1:] + given
 
 
 def _fields(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
@@ -119,8 +107,7 @@ def _lines(node: yaml.Node | None, at: tuple[str | int, ...] = ()) -> Iterator[t
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
             raise InputError(f"{key}: {parent} is not a mapping, so it cannot be set")
-        values = inner
     values[last] = value

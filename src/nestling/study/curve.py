@@ -36,12 +36,7 @@ FLAT = 0.005
 
 @dataclass(frozen=True)
 class Point:
-    """One training on one share.
-
-    Attributes:
-        records, queries: of the training data that were used.
-        before, after: dev figures of the base and of the trained model, by measure.
-    """
+    """One training on one share of the training data: its size, and dev figures by measure of the base and after."""
 
     share: float
     seed: int
@@ -53,14 +48,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished learning curve.
+    """A finished learning curve, as points and as a long table.
 
     Attributes:
-        points: by share, then seed.
-        results: long table: share, seed, records, queries, measure, value.
-        before: the untrained base's dev figure of each measure.
-        slope: change of recall@10 for a doubling of the records over the last one.
-        verdict: what follows, in a sentence.
+        slope: change of recall@10 for a doubling of the records, over the last one.
         files: curve.json, curve.parquet and the PNG picture.
     """
 
@@ -90,37 +81,36 @@ def curve(
 
     Args:
         variant: its name; by default the first that is trained.
-        shares: of the training records, above 0 and up to 1.
-        seeds: trainings of each share; each draws its own samples, and trains with the settings' seed plus its number.
+        seeds: trainings of each share, each on a sample of its own.
 
     Raises:
         InputError: something is wrong with the input, the folder holds another study or curve, or a share is too
             small to train on.
-        KeyboardInterrupt: on Ctrl-C; the same call goes on.
     """
     needed("nestling curve", *PICTURES)
-    shares = _checked(shares)
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong:
+        raise InputError(f"a share of the training data lies above 0 and up to 1, not at {wrong[0]:g}")
+    if len(set(shares)) < 2:
+        raise InputError("a curve needs two shares or more, as in 0.1,0.25,0.5,1")
     if seeds < 1:
         raise InputError(f"a curve needs 1 seed or more, not {seeds}")
     observer = observer or Observer()
-    ground = prepare(experiment, variant, runs=runs, observer=observer)
-    with RunFolder(ground.folder.curve).locked(), logged_to(ground.folder.log):
-        points = tuple(_point(ground, share, seed, observer) for share in shares for seed in range(seeds))
-        return _finish(ground, points)
+    context = prepare(experiment, variant, runs=runs, observer=observer)
+    with RunFolder(context.folder.curve).locked(), logged_to(context.folder.log):
+        points = [_point(context, share, seed, observer) for share in sorted(set(shares)) for seed in range(seeds)]
+        return _write(context, tuple(points))
 
 
 def nested_sample(train: Judgments, share: float, *, seed: int) -> Judgments:
-    """Return whole queries drawn at random until they hold `share` of the records or just more.
-
-    Queries come in an order that depends on the seed alone, so that a larger share holds the smaller.
-    """
+    """Return random whole queries that hold `share` of the records or just more; larger shares hold the smaller."""
     keys = train.query_keys
     distinct = keys.unique().sort()
     order = np.random.default_rng(seed).permutation(len(distinct))
     rank = keys.replace_strict(distinct.gather(order), np.arange(len(distinct)), return_dtype=pl.Int64).to_numpy()
-    upto = np.cumsum(np.bincount(rank, minlength=len(distinct)))
+    records = np.cumsum(np.bincount(rank, minlength=len(distinct)))
     # A hair less, so that rounding in share * records asks for no query more.
-    queries = int(np.searchsorted(upto, share * len(train) - 1e-6)) + 1
+    queries = int(np.searchsorted(records, share * len(train) - 1e-6)) + 1
     return train.take(np.flatnonzero(rank < queries))
 
 
@@ -133,52 +123,38 @@ def slope_per_doubling(records: Sequence[float], values: Sequence[float]) -> tup
 
 
 def last_doubling(points: Sequence[Point]) -> list[Point]:
-    """Return the points from half the most records on, or those of the two largest shares where these lie alone."""
+    """Return the points from half the most records on, or those of the two largest shares where that is one share."""
     most = max(point.records for point in points)
-    chosen = [point for point in points if 2 * point.records >= most]
-    if len({point.share for point in chosen}) < 2:
-        largest = sorted({point.share for point in points})[-2:]
-        chosen = [point for point in points if point.share in largest]
-    return chosen
+    shares = {point.share for point in points if 2 * point.records >= most}
+    if len(shares) < 2:
+        shares = set(sorted({point.share for point in points})[-2:])
+    return [point for point in points if point.share in shares]
 
 
 def verdict(points: Sequence[Point]) -> tuple[float, str]:
-    """Return the slope of recall@10 over the last doubling, and what follows from it in a sentence.
-
-    A slope counts where it is above FLAT and, with several seeds, above twice its standard error.
-    """
+    """Return the slope of recall@10 over the last doubling, and the conclusion; what seeds explain counts as flat."""
     chosen = last_doubling(points)
     records, values = [p.records for p in chosen], [p.after["recall@10"] for p in chosen]
     slope, error = slope_per_doubling(records, values)
     flat = max(FLAT, 2 * error)
-    low, high = min(records), max(records)
-    facts = f"From {low:,} to {high:,} training records recall@10 on dev changes by {slope:+.4f} for each doubling"
+    facts = f"From {min(records):,} to {max(records):,} training records recall@10 on dev changes by {slope:+.4f}"
     if slope >= flat:
         so = "more judgments would help"
     elif slope <= -flat:
         so = "more judgments of this kind do harm under this recipe: look at its settings, or at the newer judgments"
     else:
         so = f"that is flat (within {flat:.2g}), so more judgments of this kind would bring little"
-    return slope, f"{facts}: {so}."
+    return slope, f"{facts} for each doubling: {so}."
 
 
-def _checked(shares: Sequence[float]) -> tuple[float, ...]:
-    wrong = [share for share in shares if not 0 < share <= 1]
-    if wrong:
-        raise InputError(f"a share of the training data lies above 0 and up to 1, not at {wrong[0]:g}")
-    if len(set(shares)) < 2:
-        raise InputError("a curve needs two shares or more, as in 0.1,0.25,0.5,1")
-    return tuple(sorted(set(shares)))
-
-
-def _point(ground: Context, share: float, seed: int, observer: Observer) -> Point:
-    """Read what an earlier call made of a share, or train on it."""
-    folder = ground.folder.curve
-    spec = ground.spec(ground.settings.model_copy(update={"seed": ground.settings.seed + seed}))
-    made_from = fingerprint([ground.split_print, ground.variant.name, spec.fingerprint(), share, seed])
-    name = f"share-{share:g}-seed-{seed}"
+def _point(context: Context, share: float, seed: int, observer: Observer) -> Point:
+    """Read a share's point where an earlier call left it, else train on the share."""
+    folder, settings = context.folder.curve, context.settings
+    spec = context.spec(settings.model_copy(update={"seed": settings.seed + seed}))
+    made_from = fingerprint([context.split_print, context.variant.name, spec.fingerprint(), share, seed])
     title = f"share {share:g}" + (f", seed {seed}" if seed else "")
-    path = folder / f"{name}.json"
+    work = folder / f"share-{share:g}-seed-{seed}"
+    path = folder / f"{work.name}.json"
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_from", None) != made_from:
@@ -187,18 +163,11 @@ def _point(ground: Context, share: float, seed: int, observer: Observer) -> Poin
             )
         observer.stage(title, "done before")
         return Point(**known)
-    sample = nested_sample(ground.split.train, share, seed=seed)
+    split, sample = context.split, nested_sample(context.split.train, share, seed=seed)
     observer.stage(title, f"{len(sample):,} records")
-    work = folder / name
     try:
         result = fit_watched(
-            title,
-            sample,
-            ground.split.dev,
-            spec,
-            output=work / "model",
-            work=work / "training",
-            observer=observer,
+            title, sample, split.dev, spec, output=work / "model", work=work / "training", observer=observer
         )
     except InputError as error:
         raise InputError(f"{title} ({len(sample):,} records): {error}") from error
@@ -211,24 +180,20 @@ def _point(ground: Context, share: float, seed: int, observer: Observer) -> Poin
     return point
 
 
-def _finish(ground: Context, points: tuple[Point, ...]) -> Curve:
+def _write(context: Context, points: tuple[Point, ...]) -> Curve:
     from nestling.report.charts import save, short_source
     from nestling.study.tune.charts import learning_curve
 
-    folder, variant, before = ground.folder.curve, ground.variant.name, points[0].before
-    rows = [
-        (point.share, point.seed, point.records, point.queries, measure, value)
-        for point in points
-        for measure, value in point.after.items()
-    ]
+    folder, variant, before = context.folder.curve, context.variant.name, points[0].before
+    rows = [(p.share, p.seed, p.records, p.queries, *figure) for p in points for figure in p.after.items()]
     results = pl.DataFrame(rows, schema=["share", "seed", "records", "queries", "measure", "value"], orient="row")
     slope, sentence = verdict(points)
     files = [folder / "curve.json", folder / "curve.parquet"]
     value = {"variant": variant, "before": before, "points": [asdict(point) for point in points]}
     atomic.write_json(files[0], {**value, "slope": slope, "verdict": sentence})
     write_table(files[1], results)
-    queries = ground.split.dev.query_keys.n_unique()
-    source = short_source(ground.source)
+    queries = context.split.dev.query_keys.n_unique()
+    source = short_source(context.source)
     subtitle = f"{source}: {variant}, {queries:,} dev queries; last doubling {slope:+.4f} recall@10"
     files.append(save(learning_curve(results, before=before, subtitle=subtitle), folder / "curve")[0])
     logger.info("curve of %s: %s", variant, sentence)

@@ -12,11 +12,7 @@ from nestling.models.load import ModelSource, find_model, token_counter
 
 
 def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
-    """Load judgments, and take a random sample of them where settings ask for one.
-
-    Args:
-        data: the table, which is returned as it is, its settings, or just its source.
-        seed: of the sample, and of the generated catalogue.
+    """Load judgments by their settings or source, and take a random sample of them where settings ask for one.
 
     Raises:
         InputError: they cannot be had, or hold fewer records than asked for.
@@ -26,7 +22,7 @@ def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
     settings = DataSettings(source=data) if isinstance(data, str) else data
     others = settings.model_dump(exclude={"source", "hub_split", "threshold"})
     judgments = load_judgments(settings.source, split=settings.hub_split, seed=seed, **others)
-    if settings.records is None or settings.records == len(judgments):
+    if settings.records in (None, len(judgments)):
         return judgments
     return judgments.sample(settings.records, seed=seed)
 
@@ -38,21 +34,19 @@ def inspect(
     threshold: float | None = None,
     seed: int = 0,
 ) -> Inspection:
-    """Say what a table of judgments holds.
+    """Count what a table of judgments holds.
 
     Args:
         data: the table, its settings, or just its source.
         model: whose tokenizer counts text lengths, prompts included.
         threshold: by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
-
-    Raises:
-        InputError: the data or the model cannot be had.
     """
     judgments = load(data, seed=seed)
+    if threshold is None and judgments.scale == STUDY_SCALE:
+        threshold = STUDY_THRESHOLD
     if threshold is None:
-        low, high = judgments.scale
-        lowest = dip(judgments.frame["score"].to_numpy(), judgments.scale)
-        middle = (low + high) / 2 if lowest is None else lowest
-        threshold = STUDY_THRESHOLD if judgments.scale == STUDY_SCALE else middle
+        threshold = dip(judgments.frame["score"].to_numpy(), judgments.scale)
+    if threshold is None:
+        threshold = sum(judgments.scale) / 2
     count, limit = token_counter(find_model(model) if isinstance(model, str) else model)
     return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)

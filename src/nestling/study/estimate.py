@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from nestling.config.experiment import Experiment, Variant
+from nestling.config.experiment import Experiment
 from nestling.config.training import ConcatStatic, Distill, Rotate, TrainingSettings
 from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, load_model
@@ -22,23 +23,17 @@ CROP = 20
 """Characters of an invented query."""
 PIECE = 9
 """Characters of text that take as long as a piece of the vocabulary between its special tokens."""
-READ, MINED = 48, 3
-"""Pairs that a cross-encoder reads for each query, its invented ones included; negatives it is trained with."""
+SCORED, MINED = 48, 3
+"""Pairs that a cross-encoder scores for each query, its invented ones included; negatives it is trained with."""
 TRAINING, EVALUATION, REPORT = 4.0, 1.5, 6.0
-"""Seconds of a stage beside its texts: loading, saving, turning, fusion, intervals, pictures."""
+"""Seconds of a stage beside its texts: loading, saving, rotation, fusion, intervals, pictures."""
 DOUBT = 0.1
-"""Share of the whole that must be done until what it took counts as much as the estimate."""
+"""Share of the whole that must be done until its measured time counts as much as the estimate."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Speeds of a model on this machine, in characters a second: those of texts differ by length, theirs hardly.
-
-    Attributes:
-        trained: through a step of a training, forward and backward.
-        encoded: by encoding.
-        pieces: entries of its vocabulary, which a table of word pieces encodes once.
-    """
+    """Speeds of a model here in characters a second, through a training step and by encoding; its vocabulary's size."""
 
     trained: float
     encoded: float
@@ -79,13 +74,13 @@ def measure(
         for side in sides:
             features = {name: value for name, value in model.preprocess(side[:pairs]).items() if torch.is_tensor(value)}
             columns.append({name: features[name].to(model.device) for name in features if name != "token_type_ids"})
-        torch.autograd.backward(torch.stack([found.float().sum() for found in loss.embedded(columns)]).sum())
+        torch.autograd.backward(torch.stack([vectors.float().sum() for vectors in loss.embedded(columns)]).sum())
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     with torch.random.fork_rng():
-        # What is recorded for a GPU is recorded for a shape: the whole batch first.
+        # CUDA graphs are captured for a shape: the whole batch first.
         step(None if torch.cuda.is_available() else WARM_UP)
         start, taken, done = clock(), 0.0, 0
         while done < BATCHES and taken < ENOUGH_SECONDS:
@@ -95,75 +90,53 @@ def measure(
     return Rates(trained, encoded, len(model.tokenizer))
 
 
-@dataclass(frozen=True)
-class Work:
-    """What there is to do: characters to train on and to encode, tables of word pieces to make, and seconds beside."""
-
-    trained: float = 0.0
-    encoded: float = 0.0
-    tables: int = 0
-    seconds: float = 0.0
-
-    def at(self, rates: Rates) -> float:
-        """Return about how many seconds it takes."""
-        encoded = self.encoded + self.tables * rates.pieces * PIECE
-        return self.trained / rates.trained + encoded / rates.encoded + self.seconds
-
-
 class Texts:
-    """The texts of a side of a split, or of a share of a table that is still to be split.
-
-    Attributes:
-        queries, documents: characters of the distinct ones.
-        query, document: characters of one, on average over the records.
-        n_queries, n_documents: how many distinct ones there are.
-    """
+    """Characters of the distinct texts of a table, or of a share of it: of all, and on average of one."""
 
     def __init__(self, judgments: Judgments, share: float = 1.0) -> None:
-        self.judgments = judgments
-        self.share = share
+        self.judgments, self.share = judgments, share
         queries, documents = (judgments.frame[side].unique().str.len_chars() for side in ("query", "document"))
         self.n_queries, self.n_documents = share * len(queries), share * len(documents)
         self.queries, self.documents = share * float(queries.sum()), share * float(documents.sum())
         self.query, self.document = self.queries / self.n_queries, self.documents / self.n_documents
+        self.all = self.queries + self.documents
 
-    @property
-    def all(self) -> float:
-        """Characters of all distinct texts."""
-        return self.queries + self.documents
-
-    def pairs(self, above: float) -> float:
-        """Return how many records are scored above `above`."""
-        return self.share * len(self.judgments.above(above))
+    def pairs(self, above: float | None = None) -> float:
+        """Return how many records there are, or are scored above `above`."""
+        return self.share * len(self.judgments if above is None else self.judgments.above(above))
 
 
-def trainings(spec: TrainingSpec, train: Texts, dev: Texts) -> list[Work]:
-    """Return the trainings of a spec, in the order in which `fit` makes them."""
+def trainings(spec: TrainingSpec, train: Texts, dev: Texts, rates: Rates) -> list[float]:
+    """Return about how many seconds the trainings of a spec take, in the order in which `fit` makes them."""
     from nestling.training.inputs.contrastive import positives_above
 
+    def seconds(*, trained: float = 0.0, encoded: float = 0.0) -> float:
+        return trained / rates.trained + encoded / rates.encoded + TRAINING
+
     settings, step = spec.settings, spec.settings.finetune
-    table = Work(encoded=train.all, tables=1, seconds=TRAINING)
+    table = seconds(encoded=train.all + rates.pieces * PIECE)
     if step.start == "static":
         return [table]
     if step.start == "adapter":
-        return [Work(encoded=train.all + 2 * dev.all, seconds=TRAINING)]
+        return [seconds(encoded=train.all + 2 * dev.all)]
     scored = step.loss in ("cosine", "cosent")
-    pairs = train.share * len(train.judgments) if scored else train.pairs(positives_above(train.judgments, spec))
+    pairs = train.pairs(None if scored else positives_above(train.judgments, spec))
     epoch = pairs * (train.query + (1 + step.negatives) * train.document)
     epoch += step.crops * train.n_documents * (CROP + train.document)
+    kinds = {type(each) for each in settings.steps}
     # The base and the result are measured on dev beside the epochs.
     encoded = dev.all * (settings.epochs + 2) + train.documents * (step.batches == "similar")
-    steps = settings.steps
-    encoded += train.all * any(isinstance(each, Rotate | ConcatStatic) for each in steps)
-    parts = [Work(settings.epochs * epoch, encoded, seconds=TRAINING)]
-    if any(isinstance(each, Distill) for each in steps):
+    encoded += train.all * bool(kinds & {Rotate, ConcatStatic})
+    parts = [seconds(trained=settings.epochs * epoch, encoded=encoded)]
+    if Distill in kinds:
         pair = train.query + train.document
-        read = READ * train.n_queries * pair
-        parts.append(Work(2 * (1 + MINED) * train.share * len(train.judgments) * pair, train.all + read, 0, TRAINING))
-        parts.append(Work(train.n_queries * 3 * (train.query + 6 * train.document), 3 * dev.all, 0, TRAINING))
-    if any(isinstance(each, ConcatStatic) for each in steps):
-        parts.append(table)
-    return parts
+        parts += [
+            seconds(
+                trained=2 * (1 + MINED) * train.pairs() * pair, encoded=train.all + SCORED * train.n_queries * pair
+            ),
+            seconds(trained=train.n_queries * 3 * (train.query + 6 * train.document), encoded=3 * dev.all),
+        ]
+    return [*parts, table] if ConcatStatic in kinds else parts
 
 
 def plan(
@@ -173,44 +146,29 @@ def plan(
     specs: Mapping[str, TrainingSpec],
     done: Collection[str],
 ) -> dict[str, list[float]]:
-    """Return the stages of a run in order, and about how many seconds each takes here; none for what is done.
-
-    Args:
-        bases: what each variant starts from.
-        specs: of the variants that are trained.
-        done: names of what lies in the run's folder, as its state has them.
-    """
+    """Return the stages of a run in order, and about how many seconds each takes here; none for those in `done`."""
     sides = experiment.split
     train, dev, test = (Texts(judgments, share) for share in (1 - sides.dev - sides.test, sides.dev, sides.test))
-    rates: dict[str, Rates] = {}
 
-    def seconds(what: str, variant: Variant, work: list[Work]) -> list[float]:
-        if what in done:
-            return []
-        base = experiment.base_of(variant)
-        if base not in rates:
-            rates[base] = measure(bases[variant.name], judgments, experiment.training)
-        return [each.at(rates[base]) for each in work]
+    @cache
+    def rates(base: ModelSource) -> Rates:
+        return measure(base, judgments, experiment.training)
 
-    planned: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
-    for variant in experiment.trained:
-        work = trainings(specs[variant.name], train, dev)
-        planned[f"train {variant.name}"] = seconds(f"model {variant.name}", variant, work)
+    stages: dict[str, list[float]] = {"inspect": [EVALUATION], "split": []}
+    for name, spec in specs.items():
+        new = f"model {name}" not in done
+        stages[f"train {name}"] = trainings(spec, train, dev, rates(bases[name])) if new else []
     for variant in experiment.variants:
+        name = variant.name
+        new = f"evaluation {name}" not in done
         # A table encodes in next to no time.
         encoded = 0.0 if variant.recipe == "static" else test.all + dev.all
-        work = [Work(encoded=encoded, seconds=EVALUATION)]
-        planned[f"evaluate {variant.name}"] = seconds(f"evaluation {variant.name}", variant, work)
-    return planned | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
+        stages[f"evaluate {name}"] = [encoded / rates(bases[name]).encoded + EVALUATION] if new else []
+    return stages | {f"evaluate {name}": [] for name in experiment.evaluation.baselines} | {"report": [REPORT]}
 
 
 class Timeline:
-    """Where a study stands: what was estimated for its stages, set right by what is done of them and what that took.
-
-    Args:
-        stages: each stage in order, and about how many seconds each of its trainings takes, or all of it; none where
-            it was done before.
-    """
+    """Where a study stands: the estimates for its stages, corrected by how long the finished ones took."""
 
     def __init__(self, stages: Mapping[str, Sequence[float]], *, clock: Clock = time.monotonic) -> None:
         self.stages = stages
@@ -224,36 +182,31 @@ class Timeline:
 
     def begin(self, stage: str) -> bool:
         """Enter a stage, and with it leave the one before; return whether it is one of the plan's."""
-        if self._stage is not None:
-            self._before += sum(self.stages[self._stage])
+        self._before += sum(self._parts)
         self._stage = stage if stage in self.stages else None
         self._part, self._step, self._reached, self._stage_began = 0, 0, None, self._clock()
         return self._stage is not None
 
     def progress(self, step: int, steps: int) -> None:
         """Note the step of a training of the stage; a step below the last one's is the next training's."""
-        parts = self.stages[self._stage] if self._stage is not None else ()
+        parts = self._parts
         if not parts:
             return
         if step < self._step:
             self._part = min(self._part + 1, len(parts) - 1)
         self._step = step
-        before = sum(parts[: self._part])
         if self._reached is None and step > 1:
             # An earlier call did what lies before: it cost nothing now, and says nothing about the pace.
             skipped = parts[self._part] * (step - 1) / steps
             self.total -= skipped
             self._before -= skipped
-        self._reached = before + parts[self._part] * step / steps
+        self._reached = sum(parts[: self._part]) + parts[self._part] * step / steps
 
     def left(self) -> float:
         """Return about how many seconds are left."""
         now = self._clock()
-        reached = 0.0
-        if self._stage is not None:
-            whole = sum(self.stages[self._stage])
-            # A stage that tells nothing of itself is taken to keep to its estimate.
-            reached = min(now - self._stage_began, whole) if self._reached is None else self._reached
+        # A stage without progress is taken to keep to its estimate.
+        reached = min(now - self._stage_began, sum(self._parts)) if self._reached is None else self._reached
         done, doubt = self._before + reached, DOUBT * self.total
         pace = (now - self._began + doubt) / (done + doubt) if done + doubt else 1.0
         return max(0.0, pace * (self.total - done))
@@ -263,6 +216,10 @@ class Timeline:
         names = list(self.stages)
         number = f"stage {names.index(self._stage) + 1} of {len(names)}, " if self._stage and len(names) > 1 else ""
         return f"{number}{spoken(self.left())} left"
+
+    @property
+    def _parts(self) -> Sequence[float]:
+        return self.stages[self._stage] if self._stage is not None else ()
 
 
 def spoken(seconds: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -28,7 +28,7 @@ from nestling.progress import Observer
 
 @dataclass(frozen=True)
 class Evaluation(Results):
-    """What `evaluate` measured: the tables, and the test side that they are of."""
+    """The tables of an evaluation, and their test side."""
 
     test: Qrels
 
@@ -37,28 +37,12 @@ class Evaluation(Results):
         """The highest recall@10 that any ranking could reach."""
         return self.test.ceiling(10)
 
-    @property
-    def protocol(self) -> str:
-        """The unit that counts as a query: `per-query` or `per-pair`."""
-        return self.test.protocol
 
-
-@dataclass(frozen=True)
-class Part:
-    """What is measured at once: a model and its fusion, BM25, or another engine's run.
-
-    Attributes:
-        systems: by the variants' names.
-        about: of a model its engine, the texts encoded and the seconds of that, and the fusion of each cell.
-    """
+class Part(NamedTuple):
+    """Systems that are measured together, a model and its fusion or BM25, and of a model its engine and its times."""
 
     systems: dict[str, System]
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-Sink = Callable[[Sequence[str], Callable[[], Part]], Part]
-"""Called with the variants of a part, the first of which names it, and what measures them: it may save what that gives,
-or return what was saved instead."""
+    about: dict[str, Any]
 
 
 def evaluate(
@@ -71,20 +55,17 @@ def evaluate(
     runs: Mapping[str, Path] | None = None,
     reference: str | None = None,
     cache: Path | None = None,
-    sink: Sink | None = None,
     observer: Observer | None = None,
 ) -> Evaluation:
     """Measure models, BM25 and the fusion of both in every cell of a grid, on the test side of a split.
 
     Args:
-        data: a split, the folder of one, or a table of judgments, which is measured as it is (then without fusion,
-            since no dev side is there to choose its weight on).
+        data: a split, the folder of one, or a table of judgments, which is measured as it is, without fusion.
         models: names for the table, and for each a folder, a bundled model or a hub id.
-        prompts: what to put before a query and a document, for models that store none; see `find_model`.
+        prompts: put before queries and documents, for models that store none; see `find_model`.
         runs: names, and for each a ranking of any other engine as a TREC run.
         reference: the variant that all are compared with; the first model by default.
         cache: a folder for embeddings, so that a second call encodes nothing again.
-        sink: where parts go as they are measured; without one nowhere.
 
     Raises:
         InputError: a model cannot be had, a size is larger than a model's embedding, nothing is relevant, or a run
@@ -93,77 +74,69 @@ def evaluate(
     settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
         data = read_split(Path(data))
-    # Who keeps the parts has said it when the split was made.
-    if isinstance(data, Split) and data.warning and sink is None:
+    if isinstance(data, Split) and data.warning:
         observer.note(data.warning)
-    judgments, train = (data.test, data.train) if isinstance(data, Split) else (data, None)
-    benchmark = Benchmark.of(data, settings, settle_threshold(judgments, threshold), observer=observer)
+    threshold = settle_threshold(data.test if isinstance(data, Split) else data, threshold)
+    benchmark = Benchmark.of(data, settings, threshold, observer=observer)
     sources = {
         name: find_model(model, prompts=prompts) if isinstance(model, str) else model for name, model in models.items()
     }
     systems = {name: _read_run(name, path, benchmark, observer) for name, path in (runs or {}).items()}
-
-    def watched(names: Sequence[str], measure: Callable[[], Part]) -> Part:
+    for names, measure in parts(sources, benchmark, settings, cache=cache, observer=observer):
         observer.stage(f"evaluate {names[0]}")
-        return measure()
+        systems |= measure().systems
+    return compare(systems, benchmark, reference=reference or next(iter(sources), None))
 
-    sink = sink or watched
-    for name, source in sources.items():
+
+def parts(
+    models: Mapping[str, ModelSource],
+    benchmark: Benchmark,
+    settings: EvaluationSettings,
+    *,
+    cache: Path | None,
+    observer: Observer,
+) -> Iterator[tuple[list[str], Callable[[], Part]]]:
+    """Yield the variants of each model and of BM25 that are measured together, and what measures them."""
+    for name, source in models.items():
         names = [name, name + FUSED] if settings.fusion and benchmark.dev is not None else [name]
-        measure = partial(measure_model, name, source, benchmark, settings, cache=cache, observer=observer)
-        systems |= sink(names, measure).systems
-    for name in settings.baselines:
-        systems |= sink([name], lambda name=name: Part({name: benchmark.lexical(name)})).systems  # type: ignore[misc]
-    results = Results.of(systems, benchmark.test, train=train, reference=reference or next(iter(sources), None))
+        yield names, partial(_measure_model, name, source, benchmark, settings, cache, observer)
+    for baseline in settings.baselines:
+        yield [baseline], partial(_measure_lexical, baseline, benchmark)
+
+
+def compare(systems: Mapping[str, System], benchmark: Benchmark, *, reference: str | None) -> Evaluation:
+    """Return the tables of what was measured on the benchmark."""
+    results = Results.of(systems, benchmark.test, train=benchmark.train, reference=reference)
     return Evaluation(**vars(results), test=benchmark.test)
 
 
-def measure_model(
+def _measure_lexical(name: str, benchmark: Benchmark) -> Part:
+    return Part({name: benchmark.lexical(name)}, {})
+
+
+def _measure_model(
     name: str,
     source: ModelSource,
     benchmark: Benchmark,
     settings: EvaluationSettings,
-    *,
-    cache: Path | None = None,
+    cache: Path | None,
     observer: Observer,
 ) -> Part:
-    """Measure one model in every cell that the settings ask for, alone and fused with BM25.
-
-    Raises:
-        InputError: as `encoder_of`; or a size is larger than the model's embedding.
-    """
+    """Measure a model in every cell that the settings ask for, alone and fused with BM25."""
     try:
-        encoder = encoder_of(name, source, benchmark, settings, cache=cache, observer=observer)
-        measured = benchmark.model(encoder.embed, encoder.cells, fuse=settings.fusion)
+        embed, cells, engine = grid_encoder(name, source, benchmark, settings, cache=cache, observer=observer)
+        measured = benchmark.model(embed, cells, fuse=settings.fusion)
     finally:
         observer.done()
     systems = {name: measured.alone}
     if measured.fused is not None:
         systems[name + FUSED] = measured.fused
-    about = {
-        "engine": encoder.engine,
-        "texts": measured.texts,
-        "seconds": measured.seconds,
-        "fusions": {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()},
-    }
+    fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
+    about = {"engine": engine, "texts": measured.texts, "seconds": measured.seconds, "fusions": fusions}
     return Part(systems, about)
 
 
-@dataclass(frozen=True)
-class GridEncoder:
-    """A model that encodes for a benchmark.
-
-    Attributes:
-        cells: the grid that the settings ask for on it, the full float32 embedding first.
-        engine: what it computes with.
-    """
-
-    embed: Embed
-    cells: list[Cell]
-    engine: str
-
-
-def encoder_of(
+def grid_encoder(
     name: str,
     source: ModelSource,
     benchmark: Benchmark,
@@ -171,12 +144,8 @@ def encoder_of(
     *,
     cache: Path | None = None,
     observer: Observer,
-) -> GridEncoder:
-    """Load a model and return what encodes with it.
-
-    Args:
-        name: the variant's, for the observer.
-        cache: a folder for embeddings; None keeps them in memory, as long as what is returned lives.
+) -> tuple[Embed, list[Cell], str]:
+    """Load a model; return what encodes with it, its grid (the full float32 embedding first), and its engine's name.
 
     Raises:
         InputError: the model cannot be loaded, the engine cannot be had, or a size is larger than the embedding.
@@ -202,7 +171,7 @@ def encoder_of(
         rotations=settings.rotations,
         oversampling=settings.oversampling,
     )
-    return GridEncoder(lambda texts, kind: cached.encode(texts, kind=kind), cells, engine.name)
+    return lambda texts, kind: cached.encode(texts, kind=kind), cells, engine.name
 
 
 def _read_run(name: str, path: Path, benchmark: Benchmark, observer: Observer) -> System:

@@ -21,12 +21,12 @@ class _JsonLines(logging.Formatter):
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Append what `nestling` loggers say to `path` while the block runs."""
+    """Append the messages of `nestling` loggers to `path` while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger("nestling")
+    level = root.level
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_JsonLines())
-    level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:

@@ -1,10 +1,10 @@
-"""A trained model of a run goes to a model hub: what is uploaded, the checks before, and one commit."""
+"""Push a trained model of a run to a model hub: what is uploaded, the checks before, and one commit."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,24 @@ from nestling.training.result import SUMMARY
 MODULES = "modules.json"
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
 """What a SentenceTransformer is stored in; no pickle, so no state of an optimizer, and no code."""
-WORK = frozenset({"trainer_state.json"})
-MAIN = "main"
+WORK = "trainer_state.json"
+AGAIN = "train the variant again with nestling run"
+NO_TOKEN = "no token for the hub; log in with hf auth login, or set HF_TOKEN to one that may write"
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+@dataclass(frozen=True)
+class _Module:
+    path: str
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a push sends.
-
-    Attributes:
-        files: paths within the repository, sorted; each with where it lies, or its bytes.
-        sizes: bytes of each.
-        model: the model's folder.
-        card: the bytes of its card, which is among the files.
-    """
+    """What a push sends: paths within the repository, each with where its file lies or, of the card, its bytes."""
 
     repo_id: str
     variant: str
     model: Path
     files: dict[str, Path | bytes]
-    card: bytes
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -59,8 +55,6 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
     The card is the one in the model's folder, else made from the run's tables; its usage snippet names the repository.
 
     Args:
-        run: the folder of a finished run.
-        repo_id: `OWNER/NAME`.
         force: take a model that ended on dev below its base, too.
 
     Raises:
@@ -82,15 +76,11 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
     if card.is_symlink():
         raise InputError(f"{card} is a link; put the file there")
     try:
-        text = (
-            card.read_text(encoding="utf-8")
-            if card.is_file()
-            else model_card(data, variant, newest=needs_newest(model))
-        )
+        text = card.read_text("utf-8") if card.is_file() else model_card(data, variant, newest=needs_newest(model))
     except UnicodeDecodeError:
         raise InputError(f"{card} is not UTF-8; remove it, and nestling report {run} writes it again") from None
-    files[CARD] = sent = addressed(text, repo_id).encode()
-    return Upload(repo_id, variant, model, dict(sorted(files.items())), sent)
+    files[CARD] = addressed(text, repo_id).encode()
+    return Upload(repo_id, variant, model, dict(sorted(files.items())))
 
 
 def send(
@@ -104,13 +94,11 @@ def send(
     """Upload what `plan` returned to a hub, in one commit; return the commit's URL.
 
     The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
-    token is what huggingface_hub finds: HF_TOKEN, or that of a login. Afterwards the card in the model's folder is the
-    one that was sent.
+    token is what huggingface_hub finds. Afterwards the card in the model's folder is the one that was sent.
 
     Args:
         private: make the repository private; one that exists and is public is refused.
         revision: a branch; the main one by default.
-        message: of the commit.
         endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
 
     Raises:
@@ -122,17 +110,16 @@ def send(
         raise InputError(f"endpoint {endpoint!r} is no URL; give one that begins with https://")
     token = get_token()
     if token is None:
-        raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN to one that may write")
-    api = HfApi(endpoint=endpoint, token=token)
-    repo_id = upload.repo_id
-    with _told(repo_id, api.endpoint):
+        raise InputError(NO_TOKEN)
+    api, repo_id = HfApi(endpoint=endpoint, token=token), upload.repo_id
+    with _hub_errors(repo_id, api.endpoint):
         # A token may be good for one repository and not for making any.
         if not api.repo_exists(repo_id):
-            # Not asking for a public one leaves the choice to the owner's settings.
+            # None, not False, leaves the choice to the owner's settings.
             api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise InputError(f"{repo_id} exists and is public; make it private there first, or push without --private")
-        if revision not in (None, MAIN):
+        if revision not in (None, "main"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         # upload_folder may spread its files over several commits, so that a reader meets half a model.
         commit = api.create_commit(
@@ -141,7 +128,9 @@ def send(
             commit_message=message or f"Upload {upload.variant}, trained with Nestling",
             revision=revision,
         )
-    atomic.write_text(upload.model / CARD, upload.card.decode())
+    card = upload.files[CARD]
+    assert isinstance(card, bytes)
+    atomic.write_text(upload.model / CARD, card.decode())
     return str(commit.commit_url)
 
 
@@ -149,26 +138,25 @@ def _check_repo_id(repo_id: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(repo_id)
-        valid = _REPO_ID.fullmatch(repo_id) is not None
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise InputError(
-            f"{repo_id!r} is no valid id of a repository; give OWNER/NAME of letters, digits, '-', '_' and '.', as in "
-            "my-shop/search-model"
-        )
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+            return
+    raise InputError(
+        f"{repo_id!r} is no valid id of a repository; give OWNER/NAME of letters, digits, '-', '_' and '.', as in "
+        "my-shop/search-model"
+    )
 
 
 def _check_variant(folder: RunFolder, data: PageData, variant: str) -> None:
-    trained = [name for name in data.trained if name in data.study["training"]]
+    results: dict[str, Any] = data.study["training"]
+    trained = [name for name in data.trained if name in results]
     if variant not in trained or Path(variant).name != variant:
-        known = variant in [one["name"] for one in data.variants]
+        known = variant in [each["name"] for each in data.variants]
         what = f"{variant!r} was not trained, so it is its base as it was" if known else f"no variant {variant!r}"
         raise InputError(f"{folder.path}: {what}; trained are: {', '.join(trained) or 'none'}")
     summary = folder.training(variant) / SUMMARY
-    if summary.is_file() and _json(summary) != data.study["training"][variant]:
+    if summary.is_file() and read_json(summary, Any, advice=AGAIN) != results[variant]:
         raise InputError(
             f"{folder.path}: {variant} was trained again after the run's results were written; finish it with nestling "
             "run"
@@ -177,21 +165,21 @@ def _check_variant(folder: RunFolder, data: PageData, variant: str) -> None:
 
 def _model_files(model: Path) -> Iterator[tuple[str, Path]]:
     """Yield (path within the repository, path) of the model's files, and raise where the model is not whole."""
-    modules = _json(model / MODULES)
-    if not isinstance(modules, list) or not all(isinstance(one, dict) and "path" in one for one in modules):
-        raise InputError(f"{model / MODULES} lists no modules; train the variant again with nestling run")
-    found = []
-    for place in dict.fromkeys(["", *(str(one["path"]) for one in modules)]):
+    path = model / MODULES
+    missing = f"there is no {path}, so the model is not whole; train it again with nestling run"
+    modules = read_json(path, list[_Module], advice=AGAIN, missing=missing)
+    paths: list[Path] = []
+    for place in dict.fromkeys(["", *(module.path for module in modules)]):
         folder = model / place
         if ".." in Path(place).parts or Path(place).is_absolute() or not folder.is_dir():
-            raise InputError(f"{model}: its module {place!r} is not there; train the variant again with nestling run")
+            raise InputError(f"{model}: its module {place!r} is not there; {AGAIN}")
         # Of the model's own folder the files alone, since not every folder in it need be a module.
-        found += sorted(folder.rglob("*") if place else folder.iterdir())
+        paths += sorted(folder.rglob("*") if place else folder.iterdir())
     weights = 0
-    for path in dict.fromkeys(found):
+    for path in dict.fromkeys(paths):
         name = path.relative_to(model)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_dir() or hidden or path.suffix not in SUFFIXES or path.name in WORK:
+        if path.is_dir() or hidden or path.suffix not in SUFFIXES or path.name == WORK:
             continue
         if path.is_symlink() or not path.resolve().is_relative_to(model.resolve()):
             raise InputError(f"{path} is a link, and what it leads to may be no part of the model; put the file there")
@@ -200,7 +188,7 @@ def _model_files(model: Path) -> Iterator[tuple[str, Path]]:
             weights += 1
         yield name.as_posix(), path
     if not weights:
-        raise InputError(f"{model} holds no .safetensors weights; train the variant again with nestling run")
+        raise InputError(f"{model} holds no .safetensors weights; {AGAIN}")
 
 
 def _check_weights(path: Path) -> None:
@@ -211,16 +199,11 @@ def _check_weights(path: Path) -> None:
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:
-        raise unread(path, error, f"{path} is damaged ({error}); train the variant again with nestling run") from None
-
-
-def _json(path: Path) -> Any:
-    missing = f"there is no {path}, so the model is not whole; train it again with nestling run"
-    return read_json(path, Any, advice="train the variant again with nestling run", missing=missing)
+        raise unread(path, error, f"{path} is damaged ({error}); {AGAIN}") from None
 
 
 @contextmanager
-def _told(repo_id: str, endpoint: str) -> Iterator[None]:
+def _hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turn what the hub's client raises into a line that says what to do."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -233,21 +216,21 @@ def _told(repo_id: str, endpoint: str) -> Iterator[None]:
         # The client's threads wrap what the hub said.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(cause, HfHubHTTPError):
-            raise InputError(_refusal(cause.response.status_code, cause.server_message, repo_id, endpoint)) from None
-        if isinstance(cause, OfflineModeIsEnabled):
-            raise InputError("HF_HUB_OFFLINE is set, so nothing is sent; unset it, then push again") from None
-        if isinstance(cause, LocalTokenNotFoundError):
-            raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN") from None
-        if isinstance(cause, HTTPError | ConnectionError):
-            raise InputError(
-                f"{endpoint} cannot be reached ({first_line(cause)}); look at the network, then push again"
-            ) from None
-        if isinstance(cause, RuntimeError | ValueError):
-            raise InputError(f"{endpoint} did not take {repo_id}: {first_line(cause)}") from None
-        raise
+            line = _refusal(cause.response.status_code, cause.server_message, repo_id, endpoint)
+        elif isinstance(cause, OfflineModeIsEnabled):
+            line = "HF_HUB_OFFLINE is set, so nothing is sent; unset it, then push again"
+        elif isinstance(cause, LocalTokenNotFoundError):
+            line = NO_TOKEN
+        elif isinstance(cause, HTTPError | ConnectionError):
+            line = f"{endpoint} cannot be reached ({first_line(cause)}); look at the network, then push again"
+        elif isinstance(cause, RuntimeError | ValueError):
+            line = f"{endpoint} did not take {repo_id}: {first_line(cause)}"
+        else:
+            raise
+        raise InputError(line) from None
 
 
-def _refusal(status: int, said: str | None, repo_id: str, endpoint: str) -> str:
+def _refusal(status: int, message: str | None, repo_id: str, endpoint: str) -> str:
     advice = {
         401: "the token is not accepted; log in again with hf auth login, or set HF_TOKEN to one that may write",
         403: f"the token may not write to {repo_id}; take one with the write role, or an owner that it belongs to",
@@ -255,5 +238,5 @@ def _refusal(status: int, said: str | None, repo_id: str, endpoint: str) -> str:
         409: f"{repo_id} changed meanwhile; push again",
         429: "too many requests; wait, then push again",
     }.get(status, "push again later" if status >= 500 else "look at what it says")
-    told = f" ({' '.join(said.split())})" if said else ""
-    return f"{endpoint} answers {status}{told}: {advice}"
+    quoted = f" ({' '.join(message.split())})" if message else ""
+    return f"{endpoint} answers {status}{quoted}: {advice}"

@@ -1,4 +1,4 @@
-"""The stage that answers how small embeddings can get: a grid on dev, a choice, its proof on test, and the model."""
+"""Shrink a model: a grid of cells measured on dev, the smallest that keeps enough, its figures on test, its model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nestling.models.encoder import SHRUNK
 from nestling.models.exported_encoder import CODEC
 from nestling.models.load import ModelSource, find_model, load_model, save_model
 from nestling.progress import Observer
-from nestling.study.evaluate import encoder_of
+from nestling.study.evaluate import grid_encoder
 
 MEASURE = "recall@10"
 GRID: dict[str, Any] = {
@@ -33,16 +33,12 @@ GRID: dict[str, Any] = {
     "oversampling": (2, 4, 8),
     "fusion": False,
 }
-"""What `shrink` measures, where nothing else is asked for."""
+"""What `shrink` measures by default."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A cell that keeps enough.
-
-    Attributes:
-        dev, test: its row of `recommend.KEPT` on either side; test was not looked at for the choice.
-    """
+    """A cell that keeps enough, and its rows of `recommend.KEPT` on dev, where it was chosen, and on test."""
 
     cell: Cell
     dev: dict[str, Any]
@@ -51,16 +47,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """What `shrink` found.
+    """The outcome of `shrink`.
 
     Attributes:
         full: the model's own size.
-        measure: by which quality is counted.
-        strict: whether the lower end of a share's interval had to reach `keep`.
         kept: every cell on dev, columns as `recommend.KEPT`.
-        alone: the smallest cell that keeps enough by itself; None where none does.
-        rescored: the one of fewest bytes in memory whose shortlist is rescored; None where none has fewer.
-        out: the folder that the model was written to, if it was.
+        alone: the smallest cell that keeps enough by itself.
+        rescored: the one of fewest bytes in memory whose shortlist is rescored, if it has fewer.
     """
 
     full: int
@@ -94,18 +87,14 @@ def shrink(
     Every cell of the grid is measured on dev, where the choice is made; the chosen ones are measured on test.
 
     Args:
-        model: a folder, a bundled model or a hub id.
-        data: a split or the folder of one.
         keep: share of the full float32 embedding's `measure` to keep, above 0 to 1.
         strict: the lower end of the share's interval of 95 % on dev must reach `keep`, not the share itself; by
             default where the grid has more than `recommend.MANY` cells, of which some keep enough by luck.
-        measure: what quality is.
         settings: the grid; by default all precisions, with and without rotation and rescoring, at the model's own
             size, its half, quarter and eighth.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
-        prompts: what to put before a query and a document, for models that store none; see `find_model`.
         rescoring: write the cell that needs rescoring, where it is smaller.
-        fuse: count quality with stemmed BM25 added, at a weight that is chosen for each cell on dev.
+        fuse: add stemmed BM25, at a weight that is chosen for each cell on dev.
         out: a folder to write; it must not exist.
         cache: a folder for embeddings.
 
@@ -127,20 +116,18 @@ def shrink(
     test = Benchmark.of(data, settings, threshold, observer=observer)
     try:
         observer.stage(f"encode {model}")
-        encoder = encoder_of(model, source, test, settings, cache=cache, observer=observer)
-        cells = encoder.cells
-        full = cells[0]
+        embed, cells, _ = grid_encoder(model, source, test, settings, cache=cache, observer=observer)
         strict = len(cells) > MANY if strict is None else strict
-        fitted = Fitted(lambda: dev.training(encoder.embed), sizes_in(cells))
-        fusions = dev.fusions(encoder.embed, cells, fitted) if fuse else {}
+        fitted = Fitted(lambda: dev.training(embed), sizes_in(cells))
+        fusions = dev.fusions(embed, cells, fitted) if fuse else {}
 
-        def kept_on(side: Benchmark, some: Sequence[Cell]) -> pl.DataFrame:
-            vectors = side.vectors(encoder.embed)
+        def kept_on(side: Benchmark, cells: Sequence[Cell]) -> pl.DataFrame:
+            vectors = side.vectors(embed)
             if fuse:
-                found = side.fused(vectors, {cell: fusions[cell] for cell in some}, fitted)
+                system = side.fused(vectors, {cell: fusions[cell] for cell in cells}, fitted)
             else:
-                found = measure_cells(vectors, side.test, some, side.measures, fitted)
-            return kept_by(found.per_query, measure)
+                system = measure_cells(vectors, side.test, cells, side.measures, fitted)
+            return kept_by(system.per_query, measure)
 
         observer.stage(f"measure {len(cells)} cells on dev")
         kept = kept_on(dev, cells)
@@ -149,21 +136,22 @@ def shrink(
         if rescored is not None and (not rescored.oversampling or (alone and rescored.bytes >= alone.bytes)):
             rescored = None
         observer.stage("measure the choice on test")
-        wanted = list(dict.fromkeys([full, *(cell for cell in (alone, rescored) if cell)]))
-        on_test = kept_on(test, wanted)
-        choices = {cell: Choice(cell, _row(kept, cell), _row(on_test, cell)) for cell in wanted}
+        chosen = list(dict.fromkeys([cells[0], *(cell for cell in (alone, rescored) if cell)]))
+        kept_on_test = kept_on(test, chosen)
     finally:
         observer.done()
-    chosen = rescored if rescoring and rescored else alone
+    on_dev, on_test = ({cell_of(row): row for row in table.iter_rows(named=True)} for table in (kept, kept_on_test))
+    choices = {cell: Choice(cell, on_dev[cell], on_test[cell]) for cell in chosen}
+    written = rescored if rescoring and rescored else alone
     if out is not None:
-        if chosen is None:
+        if written is None:
             raise InputError(
                 f"no cell of the grid keeps {keep:.1%} of {measure}{' at its lower end' if strict else ''}; lower "
                 f"--keep, or add sizes to the grid{', or give --no-strict' if strict else ''}"
             )
-        write_shrunk(source, chosen, fitted, out, about=_about(choices[chosen], model, measure, keep, data, fuse))
+        write_shrunk(source, written, fitted, out, about=_about(choices[written], model, measure, keep, data, fuse))
     return Shrunk(
-        full=full.dim,
+        full=cells[0].dim,
         measure=measure,
         keep=keep,
         strict=strict,
@@ -177,10 +165,9 @@ def shrink(
 def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, about: dict[str, Any]) -> None:
     """Write a model that gives the embeddings of a cell, with its codec beside it.
 
-    Without rescoring a linear layer cuts (and rotates) what the model gives, so that plain sentence-transformers gives
+    Without rescoring a linear layer rotates and cuts the embedding, so that plain sentence-transformers gives
     `cell.dim` dims. With rescoring the model is only rotated, as the full embedding is needed too; the shortlist is
-    searched in its first `cell.dim` dims. The codec is `nestling_codec.safetensors`, what was chosen and what it keeps
-    `nestling_shrunk.json`.
+    searched in its first `cell.dim` dims.
     """
     import numpy as np
 
@@ -200,20 +187,8 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
         atomic.write_json(temporary / SHRUNK, about)
 
 
-def _row(kept: pl.DataFrame, cell: Cell) -> dict[str, Any]:
-    return next(row for row in kept.iter_rows(named=True) if cell_of(row) == cell)
-
-
 def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
     figures = ("value", "kept", "kept_low", "kept_high")
-    return {
-        "model": model,
-        **asdict(choice.cell),
-        "bytes": choice.cell.bytes,
-        "measure": measure,
-        "with_bm25": fuse,
-        "asked_to_keep": keep,
-        "dev": {name: choice.dev[name] for name in figures},
-        "test": {name: choice.test[name] for name in figures},
-        "data": data.train.fingerprint,
-    }
+    sides = {side: {name: row[name] for name in figures} for side, row in (("dev", choice.dev), ("test", choice.test))}
+    about = {"model": model, **asdict(choice.cell), "bytes": choice.cell.bytes, "measure": measure, "with_bm25": fuse}
+    return {**about, "asked_to_keep": keep, **sides, "data": data.train.fingerprint}

@@ -23,22 +23,18 @@ def split(
     Args:
         data: the table, its settings, or just its source.
         out: a folder to write the split into.
-        settings: shares, method and seed.
-
-    Raises:
-        InputError: the data cannot be had or cannot be split.
     """
     settings = settings or SplitSettings()
     judgments = load(data, seed=settings.seed)
-    made = split_judgments(judgments, test=settings.test, dev=settings.dev, method=settings.method, seed=settings.seed)
-    if made.warning:
-        logger.warning("%s: %s", judgments.source, made.warning)
-    leaks = made.leaks()
+    sides = split_judgments(judgments, **settings.model_dump())
+    if sides.warning:
+        logger.warning("%s: %s", judgments.source, sides.warning)
+    leaks = sides.leaks()
     if leaks:  # pragma: no cover - the algorithm rules it out; a check, since every figure rests on it
         raise AssertionError(f"the split leaks: {leaks[0]}")
     if out is not None:
-        write_split(made, Path(out))
-    return made
+        write_split(sides, Path(out))
+    return sides
 
 
 def split_print(judgments: Judgments, settings: SplitSettings) -> str:

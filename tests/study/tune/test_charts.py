@@ -16,7 +16,7 @@ from nestling.report.render.terminal import terminal
 from nestling.report.table import Table
 from nestling.study.curve import Curve, Point
 from nestling.study.tune.charts import importances, learning_curve, parallel_coordinates
-from nestling.study.tune.outcome import Search, TrialRecord
+from nestling.study.tune.search import Search, TrialRecord
 from nestling.study.tune.space import DEFAULT_SPACE, make_space
 from nestling.study.tune.view import curve_table, trials_table
 

@@ -24,7 +24,7 @@ from nestling.report.format import label
 from nestling.study.tune.space import shown
 
 if TYPE_CHECKING:
-    from nestling.study.tune.outcome import TrialRecord
+    from nestling.study.tune.search import TrialRecord
     from nestling.study.tune.space import Dimension, Space
 
 RECALL = "dev recall@10"
@@ -38,71 +38,65 @@ def parallel_coordinates(
 ) -> alt.LayerChart:
     """Return the chart of a search: a line a trial across an upright axis a setting, ending at its `measure`.
 
-    The best trial is drawn thick, pruned ones dashed; those that were below every complete trial end at the foot of
-    the last axis, and trials without any figure before it.
-
-    Args:
-        best: the number of the best trial.
+    The trial of the number `best` is drawn thick, pruned ones dashed; those below every complete trial end at the foot
+    of the last axis, and trials without any figure before it.
     """
     # From the complete trials alone: figures from half-way through a training would squeeze the others together.
     values = [record.value for record in records if record.value is not None and record.state == "complete"]
     low, high = min(values), max(values)
     below = any(record.value is not None and record.value < low for record in records)
-    last = measure
-    names = [*(dimension.name for dimension in space), last]
+    names = [*(dimension.name for dimension in space), measure]
     points: list[dict[str, Any]] = []
     for record in records:
         state = "best" if record.number == best else record.state
-        shared = {"trial": record.number, "state": state, "value": record.value}
-        for axis, dimension in enumerate(space):
-            if dimension.name not in record.params:
-                continue
-            value = record.params[dimension.name]
-            at = dimension.position(value)
-            points.append({**shared, "axis": axis, "setting": dimension.name, "at": at, "shown": shown(value)})
+        ends = [
+            (dimension.name, dimension.position(record.params[dimension.name]), shown(record.params[dimension.name]))
+            for dimension in space
+            if dimension.name in record.params
+        ]
         if record.value is not None:
             at = min(1.0, max(0.0, (record.value - low) / (high - low))) if high > low else 0.5
-            points.append({**shared, "axis": len(space), "setting": last, "at": at, "shown": f"{record.value:.4f}"})
-    ticks = [
-        {"setting": dimension.name, "at": at, "text": text} for dimension in space for at, text in _ticks(dimension)
-    ]
-    ends = {0.0: f"{'≤ ' if below else ''}{low:.3f}", 1.0: f"{high:.3f}"} if high > low else {0.5: f"{low:.3f}"}
-    ticks += [{"setting": last, "at": at, "text": text} for at, text in ends.items()]
+            ends.append((measure, at, f"{record.value:.4f}"))
+        trial = {"trial": record.number, "state": state, "value": record.value}
+        points += [
+            {**trial, "axis": names.index(name), "setting": name, "at": at, "shown": text} for name, at, text in ends
+        ]
+    ticks = [(dimension.name, at, text) for dimension in space for at, text in _ticks(dimension)]
+    if high > low:
+        ticks += [(measure, 0.0, f"{'≤ ' if below else ''}{low:.3f}"), (measure, 1.0, f"{high:.3f}")]
+    else:
+        ticks.append((measure, 0.5, f"{low:.3f}"))
 
     # Line breaks at underscores, since names of settings are long and axes stand close.
     words: dict[str, Any] = {"labelExpr": "split(datum.label, '_')", "labelAngle": 0, "labelPadding": 10}
-    header = alt.Axis(title=None, domain=False, ticks=False, grid=False, **words)
-    x = alt.X("setting:N", sort=names, axis=header, scale=alt.Scale(type="point", padding=0.5))
+    axis = alt.Axis(title=None, domain=False, ticks=False, grid=False, **words)
+    x = alt.X("setting:N", sort=names, axis=axis, scale=alt.Scale(type="point", padding=0.5))
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.03, 1.03], nice=False))
     tooltip = [
-        alt.Tooltip("trial:Q"),
-        alt.Tooltip("state:N"),
-        alt.Tooltip("setting:N"),
+        *(alt.Tooltip("trial:Q"), alt.Tooltip("state:N"), alt.Tooltip("setting:N")),
         alt.Tooltip("shown:N", title="value"),
-        alt.Tooltip("value:Q", title=last, format=".4f"),
+        alt.Tooltip("value:Q", title=measure, format=".4f"),
     ]
-    rules = (
-        chart_of([{"setting": name, "low": 0, "high": 1} for name in names])
-        .mark_rule(color=MUTED, strokeWidth=1)
-        .encode(x=x, y=alt.Y("low:Q", axis=None), y2="high:Q")
-    )
+    rules = chart_of([{"setting": name, "low": 0, "high": 1} for name in names]).mark_rule(color=MUTED, strokeWidth=1)
     trials = chart_of(points).encode(x=x, y=y, detail="trial:N", order="axis:Q", tooltip=tooltip)
     dashes = coded(alt.StrokeDash, "state:N", ["best", "complete", "pruned"], [[1, 0], [1, 0], [3, 3]])
-    ends_of_shade = [low, high] if high > low else [low - 0.01, high + 0.01]
-    shade = alt.Color("value:Q", scale=alt.Scale(range=SHADES, domain=ends_of_shade, clamp=True), legend=None)
-    lines = (
-        trials.transform_filter("datum.state != 'best'")
-        .mark_line(strokeWidth=1.6, opacity=0.9)
-        .encode(color=shade, strokeDash=dashes)
-    )
+    domain = [low, high] if high > low else [low - 0.01, high + 0.01]
+    shade = alt.Color("value:Q", scale=alt.Scale(range=SHADES, domain=domain, clamp=True), legend=None)
+    others = trials.transform_filter("datum.state != 'best'").mark_line(strokeWidth=1.6, opacity=0.9)
     thick = trials.transform_filter("datum.state == 'best'").mark_line(
         strokeWidth=3.2, color=BEST, point=alt.OverlayMarkDef(filled=True, size=50, color=BEST)
     )
     placed: dict[str, Any] = {"align": "right", "dx": -7, "fontSize": 11, "color": INK, "lineBreak": "_"}
-    labels = chart_of(ticks).encode(x=x, y=y, text="text:N")
-    halo = labels.mark_text(**placed, stroke="white", strokeWidth=3, strokeOpacity=0.7)
+    labels = chart_of([{"setting": name, "at": at, "text": text} for name, at, text in ticks])
+    labels = labels.encode(x=x, y=y, text="text:N")
+    layers = [
+        rules.encode(x=x, y=alt.Y("low:Q", axis=None), y2="high:Q"),
+        others.encode(color=shade, strokeDash=dashes),
+        thick,
+        labels.mark_text(**placed, stroke="white", strokeWidth=3, strokeOpacity=0.7),
+        labels.mark_text(**placed),
+    ]
     legend = f"{subtitle}; orange: the best, dark: good, dashed: pruned"
-    layers = [rules, lines, thick, halo, labels.mark_text(**placed)]
     return styled(layers, "Settings that were tried", legend, (max(660, 115 * len(names)), 340))
 
 
@@ -128,7 +122,6 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
 
     Args:
         results: columns records, seed, measure, value; several seeds are points around the line of their mean.
-        before: the base's value of each measure.
     """
     results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("shown"))
     labels = [label(measure) for measure in before]
@@ -136,45 +129,36 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
     means = results.group_by("shown", "share", maintain_order=True).agg(pl.col("records", "value").mean())
     colour = coded(alt.Color, "shown:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
     shapes = ["square", "triangle-up", "diamond", "circle"][: len(labels)]
-    x = log_axis(
-        "records:Q",
-        "training records (log scale)",
-        (least * 0.9, most * 1.1),
-        ticks=apart(means["records"].to_list(), 1.15),
-        format=",.0f",
-    )
+    ticks = apart(means["records"].to_list(), 1.15)
+    x = log_axis("records:Q", "training records (log scale)", (least * 0.9, most * 1.1), ticks=ticks, format=",.0f")
     y = value_axis("on dev", ".2f")
     lines = chart_of(means.to_dicts()).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
-    points = (
-        chart_of(results.to_dicts())
-        .mark_point(filled=True, size=70, opacity=1)
-        .encode(
-            x=x,
-            y=y,
-            color=colour,
-            shape=coded(alt.Shape, "shown:N", labels, shapes, top_legend()),
-            tooltip=["records:Q", "seed:Q", "shown:N", alt.Tooltip("value:Q", format=".4f")],
-        )
-    )
-    floor = chart_of(
+    points = chart_of(results.to_dicts()).mark_point(filled=True, size=70, opacity=1)
+    tooltip = ["records:Q", "seed:Q", "shown:N", alt.Tooltip("value:Q", format=".4f")]
+    shape = coded(alt.Shape, "shown:N", labels, shapes, top_legend())
+    base = chart_of(
         [
             {"shown": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
             for name, value in before.items()
         ]
     )
-    rules = floor.mark_rule(strokeDash=[5, 4], strokeWidth=1.6).encode(y=y, color=colour)
-    texts = floor.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, color=INK)
-    layers = [rules, lines, points, texts.encode(x=x, y=y, text="text:N")]
+    rules = base.mark_rule(strokeDash=[5, 4], strokeWidth=1.6).encode(y=y, color=colour)
+    texts = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, color=INK)
+    layers = [
+        rules,
+        lines,
+        points.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+        texts.encode(x=x, y=y, text="text:N"),
+    ]
     return styled(layers, "Would more judgments help?", subtitle, (620, 360))
 
 
 def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     """Return (position, text) of an axis: every choice, or the ends and the middle of a range."""
-    if dimension.low is None or dimension.high is None:
-        return [(dimension.position(value), shown(value)) for value in dimension.choices]
-    whole = isinstance(dimension.low, int) and isinstance(dimension.high, int)
-    if whole and dimension.high - dimension.low <= 8:
-        low, high = int(dimension.low), int(dimension.high)
-        return [(dimension.position(value), str(value)) for value in range(low, high + 1)]
-    middle = (dimension.low * dimension.high) ** 0.5 if dimension.log else (dimension.low + dimension.high) / 2
-    return [(dimension.position(value), f"{value:.2g}") for value in (dimension.low, middle, dimension.high)]
+    values: Sequence[Any] = dimension.choices
+    if dimension.whole and dimension.high - dimension.low <= 8:
+        values = range(int(dimension.low), int(dimension.high) + 1)
+    elif not dimension.choices:
+        low, high = dimension.low, dimension.high
+        values = [float(low), (low * high) ** 0.5 if dimension.log else (low + high) / 2, float(high)]
+    return [(dimension.position(value), shown(value)) for value in values]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -20,12 +18,9 @@ from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study.data import load
 from nestling.study.split import split, split_print
-from nestling.study.train import spec_of_variant
+from nestling.study.train import spec_of
 from nestling.training.inputs.scored import check_scores
-from nestling.training.result import selection
-
-if TYPE_CHECKING:
-    from nestling.training.spec import TrainingSpec
+from nestling.training.spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -33,77 +28,55 @@ class Context:
     """One variant of an experiment on its data.
 
     Attributes:
-        settings: the variant's training settings as the experiment has them.
-        split: the run's own; of its sides only train and dev are for use here.
+        split: the run's own; only train and dev are for use here.
         split_print: fingerprint of what the split was made from, as in the run's state.
-        source: where the judgments came from, as a person would name it.
-        spec: settings -> the training of the variant with these.
     """
 
     experiment: Experiment
     variant: Variant
-    settings: TrainingSettings
     folder: RunFolder
     split: Split
     split_print: str
     threshold: float
     source: str
 
+    @property
+    def settings(self) -> TrainingSettings:
+        """The variant's training settings as the experiment has them."""
+        return self.experiment.training_of(self.variant)
+
     def spec(self, settings: TrainingSettings) -> TrainingSpec:
         """Return the training of the variant with these settings."""
-        return spec_of_variant(self.experiment, self.variant, self.threshold, settings=settings)
-
-    @cached_property
-    def metric(self) -> str:
-        """Name of the dev figure that a training of the variant is worth."""
-        return selection(self.spec(self.settings).matryoshka)
+        return spec_of(self.experiment, self.variant, self.threshold, settings=settings)
 
 
-def prepare(experiment: Experiment, variant: str | None, *, runs: Path, observer: Observer) -> Context:
-    """Load the judgments and read the run's split, or make it where there is none yet.
-
-    Everything is checked before anything is written.
-
-    Args:
-        variant: its name; by default the first that is trained.
+def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: Observer) -> Context:
+    """Check everything, then read the run's split, or make it where there is none yet.
 
     Raises:
         InputError: there is no such variant, the data or the model cannot be had, or the folder's split was made
             from other data or settings.
     """
-    chosen = find_variant(experiment, variant)
-    settings = experiment.training_of(chosen)
+    trained = experiment.trained
+    variant = next((each for each in trained if name in (None, each.name)), None)
+    if variant is None:
+        names = ", ".join(each.name for each in trained) or "none"
+        raise InputError(f"{experiment.name} trains no variant{f' {name!r}' if name else ''}; it trains {names}")
     judgments = load(experiment.data, seed=experiment.split.seed)
     threshold = settle_threshold(judgments, experiment.data.threshold)
-    check_scores(judgments, settings)
-    spec_of_variant(experiment, chosen, threshold)
+    check_scores(judgments, experiment.training_of(variant))
+    spec_of(experiment, variant, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = split_print(judgments, experiment.split)
     sides = _split(judgments, experiment, folder, made_from, observer)
-    return Context(experiment, chosen, settings, folder, sides, made_from, threshold, judgments.source)
-
-
-def find_variant(experiment: Experiment, name: str | None) -> Variant:
-    """Return the variant of that name, or the first that is trained.
-
-    Raises:
-        InputError: there is none, or it is not trained.
-    """
-    trained = experiment.trained
-    names = ", ".join(variant.name for variant in trained) or "none"
-    if name is None and trained:
-        return trained[0]
-    for variant in trained:
-        if variant.name == name:
-            return variant
-    raise InputError(f"{experiment.name} trains no variant{f' {name!r}' if name else ''}; it trains {names}")
+    return Context(experiment, variant, folder, sides, made_from, threshold, judgments.source)
 
 
 def _split(
     judgments: Judgments, experiment: Experiment, folder: RunFolder, made_from: str, observer: Observer
 ) -> Split:
-    # Workers that start together wait here for the first one's split; a nestling run in the folder is met below.
     folder.path.mkdir(parents=True, exist_ok=True)
+    # Workers that start together wait for the first one's split; a nestling run in the folder is met by its own lock.
     with FileLock(folder.path / ".split.lock"):
         known = folder.state.get("split")
         if known not in (None, made_from):
@@ -116,8 +89,8 @@ def _split(
             return read_split(folder.split)
         with folder.locked():
             observer.stage("split")
-            made = split(judgments, out=folder.split, settings=experiment.split)
+            sides = split(judgments, out=folder.split, settings=experiment.split)
             folder.mark("split", made_from)
-        for line in made.told():
+        for line in sides.told():
             observer.note(line)
-        return made
+        return sides

@@ -3,28 +3,73 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from nestling import atomic
-from nestling.config.experiment import Experiment
+from nestling.config.experiment import Experiment, Variant
 from nestling.config.fingerprint import fingerprint
-from nestling.config.training import value_of
+from nestling.config.training import layered, value_of
 from nestling.environment import PICTURES, needed
 from nestling.errors import InputError
+from nestling.evaluation.results import write_table
 from nestling.progress import Observer
 from nestling.study.log import logged_to
 from nestling.study.tune.context import Context, prepare
-from nestling.study.tune.outcome import Search, record_of, trials_frame, tuned
-from nestling.study.tune.space import DEFAULT_SPACE, Space, make_space
-from nestling.training.result import worded
+from nestling.study.tune.space import DEFAULT_SPACE, Space, Value, make_space
+from nestling.training.result import selection, worded
 
 if TYPE_CHECKING:
     import optuna
 
-
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One finished trial.
+
+    Attributes:
+        state: `complete` or `pruned`.
+        value: the `Search.metric` of a complete trial, the best seen of a pruned one, if any.
+        seconds: of the process that finished it.
+        reason: why it was pruned.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    params: dict[str, Value]
+    by_epoch: dict[int, float]
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Search:
+    """A finished search.
+
+    Attributes:
+        experiment: the given one with the best settings in place, called `NAME-tuned`.
+        metric: name of the dev figure that trials are compared by.
+        before: the same figure of the model before its training.
+        importance: share of each setting in how that figure varies; empty where there were too few trials.
+        files: best.yaml, trials.parquet and the PNG pictures.
+    """
+
+    experiment: Experiment
+    variant: str
+    metric: str
+    trials: tuple[TrialRecord, ...]
+    best: TrialRecord
+    before: float
+    importance: dict[str, float]
+    folder: Path
+    files: tuple[Path, ...]
 
 
 def tune(
@@ -40,14 +85,13 @@ def tune(
 ) -> Search:
     """Search the training settings of a variant with Optuna (Akiba et al. 2019, arXiv 1907.10902).
 
-    Each trial trains the variant on the run's train split and is worth its recall@10 on dev (for Matryoshka the mean
-    over its sizes); poor ones end after an epoch. The test split is not looked at. The first trial has the settings
-    that the experiment has, so the best is no worse than those. The same call goes on until `trials` have finished in
-    all; several processes may make it at once. Models are not kept.
+    Each trial trains the variant on the run's train split and is measured by its recall@10 on dev (for Matryoshka the
+    mean over its sizes); poor ones end after an epoch. The test split is not looked at. The first trial has the
+    experiment's own settings. The same call goes on until `trials` have finished in all, after Ctrl-C too; several
+    processes may make it at once. Models are not kept.
 
     Args:
         variant: its name; by default the first that is trained.
-        space: what to search; by default DEFAULT_SPACE.
         storage: an SQLite file that workers of this machine share, by default in the run's folder; or the URL of a
             database, for workers on several machines, each with a run folder of its own.
         seed: of the sampler. One worker's search is repeatable.
@@ -55,7 +99,6 @@ def tune(
     Raises:
         InputError: Optuna is missing, something is wrong with the input, the folder's split or the storage's search
             is another one, or no trial could be trained.
-        KeyboardInterrupt: on Ctrl-C; the same call goes on with the trial that was broken off.
     """
     needed("nestling tune", "optuna", *PICTURES)
     from nestling.study.tune import workers
@@ -66,19 +109,12 @@ def tune(
     context = prepare(experiment, variant, runs=runs, observer=observer)
     space = space or make_space(DEFAULT_SPACE)
     folder = context.folder.tuning
-    made_from = fingerprint(
-        [
-            context.split_print,
-            context.variant.name,
-            context.spec(context.settings).fingerprint(),
-            [(dimension.name, dimension.as_dict()) for dimension in space],
-            seed,
-        ]
-    )
-
+    spec = context.spec(context.settings)
+    dimensions = [(dimension.name, dimension.as_dict()) for dimension in space]
+    made_from = fingerprint([context.split_print, context.variant.name, spec.fingerprint(), dimensions, seed])
     with logged_to(context.folder.log):
         storage = storage or folder / "study.db"
-        study = workers.open_study(storage, made_from=made_from, first=_first(context, space))
+        study = workers.open_study(storage, made_from=made_from, first=_own_settings(context, space))
         worked = workers.work(
             study,
             lambda trial: workers.train_trial(trial, space, context, folder, observer),
@@ -89,54 +125,92 @@ def tune(
         )
         if not worked:
             observer.note("all trials asked for had finished before")
-        frozen = workers.trials_of(study, *workers.FINISHED)
-        logger.info("tuning of %s: %d trials are finished", context.variant.name, len(frozen))
+        finished = workers.trials_of(study, *workers.FINISHED)
+        logger.info("tuning of %s: %d trials are finished", context.variant.name, len(finished))
         importance, why_not = workers.importance_of(study)
-        found = _written(frozen, importance, space, context, folder)
+        search = _write(finished, importance, space, context, selection(spec.matryoshka))
         if not importance:
             observer.note(why_not)
-        return found
+        return search
 
 
-def _first(context: Context, space: Space) -> dict[str, Any] | None:
-    """Return the experiment's own settings as a first trial, or None where the space leaves one of them out."""
-    own = {dimension.name: dimension.match(value_of(context.settings, dimension.name)) for dimension in space}
-    outside = [name for name, value in own.items() if not value]
+def _own_settings(context: Context, space: Space) -> dict[str, Any]:
+    """Return the experiment's own settings as a first trial, or none where one is outside the space."""
+    own = {dimension.name: value_of(context.settings, dimension.name) for dimension in space}
+    outside = [dimension.name for dimension in space if own[dimension.name] not in dimension]
     if outside:
         logger.info("the search does not begin with the experiment's settings: %s is outside the space", outside[0])
-        return None
-    return {name: value[0] for name, value in own.items() if value}
+    return {} if outside else own
 
 
-def _written(
-    frozen: Sequence[optuna.trial.FrozenTrial],
+def _write(
+    finished: Sequence[optuna.trial.FrozenTrial],
     importance: dict[str, float],
     space: Space,
     context: Context,
-    folder: Path,
+    metric: str,
 ) -> Search:
     from nestling.report.charts import save, short_source
     from nestling.study.tune import charts
 
-    records = tuple(record_of(trial) for trial in frozen)
+    folder, variant = context.folder.tuning, context.variant
+    records = tuple(map(_record, finished))
     complete = [record for record in records if record.state == "complete"]
     if not complete:
         raise InputError(f"none of {len(records)} trials could be trained: {records[-1].reason}")
     best = max(complete, key=lambda record: (record.value or 0.0, -record.number))
-    experiment = tuned(context.experiment, context.variant, best.params)
+    experiment = _with_settings(context.experiment, variant, best.params)
     files = [folder / "best.yaml", folder / "trials.parquet"]
     atomic.write_text(files[0], experiment.to_yaml())
-    frame = trials_frame(records, space, metric=context.metric)
-    with atomic.new_file(files[1]) as temporary:
-        frame.write_parquet(temporary)
-    subtitle = f"{short_source(context.source)}: {context.variant.name}, {len(records)} trials"
-    measure = worded(context.metric)
-    picture = charts.parallel_coordinates(records, space, best=best.number, measure=measure, subtitle=subtitle)
-    files.append(save(picture, folder / "trials")[0])
+    write_table(files[1], _table(records, space, metric=metric))
+    subtitle = f"{short_source(context.source)}: {variant.name}, {len(records)} trials"
+    measure = worded(metric)
+    chart = charts.parallel_coordinates(records, space, best=best.number, measure=measure, subtitle=subtitle)
+    files.append(save(chart, folder / "trials")[0])
     if importance:
-        picture = charts.importances(importance, measure=measure, subtitle=subtitle)
-        files.append(save(picture, folder / "importance")[0])
-    before = next(float(trial.user_attrs["before"]) for trial in frozen if "before" in trial.user_attrs)
-    return Search(
-        experiment, context.variant.name, context.metric, records, best, before, importance, folder, tuple(files)
+        chart = charts.importances(importance, measure=measure, subtitle=subtitle)
+        files.append(save(chart, folder / "importance")[0])
+    before = next(float(trial.user_attrs["before"]) for trial in finished if "before" in trial.user_attrs)
+    return Search(experiment, variant.name, metric, records, best, before, importance, folder, tuple(files))
+
+
+def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    complete = trial.state.name == "COMPLETE"
+    return TrialRecord(
+        number=trial.number,
+        state=trial.state.name.lower(),
+        value=trial.value if complete else max(trial.intermediate_values.values(), default=None),
+        params=dict(trial.params),
+        by_epoch=dict(sorted(trial.intermediate_values.items())),
+        seconds=float(trial.user_attrs.get("seconds", 0.0)),
+        reason="" if complete else str(trial.user_attrs.get("reason", "")),
     )
+
+
+def _with_settings(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -> Experiment:
+    """Return the experiment with `params` in the settings of `variant`, under a name of its own."""
+    training = layered(variant.training, params)
+    variants = [
+        {**each.model_dump(), "training": training} if each.name == variant.name else each.model_dump()
+        for each in experiment.variants
+    ]
+    name = f"{experiment.name[:74]}-tuned"
+    return Experiment.model_validate({**experiment.model_dump(exclude_unset=True), "name": name, "variants": variants})
+
+
+def _table(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:
+    """Return a row a trial: trial, state, the `metric`, seconds, reason, by_epoch, and a column a setting."""
+    rows = [
+        {
+            "trial": record.number,
+            "state": record.state,
+            metric: record.value,
+            "seconds": record.seconds,
+            "reason": record.reason,
+            "by_epoch": list(record.by_epoch.values()),
+            **{dimension.name: record.params.get(dimension.name) for dimension in space},
+        }
+        for record in records
+    ]
+    kinds: dict[str, pl.DataType] = {metric: pl.Float64(), "by_epoch": pl.List(pl.Float64)}
+    return pl.DataFrame(rows, schema_overrides=kinds, strict=False, infer_schema_length=None)

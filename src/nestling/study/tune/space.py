@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml
 from pydantic import ValidationError
 
 from nestling.config.training import REMOVED, TrainingSettings, renamed, setting_names
+from nestling.config.yaml_files import explain, read_yaml
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,59 +30,54 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "finetune.scale": {"low": 10.0, "high": 50.0, "log": True},
     "max_seq_length": {"choices": [None, 64, 128]},
 }
-"""What is searched where no `--space` file says otherwise, in the form of such a file."""
-
+"""What is searched without a `--space` file, in the form of such a file."""
 UNSEARCHABLE = ("preset",)
 """A preset only gives other settings their values, which a search gives already."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One setting and its values: either some choices, or a range from low to high with both ends.
-
-    Attributes:
-        low, high: of a range; whole numbers where both are whole.
-        log: whether the range is searched evenly in its logarithm.
-    """
+    """One setting and its values: either some choices, or a range with both ends, evenly in its log if so set."""
 
     name: str
-    low: float | None = None
-    high: float | None = None
+    low: float = 0
+    high: float = 0
     log: bool = False
     choices: tuple[Value, ...] = ()
 
-    def match(self, value: Any) -> tuple[Value] | tuple[()]:
-        """Return the dimension's own form of `value` in a tuple; an empty one where it lies outside."""
-        if self.low is None or self.high is None:
-            return next(((choice,) for choice in self.choices if choice == value), ())
-        if not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return ()
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return (int(value),) if value == int(value) else ()
-        return (value,)
+    @property
+    def whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return not self.choices and isinstance(self.low, int) and isinstance(self.high, int)
 
-    def position(self, value: Value) -> float:
+    def __contains__(self, value: object) -> bool:
+        if self.choices:
+            return value in self.choices
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        return not self.whole or value == int(value)
+
+    def position(self, value: Any) -> float:
         """Return where `value` lies on the way from the first to the last, from 0 to 1."""
-        if self.low is None or self.high is None:
+        if self.choices:
             return self.choices.index(value) / max(1, len(self.choices) - 1)
         if self.low == self.high:
             return 0.0
-        assert isinstance(value, int | float)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+        return float((value - self.low) / (self.high - self.low))
 
     def suggest(self, trial: optuna.Trial) -> Value:
         """Return a trial's value of it."""
-        if self.low is None or self.high is None:
+        if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
+        if self.whole:
+            return trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.name, float(self.low), float(self.high), log=self.log)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as it stands in a file."""
-        if self.low is None:
+        if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log}
 
@@ -94,19 +89,9 @@ def load_space(path: Path) -> Space:
     """Read a space from YAML: a setting's name -> `{low:, high:, log: true}` or `{choices: [...]}`.
 
     Raises:
-        InputError: the file cannot be read or says something that is no space; in one line with the setting's name.
+        InputError: the file cannot be read, or is no space; in one line with the setting's name.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give a search space in YAML") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; give a search space in YAML") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: no valid YAML ({getattr(error, 'problem', None) or error})") from None
-    return make_space(values, where=str(path))
+    return make_space(read_yaml(path, expected="a search space in YAML")[0], where=str(path))
 
 
 def make_space(values: Any, *, where: str = "space") -> Space:
@@ -122,27 +107,23 @@ def make_space(values: Any, *, where: str = "space") -> Space:
     space = []
     for name, given in values.items():
         try:
-            space.append(_dimension(str(name), given))
+            dimension = _dimension(renamed(str(name)), given)
+            for value in dimension.choices or (dimension.low, dimension.high):
+                TrainingSettings.model_validate({dimension.name: value})
+        except ValidationError as error:
+            raise InputError(f"{where}: {explain(error, TrainingSettings)}") from None
         except ValueError as error:
             raise InputError(f"{where}: {name}: {error}") from None
+        space.append(dimension)
     return tuple(space)
 
 
 def settings_with(base: TrainingSettings, params: Mapping[str, Any]) -> TrainingSettings:
-    """Return `base` with the values of a trial in place.
-
-    Raises:
-        InputError: they do not go together.
-    """
+    """Return `base` with the values of a trial in place; raise InputError where they do not go together."""
     try:
         return TrainingSettings.model_validate({**base.model_dump(), **params})
     except ValidationError as error:
-        raise InputError(f"training: {_message(error)}") from None
-
-
-def described(params: Mapping[str, Any]) -> str:
-    """Return the settings of a trial as a person reads them: `learning_rate 0.00012, batch_size 64`."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in params.items())
+        raise InputError(f"training: {explain(error, TrainingSettings)}") from None
 
 
 def shown(value: Any) -> str:
@@ -154,40 +135,17 @@ def shown(value: Any) -> str:
 
 def _dimension(name: str, given: Any) -> Dimension:
     """Return one dimension; raise ValueError with what is wrong with it."""
-    name, known = renamed(name), [each for each in setting_names() if each not in UNSEARCHABLE]
+    names = [each for each in setting_names() if each not in UNSEARCHABLE]
     if name in REMOVED:
         raise ValueError(REMOVED[name])
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
         raise ValueError(f"no training setting{f'; did you mean {close[0]!r}?' if close else ''}")
     if not isinstance(given, Mapping) or set(given) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
         raise ValueError("give {low: A, high: B}, log: true beside them if you like, or {choices: [A, B]}")
     if "choices" in given:
-        dimension = _choices(name, given["choices"])
-    else:
-        dimension = _range(name, given["low"], given["high"], given.get("log", False))
-    for value in dimension.choices or (dimension.low, dimension.high):
-        try:
-            TrainingSettings.model_validate({name: value})
-        except ValidationError as error:
-            raise ValueError(f"{_message(error)}, not {value!r}") from None
-    return dimension
-
-
-def _choices(name: str, given: Any) -> Dimension:
-    if not isinstance(given, list) or not given:
-        raise ValueError("choices needs a list of values")
-    choices = tuple(_number(value) for value in given)
-    for value in choices:
-        if not isinstance(value, bool | int | float | str | None):
-            raise ValueError(f"a choice is a number, a text, true, false or null, not {value!r}")
-        if choices.count(value) > 1:
-            raise ValueError(f"{value!r} is there twice")
-    return Dimension(name, choices=choices)
-
-
-def _range(name: str, low: Any, high: Any, log: Any) -> Dimension:
-    low, high = _number(low), _number(high)
+        return Dimension(name, choices=_choices(given["choices"]))
+    low, high, log = _number(given["low"]), _number(given["high"]), given.get("log", False)
     for end, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{end} must be a number, not {value!r}")
@@ -200,12 +158,19 @@ def _range(name: str, low: Any, high: Any, log: Any) -> Dimension:
     return Dimension(name, low=low, high=high, log=log)
 
 
+def _choices(given: Any) -> tuple[Value, ...]:
+    if not isinstance(given, list) or not given:
+        raise ValueError("choices needs a list of values")
+    choices = tuple(map(_number, given))
+    for value in choices:
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"a choice is a number, a text, true, false or null, not {value!r}")
+        if choices.count(value) > 1:
+            raise ValueError(f"{value!r} is there twice")
+    return choices
+
+
 def _number(value: Any) -> Any:
     # YAML reads 1e-4 as text, for want of a dot.
     is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
     return float(value) if is_number else value
-
-
-def _message(error: ValidationError) -> str:
-    message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]

@@ -3,57 +3,51 @@
 from __future__ import annotations
 
 from statistics import mean
-from typing import TYPE_CHECKING
 
 from nestling.report.table import Cell, Table, row
+from nestling.study.curve import Curve
+from nestling.study.tune.search import Search
 from nestling.study.tune.space import shown
 from nestling.training.result import worded
-
-if TYPE_CHECKING:
-    from nestling.study.curve import Curve
-    from nestling.study.tune.outcome import Search
 
 ROWS = 10
 
 
-def trials_table(found: Search) -> Table:
+def trials_table(search: Search) -> Table:
     """Return the best trials of a search, and how many are left out."""
-    ranked = sorted(found.trials, key=lambda t: (t.state != "complete", -(t.value or 0.0), t.number))
+    ranked = sorted(search.trials, key=lambda t: (t.state != "complete", -(t.value or 0.0), t.number))
     left_out = f"; {len(ranked) - ROWS} more in trials.parquet" if len(ranked) > ROWS else ""
-    gain = f"{worded(found.metric)} {found.before:.4f} before training, {found.best.value:.4f} at best"
-    names = list(found.best.params)
+    gain = f"{worded(search.metric)} {search.before:.4f} before training, {search.best.value:.4f} at best"
+    names = list(search.best.params)
     body = []
     for trial in ranked[:ROWS]:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        remark = "best" if trial == found.best else "pruned" if trial.state != "complete" else ""
+        remark = "best" if trial == search.best else "pruned" if trial.state != "complete" else ""
         # Spaces, so that a long choice breaks between its words.
         choices = (shown(trial.params.get(name)).replace("_", " ") for name in names)
         body.append(row(str(trial.number), Cell(value, remark), *choices))
     columns = ["trial", "dev", *(name.replace("_", " ") for name in names)]
-    return Table(gain + left_out, columns, [("", body)], title=f"Best trials of {found.variant}", words=())
+    return Table(gain + left_out, columns, [("", body)], title=f"Best trials of {search.variant}", words=())
 
 
-def importance_line(found: Search) -> str:
-    """Return which settings mattered, largest share first; empty where there were too few trials."""
-    if not found.importance:
-        return ""
-    return "importance: " + ", ".join(f"{name} {share:.0%}" for name, share in found.importance.items())
+def importance_line(search: Search) -> str:
+    """Return which settings mattered, largest share first."""
+    return "importance: " + ", ".join(f"{name} {share:.0%}" for name, share in search.importance.items())
 
 
-def curve_table(found: Curve) -> Table:
+def curve_table(curve: Curve) -> Table:
     """Return a line a share: records, queries, and the mean of each measure, with the spread where there are seeds."""
-    seeds = len({point.seed for point in found.points})
+    seeds = len({point.seed for point in curve.points})
     spread = f" Means of {seeds} seeds, below them the lowest and highest." if seeds > 1 else ""
-    body = [row("0", "0", "0", *(f"{value:.4f}" for value in found.before.values()))]
-    for share in dict.fromkeys(point.share for point in found.points):
-        points = [point for point in found.points if point.share == share]
-        figures = (_spread([point.after[measure] for point in points]) for measure in found.before)
-        records = round(mean(point.records for point in points))
-        queries = round(mean(point.queries for point in points))
+    body = [row("0", "0", "0", *(f"{value:.4f}" for value in curve.before.values()))]
+    for share in dict.fromkeys(point.share for point in curve.points):
+        points = [point for point in curve.points if point.share == share]
+        figures = (_spread([point.after[measure] for point in points]) for measure in curve.before)
+        records, queries = (round(mean(getattr(p, name) for p in points)) for name in ("records", "queries"))
         body.append(row(f"{share:g}", f"{records:,}", f"{queries:,}", *figures))
     columns = ["share", "records", "queries", "recall@10", "MRR@10"]
-    title = f"Learning curve of {found.variant}, on dev"
-    return Table(found.verdict + spread, columns, [("", body)], title=title, words=())
+    title = f"Learning curve of {curve.variant}, on dev"
+    return Table(curve.verdict + spread, columns, [("", body)], title=title, words=())
 
 
 def _spread(values: list[float]) -> Cell:
