@@ -39,7 +39,7 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
 
     Args:
         hosts: names that the Host header may hold, against pages of other sites whose name was rebound to this machine.
-        key: what clients must send as `Authorization: Bearer KEY`, but for /health and the page; None for all.
+        key: what clients must send as `Authorization: Bearer KEY`, but for /health and the page; None opens all.
     """
     # No pages of documentation: FastAPI's load their script from another place.
     app = FastAPI(

@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One generation of an index, with what goes with it; `model` is the name that clients see."""
+    """One generation of an index, and its parts for requests; `model` is the name that clients see."""
 
     name: str
     model: str
@@ -116,7 +116,7 @@ class Indexes:
             if isinstance(latest, str):
                 raise InputError(latest)
             self._served[name] = self._opened(source)
-        # Whatever is wrong with what came, what is served goes on.
+        # Whatever is wrong with the new generation, the old one is served.
         except Exception as error:
             self._failed[name] = latest, time.monotonic()
             logger.error("index %s: its new generation is not served, the old one goes on: %s", name, error)
@@ -129,6 +129,8 @@ class Indexes:
 
     def _opened(self, source: Source) -> Served:
         index = self._opener(source)
+        # Of the new encoder, since a shared one may be encoding.
+        count_tokens = token_counter(index.encoder)
         inside = source.path / "model"
         model = source.model or (str(inside) if inside.is_dir() else index.manifest.model)
         encoder = self._encoders.setdefault((model, index.encoder.fingerprint), index.encoder)
@@ -140,7 +142,7 @@ class Indexes:
             judged = judged.within(index.documents)
         # Without the folders that it lies in, which tell of a machine.
         public_name = Path(source.model or index.manifest.model).name or "model"
-        return Served(source.name, public_name, index, token_counter(encoder), Cells(index), judged)
+        return Served(source.name, public_name, index, count_tokens, Cells(index), judged)
 
 
 def token_counter(encoder: Encoder) -> Callable[[str], int]:
