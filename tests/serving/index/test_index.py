@@ -18,11 +18,11 @@ from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, ope
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import fit_codec
-from nestling.retrieval.exact_search import top_k
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index.files import MANIFEST, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.index.shortlist import Exact, build_inverted
+from nestling.serving.index.shortlist import Exact, Inverted, build_inverted
 
 N = 300
 TITLES = products(N)
@@ -89,7 +89,9 @@ def test_an_inverted_file_finds_what_it_was_asked_to_find(tmp_path: Path, shortl
     assert done.manifest.agreement >= 0.99
     index = opened(tmp_path / "i")
     # Looking into every list misses nothing, with a shortlist of everything.
-    _, scores = index.top_k(WordEncoder().encode(["red steel drill"]), 10, shortlist=N, lists=10_000)
+    query = WordEncoder().encode(["red steel drill"])
+    assert isinstance(index.shortlist, Inverted)
+    _, scores = rescore(query, index.shortlist.candidates(query, N, None, 10_000), index.vectors, 10)
     assert scores[0] == pytest.approx(np.sort(cosines("red steel drill"))[::-1][:10], abs=1e-5)
 
 

@@ -184,7 +184,7 @@ def test_a_new_generation_is_served_and_a_broken_one_is_not(shop: Shop, tmp_path
 
         assert service.indexes.refresh() == []
         assert len(found()) == 200
-        encoding = service.indexes.get(None).encoding
+        encoder = service.indexes.get(None).index.encoder
         shop.write(slice(0, 50), folder=folder)
         # Whoever has opened the old generation goes on with it.
         assert len(found()) == 200
@@ -193,7 +193,7 @@ def test_a_new_generation_is_served_and_a_broken_one_is_not(shop: Shop, tmp_path
         assert sorted(found(filters={"brand": brand})) == sorted(same)
         assert service.indexes.refresh() == ["shop"]
         assert sorted(found()) == sorted(shop.frame["document_id"][:50])
-        assert service.indexes.get(None).encoding is encoding
+        assert service.indexes.get(None).index.encoder is encoder
         shop.write(slice(0, 60), folder=folder)
         vectors = max(folder.glob("0*/vectors.npy"))
         content = vectors.read_bytes()

@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
+    def encode(self, texts: list[str], *, kind: str) -> np.ndarray:
         self.calls.append(list(texts))
         if "bad" in texts:
             raise RuntimeError("cannot encode this")
@@ -41,10 +41,10 @@ class Held(Recorder):
         super().__init__()
         self.entered, self.go = threading.Semaphore(0), threading.Event()
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
+    def encode(self, texts: list[str], *, kind: str) -> np.ndarray:
         self.entered.release()
         assert self.go.wait(WAIT)
-        return super().__call__(texts)
+        return super().encode(texts, kind=kind)
 
 
 @contextmanager
@@ -188,22 +188,27 @@ def test_a_failing_text_fails_its_request_alone_and_the_thread_goes_on():
 
 
 def test_wrong_shapes_and_values_that_are_not_finite_are_failures():
+    class Short(Recorder):
+        def encode(self, texts: list[str], *, kind: str) -> np.ndarray:
+            return np.zeros((1, 2), np.float32)
+
     with started() as batcher:
         with pytest.raises(RuntimeError, match=r"2 texts were encoded to vectors of shape \(1, 2\)"):
-            batcher.submit(lambda texts: np.zeros((1, 2), np.float32), ["1", "2"]).result(WAIT)
+            batcher.submit(Short(), ["1", "2"]).result(WAIT)
         with pytest.raises(RuntimeError, match="NaN or infinite"):
             batcher.submit(Recorder(), ["1", "nan"]).result(WAIT)
 
 
-def test_different_encoders_are_called_apart():
+def test_different_encoders_and_kinds_of_text_are_called_apart():
     first, second, held = Recorder(), Recorder(), Held()
     with started(max_batch=10, queue=20) as batcher:
         batcher.submit(held, ["0"])
         assert held.entered.acquire(timeout=WAIT)
         futures = [batcher.submit(first, ["1"]), batcher.submit(second, ["2"]), batcher.submit(first, ["3"])]
+        futures.append(batcher.submit(second, ["4"], "document"))
         held.go.set()
-        assert [future.result(WAIT).tolist() for future in futures] == [expected([text]) for text in "123"]
-    assert (first.calls, second.calls) == ([["1", "3"]], [["2"]])
+        assert [future.result(WAIT).tolist() for future in futures] == [expected([text]) for text in "1234"]
+    assert (first.calls, second.calls) == ([["1", "3"]], [["2"], ["4"]])
 
 
 @pytest.mark.parametrize("max_batch", [1, 10])

@@ -101,7 +101,7 @@ def index(
     with _locked(out):
         old = None if rebuild else _earlier(out, encoder, settings)
         dim, precision = settings.cell(len(texts), encoder.dim, encoder.codec)
-        # It holds no floating-point numbers.
+        # An inverted file holds no floating-point numbers.
         inverted = len(texts) > settings.exact_up_to and precision not in ("float32", "float16")
         if inverted:
             # Missing, it is refused before hours of encoding, not after.

@@ -60,7 +60,7 @@ class Documents:
         size = (folder / ROWS).stat().st_size
         if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets) or int(offsets[-1]) != size:
             raise ValueError(f"{OFFSETS} does not fit the {size} bytes of {ROWS}")
-        rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+        rows = np.memmap(folder / ROWS, dtype=np.uint8, mode="r")
         filters = read_json(folder / FILTERS, dict[str, list[str]], advice=AGAIN)
         # Opened now, since an index that is brought up to date removes the files of those who read it.
         columns = {name: np.load(folder / COLUMN.format(n), mmap_mode="r") for n, name in enumerate(filters)}

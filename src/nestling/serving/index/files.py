@@ -102,14 +102,11 @@ def describe(folder: Path) -> dict[str, tuple[int, str]]:
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, fingerprint(path, size=16)) for path in files}
 
 
-def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = False) -> Path:
-    """Compare the sizes of the files in force with the manifest, and return their folder.
+def check(folder: Path, manifest: Manifest, *, content: Container[str] = ()) -> Path:
+    """Return the folder in force, or raise InputError where a file is not of the manifest's size.
 
     Args:
-        content: compare the BLAKE2b too, of every file or of those named.
-
-    Raises:
-        InputError: a file is missing, of another size or of other content.
+        content: files whose BLAKE2b is compared too.
     """
     generation = folder / manifest.generation
     for name, (size, digest) in manifest.files.items():
@@ -120,6 +117,6 @@ def check(folder: Path, manifest: Manifest, *, content: bool | Container[str] = 
             raise unread(path, error, f"{path} is missing, so the index is damaged; {AGAIN}") from None
         if actual != size:
             raise InputError(f"{path} has {actual:,} bytes where {size:,} belong, so the index is damaged; {AGAIN}")
-        if (content if isinstance(content, bool) else name in content) and fingerprint(path, size=16) != digest:
+        if name in content and fingerprint(path, size=16) != digest:
             raise InputError(f"{path} has other content than was written, so the index is damaged; {AGAIN}")
     return generation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nestling.errors import InputError, unread
 from nestling.models.encoder import Encoder, open_encoder
-from nestling.retrieval.bm25 import Lexical, PairScores
+from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import Codec, Codes
 from nestling.retrieval.exact_search import rescore
 from nestling.retrieval.fusion import Fusion, Top, inner_products
@@ -92,7 +92,7 @@ class Index:
         manifest = files.read_manifest(path)
         while True:
             try:
-                folder = files.check(path, manifest, content=verify)
+                folder = files.check(path, manifest, content=manifest.files if verify else ())
                 encoder = _encoder(path, manifest, model, engine, threads)
                 return cls._read(path, folder, manifest, encoder)
             except InputError:
@@ -149,6 +149,7 @@ class Index:
         mode: Mode | None = None,
         filters: Filters | None = None,
         vectors: NDArray[np.float32] | None = None,
+        cell: Exact | None = None,
     ) -> list[list[Hit]]:
         """Return the `k` best documents of each query, best first; fewer where fewer fit.
 
@@ -156,7 +157,8 @@ class Index:
             queries: texts; not one string.
             mode: `dense`, `lexical`, or `fused`: their weighted sum; by default the first of `modes`.
             filters: field -> a value or several of which one is enough; all fields must fit.
-            vectors: of the queries, where the index's own encoder has made them already; (n_queries, dim).
+            vectors: of the queries, by the index's own encoder; (n_queries, dim).
+            cell: codes to search instead of the index's own.
 
         Raises:
             InputError: the index cannot be searched in that way, or has no such field; or a query is blank.
@@ -170,59 +172,36 @@ class Index:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")
         allowed = self.documents.allowed(filters)
         if chosen == "lexical" and self.lexical is not None:
-            return self.hits(self.lexical.top_k(queries, k, allowed=allowed))
+            return self._hits(self.lexical.top_k(queries, k, allowed=allowed))
         embedded = self.encoder.encode(queries, kind="query") if vectors is None else vectors
-
-        def dense(n: int) -> Top:
-            return self.top_k(embedded, n, allowed=allowed)
-
-        if chosen == "dense":
-            return self.hits(dense(k))
-        return self.hits(self.fuse(queries, k, dense, inner_products(embedded, self.vectors), allowed))
-
-    def fuse(
-        self,
-        queries: Sequence[str],
-        k: int,
-        dense: Callable[[int], Top],
-        dense_scores: PairScores,
-        allowed: Allowed = None,
-    ) -> Top:
-        """Return the `k` best with BM25 added; `dense` gives so many of the best by vectors. See `Fusion.fuse`."""
-        if self.fusion is None or self.lexical is None:
-            raise ValueError("this index adds no BM25")
+        dense = self.top_k if cell is None else cell.top_k
+        if self.fusion is None or self.lexical is None or chosen == "dense":
+            return self._hits(dense(embedded, k, allowed))
         depth = max(self.fusion.depth, k)
-        lexical, lexical_scores = self.lexical.top_k(queries, depth, allowed=allowed), self.lexical.pair_scores(queries)
-        return self.fusion.fuse(dense(depth), lexical, k, dense_scores=dense_scores, lexical_scores=lexical_scores)
+        top = self.fusion.fuse(
+            dense(embedded, depth, allowed),
+            self.lexical.top_k(queries, depth, allowed=allowed),
+            k,
+            dense_scores=cell.pair_scores(embedded) if cell else inner_products(embedded, self.vectors),
+            lexical_scores=self.lexical.pair_scores(queries),
+        )
+        return self._hits(top)
 
-    def top_k(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        *,
-        allowed: Allowed = None,
-        shortlist: int | None = None,
-        lists: int | None = None,
-    ) -> Top:
+    def top_k(self, vectors: NDArray[np.float32], k: int, allowed: Allowed = None) -> Top:
         """Return the rows of the `k` best by vectors and their cosines, (n_queries, k) each; -1 and -inf pad.
 
         A vector of zeros finds nothing.
-
-        Args:
-            shortlist: candidates to rescore; by default the number that the index was made for, or four times `k`.
-            lists: of an inverted file to look into; by default as the index was made.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         k = min(k, len(self))
-        m = min(len(self), max(k, shortlist or max(self.manifest.shortlist, LONGER * k)))
-        candidates = self.shortlist.candidates(vectors, m, allowed, lists)
+        m = min(len(self), max(self.manifest.shortlist, LONGER * k))
+        candidates = self.shortlist.candidates(vectors, m, allowed)
         # A query without a single piece that the model knows is as near to any document as to any other.
         candidates[~vectors.any(axis=1)] = -1
         return rescore(vectors, candidates, self.vectors, k)
 
-    def hits(self, top: Top) -> list[list[Hit]]:
-        """Return the documents of rows and scores, (n_queries, k) each; -1 is no row."""
+    def _hits(self, top: Top) -> list[list[Hit]]:
         return [
             [
                 Hit(rank, document.id, float(score), document.text, document.fields, int(row))

@@ -67,9 +67,7 @@ class Exact:
 
         return of_pairs
 
-    def candidates(
-        self, queries: NDArray[np.float32], m: int, allowed: Allowed = None, lists: int | None = None
-    ) -> NDArray[np.int64]:
+    def candidates(self, queries: NDArray[np.float32], m: int, allowed: Allowed = None) -> NDArray[np.int64]:
         """Return rows for (n_queries, full) queries, (n_queries, m) int64, best first; -1 where there are no more."""
         rows, _ = self.top_k(queries, m, allowed)
         return np.pad(rows, ((0, 0), (0, m - rows.shape[1])), constant_values=-1)

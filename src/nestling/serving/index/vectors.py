@@ -32,8 +32,7 @@ def encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: 
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
             path = work / f"{texts_fingerprint(chunk)}.npy"
-            saved = read_entry(path, len(chunk), np.float16)
-            if saved is None or saved.shape[1] != encoder.dim:
+            if read_entry(path, len(chunk), np.float16) is None:
                 write_entry(path, encoder.encode(chunk, kind="document").astype(np.float16))
             chunks.append((chunk, path))
             observer.encoding("", start + len(chunk), len(texts))

@@ -38,10 +38,8 @@ def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | No
     """Return the ASGI application.
 
     Args:
-        hosts: names that the Host header may hold, which stops a page of another site whose name was rebound to this
-            machine's address.
-        key: what clients must send as `Authorization: Bearer KEY`, but for /health and the page; None for an
-            open server.
+        hosts: names that the Host header may hold, against pages of other sites whose name was rebound to this machine.
+        key: what clients must send as `Authorization: Bearer KEY`, but for /health and the page; None opens all.
     """
     # No pages of documentation: FastAPI's load their script from another place.
     app = FastAPI(

@@ -13,6 +13,8 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
+from nestling.config.names import Kind
+from nestling.models.encoder import Encoder
 from nestling.serving.service.answers import QueueFullError
 from nestling.serving.service.limits import MANY, TEXTS
 
@@ -22,13 +24,12 @@ CHARACTERS = 32_768
 """Of a batch, so that a search never waits long behind long texts."""
 
 Vectors = NDArray[np.float32]
-Encode = Callable[[list[str]], Vectors]
-"""n texts -> (n, dim) float32. Requests that bring the same object are encoded in one call."""
 
 
 @dataclass(eq=False)
 class _Request:
-    encode: Encode
+    encoder: Encoder
+    kind: Kind
     texts: tuple[str, ...]
     future: Future[Vectors] = field(default_factory=Future)
     rows: dict[int, Vectors] = field(default_factory=dict)
@@ -47,25 +48,17 @@ _Piece = tuple[_Request, int]
 
 
 class Batcher:
-    """Encodes in a thread of its own what requests bring, as many texts at a time as wait, up to a bound.
+    """Encodes the texts of requests in a thread of its own, as many at a time as wait, up to a bound.
 
-    Texts of requests of up to 64 are taken in the order in which they came, and turn by turn with those of larger
-    requests, so that neither keeps the other waiting for more than a batch. Where a call of the encoder fails, each
-    request of the batch is encoded apart, so that only the one whose text it was fails; a vector with NaN or infinite
-    values fails its request too.
+    Requests of up to 64 texts are taken turn by turn with larger ones, so that neither waits for more than a batch.
+    Where a call of the encoder fails, each of its requests is encoded apart, so that only the one to blame fails; a
+    vector with NaN or infinite values fails its request too.
     """
 
     def __init__(
         self, *, max_batch: int, max_wait: float, queue: int, on_batch: Callable[[int], None] = lambda texts: None
     ) -> None:
-        """Start the thread.
-
-        Args:
-            max_batch: texts of one call, fewer where they have more than 32,768 characters together.
-            max_wait: seconds that the first text waits for more, unless a whole batch is there.
-            queue: texts that may wait in requests of up to 64; of larger requests 16,384 may.
-            on_batch: called with the number of texts of each call.
-        """
+        """Start the thread; see `Limits`. `on_batch` is called with the number of texts of each call."""
         self._max_batch, self._max_wait, self._queue, self._on_batch = max_batch, max_wait, queue, on_batch
         self._few: deque[_Piece] = deque()
         self._many: deque[_Piece] = deque()
@@ -80,10 +73,8 @@ class Batcher:
         """How many texts wait."""
         return len(self._few) + len(self._many)
 
-    def submit(self, encode: Encode, texts: Sequence[str]) -> Future[Vectors]:
-        """Queue a request's texts; the future gives (len(texts), dim) float32, in their order.
-
-        Cancelling the future takes back the texts that no call has begun.
+    def submit(self, encoder: Encoder, texts: Sequence[str], kind: Kind = "query") -> Future[Vectors]:
+        """Queue texts; the future gives (len(texts), dim) float32. Cancelling it takes back what no call has begun.
 
         Raises:
             QueueFullError: the queue has no room for all of them.
@@ -91,7 +82,7 @@ class Batcher:
         """
         if not texts:
             raise ValueError("a request needs at least one text")
-        request = _Request(encode, tuple(texts))
+        request = _Request(encoder, kind, tuple(texts))
         queue, room = (self._few, self._queue) if len(texts) <= TEXTS else (self._many, MANY)
         with self._changed:
             if self._closed:
@@ -111,11 +102,11 @@ class Batcher:
 
     def _run(self) -> None:
         while pieces := self._collect():
-            by_encoder: dict[int, list[_Piece]] = {}
-            for piece in pieces:
-                if not piece[0].future.done():
-                    by_encoder.setdefault(id(piece[0].encode), []).append(piece)
-            for batch in sorted(by_encoder.values(), key=len):
+            batches: dict[tuple[int, Kind], list[_Piece]] = {}
+            for request, place in pieces:
+                if not request.future.done():
+                    batches.setdefault((id(request.encoder), request.kind), []).append((request, place))
+            for batch in sorted(batches.values(), key=len):
                 self._encode(batch)
 
     def _collect(self) -> list[_Piece]:
@@ -137,7 +128,7 @@ class Batcher:
         texts = [request.texts[place] for request, place in pieces]
         try:
             self._on_batch(len(texts))
-            vectors = requests[0].encode(texts)
+            vectors = requests[0].encoder.encode(texts, kind=requests[0].kind)
             if vectors.ndim != 2 or len(vectors) != len(texts):
                 raise RuntimeError(f"{len(texts)} texts were encoded to vectors of shape {vectors.shape}")
         except Exception as error:

@@ -28,13 +28,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Guard:
-    """The outermost middleware.
-
-    Attributes:
-        refusal: makes the answer of a request that is refused.
-        routes: paths that are counted under their own names.
-        key: which `Authorization: Bearer KEY` must hold, for all but /health and the page; None for an open server.
-    """
+    """The outermost middleware; `routes` are the paths that are counted under their own names."""
 
     app: ASGIApp
     service: Service

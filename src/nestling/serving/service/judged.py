@@ -13,18 +13,13 @@ from nestling.serving.index.documents import Documents
 
 @dataclass(frozen=True)
 class Judged:
-    """Queries of a split's test side.
-
-    Attributes:
-        texts: as first judged, in order.
-        relevant: by normalised query the ids of its relevant documents; none is empty.
-    """
+    """Queries as first judged, in order; and by normalised query the ids of its relevant documents, none empty."""
 
     texts: tuple[str, ...] = ()
     relevant: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def of(self, query: str) -> frozenset[str] | None:
-        """Return the ids of the documents that are relevant for a query; None where it was not judged."""
+        """Return the ids that are relevant for a query; None where it was not judged."""
         return self.relevant.get(normalise(query))
 
     def within(self, documents: Documents) -> Judged:
@@ -35,10 +30,7 @@ class Judged:
 
 
 def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
-    """Read the test side of a folder that `nestling split` wrote.
-
-    Args:
-        threshold: a document is relevant above this score; see `settle_threshold`.
+    """Read the test side of a folder that `nestling split` wrote; a document is relevant above the threshold.
 
     Raises:
         InputError: the folder is no split, polars is missing, or the scale needs a threshold.

@@ -68,13 +68,9 @@ def _in_url(host: str) -> str:
 
 
 def serve(service: Service, app: ASGIApp, sock: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C: take no new connection, finish what is under way, and return.
+    """Serve until SIGTERM or Ctrl-C, then finish what is under way; raise InputError where an index cannot be opened.
 
-    Requests are answered with 503 until the indexes are open. A manifest is looked at every two seconds, and at once
-    on SIGHUP.
-
-    Raises:
-        InputError: an index cannot be opened.
+    A manifest is looked at every two seconds, and at once on SIGHUP.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = uvicorn.Server(

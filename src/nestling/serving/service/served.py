@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,7 +14,6 @@ from nestling.errors import InputError
 from nestling.models.encoder import Encoder, prepare
 from nestling.serving.index.files import Manifest, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.service.batcher import Encode
 from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
 from nestling.serving.service.judged import Judged
 
@@ -36,23 +34,14 @@ class Source:
     model: str | None = None
 
 
-class Encoding:
-    """An encoder as a batcher takes it: one object a kind of text, the same for all indexes of the model."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder, self.count = encoder, token_counter(encoder)
-        self.query: Encode = partial(encoder.encode, kind="query")
-        self.document: Encode = partial(encoder.encode, kind="document")
-
-
 @dataclass(frozen=True, eq=False)
 class Served:
-    """One generation of an index, with what goes with it; `model` is the name that clients see."""
+    """One generation of an index, and its parts for requests; `model` is the name that clients see."""
 
     name: str
     model: str
     index: Index
-    encoding: Encoding
+    count_tokens: Callable[[str], int]
     cells: Cells
     judged: Judged
 
@@ -82,7 +71,7 @@ class Indexes:
         self._sources, self._judged = sources, judged or Judged()
         self._opener = opener or (lambda source: Index.open(source.path, model=source.model))
         self._served: dict[str, Served] = {}
-        self._encodings: WeakValueDictionary[tuple[str, str], Encoding] = WeakValueDictionary()
+        self._encoders: WeakValueDictionary[tuple[str, str], Encoder] = WeakValueDictionary()
         self._failed: dict[str, tuple[Manifest | str, float]] = {}
 
     def get(self, name: str | None) -> Served | None:
@@ -90,9 +79,8 @@ class Indexes:
         return self._served.get(self.names[0] if name is None else name)
 
     def find(self, model: str | None) -> Served | None:
-        """Return an index by its own name, its model's or its model's fingerprint, the first without one."""
-        named = (served for served in self.all() if model in (served.model, served.index.manifest.fingerprint))
-        return self.get(model) or next(named, None)
+        """Return an index by its own name or its model's, the first without one."""
+        return self.get(model) or next((served for served in self.all() if served.model == model), None)
 
     def all(self) -> list[Served]:
         """Return all of them, the default first."""
@@ -104,7 +92,7 @@ class Indexes:
             self._served[source.name] = self._opened(source)
 
     def refresh(self, *, force: bool = False) -> list[str]:
-        """Open what has a new generation, and return the names of those swapped.
+        """Open new generations, and return the names of their indexes.
 
         One that cannot be opened is logged, and the old one goes on; it is tried again after a minute, when there is
         another, or when `force` is given.
@@ -128,7 +116,7 @@ class Indexes:
             if isinstance(latest, str):
                 raise InputError(latest)
             self._served[name] = self._opened(source)
-        # Whatever is wrong with what came, what is served goes on.
+        # Whatever is wrong with the new generation, the old one is served.
         except Exception as error:
             self._failed[name] = latest, time.monotonic()
             logger.error("index %s: its new generation is not served, the old one goes on: %s", name, error)
@@ -141,26 +129,24 @@ class Indexes:
 
     def _opened(self, source: Source) -> Served:
         index = self._opener(source)
+        # Of the new encoder, since a shared one may be encoding.
+        count_tokens = token_counter(index.encoder)
         inside = source.path / "model"
         model = source.model or (str(inside) if inside.is_dir() else index.manifest.model)
-        encoding = self._encodings.get((model, index.encoder.fingerprint))
-        if encoding is None:
-            prepare(index.encoder, lambda: index.documents.sample(SAMPLE), texts=None)
-            encoding = self._encodings[model, index.encoder.fingerprint] = Encoding(index.encoder)
-        index = replace(index, encoder=encoding.encoder)
+        encoder = self._encoders.setdefault((model, index.encoder.fingerprint), index.encoder)
+        if encoder is index.encoder:
+            prepare(encoder, lambda: index.documents.sample(SAMPLE), texts=None)
+        index = replace(index, encoder=encoder)
         judged = self._judged
         if judged.relevant and len(index) <= MOST_DOCUMENTS:
             judged = judged.within(index.documents)
         # Without the folders that it lies in, which tell of a machine.
         public_name = Path(source.model or index.manifest.model).name or "model"
-        return Served(source.name, public_name, index, encoding, Cells(index), judged)
+        return Served(source.name, public_name, index, count_tokens, Cells(index), judged)
 
 
 def token_counter(encoder: Encoder) -> Callable[[str], int]:
-    """Return what counts the tokens that an encoder reads of a text, truncated as it truncates; safe from any thread.
-
-    Of an encoder whose tokenizer is not known here, words are counted.
-    """
+    """Return a thread-safe counter of the tokens that an encoder reads of a text; of words without such a tokenizer."""
     tokens: Any = getattr(encoder, "_tokens", None)
     if tokens is not None:
         return lambda text: len(tokens.ids([text])[0])

@@ -6,30 +6,28 @@ import asyncio
 import base64
 import logging
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
-from nestling.errors import InputError
+from nestling.config.names import Kind
 from nestling.retrieval.vectors import truncate
-from nestling.serving.index.documents import DamagedError
 from nestling.serving.index.index import Hit, Mode
 from nestling.serving.index.shortlist import Exact
-from nestling.serving.service.answers import QueueFullError, RefusedError, encoded
-from nestling.serving.service.batcher import Batcher, Encode
+from nestling.serving.service.answers import RefusedError, encoded
+from nestling.serving.service.batcher import Batcher
 from nestling.serving.service.compare import recall
 from nestling.serving.service.limits import EMBED_CHARACTERS, TEXTS, Limits
 from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
+from nestling.serving.service.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +37,10 @@ TOP = 10
 UNNAMED = "text-embedding-ada-002"
 """The model that LangChain and LlamaIndex send when none was named."""
 Vectors = NDArray[np.float32]
-Answer = TypeVar("Answer")
 
 
 def in_time(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[Response]]:
-    """Make a method that gives JSON respond with it, or with 504 where it takes too long."""
+    """Make a method of `Service` that gives JSON respond with it, or with 504 where it takes too long."""
 
     @wraps(method)
     async def respond(service: Service, **values: Any) -> Response:
@@ -58,29 +55,6 @@ def in_time(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[
     return respond
 
 
-class _Threads(ThreadPoolExecutor):
-    """A pool that refuses rather than lets more than `most` jobs run or wait."""
-
-    def __init__(self, threads: int, most: int) -> None:
-        super().__init__(threads)
-        self._room = threading.Semaphore(most)
-
-    async def run(self, job: Callable[[], Answer]) -> Answer:
-        """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
-        if not self._room.acquire(blocking=False):
-            raise QueueFullError
-        future = self.submit(job)
-        future.add_done_callback(lambda _: self._room.release())
-        try:
-            return await asyncio.wrap_future(future)
-        except DamagedError as error:
-            # The line names a file, which is for the log.
-            logger.error("a request could not be answered: %s", error)
-            raise RefusedError(500, "a file of this index is damaged; the server's log names it") from None
-        except InputError as error:
-            raise RefusedError(422, str(error)) from None
-
-
 class Service:
     """Indexes, the encoder's queue and the threads that search."""
 
@@ -93,9 +67,9 @@ class Service:
         )
         indexes.on_swap = lambda outcome: self.metrics.swaps.labels(outcome).inc()
         self.metrics.queue.set_function(lambda: self._batcher.waiting)
-        self._searching = _Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
+        self._searching = Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
         # Comparisons may make cells, which takes seconds, so that they have a thread of their own.
-        self._comparing = _Threads(1, COMPARISONS)
+        self._comparing = Threads(1, COMPARISONS)
 
     def close(self) -> None:
         """End all threads, once what they do is done."""
@@ -112,11 +86,11 @@ class Service:
 
         def job() -> bytes:
             at = time.perf_counter()
-            found = served.index.search(queries, request.k, mode=mode, filters=request.filters, vectors=vectors)
+            hits = served.index.search(queries, request.k, mode=mode, filters=request.filters, vectors=vectors)
             search_ms = _since(at)
             results = [
-                {"query": query, "hits": [_hit(hit) for hit in hits]}
-                for query, hits in zip(queries, found, strict=True)
+                {"query": query, "hits": [_hit(hit) for hit in of_query]}
+                for query, of_query in zip(queries, hits, strict=True)
             ]
             timings = {"encode_ms": encode_ms, "search_ms": search_ms, "total_ms": _since(began)}
             return encoded({"index": served.name, "mode": mode, "results": results, "timings": timings})
@@ -127,13 +101,13 @@ class Service:
     async def embed(self, request: EmbedRequest) -> bytes:
         """Answer as OpenAI's embeddings API does."""
         served = self._model(request.model)
-        encoding, texts = served.encoding, [text[:EMBED_CHARACTERS] for text in request.texts]
-        full = encoding.encoder.dim
+        texts = [text[:EMBED_CHARACTERS] for text in request.texts]
+        full = served.index.encoder.dim
         dim = request.dimensions or full
         if dim > full:
             message = f"dimensions: {served.model} has {full}, so give 1 to {full}"
             raise RefusedError(422, message, param="dimensions")
-        vectors = await self._encode(encoding.query if request.input_type == "query" else encoding.document, texts)
+        vectors = await self._encode(served, texts, request.input_type)
 
         def numbers(row: Vectors) -> str | list[float]:
             as_text = request.encoding_format == "base64"
@@ -145,7 +119,7 @@ class Service:
                 encoded({"object": "embedding", "index": n, "embedding": numbers(row)})
                 for n, row in enumerate(truncate(vectors, dim))
             ]
-            usage = dict.fromkeys(("prompt_tokens", "total_tokens"), sum(map(encoding.count, texts)))
+            usage = dict.fromkeys(("prompt_tokens", "total_tokens"), sum(map(served.count_tokens, texts)))
             rest = encoded({"object": "list", "model": served.model, "usage": usage})
             return b'{"data":[' + b",".join(rows) + b"]," + rest[1:]
 
@@ -160,22 +134,13 @@ class Service:
 
     async def _column(self, request: CompareRequest, column: Column) -> dict[str, Any]:
         served, mode, vector, encode_ms = await self._prepare(column.index, column.mode, [request.query])
-        index = served.index
 
         def job() -> dict[str, Any]:
             cell = None
             if vector is not None and (column.dim or column.precision):
                 cell = served.cells.cell(column.dim, column.precision)
             at = time.perf_counter()
-            if cell is None or vector is None:
-                [hits] = index.search([request.query], request.k, mode=mode, vectors=vector)
-            elif mode == "dense":
-                [hits] = index.hits(cell.top_k(vector, request.k))
-            else:
-                scores = cell.pair_scores(vector)
-                [hits] = index.hits(
-                    index.fuse([request.query], request.k, lambda depth: cell.top_k(vector, depth), scores)
-                )
+            [hits] = served.index.search([request.query], request.k, mode=mode, vectors=vector, cell=cell)
             search_ms = _since(at)
             relevant = served.judged.of(request.query)
             bytes_per_document = cell.codec.bytes_per_vector if cell else served.bytes_per_document
@@ -201,10 +166,10 @@ class Service:
         served = self._served(request.index)
         if not served.cells.dims:
             raise RefusedError(422, served.cells.note or "this index has no other sizes")
-        vector = await self._encode(served.encoding.query, [request.query])
+        vector = await self._encode(served, [request.query])
 
         def top(cell: Exact) -> list[str]:
-            [hits] = served.index.hits(cell.top_k(vector, TOP))
+            [hits] = served.index.search([request.query], TOP, mode="dense", vectors=vector, cell=cell)
             return [hit.document_id for hit in hits]
 
         def job() -> bytes:
@@ -284,11 +249,11 @@ class Service:
         if mode is not None and mode not in modes:
             raise RefusedError(422, f"mode: index {served.name} can be searched by {', '.join(modes)}")
         mode = mode or modes[0]
-        vectors = None if mode == "lexical" else await self._encode(served.encoding.query, queries)
+        vectors = None if mode == "lexical" else await self._encode(served, queries)
         return served, mode, vectors, _since(began)
 
-    async def _encode(self, encode: Encode, texts: Sequence[str]) -> Vectors:
-        future = self._batcher.submit(encode, texts)
+    async def _encode(self, served: Served, texts: Sequence[str], kind: Kind = "query") -> Vectors:
+        future = self._batcher.submit(served.index.encoder, texts, kind)
         try:
             return await asyncio.wrap_future(future)
         # The errors of a model are not known beforehand, and their words may name files.
