@@ -22,7 +22,7 @@ SECONDS_TO_ANSWER = 5.0
 TRIES = 4
 """Of a partition. Ray would start a worker that died again without end, also one that dies of its partition."""
 OBJECTS = 100 * 2**20
-"""Bytes of a local cluster's object store: only numbers of partitions pass through it."""
+"""Bytes of a local cluster's object store: no texts and no vectors pass through it."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
         yield Cluster(tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes))
 
 
-def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[Part]:
-    """Encode partitions on the cluster that is connected; yield each when its file is there, in any order.
+def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[tuple[Part, bool]]:
+    """Encode partitions on the cluster that is connected, and yield what `Worker.encode` returns, in any order.
 
     Each of the workers is an actor with as many CPUs as the recipe has threads, and an encoder of its own. A partition
     whose worker dies is encoded again, `TRIES` times in all.
