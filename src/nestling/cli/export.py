@@ -65,16 +65,13 @@ def check_table(done: Exported) -> Table:
     from rich.table import Table
 
     check = done.check
-    what = (
-        f"dev: {check.queries:,} queries, {check.documents:,} documents, searched as the model stores them"
-        if check.texts == "dev"
-        else f"no split was given: {check.queries:,} queries and {check.documents:,} documents of the generated "
-        "catalogue; its recall says little of your data, the agreement counts"
-    )
+    counts = f"{check.queries:,} queries, {check.documents:,} documents"
+    what = f"no split was given: {counts} of the generated catalogue; its recall says little of your data"
+    if check.texts == "dev":
+        what = f"dev: {counts}, searched as the model stores them"
     caption = (
         f"{what}; cosine of a text's two vectors: mean {check.cosine_mean:.5f}, lowest {check.cosine_lowest:.5f}; of "
-        f"torch's ten nearest {check.agreement:.1%} are found; {check.threads} "
-        f"{'thread' if check.threads == 1 else 'threads'}, measured in turn"
+        f"torch's ten nearest {check.agreement:.1%} are found; threads: {check.threads}, measured in turn"
     )
     table = Table(title="Export against torch", caption=caption, width=80, title_justify="left", caption_justify="left")
     table.add_column("")

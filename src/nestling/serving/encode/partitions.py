@@ -81,7 +81,7 @@ def open_source(
     if paths := _parquet_files(Path(source).expanduser()):
         return _of_files(paths, str(source), partition, tuple(document), document_id)
     catalogue = load_catalogue(
-        source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
+        source, document=document or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
     )
     path = (work / "catalogue.parquet").resolve()
     with atomic.new_file(path) as temporary:
@@ -121,8 +121,7 @@ def _collected(scan: pl.LazyFrame, path: str) -> pl.DataFrame:
 
 
 def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]:
-    starts = [(path, start, rows) for path, rows in sizes for start in range(0, rows, partition)]
-    return tuple(
-        Slice(f"part-{number:05d}.parquet", str(path), start, min(partition, rows - start))
-        for number, (path, start, rows) in enumerate(starts)
-    )
+    starts = [
+        (str(path), start, min(partition, rows - start)) for path, rows in sizes for start in range(0, rows, partition)
+    ]
+    return tuple(Slice(f"part-{number:05d}.parquet", *each) for number, each in enumerate(starts))

@@ -18,11 +18,8 @@ from nestling.serving.encode.files import Part, Recipe
 from nestling.serving.encode.partitions import Slice
 from nestling.serving.encode.worker import Worker
 
-SECONDS_TO_ANSWER = 5.0
 TRIES = 4
 """Of a partition. Ray would start a worker that died again without end, also one that dies of its partition."""
-OBJECTS = 100 * 2**20
-"""Bytes of a local cluster's object store: no texts and no vectors pass through it."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,11 @@ class Cluster:
         cpus = [each for each, _ in self.nodes]
         return max(1, min(sum(cpus) // workers, max(cpus, default=1)))
 
-    def capacity(self, threads: int, *, gpu: bool = False) -> int:
-        """Return how many workers of so many CPUs (and a GPU each) there is room for."""
-        return sum(min(cpus // threads, gpus) if gpu else cpus // threads for cpus, gpus in self.nodes)
-
     def workers(self, recipe: Recipe, requested: int | None, observer: Observer) -> int:
         """Return how many workers encode at once; InputError where there is room for none."""
         gpu = recipe.device == "cuda"
-        room = self.capacity(recipe.threads, gpu=gpu)
+        fitting = [(cpus // recipe.threads, gpus) for cpus, gpus in self.nodes]
+        room = sum(min(both) if gpu else both[0] for both in fitting)
         if room == 0:
             what = f"{recipe.threads} CPUs" + (" and a GPU" if gpu else "")
             raise InputError(f"no machine of the Ray cluster has {what}, which a worker takes; give --threads, fewer")
@@ -77,7 +71,8 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
                 # Below /tmp whatever TMPDIR says, since Ray's sockets lie in it, and a socket's path is short.
                 folder = TemporaryDirectory(prefix="nestling-ray-", dir="/tmp", ignore_cleanup_errors=True)
                 options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-                options |= {"object_store_memory": OBJECTS, "_temp_dir": stack.enter_context(folder)}
+                # No texts and no vectors pass through the object store.
+                options |= {"object_store_memory": 100 * 2**20, "_temp_dir": stack.enter_context(folder)}
             elif address != "auto":
                 _check_answers(address)
             stack.callback(ray.shutdown)
@@ -130,7 +125,7 @@ def _check_answers(address: str) -> None:
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address {address!r}: give HOST:PORT of a Ray cluster, as in 10.0.0.5:6379, or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
         why = error.strerror or first_line(error)
         raise InputError(f"--address {address}: does not answer ({why}); see that the Ray cluster runs") from None

@@ -20,7 +20,6 @@ Psycopg = psycopg.Connection[Any]
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each attempt to connect again."""
-CONNECT_SECONDS = 10
 # The server is shut down, has crashed or starts; two transactions got into each other's way.
 PASSING = ("57P01", "57P02", "57P03", "40001", "40P01")
 AGAIN = "what was written stays; give the same command again"
@@ -98,11 +97,7 @@ class Connection:
 
     def _open(self) -> Psycopg:
         connection = psycopg.connect(
-            self._dsn,
-            autocommit=True,
-            application_name="nestling",
-            connect_timeout=CONNECT_SECONDS,
-            client_encoding="utf8",
+            self._dsn, autocommit=True, application_name="nestling", connect_timeout=10, client_encoding="utf8"
         )
         # Where pgvector is, its types must be in sight to be found.
         extension = connection.execute(
