@@ -356,10 +356,6 @@ def test_ray_gives_the_same_bits_even_where_a_worker_died(
     assert (tmp_path / "died").exists()
     assert (done.encoded, done.kept, done.workers) == (3, 0, 1)
     assert files(tmp_path / "ray") == files(tmp_path / "local")
-    again = encode_catalogue(str(tiny_model_path), source, tmp_path / "ray", settings=SMALL, engine="ray", workers=1)
-    assert (again.encoded, again.kept) == (0, 3)
-    with pytest.raises(InputError, match="no machine of the Ray cluster has 3 CPUs, which a worker takes"):
-        encode_catalogue(str(tiny_model_path), source, tmp_path / "p", settings=EncodeSettings(threads=3), engine="ray")
 
 
 def test_a_partition_of_which_every_worker_dies_ends_the_call(
