@@ -56,15 +56,15 @@ def postgres(
     if k < 1:
         raise InputError(f"-k must be 1 or more, not {k}")
     watching = observer()
-    read = columns.load(catalogue, watching)
+    documents = columns.load(catalogue, watching)
     address = dsn if dsn is not None else str(postgres_server.start(data or DATA).get_uri())
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:
         encoder = open_encoder(model, engine=engine)
-        prepare(encoder, lambda: read.frame["document"].to_list(), texts=len(read))
+        prepare(encoder, lambda: documents.frame["document"].to_list(), texts=len(documents))
         loaded = store.sync(
             encoder,
-            read,
+            documents,
             model=model,
             shortlist=shortlist,
             batch=batch,
@@ -72,14 +72,14 @@ def postgres(
             adopt=adopt,
             observer=watching,
         )
-        results = dict(zip(search, store.search(encoder, search, k), strict=True)) if search else {}
+        results = list(zip(search, store.search(encoder, search, k) if search else [], strict=True))
         sizes, meta = store.sizes(), store.meta()
     if as_json:
         about = {"table": str(store.names), "shortlist": str(meta.shortlist) if meta else None, **asdict(loaded)}
-        searches = [{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in results.items()]
+        searches = [{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in results]
         print(json.dumps({**about, "bytes": sizes, "searches": searches}))
         return
-    for query, hits in results.items():
+    for query, hits in results:
         Console().print(hits_table(query, hits))
     table_mb, shortlist_mb, other_mb = (f"{sizes[part] / 1e6:,.1f} MB" for part in ("table", "shortlist", "other"))
     print(f"documents  {loaded.encoded:,} encoded, {loaded.kept:,} kept, {loaded.removed:,} removed")

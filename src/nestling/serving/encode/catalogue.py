@@ -92,8 +92,8 @@ def encode_catalogue(
         document, document_id, max_unpacked: as `load_catalogue` takes them.
 
     Raises:
-        InputError: the source or the model cannot be read; `out` is something else, was encoded with another model or
-            other settings, or another call works on it; the cluster does not answer or has too few CPUs.
+        InputError: the source or the model cannot be read; `out` is something else, was encoded otherwise, or another
+            call works on it; the cluster does not answer or has too few CPUs.
     """
     settings, observer = settings or EncodeSettings(), observer or Observer()
     if engine == "local" and (address is not None or workers is not None):

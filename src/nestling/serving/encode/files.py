@@ -24,12 +24,7 @@ ADVICE = "encode it anew"
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a vector depends on beside its text and the texts that it is encoded with.
-
-    Attributes:
-        fingerprint: of the model.
-        runtime, device: as `runtime_of` has them.
-    """
+    """All that a vector depends on beside the texts: the model's fingerprint, what runs it, and the settings."""
 
     fingerprint: str
     runtime: str
@@ -58,13 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class EncodedFolder:
-    """The content of encoded.json.
-
-    Attributes:
-        model, source: as the user gave them.
-        complete: False while a call works on the folder, and after one that was stopped.
-        versions: of the libraries, of the last call.
-    """
+    """The content of encoded.json; it is not complete while a call works on the folder, or was stopped."""
 
     model: str
     source: str

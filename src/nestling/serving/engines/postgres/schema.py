@@ -54,9 +54,7 @@ def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bo
     """Make the table and what belongs to it, unless it is there; return what it was made with.
 
     Args:
-        meta: of a new table.
-        shortlist_given: a table with another shortlist is refused.
-        adopt: take a table that Nestling did not make, if its columns fit.
+        shortlist_given: refuse a table with another shortlist.
 
     Raises:
         InputError: the table is another model's or not Nestling's, or does not fit; or the database has no pgvector.
