@@ -70,7 +70,6 @@ def postgres(
             batch=batch,
             remove_missing=remove_missing,
             adopt=adopt,
-            observer=watching,
         )
         results = list(zip(search, store.search(encoder, search, k) if search else [], strict=True))
         sizes, meta = store.sizes(), store.meta()

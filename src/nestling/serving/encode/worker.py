@@ -45,25 +45,25 @@ class Worker:
         """
         ids, texts = self.source.read(part)
         hashes = text_hashes(texts)
-        made = Part.of(part.file, self.recipe, ids, hashes)
-        if part_fingerprint(self.out / made.file) == made.fingerprint:
-            return made, True
+        current = Part.of(part.file, self.recipe, ids, hashes)
+        if part_fingerprint(self.out / current.file) == current.fingerprint:
+            return current, True
         self.encoder = self.encoder or self._opened()
         vectors = self._vectors(self.encoder, texts)
         if self.recipe.dim < self.encoder.dim:
             vectors = truncate(vectors, self.recipe.dim)
-        write_part(self.out / made.file, ids, hashes, vectors.astype(self.recipe.precision), made.fingerprint)
-        return made, False
+        write_part(self.out / current.file, ids, hashes, vectors.astype(self.recipe.precision), current.fingerprint)
+        return current, False
 
     def _opened(self) -> Encoder:
         # Read when tokenizers first starts its threads, of which there would else be one for each core.
         os.environ["RAYON_NUM_THREADS"] = str(self.recipe.threads)
         encoder = open_encoder(self.model, threads=self.recipe.threads)
-        here = (encoder.fingerprint, *runtime_of(encoder))
+        opened = (encoder.fingerprint, *runtime_of(encoder))
         expected = (self.recipe.fingerprint, self.recipe.runtime, self.recipe.device)
-        if here != expected:
+        if opened != expected:
             raise InputError(
-                f"{self.model} is {' '.join(here)} for a worker, not {' '.join(expected)}; "
+                f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}; "
                 "put the same model under the same name on every machine"
             )
         if not self.out.is_dir():

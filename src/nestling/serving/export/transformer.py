@@ -150,10 +150,10 @@ def _shrink_tables(graph: Any) -> None:
         result, ids = node.output[0], node.input[1]
         for name, values in ((f"{result}.rows", whole_rows), (f"{result}.scales", scales)):
             graph.graph.initializer.append(numpy_helper.from_array(values, name))
-            nodes.append(helper.make_node("Gather", [name, ids], [f"{name}.found"], f"{name}.gather"))
+            nodes.append(helper.make_node("Gather", [name, ids], [f"{name}.gathered"], f"{name}.gather"))
         nodes += [
-            helper.make_node("Cast", [f"{result}.rows.found"], [f"{result}.float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{result}.float", f"{result}.scales.found"], [result]),
+            helper.make_node("Cast", [f"{result}.rows.gathered"], [f"{result}.float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{result}.float", f"{result}.scales.gathered"], [result]),
         ]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)

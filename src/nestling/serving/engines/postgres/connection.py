@@ -51,7 +51,7 @@ class Connection:
 
     def __init__(self, dsn: str, *, observer: Observer | None = None) -> None:
         """Connect, or raise InputError where the server is not there or lets nobody in."""
-        self._dsn, self._observer = dsn, observer or Observer()
+        self._dsn, self.observer = dsn, observer or Observer()
         self._connection: Psycopg | None = None
         try:
             self._connection = self._open()
@@ -86,7 +86,7 @@ class Connection:
                 if wait is None:
                     gone = f"PostgreSQL went away and did not come back in {len(WAITS)} attempts"
                     raise InputError(f"{gone} ({first_line(error)}); {AGAIN}") from None
-                self._observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
+                self.observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
                 time.sleep(wait)
 
     def close(self) -> None:
