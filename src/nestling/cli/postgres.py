@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -14,9 +14,6 @@ from nestling.cli.console import observer
 from nestling.cli.index import hits_table
 from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
 from nestling.errors import InputError
-
-if TYPE_CHECKING:
-    from nestling.serving.index.index import Hit
 
 DATA = Path("runs/postgres")
 
@@ -87,5 +84,5 @@ def postgres(
     print(f"search     SELECT * FROM {store.names}_search($1::vector, 10)")
 
 
-def _as_dict(hit: Hit) -> dict[str, Any]:
+def _as_dict(hit: Any) -> dict[str, Any]:
     return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}

@@ -35,8 +35,7 @@ class EncodeSettings:
         partition: most documents of a file.
         batch: texts of a forward pass.
         dim: of the vectors, cut and brought back to length 1; None keeps the model's.
-        threads: of an encoder; None takes the folder's where there is one, else what the machine has. Another number
-            may give other last bits.
+        threads: of an encoder, on which last bits may depend; None takes the folder's, else what the machine has.
     """
 
     partition: int = 50_000
@@ -107,16 +106,20 @@ def encode_catalogue(
         stack.callback(shutil.rmtree, out / WORK, ignore_errors=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cluster = stack.enter_context(ray_cluster(address, cpus=cores)) if engine == "ray" else None
-        default = earlier.recipe.threads if earlier else cluster.threads(workers, cores) if cluster else cores
-        threads = settings.threads or default
+        default = cluster.threads(workers) if cluster and workers else cores
+        threads = settings.threads or (earlier.recipe.threads if earlier else default)
         encoder = open_encoder(model, threads=threads)
         dim = settings.dim or encoder.dim
         if dim > encoder.dim:
             raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
         settings = replace(settings, dim=dim, threads=threads)
         recipe = Recipe(encoder.fingerprint, *runtime_of(encoder), **asdict(settings))
-        if earlier is not None:
-            _check_same(out, earlier, model, recipe)
+        if earlier is not None and recipe != earlier.recipe:
+            old, new = asdict(earlier.recipe), asdict(recipe)
+            differing = "; ".join(f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name])
+            if recipe.fingerprint != earlier.recipe.fingerprint:
+                differing = f"another model ({earlier.model}), not with {model} as it is now"
+            raise InputError(f"{out} was encoded with {differing}; give another folder, or remove this one")
         at_once = cluster.workers(recipe, workers, observer) if cluster else None
         opened = open_source(
             source,
@@ -175,12 +178,3 @@ def _locked(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
     with lock:
         yield
-
-
-def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -> None:
-    old, new = asdict(earlier.recipe), asdict(recipe)
-    differing = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
-    if earlier.recipe.fingerprint != recipe.fingerprint:
-        differing = [f"another model ({earlier.model}), not with {model} as it is now"]
-    if differing:
-        raise InputError(f"{out} was encoded with {'; '.join(differing)}; give another folder, or remove this one")

@@ -28,10 +28,8 @@ class Cluster:
 
     nodes: tuple[tuple[int, int], ...]
 
-    def threads(self, workers: int | None, cores: int) -> int:
-        """Return the CPUs of each of so many workers; of as many as there is room for, those of this machine."""
-        if workers is None:
-            return cores
+    def threads(self, workers: int) -> int:
+        """Return the CPUs that each of so many workers can have."""
         cpus = [each for each, _ in self.nodes]
         return max(1, min(sum(cpus) // workers, max(cpus, default=1)))
 
