@@ -102,11 +102,10 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
     recipe = worker.recipe
     gpus = 1 if recipe.device == "cuda" else 0
     actor = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES - 1)(Worker)
-    pool = ActorPool(
-        [actor.remote(worker.model, worker.out, worker.source, recipe) for _ in range(min(workers, len(slices)))]
-    )
+    needs = (worker.model, worker.out, worker.source, recipe)
+    actors = [actor.remote(*needs) for _ in range(min(workers, len(slices)))]
     try:
-        yield from pool.map_unordered(lambda one, part: one.encode.remote(part), slices)
+        yield from ActorPool(actors).map_unordered(lambda one, part: one.encode.remote(part), slices)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, InputError | OSError) else error) from None
     except ray.exceptions.RayError as error:
@@ -115,6 +114,10 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
             "installed on every machine, where memory ran out give fewer --workers, or a smaller --partition and "
             "another folder, and give the same command again: what is encoded is kept"
         ) from None
+    finally:
+        # Else they keep their CPUs for as long as an error that was raised lives.
+        for each in actors:
+            ray.kill(each)
 
 
 def _check_answers(address: str) -> None:
