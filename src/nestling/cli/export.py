@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli.console import observer
 from nestling.cli.options import Json, PromptOptions
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from nestling.serving.export.export import Exported
 
 
 def export(
@@ -35,6 +30,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model for a runtime without torch, and check it against torch: quality and speed."""
+    from rich.table import Table
+
     from nestling.serving.export.export import export as write
 
     done = write(
@@ -48,33 +45,18 @@ def export(
         force=force,
         observer=observer(),
     )
+    check = done.check
     if as_json:
         about = {"format": done.format, "precision": done.precision, "dim": done.dim, "bytes": done.size}
-        print(json.dumps({"out": str(done.folder), **about, "check": done.check.as_dict()}))
+        print(json.dumps({"out": str(done.folder), **about, "check": check.as_dict()}))
         return
-    console = Console()
-    console.print(check_table(done))
-    if done.check.fault:
-        console.print(f"written all the same: {done.check.fault}", style="bold red", highlight=False, markup=False)
-    print(f"size   {done.size / 1e6:,.1f} MB")
-    print(f"model  {done.folder}")
-
-
-def check_table(done: Exported) -> Table:
-    """Return the terminal table of an export's check, at most 80 columns wide."""
-    from rich.table import Table
-
-    check = done.check
-    what = (
-        f"dev: {check.queries:,} queries, {check.documents:,} documents, searched as the model stores them"
-        if check.texts == "dev"
-        else f"no split was given: {check.queries:,} queries and {check.documents:,} documents of the generated "
-        "catalogue; its recall says little of your data, the agreement counts"
-    )
+    counts = f"{check.queries:,} queries, {check.documents:,} documents"
+    what = f"no split was given: {counts} of the generated catalogue; its recall says little of your data"
+    if check.texts == "dev":
+        what = f"dev: {counts}, searched as the model stores them"
     caption = (
         f"{what}; cosine of a text's two vectors: mean {check.cosine_mean:.5f}, lowest {check.cosine_lowest:.5f}; of "
-        f"torch's ten nearest {check.agreement:.1%} are found; {check.threads} "
-        f"{'thread' if check.threads == 1 else 'threads'}, measured in turn"
+        f"torch's ten nearest {check.agreement:.1%} are found; threads: {check.threads}, measured in turn"
     )
     table = Table(title="Export against torch", caption=caption, width=80, title_justify="left", caption_justify="left")
     table.add_column("")
@@ -86,4 +68,9 @@ def check_table(done: Exported) -> Table:
     ):
         times = (f"{value:.2f} ms" for value in (speed.p50_ms, speed.p95_ms))
         table.add_row(name, f"{recall:.4f}", f"{speed.documents_per_second:,.0f}", *times)
-    return table
+    console = Console()
+    console.print(table)
+    if check.fault:
+        console.print(f"written all the same: {check.fault}", style="bold red", highlight=False, markup=False)
+    print(f"size   {done.size / 1e6:,.1f} MB")
+    print(f"model  {done.folder}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -14,9 +14,6 @@ from nestling.cli.console import observer
 from nestling.cli.index import hits_table
 from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
 from nestling.errors import InputError
-
-if TYPE_CHECKING:
-    from nestling.serving.index.index import Hit
 
 DATA = Path("runs/postgres")
 
@@ -56,30 +53,29 @@ def postgres(
     if k < 1:
         raise InputError(f"-k must be 1 or more, not {k}")
     watching = observer()
-    read = columns.load(catalogue, watching)
+    documents = columns.load(catalogue, watching)
     address = dsn if dsn is not None else str(postgres_server.start(data or DATA).get_uri())
     # Before the model is opened, since a wrong address shows at once.
     with Store.connect(address, table=table, observer=watching) as store:
         encoder = open_encoder(model, engine=engine)
-        prepare(encoder, lambda: read.frame["document"].to_list(), texts=len(read))
+        prepare(encoder, lambda: documents.frame["document"].to_list(), texts=len(documents))
         loaded = store.sync(
             encoder,
-            read,
+            documents,
             model=model,
             shortlist=shortlist,
             batch=batch,
             remove_missing=remove_missing,
             adopt=adopt,
-            observer=watching,
         )
-        results = dict(zip(search, store.search(encoder, search, k), strict=True)) if search else {}
+        results = list(zip(search, store.search(encoder, search, k) if search else [], strict=True))
         sizes, meta = store.sizes(), store.meta()
     if as_json:
         about = {"table": str(store.names), "shortlist": str(meta.shortlist) if meta else None, **asdict(loaded)}
-        searches = [{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in results.items()]
+        searches = [{"query": query, "hits": [_as_dict(hit) for hit in hits]} for query, hits in results]
         print(json.dumps({**about, "bytes": sizes, "searches": searches}))
         return
-    for query, hits in results.items():
+    for query, hits in results:
         Console().print(hits_table(query, hits))
     table_mb, shortlist_mb, other_mb = (f"{sizes[part] / 1e6:,.1f} MB" for part in ("table", "shortlist", "other"))
     print(f"documents  {loaded.encoded:,} encoded, {loaded.kept:,} kept, {loaded.removed:,} removed")
@@ -88,5 +84,5 @@ def postgres(
     print(f"search     SELECT * FROM {store.names}_search($1::vector, 10)")
 
 
-def _as_dict(hit: Hit) -> dict[str, Any]:
+def _as_dict(hit: Any) -> dict[str, Any]:
     return {"rank": hit.rank, "id": hit.document_id, "score": hit.score, "text": hit.text, "fields": hit.fields}

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import TorchEncoder
+from nestling.progress import Observer
 from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
@@ -339,7 +341,7 @@ def test_ray_gives_the_same_bits_even_where_a_worker_died(
     class Dying(Worker):
         """Dies without a word at the first partition that any worker gets. Local, so that it is pickled by value."""
 
-        def encode(self, part: Slice) -> Part:
+        def encode(self, part: Slice) -> tuple[Part, bool]:
             mark = self.out.parent / "died"
             if not mark.exists():
                 mark.write_text("")
@@ -354,17 +356,13 @@ def test_ray_gives_the_same_bits_even_where_a_worker_died(
     assert (tmp_path / "died").exists()
     assert (done.encoded, done.kept, done.workers) == (3, 0, 1)
     assert files(tmp_path / "ray") == files(tmp_path / "local")
-    again = encode_catalogue(str(tiny_model_path), source, tmp_path / "ray", settings=SMALL, engine="ray")
-    assert (again.encoded, again.kept) == (0, 3)
-    with pytest.raises(InputError, match="no machine of the Ray cluster has 3 CPUs, which a worker takes"):
-        encode_catalogue(str(tiny_model_path), source, tmp_path / "p", settings=EncodeSettings(threads=3), engine="ray")
 
 
 def test_a_partition_of_which_every_worker_dies_ends_the_call(
     cluster: str, static_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class Dying(Worker):
-        def encode(self, part: Slice) -> Part:
+        def encode(self, part: Slice) -> tuple[Part, bool]:
             with (self.out.parent / "tries").open("a") as tries:
                 tries.write(".")
             os._exit(1)
@@ -404,12 +402,14 @@ def test_a_worker_without_the_folder_says_so(table_path: Path, tmp_path: Path):
         Worker(str(table_path), tmp_path / "x", source, recipe).encode(source.slices[0])
 
 
-def test_a_cluster_has_room_for_workers_by_machine():
-    cluster = encode_ray.Cluster(((8, 1), (3, 0), (2, 4)))
-    assert cluster.capacity(1) == 13
-    assert cluster.capacity(3) == 3
-    assert cluster.capacity(9) == 0
-    assert cluster.capacity(2, gpu=True) == 2
+@pytest.mark.parametrize(("threads", "device", "room"), [(1, "cpu", 13), (3, "cpu", 3), (2, "cuda", 2)])
+def test_a_cluster_has_room_for_workers_by_machine(threads: int, device: str, room: int):
+    cluster, recipe = encode_ray.Cluster(((8, 1), (3, 0), (2, 4))), Recipe("", "", "cpu", 32, "float32", 20, 64, 1)
+    recipe = replace(recipe, threads=threads, device=device)
+    assert cluster.workers(recipe, None, Observer()) == room
+    assert cluster.workers(recipe, room + 1, Observer()) == room
+    with pytest.raises(InputError, match="which a worker takes"):
+        cluster.workers(replace(recipe, threads=9), None, Observer())
 
 
 def test_an_address_where_no_ray_answers_is_one_clear_line():

@@ -111,7 +111,7 @@ def test_a_linear_layer_before_the_normalisation_is_exported_too(tiny_model_path
 
 
 def test_prompts_go_along_with_the_kind_of_text(tiny_model_path: Path, tmp_path: Path, save: Save):
-    model = fresh(tiny_model_path)
+    model = static(tiny_model_path)
     model.prompts = {"query": "drill: ", "document": "saw: "}
     done = export(save(model), tmp_path / "out")
     same(done, fresh(Path(save(model))))

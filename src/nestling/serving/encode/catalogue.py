@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,20 +18,10 @@ from nestling.errors import InputError
 from nestling.models.encoder import open_encoder
 from nestling.models.torch_encoder import TorchEncoder
 from nestling.progress import Observer
-from nestling.serving.encode.files import (
-    MANIFEST,
-    EncodedFolder,
-    Part,
-    Recipe,
-    part_fingerprint,
-    read_encoded,
-    text_hashes,
-)
+from nestling.serving.encode.files import MANIFEST, EncodedFolder, Recipe, read_encoded
 from nestling.serving.encode.partitions import open_source
 from nestling.serving.encode.ray_engine import encode_on_ray, ray_cluster
 from nestling.serving.encode.worker import Worker, runtime_of
-
-logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "float16"]
 LOCK, WORK = ".lock", ".work"
@@ -46,8 +35,7 @@ class EncodeSettings:
         partition: most documents of a file.
         batch: texts of a forward pass.
         dim: of the vectors, cut and brought back to length 1; None keeps the model's.
-        threads: of an encoder; None takes the folder's where there is one, else what the machine has. Another number
-            may give other last bits.
+        threads: of an encoder, on which last bits may depend; None takes the folder's, else what the machine has.
     """
 
     partition: int = 50_000
@@ -103,8 +91,8 @@ def encode_catalogue(
         document, document_id, max_unpacked: as `load_catalogue` takes them.
 
     Raises:
-        InputError: the source or the model cannot be read; `out` is something else, was encoded with another model or
-            other settings, or another call works on it; the cluster does not answer or has too few CPUs.
+        InputError: the source or the model cannot be read; `out` is something else, was encoded otherwise, or another
+            call works on it; the cluster does not answer or has too few CPUs.
     """
     settings, observer = settings or EncodeSettings(), observer or Observer()
     if engine == "local" and (address is not None or workers is not None):
@@ -118,16 +106,20 @@ def encode_catalogue(
         stack.callback(shutil.rmtree, out / WORK, ignore_errors=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cluster = stack.enter_context(ray_cluster(address, cpus=cores)) if engine == "ray" else None
-        default = earlier.recipe.threads if earlier else cluster.threads(workers, cores) if cluster else cores
-        threads = settings.threads or default
+        default = cluster.threads(workers) if cluster and workers else cores
+        threads = settings.threads or (earlier.recipe.threads if earlier else default)
         encoder = open_encoder(model, threads=threads)
         dim = settings.dim or encoder.dim
         if dim > encoder.dim:
             raise InputError(f"--dim {dim}: the model's vectors have {encoder.dim}; give 1 to {encoder.dim}")
-        used = asdict(replace(settings, dim=dim, threads=threads))
-        recipe = Recipe(encoder.fingerprint, *runtime_of(encoder), **used)
-        if earlier is not None:
-            _check_same(out, earlier, model, recipe)
+        settings = replace(settings, dim=dim, threads=threads)
+        recipe = Recipe(encoder.fingerprint, *runtime_of(encoder), **asdict(settings))
+        if earlier is not None and recipe != earlier.recipe:
+            old, new = asdict(earlier.recipe), asdict(recipe)
+            differing = "; ".join(f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name])
+            if recipe.fingerprint != earlier.recipe.fingerprint:
+                differing = f"another model ({earlier.model}), not with {model} as it is now"
+            raise InputError(f"{out} was encoded with {differing}; give another folder, or remove this one")
         at_once = cluster.workers(recipe, workers, observer) if cluster else None
         opened = open_source(
             source,
@@ -146,49 +138,31 @@ def encode_catalogue(
 
 
 def _encode(model: str, worker: Worker, ray_workers: int | None, observer: Observer) -> Encoded:
-    """Encode what is missing, on so many of Ray's workers or by this one, and remove what no longer belongs there."""
+    """Bring all partitions up to date, on so many of Ray's workers or by this one, and remove files of no partition."""
     out, slices = worker.out, worker.source.slices
-    observer.stage("look at what is there", f"{len(slices):,} partitions")
-    parts = _kept(worker)
-    kept = len(parts)
-    folder = EncodedFolder(model, worker.source.name, worker.recipe, False, tuple(parts.values()), versions())
+    sizes = {part.file: part.rows for part in slices}
+    folder = EncodedFolder(model, worker.source.name, worker.recipe, False, (), versions())
     folder.write(out)
-    missing = {part.file: part for part in slices if part.file not in parts}
-    total = sum(part.rows for part in missing.values())
+    parts, kept, done, total = {}, 0, 0, sum(sizes.values())
     where = f"on Ray, {ray_workers} workers of {worker.recipe.threads} CPUs" if ray_workers else "in this process"
-    if missing:
-        observer.stage("encode", f"{total:,} documents in {len(missing):,} partitions, {where}")
-    done = 0
-    if ray_workers is None and isinstance(worker.encoder, TorchEncoder):
+    observer.stage("encode", f"{total:,} documents in {len(sizes):,} partitions, {where}")
+    if isinstance(worker.encoder, TorchEncoder):
         worker.encoder.progress = lambda encoded, _: observer.encoding("", min(done + encoded, total), total)
+    results = encode_on_ray(worker, slices, ray_workers) if ray_workers else map(worker.encode, slices)
     try:
-        todo = list(missing.values())
-        for part in map(worker.encode, todo) if ray_workers is None else encode_on_ray(worker, todo, ray_workers):
+        for part, unchanged in results:
             parts[part.file] = part
-            done += missing[part.file].rows
+            kept += unchanged
+            done += sizes[part.file]
             observer.encoding("", done, total)
     finally:
         observer.done()
-    folder = replace(folder, partitions=tuple(parts[part.file] for part in slices), complete=True)
+    folder = replace(folder, partitions=tuple(parts[file] for file in sizes), complete=True)
     folder.write(out)
     for path in [*out.glob("part-*.parquet"), *out.glob(".part-*.part.parquet")]:
         if path.name not in parts:
             path.unlink(missing_ok=True)
-    logger.info("encoded %s: %d partitions, %d kept", out, len(missing), kept)
-    return Encoded(folder, len(missing), kept, ray_workers or 1)
-
-
-def _kept(worker: Worker) -> dict[str, Part]:
-    """Return, by file, the partitions that are there and were made from what would be encoded now."""
-    parts = {}
-    for part in worker.source.slices:
-        found = part_fingerprint(worker.out / part.file)
-        if found is not None:
-            ids, texts = worker.source.read(part)
-            current = Part.of(part.file, worker.recipe, ids, text_hashes(texts))
-            if current.fingerprint == found:
-                parts[part.file] = current
-    return parts
+    return Encoded(folder, len(parts) - kept, kept, ray_workers or 1)
 
 
 @contextmanager
@@ -204,15 +178,3 @@ def _locked(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
     with lock:
         yield
-
-
-def _check_same(out: Path, earlier: EncodedFolder, model: str, recipe: Recipe) -> None:
-    old, new = asdict(earlier.recipe), asdict(recipe)
-    if old["fingerprint"] != new["fingerprint"]:
-        raise InputError(
-            f"{out} was encoded with another model ({earlier.model}), not with {model} as it is now; "
-            "give another folder, or remove this one"
-        )
-    differing = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
-    if differing:
-        raise InputError(f"{out} was encoded with {'; '.join(differing)}; give another folder, or remove this one")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from nestling import atomic
@@ -18,18 +19,13 @@ from nestling.errors import InputError
 
 MANIFEST = "encoded.json"
 FORMAT = 1
-KEY = b"nestling_encoded"
+KEY = "nestling_encoded"
 ADVICE = "encode it anew"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a vector depends on beside its text and the texts that it is encoded with.
-
-    Attributes:
-        fingerprint: of the model.
-        runtime, device: as `runtime_of` has them.
-    """
+    """All that a vector depends on beside the texts: the model's fingerprint, what runs it, and the settings."""
 
     fingerprint: str
     runtime: str
@@ -58,13 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class EncodedFolder:
-    """The content of encoded.json.
-
-    Attributes:
-        model, source: as the user gave them.
-        complete: False while a call works on the folder, and after one that was stopped.
-        versions: of the libraries, of the last call.
-    """
+    """The content of encoded.json; it is not complete while a call works on the folder, or was stopped."""
 
     model: str
     source: str
@@ -80,14 +70,14 @@ class EncodedFolder:
 
     def write(self, folder: Path) -> None:
         """Write encoded.json, whole or not at all."""
-        atomic.write_json(folder / MANIFEST, {"nestling_encoded": FORMAT, "documents": self.rows, **asdict(self)})
+        atomic.write_json(folder / MANIFEST, {KEY: FORMAT, "documents": self.rows, **asdict(self)})
 
 
 def read_encoded(folder: Path) -> EncodedFolder:
     """Read the encoded.json of a folder; InputError where there is none, or it is damaged or of another form."""
     path = folder / MANIFEST
     content = read_json(path, Any, advice=ADVICE)
-    form = content.get("nestling_encoded") if isinstance(content, dict) else None
+    form = content.get(KEY) if isinstance(content, dict) else None
     if form != FORMAT:
         raise InputError(f"{path}: form {form!r} is not {FORMAT}, the one that this version reads; {ADVICE}")
     folder_content: EncodedFolder = shaped(content, EncodedFolder, str(path), ADVICE)
@@ -117,7 +107,7 @@ def write_part(
         "text_hash": pa.array(hashes, pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
     }
-    table = pa.table(columns).replace_schema_metadata({KEY: fingerprint.encode()})
+    table = pa.table(columns).replace_schema_metadata({KEY: fingerprint})
     with atomic.new_file(path) as temporary:
         # Vectors hardly shrink, and a dictionary of them is larger than they are.
         parquet.write_table(table, temporary, compression="none", use_dictionary=False, write_statistics=False)
@@ -125,11 +115,7 @@ def write_part(
 
 def part_fingerprint(path: Path) -> str | None:
     """Return the fingerprint that a file keeps; None where there is no such file or it cannot be read."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
     try:
-        kept = (parquet.read_schema(path).metadata or {}).get(KEY)
-    except (OSError, pa.ArrowException):
+        return pl.read_parquet_metadata(path).get(KEY)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
-    return None if kept is None else str(kept, "ascii", "replace")

@@ -78,31 +78,30 @@ def open_source(
     Raises:
         InputError: a source that cannot be read, or lacks a column.
     """
-    if paths := _parquet_files(Path(source).expanduser()):
-        return _of_files(paths, str(source), partition, tuple(document), document_id)
-    catalogue = load_catalogue(
-        source, document=list(document) or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
-    )
-    path = (work / "catalogue.parquet").resolve()
-    with atomic.new_file(path) as temporary:
-        catalogue.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
-    slices = _cut([(path, len(catalogue))], partition)
-    return Source(catalogue.source, ("document",), "document_id", slices, tuple(catalogue.told()))
-
-
-def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
-    sizes: list[tuple[Path, int]] = []
-    columns = {"document": document, "document_id": as_names(key)}
+    notes: list[str] = []
+    paths = _parquet_files(Path(source).expanduser())
+    if not paths:
+        catalogue = load_catalogue(
+            source, document=document or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
+        )
+        notes = catalogue.told()
+        paths, document, document_id = [work / "catalogue.parquet"], ("document",), "document_id"
+        with atomic.new_file(paths[0]) as temporary:
+            catalogue.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
+    columns = {"document": tuple(document), "document_id": as_names(document_id)}
+    parts: list[tuple[str, int, int]] = []
     for path in paths:
         scan = pl.scan_parquet(path, glob=False)
         raw = Raw(_collected(scan.head(0), str(path)), str(path))
         # The first file settles the columns; the others need only have them.
         columns = {role: names for role, names in raw.choose(columns, "document_id").items() if names}
-        sizes.append((path.resolve(), _collected(scan.select(pl.len()), str(path)).item()))
-    if not any(rows for _, rows in sizes):
-        raise InputError(f"{name}: its Parquet files hold no row; give a catalogue with at least one document")
-    document_id = next(iter(columns.get("document_id", ())), None)
-    return Source(name, columns["document"], document_id, _cut(sizes, partition))
+        rows = _collected(scan.select(pl.len()), str(path)).item()
+        parts += [(str(path.resolve()), start, min(partition, rows - start)) for start in range(0, rows, partition)]
+    if not parts:
+        raise InputError(f"{source}: its Parquet files hold no row; give a catalogue with at least one document")
+    slices = tuple(Slice(f"part-{number:05d}.parquet", *part) for number, part in enumerate(parts))
+    key = next(iter(columns.get("document_id", ())), None)
+    return Source(str(source), columns["document"], key, slices, tuple(notes))
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -115,14 +114,6 @@ def _parquet_files(folder: Path) -> list[Path]:
 def _collected(scan: pl.LazyFrame, path: str) -> pl.DataFrame:
     try:
         return scan.collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         what = f"{path}: no Parquet file that can be read ({first_line(error)}); mend or remove it"
         raise unread(Path(path), error, what) from None
-
-
-def _cut(sizes: Sequence[tuple[Path, int]], partition: int) -> tuple[Slice, ...]:
-    starts = [(path, start, rows) for path, rows in sizes for start in range(0, rows, partition)]
-    return tuple(
-        Slice(f"part-{number:05d}.parquet", str(path), start, min(partition, rows - start))
-        for number, (path, start, rows) in enumerate(starts)
-    )

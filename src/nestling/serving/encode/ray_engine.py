@@ -18,11 +18,8 @@ from nestling.serving.encode.files import Part, Recipe
 from nestling.serving.encode.partitions import Slice
 from nestling.serving.encode.worker import Worker
 
-SECONDS_TO_ANSWER = 5.0
 TRIES = 4
 """Of a partition. Ray would start a worker that died again without end, also one that dies of its partition."""
-OBJECTS = 100 * 2**20
-"""Bytes of a local cluster's object store: only numbers of partitions pass through it."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +28,16 @@ class Cluster:
 
     nodes: tuple[tuple[int, int], ...]
 
-    def threads(self, workers: int | None, cores: int) -> int:
-        """Return the CPUs of each of so many workers; of as many as there is room for, those of this machine."""
-        if workers is None:
-            return cores
+    def threads(self, workers: int) -> int:
+        """Return the CPUs that each of so many workers can have."""
         cpus = [each for each, _ in self.nodes]
         return max(1, min(sum(cpus) // workers, max(cpus, default=1)))
-
-    def capacity(self, threads: int, *, gpu: bool = False) -> int:
-        """Return how many workers of so many CPUs (and a GPU each) there is room for."""
-        return sum(min(cpus // threads, gpus) if gpu else cpus // threads for cpus, gpus in self.nodes)
 
     def workers(self, recipe: Recipe, requested: int | None, observer: Observer) -> int:
         """Return how many workers encode at once; InputError where there is room for none."""
         gpu = recipe.device == "cuda"
-        room = self.capacity(recipe.threads, gpu=gpu)
+        fitting = [(cpus // recipe.threads, gpus) for cpus, gpus in self.nodes]
+        room = sum(min(both) if gpu else both[0] for both in fitting)
         if room == 0:
             what = f"{recipe.threads} CPUs" + (" and a GPU" if gpu else "")
             raise InputError(f"no machine of the Ray cluster has {what}, which a worker takes; give --threads, fewer")
@@ -77,7 +69,8 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
                 # Below /tmp whatever TMPDIR says, since Ray's sockets lie in it, and a socket's path is short.
                 folder = TemporaryDirectory(prefix="nestling-ray-", dir="/tmp", ignore_cleanup_errors=True)
                 options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-                options |= {"object_store_memory": OBJECTS, "_temp_dir": stack.enter_context(folder)}
+                # No texts and no vectors pass through the object store.
+                options |= {"object_store_memory": 100 * 2**20, "_temp_dir": stack.enter_context(folder)}
             elif address != "auto":
                 _check_answers(address)
             stack.callback(ray.shutdown)
@@ -93,8 +86,8 @@ def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
         yield Cluster(tuple((int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes))
 
 
-def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[Part]:
-    """Encode partitions on the cluster that is connected; yield each when its file is there, in any order.
+def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iterator[tuple[Part, bool]]:
+    """Encode partitions on the cluster that is connected, and yield what `Worker.encode` returns, in any order.
 
     Each of the workers is an actor with as many CPUs as the recipe has threads, and an encoder of its own. A partition
     whose worker dies is encoded again, `TRIES` times in all.
@@ -109,11 +102,10 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
     recipe = worker.recipe
     gpus = 1 if recipe.device == "cuda" else 0
     actor = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_restarts=-1, max_task_retries=TRIES - 1)(Worker)
-    pool = ActorPool(
-        [actor.remote(worker.model, worker.out, worker.source, recipe) for _ in range(min(workers, len(slices)))]
-    )
+    needs = (worker.model, worker.out, worker.source, recipe)
+    actors = [actor.remote(*needs) for _ in range(min(workers, len(slices)))]
     try:
-        yield from pool.map_unordered(lambda one, part: one.encode.remote(part), slices)
+        yield from ActorPool(actors).map_unordered(lambda one, part: one.encode.remote(part), slices)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, InputError | OSError) else error) from None
     except ray.exceptions.RayError as error:
@@ -122,6 +114,10 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
             "installed on every machine, where memory ran out give fewer --workers, or a smaller --partition and "
             "another folder, and give the same command again: what is encoded is kept"
         ) from None
+    finally:
+        # Else they keep their CPUs for as long as an error that was raised lives.
+        for each in actors:
+            ray.kill(each)
 
 
 def _check_answers(address: str) -> None:
@@ -130,7 +126,7 @@ def _check_answers(address: str) -> None:
     if not colon or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(f"--address {address!r}: give HOST:PORT of a Ray cluster, as in 10.0.0.5:6379, or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
         why = error.strerror or first_line(error)
         raise InputError(f"--address {address}: does not answer ({why}); see that the Ray cluster runs") from None

@@ -15,7 +15,7 @@ from nestling.models.encoder import Encoder, open_encoder
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import TorchEncoder
 from nestling.retrieval.vectors import truncate
-from nestling.serving.encode.files import Part, Recipe, text_hashes, write_part
+from nestling.serving.encode.files import Part, Recipe, part_fingerprint, text_hashes, write_part
 from nestling.serving.encode.partitions import Slice, Source
 
 
@@ -25,8 +25,8 @@ class Worker:
 
     Attributes:
         model: a name or path that leads to the same model wherever a worker runs.
-        out: the folder, as an absolute path that every worker can write to.
-        encoder: None opens one at the first partition, for Ray hides what is wrong before that.
+        out: the folder, as an absolute path.
+        encoder: None opens one when it is first needed, for Ray hides what is wrong before that.
     """
 
     model: str
@@ -35,31 +35,35 @@ class Worker:
     recipe: Recipe
     encoder: Encoder | None = None
 
-    def encode(self, part: Slice) -> Part:
-        """Encode a partition in one call, so that its vectors depend on nothing outside of it, and write its file.
+    def encode(self, part: Slice) -> tuple[Part, bool]:
+        """Return a partition's file and True where it is there and unchanged; else encode and write it.
+
+        A partition is encoded in one call, so that its vectors depend on nothing outside of it.
 
         Raises:
             InputError: the partition cannot be read, or the model or the folder is not the one that it is elsewhere.
         """
-        self.encoder = self.encoder or self._opened()
         ids, texts = self.source.read(part)
         hashes = text_hashes(texts)
-        made = Part.of(part.file, self.recipe, ids, hashes)
+        current = Part.of(part.file, self.recipe, ids, hashes)
+        if part_fingerprint(self.out / current.file) == current.fingerprint:
+            return current, True
+        self.encoder = self.encoder or self._opened()
         vectors = self._vectors(self.encoder, texts)
         if self.recipe.dim < self.encoder.dim:
             vectors = truncate(vectors, self.recipe.dim)
-        write_part(self.out / made.file, ids, hashes, vectors.astype(self.recipe.precision), made.fingerprint)
-        return made
+        write_part(self.out / current.file, ids, hashes, vectors.astype(self.recipe.precision), current.fingerprint)
+        return current, False
 
     def _opened(self) -> Encoder:
         # Read when tokenizers first starts its threads, of which there would else be one for each core.
         os.environ["RAYON_NUM_THREADS"] = str(self.recipe.threads)
         encoder = open_encoder(self.model, threads=self.recipe.threads)
-        here = (encoder.fingerprint, *runtime_of(encoder))
+        opened = (encoder.fingerprint, *runtime_of(encoder))
         expected = (self.recipe.fingerprint, self.recipe.runtime, self.recipe.device)
-        if here != expected:
+        if opened != expected:
             raise InputError(
-                f"{self.model} is {' '.join(here)} for a worker, not {' '.join(expected)}; "
+                f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}; "
                 "put the same model under the same name on every machine"
             )
         if not self.out.is_dir():

@@ -77,15 +77,11 @@ class Check:
     def fault(self) -> str:
         """Say what is lost beyond what an export may lose; empty where nothing is."""
         if self.texts == "dev" and self.loss > LARGEST_LOSS:
-            return (
-                f"recall@{K} on dev falls from {self.recall_torch:.4f} to {self.recall_exported:.4f}, by "
-                f"{self.loss:.2%} of it, and an export may lose {LARGEST_LOSS:.1%}"
-            )
+            falls = f"recall@{K} on dev falls from {self.recall_torch:.4f} to {self.recall_exported:.4f}"
+            return f"{falls}, by {self.loss:.2%} of it, and an export may lose {LARGEST_LOSS:.1%}"
         if self.texts != "dev" and not self.agreement >= LEAST_AGREEMENT:
-            return (
-                f"of torch's {K} nearest documents on the generated catalogue it finds {self.agreement:.1%}, less than "
-                f"{LEAST_AGREEMENT:.0%}"
-            )
+            finds = f"of torch's {K} nearest documents on the generated catalogue it finds {self.agreement:.1%}"
+            return f"{finds}, less than {LEAST_AGREEMENT:.0%}"
         return ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,20 +93,15 @@ def check_export(
     model: SentenceTransformer, encoder: ExportedEncoder, qrels: Qrels, *, texts: str, threads: int
 ) -> Check:
     """Compare a model in torch, on the CPU, with its export, which was opened with as many threads as torch has."""
-
-    def by_torch(batch: Sequence[str], kind: Kind) -> Matrix:
-        return truncate(embed(model, batch, kind=kind), encoder.dim)
-
-    def by_export(batch: Sequence[str], kind: Kind) -> Matrix:
-        return encoder.encode(batch, kind=kind)
-
-    both = [
-        Vectors(encode(qrels.queries, "query"), encode(qrels.documents, "document")) for encode in (by_torch, by_export)
+    sides: list[Encode] = [
+        lambda batch, kind: truncate(embed(model, batch, kind=kind), encoder.dim),
+        lambda batch, kind: encoder.encode(batch, kind=kind),
     ]
+    both = [Vectors(encode(qrels.queries, "query"), encode(qrels.documents, "document")) for encode in sides]
     rankings = [search(each, encoder.codec, oversampling=encoder.oversampling) for each in both]
     recall_torch, recall_exported = (float(Measure("recall", K).per_query(each, qrels).mean()) for each in rankings)
     cosines = np.einsum("nd,nd->n", *(np.concatenate([each.queries, each.documents]) for each in both))
-    torch_speed, exported_speed = speeds([by_torch, by_export], qrels.queries, qrels.documents)
+    torch_speed, exported_speed = speeds(sides, qrels.queries, qrels.documents)
     return Check(
         texts=texts,
         queries=qrels.n_queries,

@@ -190,15 +190,15 @@ def _write_tokens(model: SentenceTransformer, folder: Path, *, static: bool) -> 
         raise InputError("the model has no fast tokenizer (tokenizer.json), which an export needs")
     copy = Tokenizer.from_str(backend.to_str())
     copy.no_padding()
-    pad_id, left = 0, False
+    pad_id, on_left = 0, False
     if not static:
-        pad_id, left = int(model.tokenizer.pad_token_id or 0), model.tokenizer.padding_side == "left"
+        pad_id, on_left = int(model.tokenizer.pad_token_id or 0), model.tokenizer.padding_side == "left"
         copy.no_truncation()
         if model.max_seq_length is not None:
             copy.enable_truncation(int(model.max_seq_length), direction=model.tokenizer.truncation_side)
     path = folder / TOKENIZER
     copy.save(str(path))
-    tokens = Tokens.from_file(path, special=not static, pad_id=pad_id, pad_side="left" if left else "right")
+    tokens = Tokens.from_file(path, special=not static, pad_id=pad_id, pad_side="left" if on_left else "right")
     for text, ids in zip(PROBES, tokens.ids(PROBES), strict=True):
         if text and ids != model.preprocess([text])["input_ids"].flatten().tolist():
             raise InputError("the model reads texts in a way of its own, beyond its tokenizer, which is not exported")

@@ -48,11 +48,11 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
     arrays: dict[str, NDArray[Any]] = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
     if precision == "int8":
         whole_rows, scales = int8_rows(rows)
-        arrays = {"rows": whole_rows, "scales": scales.astype(np.float32)[:, 0]}
+        arrays = {"rows": whole_rows, "scales": scales[:, 0]}
     save_file(arrays, folder / TABLE)
 
 
-def int8_rows(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[Any]]:
+def int8_rows(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return a table in int8, and the scale of each row, (n, 1): its largest magnitude over 127."""
     scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-    return np.rint(rows / np.where(scales > 0, scales, 1)).astype(np.int8), scales
+    return np.rint(rows / np.where(scales > 0, scales, 1)).astype(np.int8), scales.astype(np.float32)

@@ -31,18 +31,16 @@ def refuse_unknown(model: SentenceTransformer) -> None:
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, WordEmbeddings
 
-    modules = list(model)
-    if not isinstance(modules[0], Transformer | StaticEmbedding):
-        raise InputError(f"the model starts with {type(modules[0]).__name__}, which cannot be exported; {ADVICE}")
-    for place, module in enumerate(modules[1:], 1):
-        if not isinstance(module, Pooling | Dense | Normalize | WordEmbeddings | LayerNorm):
+    for place, module in enumerate(model):
+        later = (Pooling, Dense, Normalize, WordEmbeddings, LayerNorm)
+        if not isinstance(module, later if place else (Transformer, StaticEmbedding)):
             raise InputError(f"module {place} is a {type(module).__name__}, which cannot be exported; {ADVICE}")
         if isinstance(module, Pooling) and not module.include_prompt and any(model.prompts.values()):
             raise InputError(f"module {place} leaves the prompt's tokens out of pooling, which cannot be exported")
     if any((model.module_kwargs or {}).values()):
         raise InputError("the model passes arguments to its modules at each call, which cannot be exported")
-    if isinstance(modules[0], Transformer):
-        way = modules[0].modality_config.get("text", {})
+    if isinstance(model[0], Transformer):
+        way = model[0].modality_config.get("text", {})
         if way.get("method") != "forward" or way.get("method_output_name") not in (OUTPUT, (OUTPUT,), [OUTPUT]):
             raise InputError(f"the transformer gives no {OUTPUT}, so it cannot be exported; {ADVICE}")
 
@@ -150,12 +148,12 @@ def _shrink_tables(graph: Any) -> None:
             continue
         whole_rows, scales = int8_rows(numpy_helper.to_array(tables[node.input[0]]))
         result, ids = node.output[0], node.input[1]
-        for name, values in ((f"{result}.rows", whole_rows), (f"{result}.scales", scales.astype(np.float32))):
+        for name, values in ((f"{result}.rows", whole_rows), (f"{result}.scales", scales)):
             graph.graph.initializer.append(numpy_helper.from_array(values, name))
-            nodes.append(helper.make_node("Gather", [name, ids], [f"{name}.found"], f"{name}.gather"))
+            nodes.append(helper.make_node("Gather", [name, ids], [f"{name}.gathered"], f"{name}.gather"))
         nodes += [
-            helper.make_node("Cast", [f"{result}.rows.found"], [f"{result}.float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{result}.float", f"{result}.scales.found"], [result]),
+            helper.make_node("Cast", [f"{result}.rows.gathered"], [f"{result}.float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{result}.float", f"{result}.scales.gathered"], [result]),
         ]
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)

@@ -20,7 +20,6 @@ Psycopg = psycopg.Connection[Any]
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each attempt to connect again."""
-CONNECT_SECONDS = 10
 # The server is shut down, has crashed or starts; two transactions got into each other's way.
 PASSING = ("57P01", "57P02", "57P03", "40001", "40P01")
 AGAIN = "what was written stays; give the same command again"
@@ -52,7 +51,7 @@ class Connection:
 
     def __init__(self, dsn: str, *, observer: Observer | None = None) -> None:
         """Connect, or raise InputError where the server is not there or lets nobody in."""
-        self._dsn, self._observer = dsn, observer or Observer()
+        self._dsn, self.observer = dsn, observer or Observer()
         self._connection: Psycopg | None = None
         try:
             self._connection = self._open()
@@ -87,7 +86,7 @@ class Connection:
                 if wait is None:
                     gone = f"PostgreSQL went away and did not come back in {len(WAITS)} attempts"
                     raise InputError(f"{gone} ({first_line(error)}); {AGAIN}") from None
-                self._observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
+                self.observer.note(f"PostgreSQL: {first_line(error)}; trying again in {wait:g} s")
                 time.sleep(wait)
 
     def close(self) -> None:
@@ -98,11 +97,7 @@ class Connection:
 
     def _open(self) -> Psycopg:
         connection = psycopg.connect(
-            self._dsn,
-            autocommit=True,
-            application_name="nestling",
-            connect_timeout=CONNECT_SECONDS,
-            client_encoding="utf8",
+            self._dsn, autocommit=True, application_name="nestling", connect_timeout=10, client_encoding="utf8"
         )
         # Where pgvector is, its types must be in sight to be found.
         extension = connection.execute(

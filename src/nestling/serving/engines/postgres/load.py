@@ -56,11 +56,7 @@ def check_ids(catalogue: Catalogue) -> None:
 def upsert(
     connection: Connection, names: Names, encoder: Encoder, documents: Sequence[Mapping[str, str]]
 ) -> tuple[int, int]:
-    """Write documents, rows of a catalogue, in one transaction.
-
-    Returns:
-        How many were encoded, and how many hold characters that were replaced.
-    """
+    """Write rows of a catalogue in one transaction; return how many were encoded, and how many hold a replaced NUL."""
     rows, replaced = [], 0
     for document in documents:
         fields = {storable(name): storable(value) for name, value in document.items()}

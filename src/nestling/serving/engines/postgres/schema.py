@@ -14,6 +14,7 @@ from nestling.serving.engines.postgres.connection import Psycopg
 from nestling.serving.engines.postgres.sql import KINDS, Names, Shortlist
 
 FORMAT = 1
+OTHER_TABLE = "give another --table"
 OLDEST = (0, 8)
 """pgvector from which an index is scanned on until enough documents pass."""
 CANDIDATES, CANDIDATES_A_RESULT = 400, 20
@@ -46,7 +47,7 @@ def read_meta(connection: Psycopg, names: Names) -> Meta | None:
     except errors.UndefinedColumn:
         row = None
     if row is None or row[0] != FORMAT:
-        raise InputError(f"{names}_meta is no table that this version of Nestling made; give another --table")
+        raise InputError(f"{names}_meta is no table that this version of Nestling made; {OTHER_TABLE}")
     return Meta(row[1], row[2], row[3], Shortlist.parse(row[4]))
 
 
@@ -54,9 +55,7 @@ def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bo
     """Make the table and what belongs to it, unless it is there; return what it was made with.
 
     Args:
-        meta: of a new table.
-        shortlist_given: a table with another shortlist is refused.
-        adopt: take a table that Nestling did not make, if its columns fit.
+        shortlist_given: refuse a table with another shortlist.
 
     Raises:
         InputError: the table is another model's or not Nestling's, or does not fit; or the database has no pgvector.
@@ -64,14 +63,14 @@ def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bo
     # Two calls at a time would each make it.
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"nestling {names}"])
     vectors = _extension(connection)
-    there = read_meta(connection, names)
-    if there is not None:
-        if (there.fingerprint, there.dim) != (meta.fingerprint, meta.dim):
-            raise InputError(f"{other_model(names, there, meta.fingerprint)}; give another --table, or drop this one")
-        if shortlist_given and there.shortlist != meta.shortlist:
-            what = f"{names} has a shortlist of {there.shortlist}, not {meta.shortlist}"
-            raise InputError(f"{what}; give another --table, or drop this one")
-        return there
+    existing = read_meta(connection, names)
+    if existing is not None:
+        if (existing.fingerprint, existing.dim) != (meta.fingerprint, meta.dim):
+            raise InputError(f"{other_model(names, existing, meta.fingerprint)}; {OTHER_TABLE}, or drop this one")
+        if shortlist_given and existing.shortlist != meta.shortlist:
+            what = f"{names} has a shortlist of {existing.shortlist}, not {meta.shortlist}"
+            raise InputError(f"{what}; {OTHER_TABLE}, or drop this one")
+        return existing
     stored = _stored(connection, names, meta.dim, adopt=adopt)
     connection.execute(
         names.sql(
@@ -95,9 +94,9 @@ def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bo
     return meta
 
 
-def other_model(names: Names, there: Meta, fingerprint: str) -> str:
+def other_model(names: Names, meta: Meta, fingerprint: str) -> str:
     """Say that a table belongs to another model than the one with this fingerprint."""
-    return f"{names} was made with another model ({there.model}, fingerprint {there.fingerprint}, not {fingerprint})"
+    return f"{names} was made with another model ({meta.model}, fingerprint {meta.fingerprint}, not {fingerprint})"
 
 
 def _extension(connection: Psycopg) -> str:
@@ -135,11 +134,11 @@ def _stored(connection: Psycopg, names: Names, dim: int, *, adopt: bool) -> str:
     ).fetchall()
     for (name,) in taken:
         if name != names.table:
-            raise InputError(f"{names.schema}.{name} is not Nestling's and in the way; give another --table")
+            raise InputError(f"{names.schema}.{name} is not Nestling's and in the way; {OTHER_TABLE}")
     if not taken:
         return "halfvec"
     if not adopt:
-        raise InputError(f"{names} was not made by Nestling and is left alone; give another --table, or --adopt")
+        raise InputError(f"{names} was not made by Nestling and is left alone; {OTHER_TABLE}, or --adopt")
     rows = connection.execute(
         "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
         "WHERE c.oid = to_regclass(%s) AND relkind = 'r' AND attnum > 0 AND NOT attisdropped",

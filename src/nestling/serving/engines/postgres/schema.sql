@@ -32,7 +32,7 @@ CREATE FUNCTION {search} (
 LANGUAGE plpgsql STABLE SET search_path TO pg_catalog, {vectors}, pg_temp AS $nestling$
 DECLARE
   query_vector {full} := query::{full};
-  wanted integer := greatest(k, coalesce(shortlist, greatest({candidates}, {times} * k)));
+  candidate_count integer := greatest(k, coalesce(shortlist, greatest({candidates}, {times} * k)));
   fits text := 'true';
   exact boolean := coalesce(shortlist = 0, false);
   ef text := coalesce(current_setting('hnsw.ef_search', true), '40');
@@ -61,12 +61,12 @@ BEGIN
       || fits || ' ORDER BY d.embedding <#> $1, d.document_id LIMIT $2' USING query_vector, k;
     RETURN;
   END IF;
-  PERFORM set_config('hnsw.ef_search', least(1000, greatest(wanted, ef::integer))::text, true),
+  PERFORM set_config('hnsw.ef_search', least(1000, greatest(candidate_count, ef::integer))::text, true),
     set_config('hnsw.iterative_scan', 'relaxed_order', true);
   RETURN QUERY EXECUTE 'WITH candidates AS MATERIALIZED (SELECT d.document_id, d.embedding, d.document, d.fields '
     || 'FROM {table} d WHERE ' || fits || ' ORDER BY {document_code} {operator} {query_code} LIMIT $2) '
     || 'SELECT d.document_id, -(d.embedding <#> $1), d.document, d.fields FROM candidates d '
-    || 'ORDER BY d.embedding <#> $1, d.document_id LIMIT $3' USING query_vector, wanted, k;
+    || 'ORDER BY d.embedding <#> $1, d.document_id LIMIT $3' USING query_vector, candidate_count, k;
   PERFORM set_config('hnsw.ef_search', ef, true), set_config('hnsw.iterative_scan', scan, true);
 END
 $nestling$;

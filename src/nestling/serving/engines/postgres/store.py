@@ -19,9 +19,7 @@ from nestling.serving.engines.postgres.sql import INDEXES, KINDS, Names, Shortli
 from nestling.serving.index.documents import Filters, check_filters
 from nestling.serving.index.index import Hit, refuse_blank
 
-TABLE = "nestling_documents"
 SHORTLIST = "48:halfvec"
-BATCH = 1_000
 DELETE_OTHERS = """
     DELETE FROM {table} d
     WHERE NOT EXISTS (SELECT FROM unnest(%s::text[]) AS kept (document_id) WHERE kept.document_id = d.document_id)
@@ -47,7 +45,7 @@ class Store:
     _connection: Connection
 
     @classmethod
-    def connect(cls, dsn: str, *, table: str = TABLE, observer: Observer | None = None) -> Store:
+    def connect(cls, dsn: str, *, table: str = "nestling_documents", observer: Observer | None = None) -> Store:
         """Connect to a database, where nothing is made or changed; InputError where the server lets nobody in.
 
         Args:
@@ -82,10 +80,9 @@ class Store:
         *,
         model: str = "",
         shortlist: str | None = None,
-        batch: int = BATCH,
+        batch: int = 1_000,
         remove_missing: bool = False,
         adopt: bool = False,
-        observer: Observer | None = None,
     ) -> Loaded:
         """Make the table where it is missing, and bring it up to date with a catalogue.
 
@@ -106,10 +103,10 @@ class Store:
         if batch < 1:
             raise InputError(f"--batch must be 1 or more, not {batch}")
         check_ids(catalogue)
-        observer, loaded, given = observer or Observer(), Loaded(), shortlist is not None
+        observer, loaded, given = self._connection.observer, Loaded(), shortlist is not None
         meta = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
         meta = self._connection.run(lambda c: set_up(c, self.names, meta, shortlist_given=given, adopt=adopt))
-        # The next one sees pgvector, which may just have been added.
+        # The next one has the types of pgvector, which may just have been added.
         self._connection.close()
         observer.stage("load", f"{len(catalogue):,} documents into {self.names}")
         try:
