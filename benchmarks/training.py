@@ -46,9 +46,8 @@ from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model, no_bars
 from nestling.models.precision import choose_precision, keep_freed_memory
-from nestling.training.fast.memory import forget_peak, peak_memory
 from nestling.training.fast.partial_embedding import train_active_rows
-from nestling.training.fast.setup import settle
+from nestling.training.fast.setup import forget_peak, peak_memory, settle
 from nestling.training.inputs.contrastive import contrastive
 from nestling.training.spec import TrainingSpec
 

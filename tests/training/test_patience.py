@@ -28,7 +28,7 @@ def split() -> Split:
 
 
 def spec_of(tiny: Path, **changes: object) -> TrainingSpec:
-    values = {"epochs": 6, "batch_size": 8, "checkpoint_seconds": 0, "precision": "fp32", "patience": 2, **changes}
+    values = {"epochs": 6, "batch_size": 16, "checkpoint_seconds": 0, "precision": "fp32", "patience": 2, **changes}
     return TrainingSpec(find_model(str(tiny)), "mnrl", TrainingSettings.model_validate(values), threshold=2.5)
 
 
@@ -59,7 +59,7 @@ def test_the_training_ends_after_so_many_epochs_without_a_better_figure(
     notes: list[str] = []
     result = trained(split, spec_of(tiny_model_path), tmp_path, note=notes.append)
     assert [entry["epoch"] for entry in result.history if "eval_dev_recall@10" in entry] == [1, 2, 3, 4]
-    assert result.steps == 4 * -(-result.examples // 8)
+    assert result.steps == 4 * -(-result.examples // 16)
     assert result.kept_step == result.steps // 2
     assert notes[-1] == "stopped after epoch 4: no better dev recall@10 for 2 epochs"
 

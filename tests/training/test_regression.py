@@ -103,8 +103,9 @@ def test_the_base_is_measured_once_also_by_a_training_that_is_interrupted(
 
 def test_a_length_limit_of_the_training_is_not_the_bases(split: Split, tiny_model_path: Path, tmp_path: Path):
     source = find_model(str(tiny_model_path))
-    free = trained(split, TrainingSpec(source, "mnrl", SETTINGS, threshold=2.5), tmp_path / "a")
-    cut = SETTINGS.model_copy(update={"max_seq_length": 4})
+    brief = SETTINGS.model_copy(update={"epochs": 0.2})
+    free = trained(split, TrainingSpec(source, "mnrl", brief, threshold=2.5), tmp_path / "a")
+    cut = brief.model_copy(update={"max_seq_length": 4})
     short = trained(split, TrainingSpec(source, "mnrl", cut, threshold=2.5), tmp_path / "b")
     assert free.base == free.before == short.base
     assert short.before != short.base

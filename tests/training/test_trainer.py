@@ -25,6 +25,7 @@ from nestling.training.trainer import RUNNERS
 
 QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_seconds": 0, "precision": "fp32"}
 SETTINGS = settings_of("mnrl", **QUICK)
+RECALL = "eval_dev_recall@10"
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,15 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
     split: Split, spec: TrainingSpec, unbroken: tuple[TrainingResult, Path], tmp_path: Path
 ):
     whole, folder = unbroken
+    reports: list[TrainingProgress] = []
+
+    def report(progress: TrainingProgress) -> None:
+        reports.append(progress)
+        dying_at(whole.steps // 2 + 2)(progress)
+
     with pytest.raises(KilledError):
-        trained(split, spec, tmp_path, report=dying_at(whole.steps // 2 + 2))
+        trained(split, spec, tmp_path, report=report)
+    assert reports[-1].dev == next(entry[RECALL] for entry in whole.history if RECALL in entry)
     assert not (tmp_path / "model").exists()
     notes: list[str] = []
     resumed = trained(split, spec, tmp_path, note=notes.append)
@@ -93,7 +101,7 @@ def test_a_killed_training_resumes_to_the_same_weights_as_an_unbroken_one(
 def test_graded_training_with_all_its_parts_resumes_to_the_same_weights_too(
     split: Split, spec: TrainingSpec, tmp_path: Path
 ):
-    settings = settings_of("graded", **QUICK, finetune={"crops": 1, "bm25": 0.5})
+    settings = settings_of("graded", **{**QUICK, "batch_size": 16}, finetune={"crops": 1, "bm25": 0.5})
     graded = TrainingSpec(spec.base, "graded", settings, 2.5, matryoshka=(32, 8))
     unbroken = trained(split, graded, tmp_path / "a")
     with pytest.raises(KilledError):
@@ -119,7 +127,7 @@ def test_a_checkpoint_that_was_cut_short_is_left_out(split: Split, spec: Trainin
 def test_other_settings_start_anew(split: Split, spec: TrainingSpec, tmp_path: Path):
     with pytest.raises(KilledError):
         trained(split, spec, tmp_path, report=dying_at(6))
-    other = TrainingSpec(spec.base, "cosent", settings_of("cosent", **QUICK), 2.5)
+    other = TrainingSpec(spec.base, "mnrl", settings_of("mnrl", **{**QUICK, "epochs": 0.2}), 2.5)
     assert trained(split, other, tmp_path).resumed_at is None
 
 
@@ -241,7 +249,7 @@ def test_each_step_is_given_what_the_step_before_made(
 
     stand_ins = {MergeBase: step("merge_base", False), Distill: step("distill", True), Rotate: step("rotate", True)}
     monkeypatch.setattr("nestling.training.trainer.RUNNERS", {**RUNNERS, **stand_ins})
-    settings = settings_of("mnrl", **QUICK, merge_base=True, distill=True, rotate=True)
+    settings = settings_of("mnrl", **{**QUICK, "epochs": 0.2}, merge_base=True, distill=True, rotate=True)
     found = trained(split, TrainingSpec(spec.base, "mnrl", settings, 2.5), tmp_path)
     finetuned, distilled = Path("finetune/model"), Path("distill/model")
     assert met == [("merge_base", finetuned), ("distill", finetuned), ("rotate", distilled)]

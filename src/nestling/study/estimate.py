@@ -49,7 +49,7 @@ def measure(
     from nestling.models.precision import bound_kernel_cache, choose_precision
     from nestling.models.torch_encoder import embed
     from nestling.training.fast.setup import settle
-    from nestling.training.losses.encoding import EncodingLoss
+    from nestling.training.losses.contrastive import EncodingLoss
 
     bound_kernel_cache()
     model = load_model(base, attention_dropout=settings.attention_dropout, hidden_dropout=settings.hidden_dropout)

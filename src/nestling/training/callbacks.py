@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from nestling import atomic
 from nestling.errors import InputError
@@ -26,74 +26,67 @@ from nestling.progress import TrainingProgress
 logger = logging.getLogger(__name__)
 
 
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells `report` of every step, and stops a training whose loss is no number any more."""
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Report every step, prepare every epoch, and stop a training whose loss is no number any more."""
 
-    def __init__(self, n_examples: int, metric: str, report: Callable[[TrainingProgress], None]) -> None:
+    def __init__(
+        self,
+        n_examples: int,
+        metric: str,
+        report: Callable[[TrainingProgress], None],
+        refresh: Sequence[Callable[[int], None]] = (),
+    ) -> None:
         self.n_examples = n_examples
         self.metric = metric
         self.report = report
+        self.refresh = refresh
         self.loss: float | None = None
         self.dev: float | None = None
-        self.seconds = 0.0
-        self.examples = 0.0
-        self._epoch_before = 0.0
-        self._clock = 0.0
+        self.seconds = self.examples = 0.0
+        self._first_epoch = self._clock = 0.0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        self._epoch_before = float(state.epoch or 0)
-        self._clock = time.perf_counter()
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        self._first_epoch = float(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        for each in self.refresh:
+            # A little more than the epoch so far, as 2.0 may be stored as 1.9999.
+            each(int((state.epoch or 0) + 1e-6))
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         # Evaluations and checkpoints lie between the end of a step and the next begin: they are not training.
         self._clock = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+        epoch = float(state.epoch or 0)
         self.seconds += time.perf_counter() - self._clock
-        self.examples = (float(state.epoch or 0) - self._epoch_before) * self.n_examples
+        self.examples = (epoch - self._first_epoch) * self.n_examples
         speed = self.examples / self.seconds if self.seconds else 0.0
         left = (state.max_steps - state.global_step) * args.train_batch_size * args.world_size
+        seconds_left = left / speed if speed else math.inf
         self.report(
-            TrainingProgress(
-                state.global_step,
-                state.max_steps,
-                float(state.epoch or 0),
-                self.loss,
-                speed,
-                left / speed if speed else math.inf,
-                self.dev,
-            )
+            TrainingProgress(state.global_step, state.max_steps, epoch, self.loss, speed, seconds_left, self.dev)
         )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if "loss" in logs:
-            self.loss = float(logs["loss"])
-            if not math.isfinite(self.loss):
-                raise InputError(
-                    f"the training loss is {self.loss} at step {state.global_step}: it diverged; "
-                    "lower training.learning_rate or set training.precision to fp32"
-                )
-        if f"eval_{self.metric}" in logs:
-            self.dev = float(logs[f"eval_{self.metric}"])
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any) -> None:
+        self.loss = logs.get("loss", self.loss)
+        self.dev = logs.get(f"eval_{self.metric}", self.dev)
+        if not math.isfinite(self.loss or 0):
+            raise InputError(
+                f"the training loss is {self.loss} at step {state.global_step}: it diverged; "
+                "lower training.learning_rate or set training.precision to fp32"
+            )
 
 
 class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint when the last is older than `seconds`, at the end of an epoch, and on interruption."""
+    """Ask for a checkpoint when the last is older than `seconds`, at the end of an epoch, and on interruption."""
 
     def __init__(self, seconds: float, interrupted: threading.Event) -> None:
         self.seconds = seconds
         self.interrupted = interrupted
         self._last = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         stop, save = self.interrupted.is_set(), time.monotonic() - self._last >= self.seconds
         if args.world_size > 1:
             # Clocks and signals differ between processes, what they do next must not.
@@ -106,7 +99,7 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
         if stop or save:
             control.should_save = True
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if self.interrupted.is_set():
             # The trainer ends an epoch on any stop; an evaluation now would pass for that of the whole epoch.
             control.should_evaluate = False
@@ -118,10 +111,9 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
-    """Gives freed memory back to the system where much more of it is kept between steps than a step needs.
+    """Give freed memory back to the system where much more of it is kept between steps than a step needs.
 
-    What a step needs is what the process has grown by after the first step that began with nothing kept; the most of
-    those seen.
+    A step needs the most that the process has grown by in a first step after nothing was kept.
     """
 
     SPARE = 1.5
@@ -131,7 +123,11 @@ class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
         self.needed = self.least = 0
         self.fresh = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.fresh = True
+        self._give_back()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         grown = resident_memory() - self.least
         if self.fresh:
             self.needed = max(self.needed, grown)
@@ -139,101 +135,54 @@ class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
         if self.fresh:
             self._give_back()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.fresh = True
-        self._give_back()
-
     def _give_back(self) -> None:
         give_back_freed_memory()
         self.least = resident_memory()
 
 
-class Refresh(TrainerCallback):  # type: ignore[misc]
-    """Lets a recipe prepare each epoch."""
-
-    def __init__(self, refresh: tuple[Callable[[int], None], ...]) -> None:
-        self.refresh = refresh
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A little more than the epoch so far, as 2.0 may be stored as 1.9999.
-        for each in self.refresh:
-            each(int((state.epoch or 0) + 1e-6))
-
-
 class BestWeights(TrainerCallback):  # type: ignore[misc]
-    """Keeps the weights of the best evaluation so far in a folder, with its figures beside it.
+    """Keep the best weights on dev in a folder, and end a training after `patience` epochs without better ones.
 
-    The trainer's own `load_best_model_at_end` would tie checkpoints to evaluations.
+    The trainer's own `load_best_model_at_end` and early stopping would tie checkpoints to evaluations.
     """
 
-    def __init__(self, folder: Path, metric: str) -> None:
+    def __init__(self, folder: Path, metric: str, patience: int | None) -> None:
         self.folder = folder
         self.metric = metric
+        self.patience = patience
 
     @property
     def figures(self) -> dict[str, float]:
         """Epoch, step and dev figures of the best evaluation; empty before the first."""
         path = self.folder / "best.json"
-        if not path.is_file():
-            return {}
-        figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-        return figures
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        model: Any = None,
-        **_: Any,
-    ) -> None:
-        value = (metrics or {})[f"eval_{self.metric}"]
-        if not state.is_world_process_zero or value <= self.figures.get(self.metric, -math.inf):
-            return
-        with atomic.new_folder(self.folder) as temporary:
-            save_model(model, temporary / "model")
-            figures = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if k.startswith("eval_dev_")}
-            atomic.write_json(temporary / "best.json", {"epoch": state.epoch, "step": state.global_step, **figures})
-
-
-class Patience(TrainerCallback):  # type: ignore[misc]
-    """Ends a training when the last `epochs` evaluations brought no better figure than those before them.
-
-    Counted from the trainer's own history, which every checkpoint holds, so that a process that dies takes nothing of
-    it along. The library's own callback of this kind would tie checkpoints to evaluations.
-    """
-
-    def __init__(self, epochs: int, metric: str) -> None:
-        self.epochs = epochs
-        self.metric = metric
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def is_over(self, state: TrainerState) -> bool:
         """Return whether a training in this state is to end, though it has steps left."""
-        since = evaluations_since_best(state.log_history, f"eval_{self.metric}")
-        return state.global_step < state.max_steps and since >= self.epochs
+        if self.patience is None or state.global_step >= state.max_steps:
+            return False
+        return evaluations_since_best(state.log_history, f"eval_{self.metric}") >= self.patience
 
     def was_over(self, checkpoint: Path) -> bool:
         """Return whether a training was to end at a checkpoint, and lost its process before it did."""
         return self.is_over(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")))
 
-    def told(self, state: TrainerState) -> str:
-        """Return in a line why a training in this state has ended."""
-        epochs = f"{self.epochs} epochs" if self.epochs > 1 else "1 epoch"
-        measure = self.metric.removeprefix("dev_")
-        return f"stopped after epoch {round(state.epoch or 0)}: no better dev {measure} for {epochs}"
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], model: Any = None, **_: Any
+    ) -> None:
         if self.is_over(state):
             control.should_training_stop = True
+        value = metrics[f"eval_{self.metric}"]
+        if not state.is_world_process_zero or value <= self.figures.get(self.metric, -math.inf):
+            return
+        with atomic.new_folder(self.folder) as temporary:
+            save_model(model, temporary / "model")
+            figures = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_dev_")}
+            atomic.write_json(temporary / "best.json", {"epoch": state.epoch, "step": state.global_step, **figures})
 
 
 def evaluations_since_best(history: Sequence[dict[str, float]], metric: str) -> int:
-    """Return how many evaluations follow the best one, the first of equals; 0 where there is none at all.
-
-    Args:
-        history: entries of a trainer's log; those without `metric` are something else's.
-    """
+    """Return how many evaluations in a trainer's log follow the best one, the first of equals; 0 where it has none."""
     values = [entry[metric] for entry in history if metric in entry]
     return len(values) - 1 - values.index(max(values)) if values else 0
 
@@ -250,16 +199,18 @@ def interruptible() -> Iterator[threading.Event]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def stop(number: int, frame: FrameType | None) -> None:
         logger.warning("stopping after this step; once more to stop at once")
         event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        restore()
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()

@@ -16,8 +16,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-BEFORE, START = "before.json", "start"
-"""Figures of the model before its first step, and its folder while the training lasts."""
 RECALL = "dev_recall@10"
 """The figure of a model on dev, at full size."""
 MEAN = "_mean"
@@ -46,16 +44,13 @@ class TrainingResult:
         examples: how many the recipe made of the train split; each is seen once an epoch.
         steps: optimizer steps, those before an interruption included.
         seconds: spent in steps by this process, evaluations and checkpoints apart.
-        pairs_per_second: at which it saw examples.
         resumed_at: the step that this process went on from; None if it began anew.
-        base: dev figures of the base model as it is loaded by itself, in float32; `dev_recall@10`, `dev_mrr@10`, and
-            for a Matryoshka variant `dev_recall@10_mean`, `dev_mrr@10_mean`, by which its epochs are chosen.
-        before: those of what the recipe made of it, before the first step; the same where it made nothing.
+        base: dev figures of the base model, as DevEvaluator names them, in float32.
+        before: those of what the recipe made of the base, before the first step.
         after: those of the weights that were kept.
         kept_step: the step of those weights.
+        peak_memory: bytes of the process at most, or reserved of the memory of a GPU that was used.
         history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
-        peak_memory: bytes of the process at most, the base model included; where a GPU was used, bytes reserved of its
-            memory.
         left_out: the steps that were not kept, as dev was lower for them, a line each.
     """
 
@@ -101,37 +96,24 @@ def read_result(work: Path) -> TrainingResult:
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, or None.
-
-    The trainer writes `trainer_state.json` last, so one that reads as JSON vouches for the rest.
-    """
-    found = []
-    for path in work.glob("checkpoint-*"):
+    """Return the newest checkpoint that was written to its end: the trainer writes `trainer_state.json` last."""
+    for path in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((int(path.name.split("-")[1]), path))
+            return path
         except (OSError, ValueError):
             logger.warning("%s is incomplete and left out", path.name)
-    return max(found)[1] if found else None
+    return None
 
 
-def prepare(work: Path, fingerprint: str, *, keep: Path | None = None) -> None:
-    """Make the work folder; one that an unfinished training with other data or settings left is emptied.
-
-    Args:
-        fingerprint: of data and settings.
-        keep: a folder within that stays.
-    """
+def prepare(work: Path, fingerprint: str) -> None:
+    """Make the work folder; one that an unfinished training with another fingerprint left is emptied."""
     path = work / SETTINGS
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             return
         logger.info("%s holds a training with other data or settings; starting anew", work)
-    for child in work.iterdir() if work.is_dir() else ():
-        if child.is_dir() and child != keep:
-            shutil.rmtree(child)
-        elif not child.is_dir():
-            child.unlink()
+    shutil.rmtree(work, ignore_errors=True)
     atomic.write_json(path, {"fingerprint": fingerprint})
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nestling import atomic
 from nestling.config.training import STEPS, ConcatStatic, Distill, Finetune, MergeBase, Rotate
@@ -15,22 +15,22 @@ from nestling.errors import InputError
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model
+from nestling.progress import TrainingProgress
+from nestling.training.dev import DevEvaluator
 from nestling.training.result import SUMMARY, TrainingResult, prepare, read_result
 from nestling.training.spec import TrainingSpec
+from nestling.training.steps import finetune
 from nestling.training.steps.concat_static import concat_static
-from nestling.training.steps.context import MODEL, Context, StepResult
+from nestling.training.steps.context import MODEL, START, Context, StepResult
 from nestling.training.steps.distill import check_transformer, distill
-from nestling.training.steps.finetune import START, finetune
 from nestling.training.steps.merge_base import merge_base
 from nestling.training.steps.rotate import rotate
-
-if TYPE_CHECKING:
-    from nestling.progress import TrainingProgress
+from nestling.training.trainer_adapter import arguments_for
 
 logger = logging.getLogger(__name__)
 
-RUNNERS: dict[type, Callable[[Any, Context], StepResult]] = {
-    Finetune: lambda _, context: finetune(context),
+RUNNERS: dict[type, Callable[[Any, Context], StepResult | TrainingResult]] = {
+    Finetune: lambda _, context: finetune.train(context, finetune.Trainee.of(context.spec)),
     MergeBase: merge_base,
     Distill: distill,
     Rotate: rotate,
@@ -55,18 +55,15 @@ def fit(
         output: the model's folder; it appears whole or not at all.
         work: a folder for each step, and in the end the summary. A call with the same data and settings goes on where
             the last one was interrupted.
-        report: told of every optimizer step.
-        note: told, in a line each, what was chosen, where a training goes on, and why it ends early.
+        report: called after every optimizer step.
+        note: takes, in a line each, what was chosen, where a training goes on, and why it ends early.
 
     Returns:
         the first step's result, but for `after`, which is the whole's, and for seconds and memory, which count all.
 
     Raises:
-        InputError: the settings do not fit the data or the model, or the loss diverged.
-        KeyboardInterrupt: on Ctrl-C, after a checkpoint was saved.
+        InputError, KeyboardInterrupt: see `finetune.train`.
     """
-    from nestling.training.dev import DevEvaluator
-    from nestling.training.trainer_adapter import arguments_for
 
     def say(line: str) -> None:
         logger.info(line)

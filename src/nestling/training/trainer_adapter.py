@@ -1,39 +1,32 @@
-"""The library's trainer, set up for one training: its arguments, and where ours does otherwise."""
+"""The library's trainers, set up for one training."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from sentence_transformers import CrossEncoder, CrossEncoderTrainer, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.base.training_args import BaseTrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from nestling.config.names import Kind
 from nestling.config.training import TrainingSettings
 from nestling.models.load import prompts_of
 from nestling.training.spec import TrainingInputs
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-
 COLUMNS: dict[str, Kind] = {"anchor": "query", "positive": "document", "document": "document"}
 """Columns of texts in the examples of recipes, and what they hold."""
 
 
-def arguments_for(
-    settings: TrainingSettings, precision: str, n_examples: int, work: Path
-) -> SentenceTransformerTrainingArguments:
-    """Return what the settings are called in the library.
+def arguments_for(settings: TrainingSettings, precision: str, n_examples: int, work: Path) -> BaseTrainingArguments:
+    """Return what the settings are called in the library, for a training in `work` on `n_examples` an epoch.
 
     Args:
         precision: `fp32`, or what the trainer is to autocast to.
-        n_examples: of an epoch; the loss is logged about twenty times in it.
-        work: where checkpoints go.
     """
-    import torch
-    from sentence_transformers.base.sampler import BatchSamplers
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-
-    steps_an_epoch = max(1, n_examples // settings.batch_size)
-    return SentenceTransformerTrainingArguments(
+    return BaseTrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -50,7 +43,7 @@ def arguments_for(
         eval_strategy="epoch",
         save_strategy="no",
         save_total_limit=2,
-        logging_steps=max(1, steps_an_epoch // 20),
+        logging_steps=max(1, n_examples // settings.batch_size // 20),
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=list(settings.report_to) or "none",
@@ -60,20 +53,21 @@ def arguments_for(
 
 
 def trainer_for(
-    model: SentenceTransformer,
-    arguments: SentenceTransformerTrainingArguments,
+    model: SentenceTransformer | CrossEncoder,
+    arguments: BaseTrainingArguments,
     inputs: TrainingInputs,
     evaluator: Any,
     callbacks: list[Any],
-) -> SentenceTransformerTrainer:
-    """Return a trainer that takes the recipe's batches, and writes no model card and no lines of its own.
+) -> Any:
+    """Return the library's trainer of such a model, with the recipe's batches, without model card and printed lines.
 
     Where the library tokenises, it puts the model's prompts before queries and documents.
     """
-    from sentence_transformers import SentenceTransformerTrainer
-    from transformers.trainer_callback import PrinterCallback
+    library: Any = CrossEncoderTrainer if isinstance(model, CrossEncoder) else SentenceTransformerTrainer
 
-    class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    class Trainer(library):  # type: ignore[misc]
+        training_args_class = BaseTrainingArguments
+
         def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
             """Leave the library's model card out: it copies training texts, and costs time at every checkpoint."""
 
@@ -81,7 +75,7 @@ def trainer_for(
             """Take the recipe's batches where it has its own."""
             if inputs.sampler is None:
                 return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
-            return inputs.sampler(batch_size, arguments.seed, arguments.world_size)
+            return inputs.sampler(batch_size, seed=arguments.seed, processes=arguments.world_size)
 
     prompts = prompts_of(model)
     arguments.prompts = {column: prompts[kind] for column, kind in COLUMNS.items() if prompts[kind]} or None

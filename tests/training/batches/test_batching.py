@@ -1,4 +1,4 @@
-"""Batches of like length: nothing lost, nothing twice, random, repeatable; and what a batch becomes."""
+"""Batches of like length or of similar documents: nothing lost, nothing twice, repeatable; and their tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 
+from fixtures.training import inputs_of, settings_of
+from nestling.config.recipes import find_recipe
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
-from nestling.training.batches.batching import LengthBatches, PairCollator, Pairs
+from nestling.models.load import find_model
+from nestling.training.batches.batching import LengthBatches, PairCollator, Pairs, SimilarBatches
 from nestling.training.batches.tokens import PAD_TO, BagStore, TokenStore, tokenised
+from nestling.training.spec import TrainingSpec
 
 ROWS = [
     ("saw", "hand saw", "1", 3.0),
@@ -71,13 +75,6 @@ def test_every_pair_is_in_one_batch(lengths, size, seed, epoch):
     assert max(map(len, made)) <= size
 
 
-@given(lengths, st.integers(1, 40))
-def test_dropping_the_last_leaves_full_batches(lengths, size):
-    made = list(LengthBatches(np.array(lengths), size, seed=0, drop_last=True))
-    assert all(len(batch) == size for batch in made)
-    assert len(made) == len(lengths) // size
-
-
 @given(lengths, st.integers(1, 40), st.integers(2, 4))
 def test_processes_that_share_the_batches_get_equally_many(lengths, size, processes):
     made = list(LengthBatches(np.array(lengths), size, seed=0, processes=processes))
@@ -108,9 +105,82 @@ def test_lengths_within_a_batch_are_alike_and_batches_come_in_no_order_of_length
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
 
 
+def points(n: int, dim: int = 8) -> np.ndarray:
+    return np.random.default_rng(n).normal(size=(n, dim)).astype(np.float32)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4))
+def test_batches_are_as_many_and_as_large_as_those_by_length(n, size, seed, epoch, processes):
+    kinds = [SimilarBatches(points(n), size, seed=seed, processes=processes)]
+    kinds.append(LengthBatches(np.ones(n, dtype=np.int64), size, seed=seed, processes=processes))
+    made = []
+    for batches in kinds:
+        batches.set_epoch(epoch)
+        made.append([len(batch) for batch in batches])
+        assert len(made[-1]) == len(batches)
+    if processes == 1:
+        assert sorted(made[0]) == sorted(made[1])
+        assert sorted(row for batch in kinds[0] for row in batch) == list(range(n))
+    rows = [row for batch in kinds[0] for row in batch]
+    assert len(set(rows)) == len(rows)
+
+
+def test_equal_documents_are_dealt_too():
+    made = list(SimilarBatches(np.ones((100, 4), dtype=np.float32), 16, seed=0))
+    assert sorted(row for batch in made for row in batch) == list(range(100))
+
+
+def test_seed_and_epoch_decide_the_batches_of_similar_documents():
+    vectors = points(500)
+
+    def made(seed: int, epoch: int) -> list[list[int]]:
+        batches = SimilarBatches(vectors, 16, seed=seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert made(0, 0) == made(0, 0)
+    assert made(0, 0) != made(0, 1)
+    assert made(0, 0) != made(1, 0)
+
+
+def test_a_batch_meets_few_of_many_clusters():
+    rng = np.random.default_rng(0)
+    centres = np.eye(16, dtype=np.float32) * 10
+    cluster = rng.integers(0, 16, 2048)
+    vectors = (centres[cluster] + rng.normal(size=(2048, 16))).astype(np.float32)
+
+    def clusters_met(batches: LengthBatches) -> float:
+        return float(np.mean([len(set(cluster[batch])) for batch in batches]))
+
+    assert clusters_met(SimilarBatches(vectors, 64, seed=0)) < 8
+    assert clusters_met(LengthBatches(np.ones(2048, dtype=np.int64), 64, seed=0)) > 15
+
+
+@pytest.mark.parametrize("recipe", ["graded", "mnrl", "static", "adapter"])
+def test_a_recipe_takes_such_batches_where_the_setting_says_so(recipe: str, tiny_model_path: Path):
+    judgments = generate(200, seed=0)
+
+    def kind(similar: bool) -> type:
+        settings = settings_of(recipe, finetune={"batches": "similar" if similar else "length", "crops": 1})
+        inputs = inputs_of(judgments, TrainingSpec(find_model(str(tiny_model_path)), recipe, settings, 2.5))
+        assert inputs.sampler is not None
+        batches = inputs.sampler(16, seed=0, processes=1)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(inputs.examples)))
+        return type(batches)
+
+    assert kind(True) is SimilarBatches
+    assert kind(False) is LengthBatches
+
+
+def test_graded_takes_such_batches_by_default():
+    assert find_recipe("graded").defaults["finetune"]["batches"] == "similar"
+
+
 def test_a_batch_holds_each_text_once_and_says_which_pairs_it_was_drawn_for(pairs: Pairs, tiny_model):
-    stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
-    batch = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=1)([{"row": row} for row in range(3)])
+    stores = [TokenStore.build(each, tiny_model.tokenizer, 64).batch for each in (pairs.queries, pairs.documents)]
+    batch = PairCollator(pairs, *stores, 0, pairs.query, pairs.document, negatives=1)(
+        [{"row": row} for row in range(3)]
+    )
     label = {name: value.numpy() for name, value in batch["label"].items()}
     assert len(label["query"]) == 2
     assert len(set(label["document"])) == len(label["document"]) == 4
@@ -123,11 +193,13 @@ def test_a_batch_holds_each_text_once_and_says_which_pairs_it_was_drawn_for(pair
 
 
 def test_a_document_that_is_right_for_one_query_is_not_encoded_again_as_wrong_for_another(pairs: Pairs, tiny_model):
-    stores = [TokenStore.build(each, tiny_model.tokenizer, 64) for each in (pairs.queries, pairs.documents)]
-    with_negatives = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=5)(
+    stores = [TokenStore.build(each, tiny_model.tokenizer, 64).batch for each in (pairs.queries, pairs.documents)]
+    with_negatives = PairCollator(pairs, *stores, 0, pairs.query, pairs.document, negatives=5)(
         [{"row": row} for row in range(3)]
     )
-    without = PairCollator(pairs, pairs.query, pairs.document, *stores, negatives=0)([{"row": row} for row in range(3)])
+    without = PairCollator(pairs, *stores, 0, pairs.query, pairs.document, negatives=0)(
+        [{"row": row} for row in range(3)]
+    )
     assert len(without["label"]["document"]) == 3
     # Judged low are "saw blade", new, and "hand saw" for the drill, which is there already.
     assert len(with_negatives["label"]["document"]) == 4

@@ -1,4 +1,4 @@
-"""Invented queries: words of documents, the same ones for the same seed and epoch."""
+"""Pseudo-queries: words of documents, the same ones for the same seed and epoch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from nestling.judgments.table import Judgments
 from nestling.judgments.toolshed import generate
 from nestling.training.batches.batching import PairCollator, Pairs
-from nestling.training.batches.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, invented, vary
+from nestling.training.batches.pseudo_queries import SEPARATOR, QueriesOfEpoch, crop, pseudo_queries, vary
 from nestling.training.batches.tokens import TokenStore
 
 ROWS = [
@@ -71,7 +71,7 @@ def test_a_batch_holds_crops_without_negatives_of_their_own(pairs: Pairs, tiny_m
     epoch = queries(pairs, tiny_model.tokenizer)
     documents = TokenStore.build(pairs.documents, tiny_model.tokenizer, 64)
     query, document = epoch.with_crops()
-    collator = PairCollator(pairs, query, document, epoch, documents, negatives=1)
+    collator = PairCollator(pairs, epoch.batch, documents.batch, 0, query, document, negatives=1)
     with pytest.raises(RuntimeError, match="refresh"):
         collator([{"row": 0}])
     epoch.refresh(0)
@@ -82,7 +82,6 @@ def test_a_batch_holds_crops_without_negatives_of_their_own(pairs: Pairs, tiny_m
     assert tiny_model.tokenizer.decode(ids, skip_special_tokens=True).split() != []
 
 
-@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["hand", "saw", "18", "v"]), max_size=5), st.integers(0, 10**6))
 def test_a_variation_has_a_word_less_a_word_more_or_another_one(words: list[str], seed: int):
     query, document = " ".join(words), "Steel Hand Saw, 18 in."
@@ -99,11 +98,11 @@ def test_a_variation_has_a_word_less_a_word_more_or_another_one(words: list[str]
 
 def test_each_query_has_a_variation_by_a_document_of_its_own_and_a_crop():
     pairs = Pairs.from_judgments(generate(300, seed=0), threshold=2.5)
-    made = invented(pairs, seed=3)
+    made = pseudo_queries(pairs, seed=3)
     n = len(pairs.queries)
     assert len(made) == 2 * n
-    assert invented(pairs, seed=3) == made
-    assert invented(pairs, seed=4) != made
+    assert pseudo_queries(pairs, seed=3) == made
+    assert pseudo_queries(pairs, seed=4) != made
     for number in np.unique(pairs.query):
         mine = " ".join(pairs.documents[d].lower() for d in pairs.document[pairs.query == number])
         known = {*SEPARATOR.split(mine), *pairs.queries[number].split()}

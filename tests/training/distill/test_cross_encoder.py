@@ -1,39 +1,36 @@
-"""The cross-encoder: tokens of pairs, what counts as irrelevant, its loss, its logits, and how it is measured."""
+"""The cross-encoder: what counts as irrelevant, its labels, its logits, its folder, and how it is measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
 from nestling.config.training import TrainingSettings
-from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.toolshed import generate
-from nestling.models.load import find_model, load_model
+from nestling.models.load import find_model, load_model, save_model
 from nestling.retrieval.exact_search import top_k
 from nestling.training.batches.batching import Pairs
-from nestling.training.distill.candidates import Candidates
 from nestling.training.distill.cross_encoder import (
     IGNORED,
     NEGATIVES,
-    LikelihoodLoss,
-    PairTokens,
+    Candidates,
     RerankEvaluator,
     irrelevant,
+    judged_pairs,
+    load,
     logits,
     measured_rows,
-    prepare,
     with_head,
 )
-from nestling.training.inputs.static import build_static
 from nestling.training.spec import TrainingSpec
 
 QUERIES = ["hand saw", "cordless drill 18 v", "paint"]
@@ -43,70 +40,31 @@ PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=2.5)
 
 
 @pytest.fixture
-def reader(tiny_model_path: Path) -> SentenceTransformer:
-    torch.manual_seed(0)
+def model(tiny_model_path: Path) -> CrossEncoder:
     return with_head(load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0))
-
-
-def pairs_on(reader: SentenceTransformer, tokens: PairTokens, query: list[int], document: list[int]) -> dict[str, Any]:
-    made = tokens.batch(np.array(query), np.array(document))
-    return {name: value.to(reader.device) for name, value in made.items()}
-
-
-def test_a_pair_has_the_tokens_that_the_tokenizer_gives_two_texts(reader: SentenceTransformer):
-    tokens = PairTokens(reader, QUERIES, DOCUMENTS)
-    query, document = np.array([2, 0, 1]), np.array([2, 1, 0])
-    batch = tokens.batch(query, document)
-    expected = [reader.tokenizer(QUERIES[q], DOCUMENTS[d])["input_ids"] for q, d in zip(query, document, strict=True)]
-    found = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    assert found == expected
-    assert tokens.lengths(query, document).tolist() == list(map(len, expected))
-
-
-def test_a_long_pair_is_cut_at_the_models_limit(reader: SentenceTransformer):
-    reader.max_seq_length = 8
-    tokens = PairTokens(reader, QUERIES, DOCUMENTS)
-    every = np.array([0, 1, 2])
-    assert tokens.lengths(every, every).max() == 8
-    long = PairTokens(reader, ["steel " * 50], DOCUMENTS)
-    one, other = (long.batch(np.array([0]), np.array([document]))["input_ids"].tolist() for document in (0, 1))
-    assert one != other, "a long query leaves room for documents"
-    batch = tokens.batch(every, every)
-    assert batch["attention_mask"].sum(dim=1).tolist() == tokens.lengths(every, every).tolist()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_logits_are_the_models_own_whatever_the_order(
-    reader: SentenceTransformer, precision: str, monkeypatch: pytest.MonkeyPatch
+    model: CrossEncoder, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.distill.cross_encoder.AT_ONCE", 20)
-    tokens = PairTokens(reader, QUERIES, DOCUMENTS)
-    query, document = np.array([1, 2, 0, 0, 1]), np.array([2, 0, 1, 0, 1])
-    reader.eval()
+    monkeypatch.setattr("nestling.training.distill.cross_encoder.AT_ONCE", 2)
+    pairs = [(QUERIES[q], DOCUMENTS[d]) for q, d in ((1, 2), (2, 0), (0, 1), (0, 0), (1, 1))]
+    model.eval()
     with torch.no_grad():
-        expected = [
-            reader(pairs_on(reader, tokens, [q], [d]))["sentence_embedding"].item()
-            for q, d in zip(query, document, strict=True)
-        ]
-    found = logits(reader, tokens, query, document, precision=precision)  # type: ignore[arg-type]
+        expected = [model(model.preprocess([pair]))["scores"].item() for pair in pairs]
+    found = logits(model, pairs, precision=precision)  # type: ignore[arg-type]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5 if precision == "fp32" else 0.02)
 
 
-def test_the_loss_is_the_likelihood_of_the_grades(reader: SentenceTransformer):
-    tokens = PairTokens(reader, QUERIES, DOCUMENTS)
-    batch = pairs_on(reader, tokens, [0, 1, 2], [0, 1, 2])
-    label = torch.tensor([1.0, 0.25, 0.0], device=reader.device)
-    loss = LikelihoodLoss(reader)
-    value = loss([dict(batch)], label)
-    chance = torch.sigmoid(reader(dict(batch))["sentence_embedding"][:, 0])
-    expected = -(label * chance.log() + (1 - label) * (1 - chance).log()).mean()
-    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
-    value.backward()
-    assert all(each.grad.abs().sum() > 0 for each in reader[2].parameters())
-    # Packed on a CPU, as `settle` has it.
-    loss.compute_dtype, loss.unpadded = torch.float32, reader.device.type == "cpu"
-    assert loss([dict(batch)], label).item() == pytest.approx(expected.item(), rel=1e-4)
+def test_the_saved_folder_is_loaded_by_plain_sentence_transformers(model: CrossEncoder, tmp_path: Path):
+    model.max_seq_length = 8
+    save_model(model, tmp_path / "model")
+    pairs = list(zip(QUERIES, DOCUMENTS, strict=True))
+    for loaded in (CrossEncoder(str(tmp_path / "model"), device="cpu"), load(str(tmp_path / "model"))):
+        assert loaded.max_seq_length == 8
+        np.testing.assert_allclose(loaded.predict(pairs), model.predict(pairs), atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -129,49 +87,46 @@ def test_nothing_that_raters_saw_and_no_candidate_on_top_is_drawn_as_irrelevant(
     assert not any(document in nearest[query, :IGNORED] for query, document in drawn)
 
 
-def spec_with(path: Path, base: Path, candidates: Candidates) -> TrainingSpec:
-    candidates.save(path / "train.npz")
-    source = find_model(str(base))
-    return TrainingSpec(source, "cross-encoder", TrainingSettings(), 2.5, candidates=path)
-
-
-def test_a_score_is_scaled_to_a_chance_and_what_nobody_judged_has_none(
-    reader: SentenceTransformer, tiny_model_path: Path, tmp_path: Path
-):
+def test_a_score_is_scaled_to_a_chance_and_what_nobody_judged_has_none(model: CrossEncoder, tiny_model_path: Path):
     nearest = Candidates.nearest(load_model(str(tiny_model_path)), PAIRS.queries, PAIRS.documents, 12)
-    inputs = prepare(JUDGMENTS, spec_with(tmp_path, tiny_model_path, nearest), reader)
-    batch = inputs.collator([{"row": row} for row in range(len(inputs.examples))])  # type: ignore[misc]
+    spec = TrainingSpec(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
+    inputs = judged_pairs(JUDGMENTS, spec, model, nearest)
+    assert isinstance(inputs.loss, BinaryCrossEntropyLoss)
+    columns = inputs.examples.to_dict()
     n = len(PAIRS.judged_score)
     low, high = JUDGMENTS.scale
-    np.testing.assert_allclose(batch["label"][:n] * (high - low) + low, PAIRS.judged_score, atol=1e-6)
-    assert len(batch["label"]) > n
-    assert not batch["label"][n:].any()
-    assert {name for name in batch if name != "label"} == {"pair_input_ids", "pair_attention_mask"}
-
-
-def test_a_static_model_cannot_be_one(tiny_model_path: Path):
-    with pytest.raises(InputError, match="transformer"):
-        with_head(build_static(find_model(str(tiny_model_path)), [*QUERIES, *DOCUMENTS]))
+    np.testing.assert_allclose(np.array(columns["label"][:n]) * (high - low) + low, PAIRS.judged_score, atol=1e-6)
+    assert len(columns["label"]) > n
+    assert not any(columns["label"][n:])
+    judged = [
+        (PAIRS.queries[q], PAIRS.documents[d]) for q, d in zip(PAIRS.judged_query, PAIRS.judged_document, strict=True)
+    ]
+    texts = list(zip(columns["query"], columns["document"], strict=True))
+    assert texts[:n] == judged
+    assert not set(texts[n:]) & set(judged)
+    batches = list(inputs.sampler(16, seed=0, processes=1))  # type: ignore[misc]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(texts)))
 
 
 def test_the_first_model_is_measured_as_any_model_is_and_the_two_by_their_sum(
-    reader: SentenceTransformer, tiny_model_path: Path
+    model: CrossEncoder, tiny_model_path: Path
 ):
     qrels = Qrels.from_judgments(JUDGMENTS, threshold=2.5)
-    model = load_model(str(tiny_model_path))
-    found = Candidates.nearest(model, qrels.queries, qrels.documents, 20)
-    evaluator = RerankEvaluator(qrels, found)
+    first = load_model(str(tiny_model_path))
+    found = Candidates.nearest(first, qrels.queries, qrels.documents, 20)
+    evaluator = RerankEvaluator(qrels, found, scale=20.0)
     assert len(measured_rows(qrels)) == qrels.n_queries
-    ranking, _ = top_k(model.encode(qrels.queries), model.encode(qrels.documents), 10)
+    ranking, _ = top_k(first.encode(qrels.queries), first.encode(qrels.documents), 10)
     for name in ("recall@10", "mrr@10"):
         expected = Measure.parse(name).per_query(ranking, qrels).mean()
-        assert evaluator.of_base(find_model(str(tiny_model_path)))[f"dev_{name}"] == pytest.approx(expected)
+        assert evaluator.figures(found.similarities)[f"dev_{name}"] == pytest.approx(expected)
     query, document = found.pairs()
-    read = logits(reader, PairTokens(reader, qrels.queries, qrels.documents), query, document)
+    texts = [(qrels.queries[q], qrels.documents[d]) for q, d in zip(query, document, strict=True)]
+    read = logits(model, texts)
     scores = 20.0 * found.similarities + read.reshape(found.documents.shape)
     best = np.take_along_axis(found.documents, np.argsort(-scores, axis=1, kind="stable"), axis=1)[:, :10]
     expected = Measure.parse("mrr@10").per_query(best, qrels).mean()
-    assert evaluator(reader)["dev_mrr@10"] == pytest.approx(expected)
+    assert evaluator(model)["dev_mrr@10"] == pytest.approx(expected)
 
 
 def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +140,7 @@ def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch):
         right = qrels.relevant_columns[qrels.relevant_indptr[row] : qrels.relevant_indptr[row + 1]][:10]
         perfect[place, : len(right)] = right
     scores = np.tile(np.arange(10, 0, -1, dtype=np.float32), (5, 1))
-    assert RerankEvaluator(qrels, Candidates(perfect, scores)).figures(scores)["dev_mrr@10"] == 1.0
+    assert RerankEvaluator(qrels, Candidates(perfect, scores), scale=20.0).figures(scores)["dev_mrr@10"] == 1.0
 
 
 def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
@@ -195,21 +150,6 @@ def test_candidates_are_read_back_as_they_were_written(tmp_path: Path):
         again = Candidates.load(tmp_path / "some.npz")
         for name in ("documents", "similarities", "logits"):
             np.testing.assert_array_equal(getattr(again, name), getattr(each, name))
-    assert again.first(2).documents.tolist() == [[0, 1], [3, 4]]
-    assert again.first(2).logits is None
-    with pytest.raises(ValueError, match="no cross-encoder"):
-        found.scores_of_both(20.0)
-
-
-def test_a_job_changes_with_its_candidates(tiny_model_path: Path, tmp_path: Path):
-    plain = TrainingSpec(find_model(str(tiny_model_path)), "cross-encoder", TrainingSettings(), 2.5)
-    some = Candidates(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32))
-    prints = [plain.fingerprint()]
-    for similar in (0.0, 0.0, 1.0):
-        spec = spec_with(tmp_path, tiny_model_path, Candidates(some.documents, some.similarities + np.float32(similar)))
-        prints.append(spec.fingerprint())
-    assert prints[1] == prints[2]
-    assert len(set(prints)) == 3
 
 
 def test_the_head_depends_on_the_seed_alone(tiny_model_path: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +12,33 @@ from fixtures.training import settings_of
 from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
 from nestling.training.batches.batching import Pairs
-from nestling.training.distill.candidates import Candidates
-from nestling.training.distill.student import DRAWN, distilled, teacher_of
-from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
-from nestling.training.spec import INVENTED, TrainingInputs, TrainingSpec
+from nestling.training.distill.cross_encoder import Candidates
+from nestling.training.distill.student import DRAWN, distilled
+from nestling.training.losses.contrastive import ContrastiveLoss, PairValues
+from nestling.training.spec import TrainingInputs, TrainingSpec
 
 JUDGMENTS = generate(400, seed=0)
 PAIRS = Pairs.from_judgments(JUDGMENTS, threshold=1.999)
 
 
-INVENTED_QUERIES = [f"{query} heavy duty" for query in PAIRS.queries[:50]]
+PSEUDO = [f"{query} heavy duty" for query in PAIRS.queries[:50]]
 
 
 def candidates(k: int = 14) -> Candidates:
     rng = np.random.default_rng(0)
-    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in [*PAIRS.queries, *INVENTED_QUERIES]])
+    documents = np.array([rng.permutation(len(PAIRS.documents))[:k] for _ in [*PAIRS.queries, *PSEUDO]])
     return Candidates(documents, *(rng.random((2, *documents.shape)).astype(np.float32)))
 
 
-def inputs(base: Path, folder: Path, found: Candidates, recipe: str = "graded", **settings: float) -> TrainingInputs:
-    found.save(folder / "train.npz")
-    (folder / INVENTED).write_text(json.dumps(INVENTED_QUERIES), encoding="utf-8")
+def inputs(base: Path, found: Candidates, recipe: str = "graded", **settings: float) -> TrainingInputs:
     options = settings_of(recipe, distill={"weight": 0.7}, finetune={"positives_above": 1.999, **settings})
-    return distilled(
-        JUDGMENTS, TrainingSpec(find_model(str(base)), recipe, options, 2.5, candidates=folder), load_model(str(base))
-    )
+    spec = TrainingSpec(find_model(str(base)), recipe, options, 2.5)
+    return distilled(JUDGMENTS, spec, load_model(str(base)), found, PSEUDO)
 
 
-def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
+def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit(tiny_model_path: Path):
     found = candidates()
-    teacher = teacher_of(found, n_documents=len(PAIRS.documents), scale=15.0)
+    teacher = inputs(tiny_model_path, found, scale=15.0).loss.teacher
     queries, documents = torch.tensor([5, 0, 3]), torch.randperm(len(PAIRS.documents))
     scores = teacher(queries, documents)
     for row, query in enumerate(queries.tolist()):
@@ -55,17 +51,17 @@ def test_the_teacher_knows_the_candidates_alone_by_cosine_and_logit():
                 assert scores[row, column].isnan()
 
 
-def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path, tmp_path: Path):
+def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(tiny_model_path: Path):
     found = candidates()
-    made = inputs(tiny_model_path, tmp_path, found)
-    assert len(made.examples) == len(PAIRS.queries) + len(INVENTED_QUERIES)
+    made = inputs(tiny_model_path, found)
+    assert len(made.examples) == len(PAIRS.queries) + len(PSEUDO)
     new = len(PAIRS.queries) + 3
     rows = [{"row": row} for row in (7, new, 2)]
     batch = made.collator(rows)  # type: ignore[misc]
     label = {name: value.numpy() for name, value in batch["label"].items()}
     assert label["query"].tolist() == [2, 7, new]
     tokenizer = made.loss.model.tokenizer
-    expected = tokenizer([PAIRS.queries[2], PAIRS.queries[7], INVENTED_QUERIES[3]])["input_ids"]
+    expected = tokenizer([PAIRS.queries[2], PAIRS.queries[7], PSEUDO[3]])["input_ids"]
     masks = batch["anchor_attention_mask"].bool()
     assert [ids[mask].tolist() for ids, mask in zip(batch["anchor_input_ids"], masks, strict=True)] == expected
     documents = label["document"]
@@ -83,17 +79,15 @@ def test_a_batch_holds_all_that_raters_saw_of_its_queries_and_some_candidates(ti
     assert torch.equal(again["label"]["document"], batch["label"]["document"])
 
 
-def test_fewer_candidates_than_are_drawn_are_all_taken(tiny_model_path: Path, tmp_path: Path):
+def test_fewer_candidates_than_are_drawn_are_all_taken(tiny_model_path: Path):
     found = candidates(3)
-    batch = inputs(tiny_model_path, tmp_path, found).collator([{"row": 4}])  # type: ignore[misc]
+    batch = inputs(tiny_model_path, found).collator([{"row": 4}])  # type: ignore[misc]
     assert np.isin(found.documents[4], batch["label"]["document"].numpy()).all()
 
 
 @pytest.mark.parametrize("recipe", ["graded", "mnrl"])
-def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
-    recipe: str, tiny_model_path: Path, tmp_path: Path
-):
-    made = inputs(tiny_model_path, tmp_path, candidates(), recipe, positives_above=2.9)
+def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(recipe: str, tiny_model_path: Path):
+    made = inputs(tiny_model_path, candidates(), recipe, positives_above=2.9)
     pairs = Pairs.from_judgments(JUDGMENTS, threshold=2.9)
     assert made.loss.teacher_weight == 0.7
     assert made.loss.graded == (recipe == "graded")
@@ -118,9 +112,9 @@ def test_the_loss_is_taught_and_finite_where_no_query_has_a_positive(
         assert any(gradient.any() for gradient in gradients)
 
 
-def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path, tmp_path: Path):
+def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny_model_path: Path):
     found = candidates()
-    ignored = inputs(tiny_model_path, tmp_path, found).loss.ignored
+    ignored = inputs(tiny_model_path, found).loss.ignored
     queries, documents = torch.arange(len(found.documents)), torch.arange(len(PAIRS.documents))
     expected = np.zeros((len(queries), len(documents)), dtype=bool)
     np.put_along_axis(expected, found.documents, True, axis=1)
@@ -130,8 +124,8 @@ def test_what_nobody_judged_among_the_candidates_is_neither_right_nor_wrong(tiny
 
 @pytest.mark.parametrize("graded", [False, True])
 def test_a_spared_pair_is_no_negative_and_no_positive(graded: bool):
-    known = Relevance(np.array([0]), np.array([0]), np.array([1.0]), n_documents=3)
-    ignored = Relevance(np.array([0]), np.array([2]), np.array([1.0]), n_documents=3)
+    known = PairValues(np.array([0]), np.array([0]), np.array([1.0]), n_documents=3)
+    ignored = PairValues(np.array([0]), np.array([2]), np.array([1.0]), n_documents=3)
     numbers = {"query": [0], "document": [0, 1, 2], "anchor": [0], "positive": [0]}
     label = {name: torch.tensor(value) for name, value in numbers.items()}
     queries, documents = torch.randn(1, 4), torch.randn(3, 4)

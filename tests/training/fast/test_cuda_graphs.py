@@ -19,7 +19,7 @@ from nestling.training.fast import cuda_graphs
 from nestling.training.fast.cuda_graphs import Embed, GraphEncoder, GraphMemory, aliased, can_capture, padded, rounded
 from nestling.training.fast.mixed_precision import embed_cast
 from nestling.training.fast.setup import settle
-from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
+from nestling.training.losses.contrastive import ContrastiveLoss, PairValues
 
 QUERIES = ["saw", "door hinge brass", "drill " * 5, "paint", "white"]
 DOCUMENTS = ["hand saw with a wooden handle", "18 v drill driver kit " * 3, "x", "white paint for doors", "hinge"]
@@ -271,7 +271,7 @@ def test_on_a_gpu_our_loss_replays(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(SentenceTransformer, "device", torch.device("cuda"))
-    relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
+    relevance = PairValues(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
     loss = ContrastiveLoss(model, relevance)
     autocast, remark = settle(model, loss, Precision(name, ""), processes=1)
     assert loss.compute_dtype == dtype
@@ -285,7 +285,7 @@ def test_on_a_gpu_our_loss_replays(
 @on_gpu
 def test_a_loss_is_the_same_once_captured(tiny_model_path: Path) -> None:
     model = load_model(str(tiny_model_path), attention_dropout=0.0, hidden_dropout=0.0).train()
-    relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
+    relevance = PairValues(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=5)
     loss = ContrastiveLoss(model, relevance).to(model.device)
     settle(model, loss, Precision("fp32", ""), processes=1)
     assert loss.graphs is not None

@@ -18,7 +18,7 @@ from nestling.training.batches.tokens import TokenStore
 from nestling.training.fast import unpadded
 from nestling.training.fast.setup import settle
 from nestling.training.fast.unpadded import PAD_TO, can_unpad, embed_unpadded, split_by_length
-from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
+from nestling.training.losses.contrastive import ContrastiveLoss, PairValues
 
 QUERIES = ["saw", "door hinge brass", "drill " * 15, "paint"]
 DOCUMENTS = ["hand saw with a wooden handle", "18 v drill driver kit " * 3, "x", "white paint for doors " * 2, "hinge"]
@@ -113,7 +113,7 @@ def test_a_loss_on_unpadded_texts_is_the_librarys(model: SentenceTransformer) ->
     queries, documents = columns(model)
     documents = {name: value[:n] for name, value in documents.items()}
     numbers = {name: torch.arange(n) for name in ("query", "document", "anchor", "positive")}
-    relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=n)
+    relevance = PairValues(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=n)
     loss = ContrastiveLoss(model, relevance)
     loss.compute_dtype, loss.unpadded = torch.float32, True
 
@@ -124,7 +124,7 @@ def test_a_loss_on_unpadded_texts_is_the_librarys(model: SentenceTransformer) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="texts are unpadded on CPUs")
 def test_settle_packs_what_it_can_and_says_so(model: SentenceTransformer, tiny_model_path: Path) -> None:
-    relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
+    relevance = PairValues(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
     loss = ContrastiveLoss(model, relevance)
     _, remark = settle(model, loss, choose_precision("fp32"), processes=1)
     assert loss.unpadded
@@ -139,7 +139,7 @@ def test_settle_packs_what_it_can_and_says_so(model: SentenceTransformer, tiny_m
 
 
 def test_several_processes_do_not_pack_since_only_the_wrapped_model_synchronises(model: SentenceTransformer) -> None:
-    relevance = Relevance(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
+    relevance = PairValues(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), n_documents=1)
     loss = ContrastiveLoss(model, relevance)
     settle(model, loss, choose_precision("fp32"), processes=2)
     assert not loss.unpadded

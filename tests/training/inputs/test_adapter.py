@@ -23,7 +23,7 @@ from nestling.training.batches.batching import Pairs
 from nestling.training.dev import DevEvaluator
 from nestling.training.inputs import adapter as module
 from nestling.training.inputs.adapter import AdapterEncoder, layer_of, with_adapter
-from nestling.training.result import last_checkpoint
+from nestling.training.result import TrainingResult, last_checkpoint
 from nestling.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
@@ -45,9 +45,18 @@ def split() -> Split:
     return small_split()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spec(tiny_model_path: Path) -> TrainingSpec:
-    return TrainingSpec(find_model(str(tiny_model_path)), "adapter", SETTINGS, threshold=2.5, matryoshka=(32, 8))
+    # The last weights, which dev leaves as they are.
+    settings = layered_on(SETTINGS, negatives=1).model_copy(update={"keep": "last"})
+    return TrainingSpec(find_model(str(tiny_model_path)), "adapter", settings, threshold=2.5, matryoshka=(32, 8))
+
+
+@pytest.fixture(scope="module")
+def unbroken(split: Split, spec: TrainingSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingResult, Path]:
+    """The spec trained in one go: its result, and the folder for tests to read."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return trained(split, spec, folder), folder
 
 
 @pytest.fixture
@@ -89,9 +98,7 @@ def test_the_loss_is_that_of_the_whole_model(split: Split, spec: TrainingSpec, m
 
     from nestling.training.losses.contrastive import ContrastiveLoss
 
-    settings = layered_on(SETTINGS, negatives=1)
-    asked = TrainingSpec(spec.base, "adapter", settings, 2.5, matryoshka=(32, 8), weights=(1.0, 0.5))
-    inputs, batch = batch_of(split, asked, model)
+    inputs, batch = batch_of(split, replace(spec, weights=(1.0, 0.5)), model)
     pairs = Pairs.from_judgments(split.train, threshold=1.998)
     texts = [
         [pairs.queries[n] for n in batch["label"]["query"]],
@@ -100,7 +107,7 @@ def test_the_loss_is_that_of_the_whole_model(split: Split, spec: TrainingSpec, m
     whole = ContrastiveLoss(
         model.eval(),
         inputs.loss.contrastive.relevance,
-        scale=settings.finetune.scale,
+        scale=spec.settings.finetune.scale,
         dims=(32, 8),
         dim_weights=(1.0, 0.5),
     )
@@ -149,15 +156,13 @@ def test_the_encoder_takes_the_models_prompts(tiny_model_path: Path):
         assert found == pytest.approx(embed(model, TEXTS, kind=kind), abs=1e-6)  # type: ignore[arg-type]
 
 
-def test_the_result_is_the_base_and_a_layer_that_learnt(
-    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path
-):
+def test_the_result_is_the_base_and_a_layer_that_learnt(unbroken: tuple[TrainingResult, Path], tiny_model_path: Path):
     from sentence_transformers import SentenceTransformer
 
-    result = trained(split, spec, tmp_path)
-    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    result, folder = unbroken
+    loaded = SentenceTransformer(str(folder / "model"), device="cpu")
     assert [type(each).__name__ for each in loaded] == ["Transformer", "Pooling", "Dense", "Normalize"]
-    after = weights(tmp_path)
+    after = weights(folder)
     turned = after.pop("2.linear.weight")
     base = load_model(str(tiny_model_path)).state_dict()
     assert set(after) == set(base)
@@ -168,18 +173,16 @@ def test_the_result_is_the_base_and_a_layer_that_learnt(
 
 
 def test_dev_figures_are_of_the_base_of_its_rotation_and_of_the_saved_folder(
-    split: Split, spec: TrainingSpec, tmp_path: Path, tiny_model_path: Path
+    split: Split, unbroken: tuple[TrainingResult, Path], tiny_model_path: Path
 ):
-    # The last weights, which dev leaves as they are.
-    spec = replace(spec, settings=spec.settings.model_copy(update={"keep": "last"}))
-    result = trained(split, spec, tmp_path)
+    result, folder = unbroken
     evaluator = DevEvaluator(Qrels.from_judgments(split.dev, threshold=2.5), (32, 8))
     base = load_model(str(tiny_model_path))
     assert result.base == evaluator(base)
     documents = Pairs.from_judgments(split.train, threshold=2.5).documents
     add_rotation(base, fit_rotation(embed(base, documents, kind="document")))
     assert result.before == pytest.approx(evaluator(base), abs=0.02)
-    assert result.after == evaluator(load_model(str(tmp_path / "model")))
+    assert result.after == evaluator(load_model(str(folder / "model")))
     by_epoch = [entry[f"eval_{MEAN}"] for entry in result.history if f"eval_{MEAN}" in entry]
     assert result.after[MEAN] == pytest.approx(by_epoch[-1], abs=0.02)
 
@@ -196,15 +199,16 @@ def test_the_optimizer_holds_the_layer_alone(split: Split, spec: TrainingSpec, t
     assert [tuple(each["exp_avg"].shape) for each in state["state"].values()] == [(32, 32)]
 
 
-def test_a_killed_training_resumes_to_the_same_weights(split: Split, spec: TrainingSpec, tmp_path: Path):
-    drawn = TrainingSpec(spec.base, "adapter", layered_on(SETTINGS, negatives=1), 2.5)
-    unbroken = trained(split, drawn, tmp_path / "a")
+def test_a_killed_training_resumes_to_the_same_weights(
+    split: Split, spec: TrainingSpec, unbroken: tuple[TrainingResult, Path], tmp_path: Path
+):
+    whole, folder = unbroken
     with pytest.raises(KilledError):
-        trained(split, drawn, tmp_path / "b", report=dying_at(unbroken.steps // 2 + 2))
-    resumed = trained(split, drawn, tmp_path / "b")
-    assert resumed.resumed_at == unbroken.steps // 2 + 1
-    assert resumed.after == unbroken.after
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+        trained(split, spec, tmp_path, report=dying_at(whole.steps // 2 + 2))
+    resumed = trained(split, spec, tmp_path)
+    assert resumed.resumed_at == whole.steps // 2 + 1
+    assert resumed.after == whole.after
+    one, other = weights(folder), weights(tmp_path)
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
@@ -214,7 +218,7 @@ def test_vectors_are_kept_for_the_next_training_of_the_same_texts(
     kept = TrainingSpec(spec.base, "adapter", SETTINGS, 2.5, cache=tmp_path)
     first = with_adapter(load_model(str(tiny_model_path)))
     batch_of(split, kept, first)
-    files = sorted(tmp_path.glob("vectors-*.npy"))
+    files = sorted(tmp_path.glob("vectors-*.npz"))
     assert len(files) == 2
 
     def refuse(*_: object, **__: object) -> np.ndarray:
@@ -227,7 +231,7 @@ def test_vectors_are_kept_for_the_next_training_of_the_same_texts(
     assert np.array_equal(layer_of(again).linear.weight.detach(), layer_of(first).linear.weight.detach())
     files[0].write_bytes(files[0].read_bytes()[:50])
     batch_of(split, kept, with_adapter(load_model(str(tiny_model_path))))
-    assert np.load(files[0]).shape[1] == 32
+    assert np.load(files[0])["x"].shape[1] == 32
 
 
 def test_vectors_of_another_length_limit_are_others(
@@ -238,14 +242,15 @@ def test_vectors_of_another_length_limit_are_others(
     cut = load_model(str(tiny_model_path))
     cut.max_seq_length = 8
     batch_of(split, kept, with_adapter(cut))
-    assert len(list(tmp_path.glob("vectors-*.npy"))) == 4
+    assert len(list(tmp_path.glob("vectors-*.npz"))) == 4
 
 
-def test_an_adapter_can_be_put_on_an_adapter(split: Split, spec: TrainingSpec, tmp_path: Path):
-    trained(split, spec, tmp_path / "a")
-    second = TrainingSpec(find_model(str(tmp_path / "a" / "model")), "adapter", SETTINGS, 2.5, matryoshka=(32, 8))
-    trained(split, second, tmp_path / "b")
-    one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
+def test_an_adapter_can_be_put_on_an_adapter(
+    split: Split, spec: TrainingSpec, unbroken: tuple[TrainingResult, Path], tmp_path: Path
+):
+    settings = spec.settings.model_copy(update={"epochs": 1})
+    trained(split, replace(spec, base=find_model(str(unbroken[1] / "model")), settings=settings), tmp_path)
+    one, other = weights(unbroken[1]), weights(tmp_path)
     assert set(other) - set(one) == {"3.linear.weight"}
     assert all(np.array_equal(one[name], other[name]) for name in one)
 

@@ -20,10 +20,9 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.training.batches.tokens import tokenised
 from nestling.training.fast.unpadded import can_unpad
-from nestling.training.inputs.contrastive import positive_pairs, positives_above
-from nestling.training.inputs.scored import scored_pairs
+from nestling.training.inputs.contrastive import positives_above
 from nestling.training.inputs.starts import STARTS
-from nestling.training.losses.encoding import EncodingLoss
+from nestling.training.losses.contrastive import EncodingLoss
 from nestling.training.spec import TrainingInputs, TrainingSpec
 from nestling.training.trainer_adapter import arguments_for, trainer_for
 
@@ -37,12 +36,17 @@ def judgments() -> Judgments:
     return Judgments.from_frame(pl.DataFrame(ROWS, schema=["query", "document", "score"], orient="row"), scale=(1, 3))
 
 
-def test_positive_pairs_are_those_above_the_threshold(judgments: Judgments):
-    assert positive_pairs(judgments, 2.5).to_dict() == {"anchor": ["saw"], "positive": ["hand saw"]}
+def examples_of(judgments: Judgments, base: Path, recipe: str) -> dict[str, Any]:
+    spec = TrainingSpec(find_model(str(base)), recipe, settings_of(recipe, fast=False), 2.5)
+    return inputs_of(judgments, spec).examples.to_dict()
 
 
-def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments):
-    examples = scored_pairs(judgments).to_dict()
+def test_positive_pairs_are_those_above_the_threshold(judgments: Judgments, tiny_model_path: Path):
+    assert examples_of(judgments, tiny_model_path, "mnrl") == {"anchor": ["saw"], "positive": ["hand saw"]}
+
+
+def test_scored_pairs_are_all_with_scores_from_0_to_1(judgments: Judgments, tiny_model_path: Path):
+    examples = examples_of(judgments, tiny_model_path, "cosent")
     scores = dict(zip(examples["document"], examples["score"], strict=True))
     assert scores == {"hand saw": 1.0, "saw blade": 0.5, "drill bit": 0.0, "nail gun": pytest.approx(0.6)}
 
@@ -55,9 +59,9 @@ def test_no_positive_pair_is_refused(judgments: Judgments, tiny_model_path: Path
         inputs_of(judgments, TrainingSpec(find_model(str(tiny_model_path)), recipe, settings, threshold=2.5))
 
 
-def test_equal_scores_cannot_be_ranked(judgments: Judgments):
+def test_equal_scores_cannot_be_ranked(judgments: Judgments, tiny_model_path: Path):
     with pytest.raises(InputError, match="cosine and cosent learn from scores that differ, and here every pair has"):
-        scored_pairs(judgments.take([0]))
+        examples_of(judgments.take([0]), tiny_model_path, "cosine")
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():

@@ -142,36 +142,13 @@ def test_a_prefix_carries_most_of_the_spread(static: SentenceTransformer):
     assert np.all(np.diff(spread) <= 1e-6)
 
 
-def test_dims_are_the_first_of_the_rotated_table(base: ModelSource, static: SentenceTransformer):
-    small = build_static(base, TEXTS, dims=8)
-    assert small.get_embedding_dimension() == 8
-    assert table(small) / np.linalg.norm(table(small)) == pytest.approx(
-        table(static)[:, :8] / np.linalg.norm(table(static)[:, :8]), abs=1e-6
-    )
-
-
 def test_rows_have_a_root_mean_square_length_of_one(static: SentenceTransformer):
     assert np.mean(np.sum(table(static) ** 2, axis=1)) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("dims", [0, 33])
-def test_dims_that_the_base_has_not_are_refused(base: ModelSource, dims: int):
-    with pytest.raises(InputError, match=f"a static model of {dims} dims cannot be made from the 32 of"):
-        build_static(base, TEXTS, dims=dims)
 
 
 def test_no_texts_are_refused(base: ModelSource):
     with pytest.raises(InputError, match="needs training texts"):
         build_static(base, [])
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [({"frequency": 0.0}, "frequency must be above 0"), ({"context_texts": -1}, "context_texts must be 0 or more")],
-)
-def test_numbers_out_of_range_are_refused(base: ModelSource, options: dict, text: str):
-    with pytest.raises(InputError, match=text):
-        build_static(base, TEXTS, **options)
 
 
 def test_a_static_base_is_refused(static: SentenceTransformer, tmp_path: Path):

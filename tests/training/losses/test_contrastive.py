@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from sentence_transformers.sentence_transformer.modules import Dense
 from torch import Tensor, nn
 
-from nestling.training.losses.contrastive import ContrastiveLoss, Relevance
+from nestling.training.losses.contrastive import CachedEmbeddingsLoss, ContrastiveLoss, PairValues
 
 
 class Given(nn.Module):
@@ -23,9 +24,9 @@ class Given(nn.Module):
         return {"sentence_embedding": features["x"]}
 
 
-def relevance(pairs: dict[tuple[int, int], float], n_documents: int = 10) -> Relevance:
+def relevance(pairs: dict[tuple[int, int], float], n_documents: int = 10) -> PairValues:
     query, document = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
-    return Relevance(query, document, np.array(list(pairs.values())), n_documents=n_documents)
+    return PairValues(query, document, np.array(list(pairs.values())), n_documents=n_documents)
 
 
 def numbers(query: list[int], document: list[int], anchor: list[int], positive: list[int]) -> dict[str, Tensor]:
@@ -99,7 +100,7 @@ def test_a_batch_without_a_single_negative_gives_a_finite_loss_and_gradient():
     assert torch.isfinite(queries.grad).all()
 
 
-def test_relevance_answers_for_pairs_in_any_order():
+def test_values_are_looked_up_for_pairs_in_any_order():
     known = relevance({(3, 1): 0.5, (0, 9): 1.0, (3, 0): 0.25})
     assert known(torch.tensor([3, 0]), torch.tensor([0, 1, 9])).tolist() == [[0.25, 0.5, 0.0], [0.0, 0.0, 1.0]]
     assert relevance({})(torch.tensor([1]), torch.tensor([1])).tolist() == [[0.0]]
@@ -165,22 +166,43 @@ def taught(queries: Tensor, documents: Tensor) -> Tensor:
 
 def gradient(layer: nn.Module, queries: list[int], documents: list[int]) -> Tensor:
     loss = ContrastiveLoss(Given(), relevance(KNOWN), graded=True, dims=(4, 2), teacher=taught, teacher_weight=0.5)
-    places = list(range(len(queries)))
     features = [{"x": embedded(layer, queries, 0)}, {"x": embedded(layer, documents, 20)}]
-    value = loss(features, numbers(queries, documents, places, [documents.index(query) for query in queries]))
+    value = loss(features, labels(queries, documents))
     value.backward()
     (weight,) = layer.parameters()
     assert weight.grad is not None
     return weight.grad
 
 
+def layer() -> Dense:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Dense(6, 4, bias=False, activation_function=nn.Identity())
+
+
+def cached_loss(model: Dense) -> CachedEmbeddingsLoss:
+    rng = np.random.default_rng(0)
+    queries, documents = (rng.normal(size=(n, 6)).astype(np.float32) for n in (5, 10))
+    return CachedEmbeddingsLoss(ContrastiveLoss(model, relevance(KNOWN), dims=(4, 2)), queries, documents)
+
+
+def labels(queries: list[int], documents: list[int]) -> dict[str, Tensor]:
+    return numbers(queries, documents, list(range(len(queries))), [documents.index(query) for query in queries])
+
+
+def cached_gradient(queries: list[int], documents: list[int]) -> Tensor:
+    model = layer()
+    cached_loss(model)([], labels(queries, documents)).backward()
+    assert model.linear.weight.grad is not None
+    return model.linear.weight.grad
+
+
 def one_of_two(rank: int, folder: str) -> None:
     # Through a file: a port that is free when it is looked for may be taken when it is needed.
     meet = f"file://{folder}/meet"
     torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    layer = nn.parallel.DistributedDataParallel(linear())
-    found = gradient(layer, *SHARES[rank])
-    torch.save(found, Path(folder) / f"{rank}.part")
+    found = gradient(nn.parallel.DistributedDataParallel(linear()), *SHARES[rank])
+    torch.save([found, cached_gradient(*SHARES[rank])], Path(folder) / f"{rank}.part")
     (Path(folder) / f"{rank}.part").rename(Path(folder) / f"{rank}.pt")
     # Both are done with each other before either leaves, and leave without gloo's clean-up, whose threads now and then
     # abort a process that has nothing left to do.
@@ -191,6 +213,23 @@ def one_of_two(rank: int, folder: str) -> None:
 
 def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path):
     mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    whole = gradient(linear(), SHARES[0][0] + SHARES[1][0], SHARES[0][1] + SHARES[1][1])
+    whole = SHARES[0][0] + SHARES[1][0], SHARES[0][1] + SHARES[1][1]
+    expected = [gradient(linear(), *whole), cached_gradient(*whole)]
     for rank in (0, 1):
-        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), whole, atol=1e-6)
+        for found, one in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            assert torch.allclose(found, one, atol=1e-6)
+
+
+def test_autocast_does_not_round_the_layer_on_cached_embeddings():
+    batch = labels(*SHARES[0])
+    exact = cached_loss(layer())([], batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cached_loss(layer())([], batch)
+    assert found.dtype == torch.float32
+    assert found.item() == exact.item()
+
+
+def test_cached_embeddings_are_no_part_of_what_is_saved_or_trained():
+    loss = cached_loss(layer())
+    assert list(loss.state_dict()) == ["contrastive.model.linear.weight"]
+    assert [name for name, _ in loss.named_parameters()] == ["contrastive.model.linear.weight"]

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, WordEmbeddings
 from tokenizers import Tokenizer
 
-from fixtures.training import join, trained_with_notes
+from fixtures.training import Trained, begin, join, keep_every_step, trained_and_kept, trained_with_notes
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
 from nestling.judgments.split import Split
@@ -123,61 +123,76 @@ def test_what_does_not_fit_is_refused(table: SentenceTransformer, tiny_model: Se
         join(tiny_model, other, QUERIES, DOCUMENTS)
 
 
-@pytest.mark.usefixtures("kept")
-def test_a_lexical_training_is_two_trainings_and_their_join(split: Split, tiny_model_path: Path, tmp_path: Path):
-    result, notes = trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
-    loaded = load_model(str(tmp_path / "model"))
+@pytest.fixture(scope="module")
+def concatenated(
+    split: Split, tiny_model_path: Path, plain: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trained, list[float | None]]:
+    """A training whose concatenation was kept, and the dev figures that were reported after its first step."""
+    reported: list[float | None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        keep_every_step(patch)
+        folder = begin(plain, tmp_path_factory.mktemp("concatenated"))
+        options = {"concat_static": True, "report": lambda progress: reported.append(progress.dev)}
+        return trained_and_kept(split, tiny_model_path, folder, **options), reported
+
+
+def test_a_lexical_training_is_two_trainings_and_their_concatenation(
+    split: Split, plain: Trained, concatenated: tuple[Trained, list[float | None]]
+):
+    result, notes, folder = concatenated[0]
+    loaded = load_model(str(folder / "model"))
     assert any(isinstance(module, WordEmbeddings) for module in loaded)
     assert any(note.startswith("concatenated: dev recall@10") for note in notes)
-    trained_with_notes(split, tiny_model_path, tmp_path / "plain")
-    plain = load_model(str(tmp_path / "plain" / "model"))
-    assert result.after["dev_recall@10"] != pytest.approx(recall(plain, split), abs=1e-9), (
-        "the figure is the joined model's"
-    )
+    alone = load_model(str(plain[2] / "model"))
+    assert result.after["dev_recall@10"] != pytest.approx(recall(alone, split), abs=1e-9), "the figure is of both"
     assert result.after["dev_recall@10"] == pytest.approx(recall(loaded, split), abs=1e-6)
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_joined_model_below_its_base_is_said_in_the_log(
+def test_a_concatenation_below_its_base_is_logged(
     split: Split,
     tiny_model_path: Path,
+    concatenated: tuple[Trained, list[float | None]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setattr(TrainingResult, "regression", True)
-    trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
+    trained_with_notes(split, tiny_model_path, begin(concatenated[0], tmp_path), concat_static=True)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any(line.startswith("model: dev recall@10") and line.endswith("REGRESSION") for line in warned)
 
 
-@pytest.mark.usefixtures("kept")
-def test_dev_figures_of_the_table_are_not_told_as_the_variants(split: Split, tiny_model_path: Path, tmp_path: Path):
-    told: list[float | None] = []
-    result, _ = trained_with_notes(
-        split, tiny_model_path, tmp_path, concat_static=True, report=lambda progress: told.append(progress.dev)
-    )
-    of_the_transformer = [dev for dev in told[: result.steps] if dev is not None]
-    assert len(told) > result.steps
-    assert of_the_transformer
-    assert set(told[result.steps :]) == {None}
-
-
-def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
-    split: Split, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_dev_figures_of_the_table_are_not_reported_as_the_variants(
+    plain: Trained, concatenated: tuple[Trained, list[float | None]]
 ):
-    whole, _ = trained_with_notes(split, tiny_model_path, tmp_path / "a", concat_static=True)
+    # The table evaluates itself after each epoch.
+    assert any("eval_dev_recall@10" in entry for entry in plain[0].history)
+    assert concatenated[1]
+    assert set(concatenated[1]) == {None}
+
+
+@pytest.mark.usefixtures("kept")
+def test_an_interrupted_lexical_training_keeps_the_part_that_is_done(
+    split: Split,
+    tiny_model_path: Path,
+    plain: Trained,
+    concatenated: tuple[Trained, list[float | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    begin(plain, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
             "nestling.training.steps.concat_static.side_by_side", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            trained_with_notes(split, tiny_model_path, tmp_path / "b", concat_static=True)
-    assert not (tmp_path / "b" / "model").exists()
-    again, notes = trained_with_notes(split, tiny_model_path, tmp_path / "b", concat_static=True)
+            trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
+    assert not (tmp_path / "model").exists()
+    again, notes = trained_with_notes(split, tiny_model_path, tmp_path, concat_static=True)
     assert "the table:" not in notes
     assert not any(note.startswith("precision") for note in notes)
-    assert again.after == whole.after
+    assert again.after == concatenated[0][0].after
 
 
 def recall(model: SentenceTransformer, split: Split) -> float:

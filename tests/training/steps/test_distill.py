@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.training import keep_every_step, trained_with_notes
+from fixtures.training import KilledError, dying_at, keep_every_step, settings_of, trained_with_notes
 from nestling.config.recipes import RECIPES
 from nestling.config.training import Distill
 from nestling.errors import InputError
-from nestling.judgments.split import Split
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model
-from nestling.training.distill.candidates import Candidates
-from nestling.training.distill.cross_encoder import RerankEvaluator, logits
+from nestling.training.distill.cross_encoder import Candidates, RerankEvaluator, logits
 from nestling.training.inputs.static import build_static
 from nestling.training.result import TrainingResult, read_result
-from nestling.training.steps.distill import MINED, READ, RERANKED, _better
+from nestling.training.steps.distill import N_MINED, N_RERANKED, N_SCORED, _better
 from nestling.training.steps.guard import Figures, Guard
 
 FIGURES = {"dev_recall@10": 0.5, "dev_mrr@10": 0.5}
@@ -35,9 +35,14 @@ def be_helpful(patch: pytest.MonkeyPatch) -> None:
     """Take teacher and student whatever they are worth: a random transformer teaches nothing. Leave their folders."""
     patch.setattr("nestling.training.steps.distill._better", lambda after, before: True)
     patch.setattr("nestling.training.trainer.clear", lambda work: None)
-    patch.setattr("nestling.training.steps.distill.AT_ONCE", 500)
+    patch.setattr("nestling.training.steps.distill.AT_ONCE", 300)
     patch.setattr(RerankEvaluator, "__call__", lambda *_, **__: dict(FIGURES))
     keep_every_step(patch)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return split_judgments(generate(300, seed=0), test=0.2, dev=0.3, seed=0)
 
 
 @pytest.fixture
@@ -77,11 +82,11 @@ def test_the_student_is_what_becomes_the_model(whole: tuple[TrainingResult, list
         "the student:",
     ]
     work = folder / "work" / "distill"
-    read = Candidates.load(work / "candidates-read" / "train.npz")
+    read = Candidates.load(work / "scored.npz")
     assert read.logits is not None
-    assert read.documents.shape[1] == READ
-    assert Candidates.load(work / "candidates" / "train.npz").documents.shape[1] == MINED
-    assert Candidates.load(work / "candidates" / "dev.npz").documents.shape[1] == RERANKED
+    assert read.documents.shape[1] == N_SCORED
+    assert Candidates.load(work / "mined.npz").documents.shape[1] == N_MINED
+    assert Candidates.load(work / "dev.npz").documents.shape[1] == N_RERANKED
     first, student = folder / "work" / "finetune", work / "student" / "model"
     assert not np.array_equal(weights(first / "model"), weights(student))
     np.testing.assert_array_equal(weights(folder / "model"), weights(student))
@@ -93,8 +98,8 @@ def test_the_student_is_what_becomes_the_model(whole: tuple[TrainingResult, list
 def test_a_teacher_that_knows_no_more_is_left_out(
     split: Split, tiny_model_path: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("student", "candidates-read"):
-        shutil.rmtree(begun / "work" / "distill" / name)
+    shutil.rmtree(begun / "work" / "distill" / "student")
+    (begun / "work" / "distill" / "scored.npz").unlink()
     first, alone = weights(begun / "work" / "finetune" / "model"), read_result(begun / "work" / "finetune")
     monkeypatch.setattr("nestling.training.steps.distill._better", lambda after, before: False)
     result, notes = trained(split, tiny_model_path, begun, distill={"weight": 1.0})
@@ -134,35 +139,43 @@ def test_an_interrupted_training_goes_on_where_it_was(
     split: Split,
     tiny_model_path: Path,
     whole: tuple[TrainingResult, list[str], Path],
-    tmp_path: Path,
+    begun: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    reads = 0
+    scored = 0
 
     def stopping(*given: object, **options: object) -> np.ndarray:
-        nonlocal reads
-        reads += 1
-        if reads == 3:
+        nonlocal scored
+        scored += 1
+        if scored == 3:
             raise KeyboardInterrupt
         return logits(*given, **options)  # type: ignore[arg-type]
 
-    stand_ins = {
-        "nestling.training.steps.distill._find": interrupted,
-        "nestling.training.distill.cross_encoder.logits": stopping,
+    def go_on(**options: object) -> tuple[TrainingResult, list[str]]:
+        return trained(split, tiny_model_path, begun, distill={"weight": 1.0}, **options)
+
+    work = begun / "work" / "distill"
+    shutil.rmtree(work)
+    torch.manual_seed(1)
+    # The cross-encoder's training dies in its second epoch, then goes on from its checkpoint.
+    with pytest.raises(KilledError):
+        go_on(report=dying_at(read_result(whole[2] / "work" / "distill" / "cross-encoder").steps // 2 + 2))
+    assert list((work / "cross-encoder").glob("checkpoint-*"))
+    for name, stand_in in {
+        "nestling.training.steps.distill.logits": stopping,
         "nestling.training.steps.context.Guard": interrupted,
-    }
-    for step, (name, stand_in) in enumerate(stand_ins.items()):
-        torch.manual_seed(step)
+    }.items():
         with monkeypatch.context() as patch:
             patch.setattr(name, stand_in)
             with pytest.raises(KeyboardInterrupt):
-                trained(split, tiny_model_path, tmp_path / "b", distill={"weight": 1.0})
-        assert not (tmp_path / "b" / "model").exists()
-        assert (tmp_path / "b" / "work" / "distill" / "candidates-read.blocks").is_dir() == (stand_in is stopping)
-    again, notes = trained(split, tiny_model_path, tmp_path / "b", distill={"weight": 1.0})
+                go_on()
+        assert not (begun / "model").exists()
+        assert (work / "scored.blocks").is_dir() == (stand_in is stopping)
+    assert read_result(work / "cross-encoder").resumed_at is not None
+    again, notes = go_on()
     assert not {"the cross-encoder:", "the student:"} & set(notes)
     assert again.after == whole[0].after
-    np.testing.assert_array_equal(weights(whole[2] / "model"), weights(tmp_path / "b" / "model"))
+    np.testing.assert_array_equal(weights(whole[2] / "model"), weights(begun / "model"))
 
 
 def interrupted(*_: object, **__: object) -> None:
@@ -185,10 +198,6 @@ def test_distilled_is_graded_with_a_teacher():
 
 
 @pytest.mark.parametrize(("recipe", "fast"), [("cosent", True), ("mnrl", False)])
-def test_a_loss_of_the_library_has_no_teacher(
-    split: Split, tiny_model_path: Path, tmp_path: Path, recipe: str, fast: bool
-):
-    _, notes = trained(
-        split, tiny_model_path, tmp_path, recipe, distill={"weight": 1.0}, fast=fast, no_duplicates=False
-    )
-    assert not any("cross-encoder" in note for note in notes)
+def test_a_loss_of_the_library_has_no_teacher(recipe: str, fast: bool):
+    steps = settings_of(recipe, distill={"weight": 1.0}, fast=fast).steps
+    assert not any(isinstance(step, Distill) for step in steps)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sentence_transformers.sentence_transformer.modules import Dense
 
-from fixtures.training import trained_with_notes
+from fixtures.training import Trained, begin, trained_with_notes
 from nestling.judgments.split import Split
 from nestling.models.load import load_model
 from nestling.retrieval.rotation import add_rotation
@@ -16,16 +16,15 @@ from nestling.training.steps.merge_base import mixed
 
 
 @pytest.mark.usefixtures("kept")
-def test_a_share_of_the_base_is_mixed_in(split: Split, tiny_model_path: Path, tmp_path: Path):
-    trained_with_notes(split, tiny_model_path, tmp_path / "a")
-    trained_with_notes(split, tiny_model_path, tmp_path / "b", merge_base={"share": 0.25})
-    base, plain, mixed = (
-        load_model(str(path)).state_dict() for path in (tiny_model_path, tmp_path / "a/model", tmp_path / "b/model")
+def test_a_share_of_the_base_is_mixed_in(split: Split, tiny_model_path: Path, plain: Trained, tmp_path: Path):
+    trained_with_notes(split, tiny_model_path, begin(plain, tmp_path), merge_base={"share": 0.25})
+    base, alone, mixed = (
+        load_model(str(path)).state_dict() for path in (tiny_model_path, plain[2] / "model", tmp_path / "model")
     )
-    assert plain.keys() == mixed.keys()
+    assert alone.keys() == mixed.keys()
     for name, value in mixed.items():
-        np.testing.assert_allclose(value, 0.75 * plain[name] + 0.25 * base[name], atol=1e-6, err_msg=name)
-    assert any(not np.array_equal(plain[name], mixed[name]) for name in plain)
+        np.testing.assert_allclose(value, 0.75 * alone[name] + 0.25 * base[name], atol=1e-6, err_msg=name)
+    assert any(not np.array_equal(alone[name], mixed[name]) for name in alone)
 
 
 def test_a_layer_that_the_training_began_with_is_mixed_as_the_rest_is(tiny_model_path: Path, tmp_path: Path):

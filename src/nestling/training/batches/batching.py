@@ -1,12 +1,13 @@
-"""Batches of like length: which pairs go together, and how a batch becomes tensors."""
+"""Pairs by number, batches of them by length or by likeness, and how a batch becomes tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nestling.judgments.table import Judgments
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
 MEGA = 32
 """Batches that are filled from one shuffled stretch of the data, sorted by length within it."""
 
+Tokens = Callable[[np.ndarray], dict[str, "Tensor"]]
+"""Numbers of texts -> their `input_ids` and `attention_mask`, (n_texts, width) int64 each: `TokenStore.batch`."""
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a contrastive recipe trains on: queries and documents by number, and what raters said of them.
+    """What a contrastive recipe trains on: queries and documents by number, and the scores that raters gave.
 
     A query is a normalised query, a document a normalised document text, as the split has it: equal texts are one.
+    Pairs are sorted by query and document.
 
     Attributes:
         queries, documents: the texts; numbers below are places in these.
@@ -29,6 +34,8 @@ class Pairs:
         judged_query, judged_document: (n_judged,) int64, all pairs judged in the training data.
         judged_score: (n_judged,) float64, their scores.
         low_indptr, low_documents: CSR over queries: the documents judged irrelevant for each.
+        threshold: positives have higher scores.
+        scale: the lowest and the highest score that there can be.
     """
 
     queries: list[str]
@@ -40,6 +47,8 @@ class Pairs:
     judged_score: np.ndarray
     low_indptr: np.ndarray
     low_documents: np.ndarray
+    threshold: float
+    scale: tuple[float, float]
 
     def __len__(self) -> int:
         return len(self.query)
@@ -59,7 +68,6 @@ class Pairs:
         chosen = order[np.append(key[1:] != key[:-1], True)]
         query, document, score = query[chosen], document[chosen], score[chosen]
         positive = score > threshold
-        low_indptr = np.concatenate([[0], np.cumsum(np.bincount(query[~positive], minlength=len(queries)))])
         return cls(
             queries,
             documents,
@@ -68,8 +76,10 @@ class Pairs:
             query,
             document,
             score,
-            low_indptr.astype(np.int64),
+            np.searchsorted(query[~positive], np.arange(len(queries) + 1)),
             document[~positive],
+            threshold,
+            judgments.scale,
         )
 
 
@@ -84,16 +94,11 @@ class LengthBatches:
         processes: how many share the batches in turn; all get the same number, and up to `processes` - 1 are left out.
     """
 
-    def __init__(
-        self, lengths: np.ndarray, batch_size: int, *, seed: int, drop_last: bool = False, processes: int = 1
-    ) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, seed: int, processes: int = 1) -> None:
         self.lengths = lengths
-        self.batch_size = batch_size
-        if processes > 1 and not drop_last:
-            # Where there is less than a batch for each process, each gets a smaller one rather than none.
-            self.batch_size = min(batch_size, max(1, len(lengths) // processes))
+        # Where there is less than a batch for each process, each gets a smaller one rather than none.
+        self.batch_size = batch_size if processes == 1 else min(batch_size, max(1, len(lengths) // processes))
         self.seed = seed
-        self.drop_last = drop_last
         self.processes = processes
         self.epoch = 0
 
@@ -102,8 +107,7 @@ class LengthBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.lengths), self.batch_size)
-        number = whole + (1 if rest and not self.drop_last else 0)
+        number = -(-len(self.lengths) // self.batch_size)
         return number - number % self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -113,8 +117,6 @@ class LengthBatches:
         batches = []
         for start in range(0, len(order), stretch):
             batches += self.batches_of(order[start : start + stretch], rng)
-        if self.drop_last:
-            batches = [batch for batch in batches if len(batch) == self.batch_size]
         for number in rng.permutation(len(batches))[: len(self)]:
             yield batches[number].tolist()
 
@@ -124,80 +126,91 @@ class LengthBatches:
         return [ordered[at : at + self.batch_size] for at in range(0, len(ordered), self.batch_size)]
 
 
-class Tokens(Protocol):
-    """What gives the tokens of texts by their numbers: a TokenStore, or the queries of an epoch."""
+class SimilarBatches(LengthBatches):
+    """Batches whose documents resemble each other, as hard negatives for the others' queries, anew in every epoch.
 
-    def batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask`, (len(rows), width) int64 each."""
-        ...
+    Each shuffled stretch is halved again and again, along the line between two documents drawn from it, down to
+    batches: a balanced random-projection tree (Dasgupta and Freund 2008). Batches of clustered texts: TAS-Balanced
+    (Hofstätter et al. 2021, arXiv 2104.06967) and CDE (Morris and Rush 2024, arXiv 2410.02525).
+
+    Args:
+        vectors: (n_pairs, dim) float, of each pair's document, by the base model.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], batch_size: int, **options: Any) -> None:
+        super().__init__(vectors[:, 0], batch_size, **options)
+        self.vectors = vectors
+
+    def batches_of(self, stretch: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        """Halve a stretch of pairs until batches are left; all are full but one."""
+        size = self.batch_size
+        if len(stretch) <= size:
+            return [stretch]
+        vectors = self.vectors[stretch]
+        first, second = vectors[rng.choice(len(stretch), 2, replace=False)]
+        # Equal documents give a line of no direction: the halves are then those of the shuffled order.
+        order = stretch[np.argsort(vectors @ (first - second), kind="stable")]
+        middle = max(1, len(stretch) // size // 2) * size
+        return self.batches_of(order[:middle], rng) + self.batches_of(order[middle:], rng)
 
 
 @dataclass(frozen=True)
-class PairCollator:
-    """Makes the tensors of a batch: each distinct query and document once, padded on their own.
-
-    Called by the data loader with rows of `{"row": number of a pair}`.
-
-    Attributes:
-        query, document: (n_rows,) int64, the pairs to train on by number; queries from `len(pairs.queries)` on are
-            nobody's, and have no negatives of their own.
-        query_tokens, document_tokens: give the tokens of queries and documents by number.
-        negatives: documents judged low that are drawn for each query of the batch, as far as it has any.
-        seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
-    """
+class Collator:
+    """Makes the tensors of a batch of rows `{"row": number of an example}`: each distinct query and document once."""
 
     pairs: Pairs
-    query: np.ndarray
-    document: np.ndarray
     query_tokens: Tokens
     document_tokens: Tokens
-    negatives: int = 0
-    seed: int = 0
-    valid_label_columns: tuple[str, ...] = ("label",)
+    seed: int
+    valid_label_columns: ClassVar[tuple[str, ...]] = ("label",)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `anchor_*` and `document_*` tokens, and the numbers that the loss needs under `label`."""
+        import torch
+
         rows = np.array([example["row"] for example in examples], dtype=np.int64)
+        # What is drawn depends on the batch alone, so that a resumed training draws the same.
+        label = self.numbers(rows, np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())]))
+        return {
+            **{f"anchor_{name}": value for name, value in self.query_tokens(label["query"]).items()},
+            **{f"document_{name}": value for name, value in self.document_tokens(label["document"]).items()},
+            "label": {name: torch.from_numpy(value) for name, value in label.items()},
+        }
+
+    def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return a batch's `query`, `document`, `anchor` and `positive`, as ContrastiveLoss takes them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PairCollator(Collator):
+    """Batches of pairs.
+
+    Attributes:
+        query, document: (n_rows,) int64, the pairs to train on; queries from `len(pairs.queries)` on are pseudo-queries
+            and have no negatives of their own.
+        negatives: documents judged low that are drawn for each query of the batch, as far as it has any.
+    """
+
+    query: np.ndarray
+    document: np.ndarray
+    negatives: int
+
+    def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See Collator."""
         queries, anchor = np.unique(self.query[rows], return_inverse=True)
         documents, positive = np.unique(self.document[rows], return_inverse=True)
-        extra = np.setdiff1d(self._drawn(queries, rows), documents)
-        documents = np.concatenate([documents, extra])
-        label = {"query": queries, "document": documents, "anchor": anchor, "positive": positive}
-        return contrastive_batch(self.query_tokens, self.document_tokens, label)
-
-    def _drawn(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        queries = queries[queries < len(self.pairs.queries)]
-        drawn = []
-        rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
-        for query in queries if self.negatives else ():
+        drawn = [np.zeros(0, dtype=np.int64)]
+        for query in queries[queries < len(self.pairs.queries)] if self.negatives else ():
             low = self.pairs.low_documents[self.pairs.low_indptr[query] : self.pairs.low_indptr[query + 1]]
             drawn.append(low if len(low) <= self.negatives else rng.choice(low, self.negatives, replace=False))
-        return np.concatenate(drawn) if drawn else np.zeros(0, dtype=np.int64)
-
-
-def contrastive_batch(queries: Tokens, documents: Tokens, label: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return `anchor_*` and `document_*` tokens of a batch, and its `label`, which names them by number.
-
-    Args:
-        queries, documents: give the tokens.
-        label: `query`, `document`, `anchor` and `positive`, as ContrastiveLoss takes them.
-    """
-    import torch
-
-    return {
-        **{f"anchor_{name}": value for name, value in queries.batch(label["query"]).items()},
-        **{f"document_{name}": value for name, value in documents.batch(label["document"]).items()},
-        "label": {name: torch.from_numpy(value) for name, value in label.items()},
-    }
+        documents = np.concatenate([documents, np.setdiff1d(np.concatenate(drawn), documents)])
+        return {"query": queries, "document": documents, "anchor": anchor, "positive": positive}
 
 
 def _numbered(keys: list[str], texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """Return the text of each distinct key's first record, and the number of each record's key among these."""
     places: dict[str, int] = {}
-    first: list[str] = []
-    numbers = np.empty(len(keys), dtype=np.int64)
-    for row, (key, text) in enumerate(zip(keys, texts, strict=True)):
-        place = places.setdefault(key, len(places))
-        if place == len(first):
-            first.append(text)
-        numbers[row] = place
-    return first, numbers
+    numbers = np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)
+    _, first = np.unique(numbers, return_index=True)
+    return [texts[row] for row in first], numbers

@@ -18,23 +18,21 @@ WORDS = (2, 3, 3, 4, 4, 5)
 """How many words a crop has, each of these as likely: about what search terms have."""
 SHUFFLED = 0.3
 """Share of crops whose words are in another order than in the document."""
+DROPPED, ADDED = 0.3, 0.45
+"""Shares of variations with a word less and with a word more; the others have a word exchanged."""
 SEPARATOR = re.compile(r"[\s,;]+")
 
 
 class QueriesOfEpoch:
     """The queries that a contrastive recipe sees in one epoch: those of the raters, then `crops` for each document.
 
-    A crop is two to five words of a document, mostly in its order: its document is the right answer, and so it teaches
-    the words of documents that no rater saw together with a query. Random cropping as in Contriever (Izacard et al.
-    2022, arXiv 2112.09118), which descends from the inverse cloze task (Lee, Chang and Toutanova 2019, arXiv
-    1906.00300); single words instead of spans, as search terms are.
-
-    What an epoch's queries are depends on seed and epoch alone, so that an interrupted training goes on with the same.
+    A crop is two to five words of a document, which is its positive, mostly in its order. So it teaches the words of
+    documents that no rater saw with a query. Random cropping as in Contriever (Izacard et al. 2022, arXiv 2112.09118),
+    but single words instead of spans, as search terms are. An epoch's queries depend on seed and epoch alone.
 
     Args:
-        pairs: the training data; queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
+        pairs: queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
         tokenise: makes the store that batches are taken from.
-        crops: for each document.
     """
 
     def __init__(self, pairs: Pairs, tokenise: Callable[[list[str]], TokenStore], *, crops: int, seed: int) -> None:
@@ -47,27 +45,23 @@ class QueriesOfEpoch:
     def with_crops(self) -> tuple[np.ndarray, np.ndarray]:
         """Return query and document of all pairs by number, those of the raters first, (n,) int64 each."""
         n_queries, n_documents = len(self.pairs.queries), len(self.pairs.documents)
-        invented = np.arange(self.crops * n_documents)
+        crops = np.arange(self.crops * n_documents)
         return (
-            np.concatenate([self.pairs.query, n_queries + invented]),
-            np.concatenate([self.pairs.document, invented % n_documents]),
+            np.concatenate([self.pairs.query, n_queries + crops]),
+            np.concatenate([self.pairs.document, crops % n_documents]),
         )
 
     def refresh(self, epoch: int) -> None:
         """Make the queries of an epoch and their tokens."""
-        self.tokens = self.tokenise(self.texts(epoch))
-        invented = self.crops * len(self.pairs.documents)
-        logger.info(
-            "epoch %d: %d queries of raters, %d made of documents", epoch + 1, len(self.pairs.queries), invented
-        )
+        texts = self.texts(epoch)
+        self.tokens = self.tokenise(texts)
+        n_queries = len(self.pairs.queries)
+        logger.info("epoch %d: %d queries of raters, %d crops", epoch + 1, n_queries, len(texts) - n_queries)
 
     def texts(self, epoch: int) -> list[str]:
         """Return the queries of an epoch, as they are numbered."""
         rng = np.random.default_rng([self.seed, epoch])
-        texts = list(self.pairs.queries)
-        for _ in range(self.crops):
-            texts += [crop(document, rng) for document in self.pairs.documents]
-        return texts
+        return [*self.pairs.queries, *(crop(text, rng) for _ in range(self.crops) for text in self.pairs.documents)]
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Any]:
         """Return the tokens of the queries with these numbers, as TokenStore does."""
@@ -85,10 +79,6 @@ def crop(document: str, rng: np.random.Generator) -> str:
     if rng.random() >= SHUFFLED:
         kept = np.sort(kept)
     return " ".join(words[place] for place in kept)
-
-
-DROPPED, ADDED = 0.3, 0.45
-"""Shares of variations with a word less and with a word more; the others have a word exchanged."""
 
 
 def vary(query: str, document: str, rng: np.random.Generator) -> str:
@@ -110,17 +100,18 @@ def vary(query: str, document: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def invented(pairs: Pairs, *, seed: int) -> list[str]:
+def pseudo_queries(pairs: Pairs, *, seed: int) -> list[str]:
     """Return for every query a variation of it, then as many crops of documents: queries for a teacher to answer.
 
     A variation takes words from a document that is relevant to the query, or from any where none is.
     """
     rng = np.random.default_rng(seed)
-    order = np.argsort(pairs.query, kind="stable")
-    ends = np.cumsum(np.bincount(pairs.query, minlength=len(pairs.queries)))
-    made = []
-    for query, document in zip(pairs.queries, np.split(pairs.document[order], ends[:-1]), strict=True):
-        some = int(rng.choice(document)) if len(document) else int(rng.integers(len(pairs.documents)))
-        made.append(vary(query, pairs.documents[some], rng))
-    chosen = rng.integers(len(pairs.documents), size=len(pairs.queries))
-    return made + [crop(pairs.documents[document], rng) for document in chosen]
+    n_documents = len(pairs.documents)
+    # Pairs are sorted by query.
+    firsts = np.searchsorted(pairs.query, np.arange(1, len(pairs.queries)))
+    texts = []
+    for query, relevant in zip(pairs.queries, np.split(pairs.document, firsts), strict=True):
+        document = rng.choice(relevant) if len(relevant) else rng.integers(n_documents)
+        texts.append(vary(query, pairs.documents[document], rng))
+    chosen = rng.integers(n_documents, size=len(pairs.queries))
+    return texts + [crop(pairs.documents[document], rng) for document in chosen]

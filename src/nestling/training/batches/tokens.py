@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from nestling import atomic
+from nestling.config.fingerprint import fingerprint
 from nestling.config.names import Kind
 from nestling.models.load import prompts_of
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 16_384
 PAD_TO = 8
-"""Widths are rounded up to this: matrix kernels like it, and fewer shapes are met. 1 keeps the exact width."""
+"""Widths are rounded up to this: matrix kernels like it, and fewer shapes are met."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +50,37 @@ class TokenStore:
     def build(
         cls, texts: Sequence[str], tokenizer: Any, max_length: int | None, *, cache: Path | None = None
     ) -> TokenStore:
-        """Tokenise `texts`, or read their tokens from `cache` where an earlier call left them.
+        """Tokenise `texts`, cut at `max_length` tokens, or read their tokens from the folder `cache`.
 
         Args:
             tokenizer: a fast tokenizer of transformers, or one of the library `tokenizers`, which a static model has:
                 then without special tokens.
-            max_length: tokens after which a text is cut.
-            cache: a folder for `tokens-FINGERPRINT.npz`; the name changes with texts, tokenizer and limit.
         """
+
+        def encode() -> dict[str, np.ndarray]:
+            parts = [np.zeros(0, dtype=np.int32)]
+            lengths: list[int] = [0]
+            for start in range(0, len(texts), AT_ONCE):
+                encoded = _encoded(list(texts[start : start + AT_ONCE]), tokenizer, max_length)
+                lengths.extend(map(len, encoded))
+                parts.append(np.fromiter(chain(*encoded), dtype=np.int32))
+            return {"ids": np.concatenate(parts), "offsets": np.cumsum(lengths, dtype=np.int64)}
+
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        # Truncation and padding are leftovers of the last call, not properties of the tokenizer.
+        state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
         padding = int(getattr(tokenizer, "pad_token_id", 0) or 0)
-        path = cache / f"tokens-{_fingerprint(texts, tokenizer, max_length)}.npz" if cache else None
-        if path is not None and path.is_file():
-            try:
-                with np.load(path) as stored:
-                    return cls(stored["ids"], stored["offsets"], padding)
-            except (OSError, ValueError, KeyError):
-                logger.warning("%s is damaged and made again", path)
-        parts: list[np.ndarray] = []
-        lengths: list[int] = []
-        for start in range(0, len(texts), AT_ONCE):
-            encoded = _encoded(list(texts[start : start + AT_ONCE]), tokenizer, max_length)
-            lengths.extend(map(len, encoded))
-            parts.append(np.fromiter((token for text in encoded for token in text), dtype=np.int32))
-        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-        store = cls(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), padding)
-        if path is not None:
-            with atomic.new_file(path) as temporary:
-                np.savez(temporary, ids=store.ids, offsets=store.offsets)
-        return store
+        arrays = cached(cache, "tokens", [state, max_length, *texts], encode)
+        return cls(arrays["ids"], arrays["offsets"], padding)
 
     @property
     def lengths(self) -> np.ndarray:
         """(n_texts,) int64, the tokens of each text."""
         return np.diff(self.offsets)
+
+    def _places(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        starts = self.offsets[rows]
+        return starts, self.offsets[np.asarray(rows) + 1] - starts
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each.
@@ -89,10 +89,8 @@ class TokenStore:
         """
         import torch
 
-        rows = np.asarray(rows, dtype=np.int64)
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        width = -(-int(lengths.max(initial=1)) // PAD_TO) * PAD_TO
-        places = np.arange(width)
+        starts, lengths = self._places(rows)
+        places = np.arange(-(-int(lengths.max(initial=1)) // PAD_TO) * PAD_TO)
         mask = places < lengths[:, None]
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
         ids[mask] = self.ids[(starts[:, None] + places)[mask]]
@@ -107,19 +105,14 @@ class BagStore(TokenStore):
         """Return `input_ids` (tokens of the batch,) and `offsets` (len(rows),) int64, where each text begins."""
         import torch
 
-        rows = np.asarray(rows, dtype=np.int64)
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        starts, lengths = self._places(rows)
         begins = np.cumsum(lengths) - lengths
         places = np.arange(int(lengths.sum())) + np.repeat(starts - begins, lengths)
         return {"input_ids": torch.from_numpy(self.ids[places].astype(np.int64)), "offsets": torch.from_numpy(begins)}
 
 
 def tokenised(model: SentenceTransformer, texts: Sequence[str], *, kind: Kind, cache: Path | None = None) -> TokenStore:
-    """Return the tokens that a model reads of texts: after its prompt for their kind, cut at its limit.
-
-    Args:
-        cache: as for `TokenStore.build`.
-    """
+    """Return the tokens that a model reads of texts: after its prompt for their kind, cut at its limit."""
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     prompt = prompts_of(model)[kind]
@@ -140,24 +133,27 @@ def pools_prompts(model: SentenceTransformer) -> bool:
 def _encoded(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
     if not hasattr(tokenizer, "backend_tokenizer"):
         return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    encoded: list[list[int]] = tokenizer(
-        texts,
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
+    cut = {"truncation": max_length is not None, "max_length": max_length}
+    encoded: list[list[int]] = tokenizer(texts, **cut, return_attention_mask=False, return_token_type_ids=False)[
+        "input_ids"
+    ]
     return encoded
 
 
-def _fingerprint(texts: Sequence[str], tokenizer: Any, max_length: int | None) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    # Truncation and padding are leftovers of the last call, not properties of the tokenizer.
-    state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-    digest.update(json.dumps(state, sort_keys=True).encode())
-    digest.update(f"{max_length} {len(texts)}".encode())
-    for text in texts:
-        digest.update(text.encode())
-        digest.update(b"\x1e")
-    return digest.hexdigest()
+def cached(
+    cache: Path | None, kind: str, parts: list[Any], make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays that `make` returns; a folder keeps them for calls with equal `parts`, on which they depend."""
+    if cache is None:
+        return make()
+    path = cache / f"{kind}-{fingerprint(parts)}.npz"
+    if path.is_file():
+        try:
+            with np.load(path) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, BadZipFile):
+            logger.warning("%s is damaged and made again", path)
+    arrays = make()
+    with atomic.new_file(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    return arrays

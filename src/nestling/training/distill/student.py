@@ -3,131 +3,78 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from nestling.config.training import Distill
 from nestling.judgments.table import Judgments
-from nestling.training.batches.batching import Tokens, contrastive_batch
-from nestling.training.batches.similar_documents import sampler_for
+from nestling.training.batches.batching import Collator, LengthBatches
 from nestling.training.batches.tokens import tokenised
-from nestling.training.distill.candidates import Candidates
+from nestling.training.distill.cross_encoder import Candidates
 from nestling.training.inputs.contrastive import positives
-from nestling.training.losses.contrastive import ContrastiveLoss, PairValues, Relevance
+from nestling.training.losses.contrastive import PairValues, loss_for
 from nestling.training.spec import TrainingInputs, TrainingSpec
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 DRAWN = 8
 """Candidates of each query in a batch, and at most so many judged documents, drawn anew each time."""
 
 
-def teacher_of(candidates: Candidates, *, n_documents: int, scale: float) -> PairValues:
-    """Return what first model and cross-encoder together make of the candidates of queries, NaN for other pairs.
-
-    Args:
-        candidates: with logits.
-        n_documents: how many documents there are.
-        scale: of cosines.
-    """
-    query, document = candidates.pairs()
-    scores = candidates.scores_of_both(scale).ravel()
-    return PairValues(query, document, scores, n_documents=n_documents, missing=np.nan)
-
-
 @dataclass(frozen=True)
-class QueryBatches:
-    """Makes the tensors of a batch of queries, with some documents that raters saw with each and some candidates.
+class QueryCollator(Collator):
+    """Batches of queries with some judged documents and some `candidates`, (n_queries, k) int64, of each."""
 
-    Called by the data loader with rows of `{"row": number of a query}`.
-
-    Attributes:
-        candidates: (n_queries, k) int64, documents by number.
-        relevant: (n_judged,) bool, in the order of `judged_document`: whether the pair is a positive.
-        judged_indptr, judged_document: CSR over queries: all documents that raters saw with each.
-        query_tokens, document_tokens: give the tokens of queries and documents by number.
-        seed: of the draw, which depends on the batch alone, so that a resumed training draws the same.
-    """
-
-    relevant: NDArray[np.bool_]
-    judged_indptr: NDArray[np.int64]
-    judged_document: NDArray[np.int64]
     candidates: NDArray[np.int64]
-    query_tokens: Tokens
-    document_tokens: Tokens
-    seed: int = 0
-    valid_label_columns: tuple[str, ...] = ("label",)
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return `anchor_*` and `document_*` tokens, and the numbers that the loss needs under `label`."""
-        rows = np.array([example["row"] for example in examples], dtype=np.int64)
-        rng = np.random.default_rng([self.seed, len(rows), int(rows[0]), int(rows.sum())])
-        queries = np.unique(rows)
-        width = self.candidates.shape[1]
-        drawn = [self.candidates[query, rng.permutation(width)[:DRAWN]] for query in queries]
-        judged = [
-            rng.permutation(np.arange(self.judged_indptr[query], self.judged_indptr[query + 1]))[:DRAWN]
-            for query in queries
-        ]
-        anchor, seen = np.repeat(np.arange(len(queries)), [len(each) for each in judged]), np.concatenate(judged)
-        documents = np.unique(np.concatenate([*drawn, self.judged_document[seen]]))
-        own = self.relevant[seen]
-        label = {
+    def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See Collator."""
+        queries, pairs = np.unique(rows), self.pairs
+        drawn = [self.candidates[query, rng.permutation(self.candidates.shape[1])[:DRAWN]] for query in queries]
+        # Judged pairs are sorted by query.
+        bounds = np.searchsorted(pairs.judged_query, [queries, queries + 1]).T
+        judged = np.concatenate([rng.permutation(np.arange(*each))[:DRAWN] for each in bounds])
+        documents = np.unique(np.concatenate([*drawn, pairs.judged_document[judged]]))
+        own = judged[pairs.judged_score[judged] > pairs.threshold]
+        return {
             "query": queries,
             "document": documents,
-            "anchor": anchor[own],
-            "positive": np.searchsorted(documents, self.judged_document[seen[own]]),
+            "anchor": np.searchsorted(queries, pairs.judged_query[own]),
+            "positive": np.searchsorted(documents, pairs.judged_document[own]),
         }
-        return contrastive_batch(self.query_tokens, self.document_tokens, label)
 
 
-def distilled(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
+def distilled(
+    judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer, candidates: Candidates, pseudo: list[str]
+) -> TrainingInputs:
     """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
 
-    Args:
-        spec: its folder of candidates holds `train.npz`, with logits, and the texts of invented queries.
-    """
-    from datasets import Dataset
+    The library's distillation losses know no positives and no batch beside a query's own candidates.
 
-    step, teacher = spec.settings.finetune, spec.settings.distill or Distill()
-    pairs, threshold = positives(judgments, spec)
-    graded = step.loss == "graded"
-    candidates = Candidates.load(spec.candidate_file("train"))
-    # The raters' queries keep their numbers.
-    every = replace(pairs, queries=[*pairs.queries, *spec.invented_queries()])
-    documents = tokenised(model, every.documents, kind="document", cache=spec.cache)
-    queries = tokenised(model, every.queries, kind="query", cache=spec.cache)
-    query, document = candidates.unjudged(every)
-    n_documents = len(every.documents)
-    loss = ContrastiveLoss(
-        model,
-        Relevance.from_pairs(pairs, threshold=threshold, scale=judgments.scale, graded=graded),
-        scale=step.scale,
-        dims=spec.matryoshka,
-        dim_weights=spec.weights,
-        graded=graded,
-        # Likely enough to be right answers that no rater saw.
-        ignored=Relevance(query, document, np.ones(len(query)), n_documents=n_documents),
-        teacher=teacher_of(candidates, n_documents=n_documents, scale=step.scale),
-        teacher_weight=teacher.weight,
+    Args:
+        candidates: with logits, of the raters' queries and of the pseudo-queries after them.
+    """
+    step, weight = spec.settings.finetune, (spec.settings.distill or Distill()).weight
+    pairs = positives(judgments, spec)
+    pairs = replace(pairs, queries=[*pairs.queries, *pseudo])
+    documents = tokenised(model, pairs.documents, kind="document", cache=spec.cache)
+    queries = tokenised(model, pairs.queries, kind="query", cache=spec.cache)
+    n_documents = len(pairs.documents)
+    query, document = candidates.pairs()
+    teacher = PairValues(
+        query, document, candidates.scores_of_both(step.scale).ravel(), n_documents=n_documents, missing=np.nan
     )
-    order = np.argsort(pairs.judged_query, kind="stable")
-    counts = np.bincount(pairs.judged_query, minlength=len(every.queries))
+    judged = pairs.judged_query * n_documents + pairs.judged_document
+    free = ~np.isin(query * n_documents + document, judged)
+    # Likely enough to be right answers that no rater saw.
+    ignored = PairValues(query[free], document[free], np.ones(free.sum()), n_documents=n_documents)
+    loss = loss_for(model, pairs, spec, ignored=ignored, teacher=teacher, teacher_weight=weight)
     return TrainingInputs(
-        Dataset.from_dict({"row": np.arange(len(every.queries))}),
+        Dataset.from_dict({"row": np.arange(len(pairs.queries))}),
         loss,
-        QueryBatches(
-            pairs.judged_score[order] > threshold,
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            pairs.judged_document[order],
-            candidates.documents,
-            queries,
-            documents,
-            spec.settings.seed,
-        ),
-        sampler_for(documents.lengths[candidates.documents].sum(axis=1), None),
+        QueryCollator(pairs, queries.batch, documents.batch, spec.settings.seed, candidates.documents),
+        partial(LengthBatches, documents.lengths[candidates.documents].sum(axis=1)),
         vocabulary=np.unique(np.concatenate([queries.ids, documents.ids])),
     )

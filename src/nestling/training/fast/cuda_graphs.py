@@ -1,9 +1,8 @@
 """CUDA graphs of a model's passes, captured once for each shape of batch.
 
-A small model on a short batch can leave a GPU waiting, where to launch a kernel takes Python and torch longer than the
-kernel runs. A CUDA graph launches all kernels of a forward or a backward pass at once. It is bound to a shape and to
-places in memory, so batches are padded up to few shapes, and gradients are added to buffers that are the parameters'
-own. torch's `make_graphed_callables` does the like, with gradients as large as the model for every shape.
+A CUDA graph launches all kernels of a forward or a backward pass at once, where launching each takes longer than it
+runs. It is bound to a shape and to places in memory, so batches are padded up to few shapes, and gradients are added to
+buffers that are the parameters' own; torch's `make_graphed_callables` has gradients of its own for every shape.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from nestling.training.batches.tokens import pools_prompts
 from nestling.training.fast.mixed_precision import embed_cast
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +32,8 @@ def can_capture(model: SentenceTransformer) -> bool:
     """Return whether a model's passes may be captured: on the only GPU, by an attention of torch's own."""
     if model.device.type != "cuda" or torch.cuda.device_count() != 1:
         return False
-    every = list(model.named_parameters(remove_duplicate=False))
     # One tensor under two names would be given to one module only.
-    tied = len(every) > len(list(model.parameters()))
+    tied = len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters()))
     return (
         not tied
         and pools_prompts(model)
@@ -50,11 +46,9 @@ class Capture(Protocol):
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
         """Return (n_texts, dim) float32 for `input_ids` and `attention_mask`; it holds until the next call."""
-        ...
 
     def backward(self, gradient: Tensor) -> None:
         """Add the parameters' gradients to their buffers, given that of what `forward` returned last."""
-        ...
 
 
 Embed = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -65,15 +59,14 @@ MakeCapture = Callable[[Embed, dict[str, Tensor], list[Tensor], dict[str, Tensor
 class GraphEncoder:
     """Embeds the columns of a training's batches: one call for a batch, then its backward pass, then the next call.
 
-    Where a capture fails, all further batches are computed as they come. Capture draws from the generator of
-    dropout, and a process that goes on with a training counts shapes anew: with dropout it draws other masks than it
-    would have.
+    Where a capture fails, all further batches are computed as they come. Capture draws from the generator of dropout,
+    and a resumed training counts shapes anew: with dropout it draws other masks than it would have.
 
     Args:
         model: on one GPU; its parameters must keep their places in memory.
-        dtype: what its transformer computes in.
-        make_capture: makes a Capture from what embeds a column, parameters by name, their buffers, a column of the
-            shape to capture, and the memory that all captures of such columns share, None without a GPU.
+        dtype: of the transformer's arithmetic.
+        make_capture: takes what embeds a column, parameters by name, their buffers, a column of the shape, and the
+            memory that all captures of such columns share, None without a GPU.
     """
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype, make_capture: MakeCapture | None = None) -> None:
@@ -89,11 +82,7 @@ class GraphEncoder:
         self.failed = False
 
     def __call__(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
-        """Return for each column its embeddings, (n_texts, dim) float32.
-
-        Args:
-            columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
-        """
+        """Return the embeddings, (n_texts, dim) float32, of columns as `embed_cast` takes them."""
         if self.failed or not self.model.training:
             return embed_cast(self.model, columns, self.dtype)
         return [self._embedded(place, column) for place, column in enumerate(columns)]
@@ -125,9 +114,8 @@ class GraphEncoder:
                 self._make_buffers(column)
             if place not in self.memory:
                 self.memory[place] = GraphMemory(self._stream()) if torch.cuda.is_available() else None
-            self.captures[key] = self.make_capture(
-                self._embed, self.parameters, self.buffers, column, self.memory[place]
-            )
+            memory = self.memory[place]
+            self.captures[key] = self.make_capture(self._embed, self.parameters, self.buffers, column, memory)
         except RuntimeError as error:
             logger.warning("the model's passes cannot be captured as CUDA graphs, training goes on without: %s", error)
             self.failed = True
@@ -198,14 +186,8 @@ class CapturedGraph:
     """Two CUDA graphs: a forward pass, and the backward pass that belongs to it. See Capture."""
 
     def __init__(
-        self,
-        embed: Embed,
-        parameters: dict[str, Tensor],
-        buffers: list[Tensor],
-        column: dict[str, Tensor],
-        memory: GraphMemory | None,
+        self, embed: Embed, parameters: dict[str, Tensor], buffers: list[Tensor], column: dict[str, Tensor], memory: Any
     ) -> None:
-        assert memory is not None
         self.column = {name: value.clone() for name, value in column.items()}
         # One masked token at the least, as the next batch may have some: without any, attention takes another kernel.
         self.column["attention_mask"][-1, -1] = 0
@@ -268,13 +250,9 @@ class _CapturedPass(torch.autograd.Function):
 
 
 def aliased(parameters: dict[str, Tensor], buffers: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-    """Return leaves of their own in the parameters' memory.
+    """Return leaves of their own in the parameters' memory, whose gradients are added to `buffers`.
 
     Where autograd has met a parameter before, on another stream, it waits for that stream, which ends a capture.
-
-    Args:
-        buffers: for each parameter, what a backward pass adds the leaf's gradient to: one by one, as it finds them, so
-            that they do not all take memory at once.
     """
     leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
     for leaf, buffer in zip(leaves.values(), buffers or (), strict=buffers is not None):
@@ -283,13 +261,7 @@ def aliased(parameters: dict[str, Tensor], buffers: Sequence[Tensor] | None = No
 
 
 def padded(column: dict[str, Tensor], padding: int, *, widest: int | None = None) -> dict[str, Tensor]:
-    """Return a column padded up to a size that comes often: further texts are a single token of padding.
-
-    Args:
-        column: `input_ids` and `attention_mask`, (n_texts, width).
-        padding: the id of that token.
-        widest: the model's limit of tokens, if it has any.
-    """
+    """Return a column padded to a size that comes often, to `widest` at most; further texts are a single `padding`."""
     ids, mask = column["input_ids"], column["attention_mask"]
     n_texts, width = ids.shape
     rows, columns = rounded(n_texts) - n_texts, max(width, min(rounded(width), widest or width)) - width

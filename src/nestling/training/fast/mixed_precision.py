@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 def embed_cast(
@@ -18,14 +16,11 @@ def embed_cast(
     dtype: torch.dtype,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> list[Tensor]:
-    """Embed columns of texts, the transformer in `dtype` and what follows it in float32.
+    """Return the embeddings of columns of texts, (n_texts, dim) float32: the transformer in `dtype`, the rest not.
 
     Args:
         columns: of each, `input_ids` and `attention_mask`, (n_texts, width).
-        parameters: to take in place of the model's own, by their names in it.
-
-    Returns:
-        for each column its embeddings, (n_texts, dim) float32; gradients go to the parameters as they are.
+        parameters: to take in place of the model's own, by name; they get the gradients as they are.
     """
     weights = dict(model.named_parameters()) if parameters is None else parameters
     (first, transformer), *others = model.named_children()

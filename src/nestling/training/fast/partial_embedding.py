@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 class ActiveEmbedding(nn.Embedding):
-    """A table of which some rows are trained and the others stay as they are; saved and loaded as the whole table.
+    """A table of which only `rows`, ascending, are trained; saved and loaded as the whole table.
 
-    Adam never moves a row that has had no gradient, so the outcome is that of training the whole table (short of
-    weight decay, which here leaves untrained rows alone), without its gradient, moments and norm: half the parameters
-    of a small transformer are word embeddings, most of them of words that a catalogue does not hold.
-
-    Args:
-        table: the whole table, (n_rows, dim).
-        rows: (n_active,) int64, ascending, the rows to train.
+    Adam never moves a row that has had no gradient, so the outcome is that of training the whole table (short of weight
+    decay, which here leaves untrained rows alone), without the gradient and moments of words that no text holds.
     """
 
     def __init__(self, table: nn.Embedding, rows: np.ndarray) -> None:
@@ -66,21 +59,14 @@ class ActiveEmbedding(nn.Embedding):
 
 
 def train_active_rows(model: SentenceTransformer, ids: np.ndarray) -> bool:
-    """Let a transformer train only the word embeddings of `ids`; return whether it does: on a CPU, in a usual table.
-
-    Args:
-        ids: (n,) integers, every token id that training texts hold, special tokens and padding included. One that
-            comes up in training all the same is looked up, not trained.
-    """
+    """Let a transformer train only the word embeddings of `ids`, on a CPU, in a usual table; return whether it does."""
     transformer = getattr(model[0], "model", None)
     table = getattr(transformer, "get_input_embeddings", lambda: None)()
     tied = getattr(transformer, "get_output_embeddings", lambda: None)()
     if transformer is None or type(table) is not nn.Embedding or tied is not None:
         return False
-    if not table.weight.requires_grad or table.max_norm is not None or table.sparse:
-        return False
-    if table.weight.device.type != "cpu":
-        # A GPU has the bandwidth, and asking it whether a batch holds untrained rows would make it wait.
+    # A GPU has the bandwidth, and asking it whether a batch holds untrained rows would make it wait.
+    if not table.weight.requires_grad or table.weight.device.type != "cpu":
         return False
     transformer.set_input_embeddings(ActiveEmbedding(table, np.unique(ids)))
     return True

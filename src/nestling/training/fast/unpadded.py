@@ -1,27 +1,23 @@
 """A BERT's forward pass for training on a CPU: all texts of a batch end to end in one row, with little padding.
 
-All of BERT but its attention looks at one token at a time, so it does not care where a text ends. Queries and
-documents, each split into texts of like length, go through it together as one row of tokens; only attention sees the
-blocks. Against one padded pass for the queries and one for the documents: fewer calls, larger products, a fifth fewer
-tokens for titles, and the three projections of attention in one product. The computation is that of transformers'
-BertModel; a test holds outputs and gradients against it.
+All of BERT but its attention looks at one token at a time. So queries and documents, each split into blocks of texts of
+like length, go through it together as one row of tokens, and only attention sees the blocks: fewer calls, larger
+products, fewer tokens than in two padded passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nestling.training.batches.tokens import pools_prompts
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 PAD_TO = 4
 SAVING = 0.9
@@ -37,13 +33,14 @@ class Block:
     """Texts of one column that are padded to the same width, in the row of tokens from `start` to `stop`.
 
     Attributes:
-        places: (n_texts,) int64, which texts of the column they are.
-        mask: (n_texts, width), 1 where a token is, 0 on the padding at the end.
-        shortest: tokens of the shortest text; only what lies beyond has to be masked.
+        places: (n_texts,) int64, of the texts in the column.
+        ids, mask: (n_texts, width); the mask is 1 where a token is, 0 on the padding at the end.
+        shortest: tokens of the shortest text; only beyond it has to be masked.
     """
 
     start: int
     places: Tensor
+    ids: Tensor
     mask: Tensor
     shortest: int
 
@@ -54,10 +51,7 @@ class Block:
 
 
 def can_unpad(model: SentenceTransformer) -> bool:
-    """Return whether `embed_unpadded` computes what the model does.
-
-    It does for a plain BERT encoder without attention dropout whose pooling takes in all tokens.
-    """
+    """Return whether a model is a plain BERT encoder without attention dropout whose pooling takes in all tokens."""
     transformer: Any = getattr(model[0], "model", None)
     if type(transformer).__name__ != "BertModel":
         return False
@@ -75,24 +69,21 @@ def can_unpad(model: SentenceTransformer) -> bool:
 def embed_unpadded(
     model: SentenceTransformer, columns: Sequence[dict[str, Tensor]], dtype: torch.dtype
 ) -> list[Tensor]:
-    """Embed several columns of texts in one pass.
+    """Return the embeddings of columns of texts, (n_texts, dim) float32, in one pass with hidden states in `dtype`.
 
     Args:
-        model: one that `can_unpad`; its weights stay as they are and are cast to `dtype` where they are used.
+        model: one that `can_unpad`; its weights are cast where they are used.
         columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
-        dtype: what hidden states are computed in.
-
-    Returns:
-        for each column its embeddings, (n_texts, dim) float32.
     """
     transformer, *others = model
     blocks: list[list[Block]] = []
     start = 0
     for column in columns:
-        blocks.append(_blocks(column["attention_mask"], start))
+        blocks.append(_blocks(column, start))
         start = blocks[-1][-1].stop
-    states = _forward(transformer.model, columns, blocks, dtype)
-    parts = iter(torch.split(states, [block.mask.numel() for of_column in blocks for block in of_column]))
+    every = [block for of_column in blocks for block in of_column]
+    states = _forward(transformer.model, every, dtype)
+    parts = iter(torch.split(states, [block.ids.numel() for block in every]))
     embeddings = []
     for of_column in blocks:
         rows = []
@@ -111,14 +102,7 @@ def embed_unpadded(
 
 
 def split_by_length(lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Split texts into one block or two of like length, so that little is padded.
-
-    Args:
-        lengths: (n_texts,) tokens of each.
-
-    Returns:
-        for each block the places of its texts, ascending, and its width, at least the longest text's length.
-    """
+    """Split texts of these lengths into one block or two of like length: the places of its texts, and its width."""
     widths = np.maximum(-(-lengths // PAD_TO), 1) * PAD_TO
     widest = int(widths.max())
     options = np.unique(widths)[:-1]
@@ -129,39 +113,31 @@ def split_by_length(lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
     return [(np.flatnonzero(widths <= short), short), (np.flatnonzero(widths > short), widest)]
 
 
-def _blocks(mask: Tensor, start: int) -> list[Block]:
+def _blocks(column: dict[str, Tensor], start: int) -> list[Block]:
+    ids, mask = column["input_ids"], column["attention_mask"]
     lengths = mask.sum(dim=1).numpy()
     blocks: list[Block] = []
     for rows, width in split_by_length(lengths):
-        places = torch.from_numpy(rows)
-        wide = mask[places, :width]
-        if wide.shape[1] < width:
-            wide = F.pad(wide, (0, width - wide.shape[1]))
-        blocks.append(Block(start, places, wide, int(lengths[rows].min())))
+        places, more = torch.from_numpy(rows), (0, width - mask.shape[1])
+        blocks.append(
+            Block(start, places, F.pad(ids[places], more), F.pad(mask[places], more), int(lengths[rows].min()))
+        )
         start = blocks[-1].stop
     return blocks
 
 
-def _forward(
-    bert: nn.Module, columns: Sequence[dict[str, Tensor]], blocks: Sequence[Sequence[Block]], dtype: torch.dtype
-) -> Tensor:
+def _forward(bert: nn.Module, blocks: Sequence[Block], dtype: torch.dtype) -> Tensor:
     """Return the last hidden states, (tokens of all blocks, hidden size)."""
     config: Any = bert.config
     embeddings: Any = bert.embeddings
     size, heads, dropout = (config.hidden_size,), config.num_attention_heads, config.hidden_dropout_prob
     training = bert.training
-    flat = [block for of_column in blocks for block in of_column]
-    ids = [
-        _fitted(column["input_ids"][block.places], block.mask.shape[1]).reshape(-1)
-        for column, of_column in zip(columns, blocks, strict=True)
-        for block in of_column
-    ]
     # Of one type of token, and added up before they are spread over the texts.
     positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-    words = embeddings.word_embeddings(torch.cat(ids)).split([block.mask.numel() for block in flat])
+    words = embeddings.word_embeddings(torch.cat([block.ids.reshape(-1) for block in blocks]))
     placed = [
         (part.view(*block.mask.shape, -1) + positions[: block.mask.shape[1]]).flatten(0, 1)
-        for part, block in zip(words, flat, strict=True)
+        for part, block in zip(words.split([block.ids.numel() for block in blocks]), blocks, strict=True)
     ]
 
     def cast(module: Any) -> tuple[Tensor, Tensor]:
@@ -182,16 +158,12 @@ def _forward(
         # The scale is taken by the weights: there are fewer of them than of scores.
         weight = torch.cat([query.weight * scale, key.weight, value.weight]).to(dtype)
         bias = torch.cat([query.bias * scale, key.bias, value.bias]).to(dtype)
-        attended: Tensor = _Attention.apply(F.linear(x, weight, bias), flat, heads)  # type: ignore[no-untyped-call]
+        attended: Tensor = _Attention.apply(F.linear(x, weight, bias), blocks, heads)  # type: ignore[no-untyped-call]
         x = normed(dropped(F.linear(attended, *cast(mixed.dense))) + x, mixed.LayerNorm)
         inner = F.gelu(F.linear(x, *cast(layer.intermediate.dense)))
         narrowed: Tensor = _Narrowing.apply(inner, *cast(layer.output.dense))  # type: ignore[no-untyped-call]
         x = normed(dropped(narrowed) + x, layer.output.LayerNorm)
     return x
-
-
-def _fitted(ids: Tensor, width: int) -> Tensor:
-    return ids[:, :width] if ids.shape[1] >= width else F.pad(ids, (0, width - ids.shape[1]))
 
 
 class _Attention(torch.autograd.Function):
@@ -202,11 +174,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, projected: Tensor, blocks: Sequence[Block], heads: int) -> Tensor:
-        """Attend.
-
-        Args:
-            projected: (tokens, 3 * hidden size): of each token query (already scaled), key and value.
-        """
+        # projected: (tokens, 3 * hidden size), of each token the query (already scaled), key and value.
         mixed = projected.new_empty(len(projected), projected.shape[1] // 3)
         saved = []
         for block in blocks:

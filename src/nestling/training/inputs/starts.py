@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import chain
+
+from sentence_transformers import SentenceTransformer
 
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, no_bars
@@ -12,18 +14,12 @@ from nestling.training.inputs.adapter import with_adapter
 from nestling.training.inputs.static import build_static
 from nestling.training.spec import TrainingSpec
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 ROTATED_BY = 2048
 """Queries, and documents, that a rotation before the training is fitted on, evenly spaced, at most."""
 
 
 def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
-    """Return the distinct queries and documents of a table, each in the order of its first record.
-
-    Always in the same order: which of them are sampled depends on it.
-    """
+    """Return the distinct queries and documents of a table, each in the order of its first record."""
     queries, documents = (judgments.frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
     return queries, documents
 
@@ -31,26 +27,24 @@ def texts(judgments: Judgments) -> tuple[list[str], list[str]]:
 def transformer(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
     """Return the base model with the dropout and the length limit of the settings.
 
-    Where prefixes are trained and unless `rotate_first` says otherwise, a linear layer at its end rotates it by the
-    queries' axes, and is trained with it: a prefix then starts with what matters most.
+    Where `rotates_first`, a linear layer at its end rotates it by the queries' axes, and is trained with it: a prefix
+    then starts with what matters most.
     """
     model = untrained(spec)
     if rotates_first(spec):
-        queries, documents = (some[:: -(-len(some) // ROTATED_BY)] for some in texts(judgments))
+        queries, documents = (side[:: -(-len(side) // ROTATED_BY)] for side in texts(judgments))
         with no_bars():
-            add_rotation(
-                model,
-                fit_search_rotation(embed(model, queries, kind="query"), embed(model, documents, kind="document")),
-            )
+            vectors = embed(model, queries, kind="query"), embed(model, documents, kind="document")
+            add_rotation(model, fit_search_rotation(*vectors))
     return model
 
 
 def rotates_first(spec: TrainingSpec) -> bool:
     """Return whether the base gets a rotation that is trained with it."""
-    settings = spec.settings
-    wanted = settings.finetune.rotate_first
+    if spec.settings.finetune.rotate_first is not None:
+        return bool(spec.matryoshka) and spec.settings.finetune.rotate_first
     # A concatenation is rotated as a whole.
-    return bool(spec.matryoshka) and (settings.fast and settings.concat_static is None if wanted is None else wanted)
+    return bool(spec.matryoshka) and spec.settings.fast and spec.settings.concat_static is None
 
 
 def starts_as_base(spec: TrainingSpec) -> bool:
@@ -68,16 +62,9 @@ def untrained(spec: TrainingSpec) -> SentenceTransformer:
     return model
 
 
-def word_pieces(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
-    """Return a table of word-piece vectors made of the base model and the training texts."""
-    queries, documents = texts(judgments)
-    return build_static(spec.base, [*queries, *documents])
-
-
-def frozen_base(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
-    """Return the base model with all its weights frozen, and a linear layer on top to train."""
-    return with_adapter(untrained(spec))
-
-
-STARTS = {"transformer": transformer, "static": word_pieces, "adapter": frozen_base}
-"""By the setting `finetune.start`."""
+STARTS = {
+    "transformer": transformer,
+    "static": lambda judgments, spec: build_static(spec.base, list(chain(*texts(judgments)))),
+    "adapter": lambda _, spec: with_adapter(untrained(spec)),
+}
+"""By the setting `finetune.start`: (train split, spec) -> the model before its first step."""

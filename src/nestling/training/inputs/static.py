@@ -1,7 +1,7 @@
-"""The cheap end: a table of word-piece vectors distilled from a transformer, and the settings that train it well.
+"""A table of word-piece vectors distilled from a transformer.
 
 The result is sentence-transformers' StaticEmbedding, so any tool loads it: a text is the mean of its pieces' rows,
-brought to length 1. Following Model2Vec (https://github.com/MinishLab/model2vec) a row is what the transformer makes of
+brought to length 1. Following Model2Vec (https://github.com/MinishLab/model2vec) a row is the transformer's vector of
 the piece, rotated by PCA and weighted by smoothed inverse frequency (SIF: Arora, Liang and Ma 2017, "A simple but
 tough-to-beat baseline for sentence embeddings"). Beyond it, pieces also take the mean of their vectors within training
 texts (Bommasani, Davis and Cardie 2020, "Interpreting pretrained contextualized representations via reductions to
@@ -10,26 +10,26 @@ static embeddings"), and frequencies and the rotation come from the training tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from nestling.errors import InputError
 from nestling.models.load import ModelSource, load_model
 from nestling.retrieval.rotation import principal_axes
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
-
 FREQUENCY = 3e-3
 """The `a` of a / (a + p)."""
-
 CONTEXT_TEXTS = 4000
 """Texts read for vectors in context; they help with a pretrained base, and hardly with a fine-tuned one."""
-
 CONTEXT_SHARE = 0.5
 CONTEXT_PRIOR = 3.0
 PIECES_AT_ONCE = 512
@@ -40,87 +40,66 @@ def build_static(
     base: ModelSource,
     texts: Sequence[str],
     *,
-    dims: int | None = None,
     frequency: float = FREQUENCY,
     context_texts: int = CONTEXT_TEXTS,
     seed: int = 0,
 ) -> SentenceTransformer:
     """Distil a transformer into [StaticEmbedding, Normalize]: one row for each entry of its vocabulary.
 
-    1. Each entry goes through the base by its id, between the special tokens, so that `##ing` stays `##ing`, and is
-       pooled as the base pools a text. Lengths are kept: they say how much a piece matters.
+    1. Each entry goes through the base by its id, between the special tokens, and is pooled as the base pools a text.
+       Lengths are kept: they say how much a piece matters.
     2. A base that pools by the mean also reads some of the texts; half of a row is then the mean vector of the piece
        within them, drawn to step 1 by a prior of three occurrences.
-    3. Rows are centred and multiplied by a / (a + p), where p is the piece's share of the texts' pieces, one added to
-       each count.
+    3. Rows are centred and multiplied by a / (a + p), where p is the piece's share of the texts' pieces.
     4. They are rotated by the PCA of the texts' own embeddings, so that a prefix carries as much as it can, and scaled
        to a root mean square length of 1, so that a learning rate means the same for any base.
 
-    The same arguments give the same table on one machine. A text of any length is embedded whole; one without a single
-    piece gets zeros. The base's prompts are not taken over: to a bag of pieces they say nothing.
+    A text of any length is embedded whole; one without a single piece gets zeros. The base's prompts are not taken
+    over: to a bag of pieces they say nothing.
 
     Args:
         base: a transformer, pretrained or fine-tuned; a fine-tuned one gives the better table.
         texts: training queries and documents; equal ones count once.
-        dims: size of the embedding, the first so many after the rotation; None for the base's own.
         frequency: the `a` of step 3; smaller takes more weight off frequent pieces.
-        context_texts: how many texts, drawn at random, step 2 reads; 0 leaves it out.
-        seed: of that draw.
+        context_texts: how many texts, drawn at random by `seed`, step 2 reads; 0 leaves it out.
 
     Raises:
-        InputError: the base has no fast tokenizer or is itself static, there is no text, or a number is out of range.
+        InputError: the base has no fast tokenizer or is itself static, or there is no text.
     """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
-
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         raise InputError("a static model needs training texts for the weights of its word pieces; there are none")
-    if not frequency > 0:
-        raise InputError(f"frequency must be above 0, got {frequency:g}")
-    if context_texts < 0:
-        raise InputError(f"context_texts must be 0 or more, got {context_texts}")
-    model = load_model(base)
+    model = load_model(base).eval()
     tokenizer = _piece_tokenizer(model, base.name)
-    full = int(model.get_embedding_dimension() or 0)
-    if dims is not None and not 1 <= dims <= full:
-        raise InputError(f"a static model of {dims} dims cannot be made from the {full} of {base.name!r}")
-
     bags = [encoding.ids for encoding in tokenizer.encode_batch(distinct, add_special_tokens=False)]
-    rows = _alone(model, tokenizer)
-    if context_texts:
-        chosen = np.random.default_rng(seed).permutation(len(distinct))[:context_texts]
-        rows = _with_context(model, [distinct[i] for i in np.sort(chosen)], rows)
+    with torch.inference_mode():
+        rows = _alone(model, tokenizer)
+        if context_texts:
+            chosen = np.random.default_rng(seed).permutation(len(distinct))[:context_texts]
+            rows = _with_context(model, [distinct[i] for i in np.sort(chosen)], rows)
     rows -= rows.mean(axis=0)
     rows *= piece_weights(bags, len(rows), frequency)[:, None]
-    rows = rows @ _rotation(_embeddings(rows, bags))[:, :dims]
+    embeddings = _embeddings(rows, bags)
+    if len(embeddings):
+        embeddings -= embeddings.mean(axis=0)
+    rows = rows @ principal_axes(embeddings.T @ embeddings)
     rows /= np.sqrt(np.mean(np.sum(rows**2, axis=1)))
-
     table = StaticEmbedding(tokenizer, embedding_weights=rows.astype(np.float32), base_model=base.name)
     return SentenceTransformer(modules=[table, Normalize()], device=str(model.device))
 
 
 def piece_weights(bags: Sequence[Sequence[int]], n_pieces: int, frequency: float) -> NDArray[np.float64]:
-    """Return a / (a + p) for each piece, (n_pieces,) float64 in 0..1, where p is its share of all pieces of the texts.
+    """Return a / (a + p) for each piece, (n_pieces,) float64 in 0..1: a is `frequency`, p its share of all pieces.
 
     One is added to each count, so that a piece that no text holds weighs little more than one that is there once.
-
-    Args:
-        bags: the piece ids of each text.
-        frequency: the `a`.
     """
-    ids = np.fromiter((piece for bag in bags for piece in bag), dtype=np.int64)
-    counts = np.bincount(ids, minlength=n_pieces) + 1.0
+    counts = np.bincount(np.fromiter(chain(*bags), dtype=np.int64), minlength=n_pieces) + 1.0
     weights: NDArray[np.float64] = frequency / (frequency + counts / counts.sum())
     return weights
 
 
 def _piece_tokenizer(model: SentenceTransformer, name: str) -> Tokenizer:
     """Return the base's own tokenizer, a copy without limit and padding."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     if isinstance(model[0], StaticEmbedding):
         raise InputError(f"model {name!r} is itself static; give a transformer to distil")
     if not isinstance(model.tokenizer, PreTrainedTokenizerFast):
@@ -133,94 +112,55 @@ def _piece_tokenizer(model: SentenceTransformer, name: str) -> Tokenizer:
 
 def _alone(model: SentenceTransformer, tokenizer: Tokenizer) -> NDArray[np.float64]:
     """Return the pooled vector of each vocabulary entry as a text of its own, (n_pieces, dim) float64."""
-    import torch
-
     encoding = tokenizer.encode("a")
-    special = np.array(encoding.special_tokens_mask, dtype=bool)
-    ids = torch.tensor(encoding.ids)
-    inner = np.flatnonzero(~special)
+    ids, inner = torch.tensor(encoding.ids), np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
     # A tokenizer may make no piece of "a"; what it adds then counts as standing before the entry.
     before, after = (ids[: inner[0]], ids[inner[-1] + 1 :]) if len(inner) else (ids, ids[:0])
-    pool = _after_transformer(model, from_pooling=True)
     n_pieces = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     vectors = []
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, n_pieces, PIECES_AT_ONCE):
-            pieces = torch.arange(start, min(start + PIECES_AT_ONCE, n_pieces))[:, None]
-            inputs = torch.cat([before.expand(len(pieces), -1), pieces, after.expand(len(pieces), -1)], dim=1)
-            inputs = inputs.to(model.device)
-            features = model[0]({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)})
-            vectors.append(pool(features).double().cpu().numpy())
+    for start in range(0, n_pieces, PIECES_AT_ONCE):
+        pieces = torch.arange(start, min(start + PIECES_AT_ONCE, n_pieces))[:, None]
+        inputs = torch.cat([before.expand(len(pieces), -1), pieces, after.expand(len(pieces), -1)], dim=1)
+        inputs = inputs.to(model.device)
+        features = model[0]({"input_ids": inputs, "attention_mask": torch.ones_like(inputs)})
+        for module in list(model)[1:]:
+            features = features if isinstance(module, Normalize) else module(features)
+        vectors.append(features["sentence_embedding"].double().cpu().numpy())
     return np.concatenate(vectors)
 
 
 def _with_context(model: SentenceTransformer, texts: list[str], alone: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return half the vectors of `alone` and half what the pieces are within the texts, same shape.
+    """Return half the vectors of `alone` and half the means of the pieces' vectors within the texts, same shape.
 
-    Where the pooled vector is not the mean of the tokens' vectors, these need not lie in one space: then `alone` as is.
+    Unless the base pools by the mean, these need not lie in one space: then `alone` as is.
     """
-    import torch
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     pooling = next((module for module in model if isinstance(module, Pooling)), None)
     if pooling is None or pooling.pooling_mode not in ("mean", ("mean",), ["mean"]):
         return alone
-    finish = _after_transformer(model, from_pooling=False)
-    sums = np.zeros_like(alone)
-    counts = np.zeros(len(alone))
-    model.eval()
-    with torch.inference_mode():
-        texts = sorted(texts, key=len)
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            inputs = model.preprocess(texts[start : start + TEXTS_AT_ONCE])
-            features = model[0]({name: _on(model, value) for name, value in inputs.items()})
-            real = features["attention_mask"].bool()
-            ids = features["input_ids"][real].cpu().numpy()
-            vectors = finish({"sentence_embedding": features["token_embeddings"][real]})
-            np.add.at(sums, ids, vectors.double().cpu().numpy())
-            np.add.at(counts, ids, 1)
+    sums, counts = np.zeros_like(alone), np.zeros(len(alone))
+    texts = sorted(texts, key=len)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        inputs = model.preprocess(texts[start : start + TEXTS_AT_ONCE])
+        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        features = model[0](inputs)
+        real = features["attention_mask"].bool()
+        ids = features["input_ids"][real].cpu().numpy()
+        features = {"sentence_embedding": features["token_embeddings"][real]}
+        for module in list(model)[1:]:
+            features = features if isinstance(module, Normalize | Pooling) else module(features)
+        np.add.at(sums, ids, features["sentence_embedding"].double().cpu().numpy())
+        np.add.at(counts, ids, 1)
     within = (sums + CONTEXT_PRIOR * alone) / (counts + CONTEXT_PRIOR)[:, None]
     mixed: NDArray[np.float64] = CONTEXT_SHARE * within + (1 - CONTEXT_SHARE) * alone
     return mixed
 
 
-def _after_transformer(model: SentenceTransformer, *, from_pooling: bool) -> Callable[[dict[str, Any]], Any]:
-    """Return what the model does after its transformer, or after its pooling, but for bringing vectors to length 1."""
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-
-    modules = [module for module in list(model)[1:] if not isinstance(module, Normalize)]
-    if not from_pooling:
-        modules = [module for module in modules if not isinstance(module, Pooling)]
-
-    def apply(features: dict[str, Any]) -> Any:
-        for module in modules:
-            features = module(features)
-        return features["sentence_embedding"]
-
-    return apply
-
-
-def _on(model: SentenceTransformer, value: Any) -> Any:
-    import torch
-
-    return value.to(model.device) if isinstance(value, torch.Tensor) else value
-
-
 def _embeddings(rows: NDArray[np.float64], bags: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Return the mean row of each bag at length 1, (n_bags, dim) float64; empty bags are left out."""
-    from scipy.sparse import csr_matrix
-
     filled = [bag for bag in bags if len(bag)]
-    indptr = np.concatenate([[0], np.cumsum([len(bag) for bag in filled])]).astype(np.int64)
-    ids = np.fromiter((piece for bag in filled for piece in bag), dtype=np.int64)
+    indptr = np.cumsum([0, *map(len, filled)])
+    ids = np.fromiter(chain(*filled), dtype=np.int64)
     sums = csr_matrix((np.ones(len(ids)), ids, indptr), shape=(len(filled), len(rows))) @ rows
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     embeddings: NDArray[np.float64] = sums / np.where(lengths > 0, lengths, 1.0)
     return embeddings
-
-
-def _rotation(embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the principal axes of the rows as columns, the strongest first, (dim, dim) float64, orthogonal."""
-    centred = embeddings - embeddings.mean(axis=0) if len(embeddings) else embeddings
-    return principal_axes(centred.T @ centred)

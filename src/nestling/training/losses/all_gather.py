@@ -18,28 +18,24 @@ def gathered(
     the same whole loss, the outcome is the gradient of one process with the whole batch.
 
     Args:
-        queries, documents: (n_queries, dim) and (n_documents, dim), of this process; their numbers of rows may differ
-            between processes.
-        numbers: `query`, `document`, `anchor` and `positive`, the latter two as places in the former.
+        queries, documents: (n_queries, dim) and (n_documents, dim) of this process, which may differ between processes.
+        numbers: as ContrastiveLoss takes them.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return queries, documents, numbers
     sizes = torch.tensor([len(queries), len(documents), len(numbers["anchor"])], device=queries.device)
-    every = [torch.zeros_like(sizes) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, sizes)
-    counts = torch.stack(every)
-    firsts = counts.cumsum(0) - counts
-    rank = dist.get_rank()
-    shifted = {
-        "query": (numbers["query"], counts[:, 0]),
-        "document": (numbers["document"], counts[:, 1]),
-        "anchor": (numbers["anchor"] + firsts[rank, 0], counts[:, 2]),
-        "positive": (numbers["positive"] + firsts[rank, 1], counts[:, 2]),
-    }
+    counts = _all(sizes)
+    firsts = (counts.cumsum(0) - counts)[dist.get_rank()]
+    n_queries, n_documents, n_pairs = counts.unbind(1)
     return (
-        _padded_and_gathered(queries, counts[:, 0]),
-        _padded_and_gathered(documents, counts[:, 1]),
-        {name: _padded_and_gathered(value, lengths) for name, (value, lengths) in shifted.items()},
+        _padded_and_gathered(queries, n_queries),
+        _padded_and_gathered(documents, n_documents),
+        {
+            "query": _padded_and_gathered(numbers["query"], n_queries),
+            "document": _padded_and_gathered(numbers["document"], n_documents),
+            "anchor": _padded_and_gathered(numbers["anchor"] + firsts[0], n_pairs),
+            "positive": _padded_and_gathered(numbers["positive"] + firsts[1], n_pairs),
+        },
     )
 
 

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from nestling.training.batches.batching import Pairs
+from nestling.training.fast.cuda_graphs import GraphEncoder
+from nestling.training.fast.mixed_precision import embed_cast
+from nestling.training.fast.unpadded import embed_unpadded
 from nestling.training.losses.all_gather import gathered
-from nestling.training.losses.encoding import EncodingLoss
+from nestling.training.spec import TrainingSpec
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-SCALE = 20.0
 NOTHING = -1e4
 """Stands for minus infinity in a softmax: it may be all that a row has, and infinities give NaN gradients."""
 
 
 class PairValues(nn.Module):
-    """A number for each of some pairs: a lookup on the loss's own device.
+    """A lookup, on the loss's own device, of a number for each of some pairs; `missing` for every other pair.
 
     Args:
         query, document: (n,) int64, the pairs by number, each once.
         value: (n,) float.
-        n_documents: how many documents there are.
-        missing: the number of every other pair.
     """
 
     keys: Tensor
@@ -41,39 +41,40 @@ class PairValues(nn.Module):
         super().__init__()
         self.n_documents = n_documents
         self.missing = missing
-        keys = query.astype(np.int64) * n_documents + document
+        keys = np.append(query.astype(np.int64) * n_documents + document, np.iinfo(np.int64).max)
         order = np.argsort(keys)
+        values = np.append(value, missing)[order].astype(np.float32)
         # Not saved with the model, moved to its device.
         self.register_buffer("keys", torch.from_numpy(keys[order]), persistent=False)
-        self.register_buffer("values", torch.from_numpy(value[order].astype(np.float32)), persistent=False)
+        self.register_buffer("values", torch.from_numpy(values), persistent=False)
 
     def forward(self, query: Tensor, document: Tensor) -> Tensor:
         """Return (n_queries, n_documents) float32."""
         keys = query[:, None] * self.n_documents + document[None, :]
-        if not len(self.keys):
-            return torch.full(keys.shape, self.missing, device=keys.device)
-        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        place = torch.searchsorted(self.keys, keys)
         return torch.where(self.keys[place] == keys, self.values[place], self.missing)
 
 
-class Relevance(PairValues):
-    """Which documents are known to be relevant to which queries, and how much, above 0; 0 is every other pair's."""
+class EncodingLoss(nn.Module):
+    """A loss that runs the model itself, by the fastest way that the machine allows (`fast.setup.settle`)."""
 
-    @classmethod
-    def from_pairs(cls, pairs: Pairs, *, threshold: float, scale: tuple[float, float], graded: bool) -> Relevance:
-        """Know the pairs that are scored above a threshold.
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+        self.compute_dtype: torch.dtype | None = None
+        """Run the transformer in this type, its weights cast once; None leaves types to the trainer."""
+        self.unpadded = False
+        """Run it over all texts of a batch in one row; needs a `compute_dtype`."""
+        self.graphs: GraphEncoder | None = None
+        """Runs it as CUDA graphs; its type must be `compute_dtype`."""
 
-        Args:
-            scale: the lowest and the highest score that there can be.
-            graded: weigh a pair by its score, from 0 for the lowest to 1 for the highest; otherwise all weigh 1.
-        """
-        low, high = scale
-        relevant = pairs.judged_score > threshold
-        scores = pairs.judged_score[relevant]
-        weight = (scores - low) / (high - low) if graded and high > low else np.ones(len(scores))
-        return cls(
-            pairs.judged_query[relevant], pairs.judged_document[relevant], weight, n_documents=len(pairs.documents)
-        )
+    def embedded(self, columns: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """Return the embeddings of each column of texts, (n_texts, dim)."""
+        if self.compute_dtype is None:
+            return [self.model(dict(column))["sentence_embedding"] for column in columns]
+        if self.unpadded:
+            return embed_unpadded(self.model, columns, self.compute_dtype)
+        return (self.graphs or partial(embed_cast, self.model, dtype=self.compute_dtype))(columns)
 
 
 class ContrastiveLoss(EncodingLoss):
@@ -94,12 +95,11 @@ class ContrastiveLoss(EncodingLoss):
 
     Args:
         model: gives `sentence_embedding`.
-        relevance: what is known of queries and documents.
+        relevance: above 0 for the pairs known to be relevant, 0 for all others.
         scale: s above.
         dims: sizes of prefixes, over which the loss is summed (Matryoshka); the whole embedding by default.
         dim_weights: one for each of them; 1 each by default.
-        graded: see above.
-        ignored: pairs that are neither right nor wrong: no positives, and no negatives either.
+        ignored: above 0 for pairs that are neither positives nor negatives.
         teacher: gives scores t_i of queries and documents by number, (n_queries, n_documents), NaN for a pair that it
             does not know, all 0 or NaN for a query that it knows nothing of. KL(softmax t_i || softmax s c_i) over the
             pairs that it knows, averaged over the other queries, is added at full size (distillation: Hinton et al.
@@ -113,14 +113,14 @@ class ContrastiveLoss(EncodingLoss):
 
     def __init__(
         self,
-        model: SentenceTransformer,
-        relevance: Relevance,
+        model: SentenceTransformer | nn.Module,
+        relevance: PairValues,
         *,
-        scale: float = SCALE,
+        scale: float = 20.0,
         dims: Sequence[int] = (),
         dim_weights: Sequence[float] | None = None,
         graded: bool = False,
-        ignored: Relevance | None = None,
+        ignored: PairValues | None = None,
         teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
     ) -> None:
@@ -128,7 +128,7 @@ class ContrastiveLoss(EncodingLoss):
         self.relevance = relevance
         self.scale = scale
         self.dims = tuple(dims)
-        self.dim_weights = tuple(dim_weights) if dim_weights is not None else (1.0,) * len(self.dims)
+        self.dim_weights = tuple(dim_weights or [1.0] * len(self.dims))
         self.graded = graded
         self.ignored = ignored
         self.teacher = teacher
@@ -144,18 +144,15 @@ class ContrastiveLoss(EncodingLoss):
         relevant, weights = self._targets(numbers)
         total: Tensor = queries.new_zeros((), dtype=torch.float32)
         for dim, weight in zip(self.dims or (queries.shape[1],), self.dim_weights or (1.0,), strict=True):
-            prefix_q, prefix_d = queries, documents
-            if dim < queries.shape[1]:
-                prefix_q, prefix_d = queries[:, :dim], documents[:, :dim]
             # Float32 throughout: under autocast the product would round cosines to three digits.
             with torch.autocast(device_type=queries.device.type, enabled=False):
-                q, d = F.normalize(prefix_q.float(), dim=1), F.normalize(prefix_d.float(), dim=1)
+                sides = (side[:, :dim] if dim < side.shape[1] else side for side in (queries, documents))
+                q, d = (F.normalize(side.float(), dim=1) for side in sides)
                 logits = self.scale * (q @ d.T)
             total = total + weight * _nll(logits, relevant, weights)
             if self.teacher is not None and dim == queries.shape[1]:
-                total = total + self.teacher_weight * _divergence(
-                    logits, self.teacher(numbers["query"], numbers["document"])
-                )
+                scores = self.teacher(numbers["query"], numbers["document"])
+                total = total + self.teacher_weight * _divergence(logits, scores)
         return total
 
     def _targets(self, numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -167,14 +164,67 @@ class ContrastiveLoss(EncodingLoss):
             relevant |= self.ignored(numbers["query"], numbers["document"]) > 0
         return relevant, (torch.where(known > 0, known, own) if self.graded else own)
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return what distinguishes one such loss from another, for logs."""
-        return {
-            "scale": self.scale,
-            "dims": self.dims,
-            "graded": self.graded,
-            "teacher_weight": self.teacher_weight,
-        }
+
+class CachedEmbeddingsLoss(nn.Module):
+    """Contrastive loss of a layer's output for a batch's cached vectors, which are looked up by number.
+
+    Across processes the numbers' vectors are gathered *before* the layer, so that each process has the whole batch's
+    gradient by itself, and all stay equal without an exchange of gradients.
+
+    Args:
+        contrastive: its model is the layer: features with `sentence_embedding` in and out.
+        queries, documents: (n_queries, dim) and (n_documents, dim) float32.
+    """
+
+    queries: Tensor
+    documents: Tensor
+
+    def __init__(
+        self, contrastive: ContrastiveLoss, queries: NDArray[np.float32], documents: NDArray[np.float32]
+    ) -> None:
+        super().__init__()
+        self.contrastive = contrastive
+        # Not saved with the model, moved to its device.
+        self.register_buffer("queries", torch.from_numpy(queries), persistent=False)
+        self.register_buffer("documents", torch.from_numpy(documents), persistent=False)
+
+    def forward(self, features: list[dict[str, Tensor]], labels: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar, in float32 whatever the trainer's precision."""
+        vectors = self.queries[labels["query"]], self.documents[labels["document"]]
+        queries, documents, numbers = gathered(*vectors, labels)
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            columns = [{"sentence_embedding": queries}, {"sentence_embedding": documents}]
+            queries, documents = self.contrastive.embedded(columns)
+            return self.contrastive.of_embeddings(queries, documents, numbers)
+
+
+def loss_for(
+    model: SentenceTransformer | nn.Module,
+    pairs: Pairs,
+    spec: TrainingSpec,
+    *,
+    graded: bool | None = None,
+    **options: Any,
+) -> ContrastiveLoss:
+    """Return the contrastive loss of a spec, in which the positives are relevant.
+
+    Args:
+        graded: weigh a pair by its score scaled to 0..1, where others weigh 1; by default as the settings say.
+        options: further ones of ContrastiveLoss.
+    """
+    step, (low, high) = spec.settings.finetune, pairs.scale
+    graded = step.loss == "graded" if graded is None else graded
+    scores = pairs.judged_score[pairs.judged_score > pairs.threshold]
+    weight = (scores - low) / (high - low) if graded and high > low else np.ones(len(scores))
+    return ContrastiveLoss(
+        model,
+        PairValues(pairs.query, pairs.document, weight, n_documents=len(pairs.documents)),
+        scale=step.scale,
+        dims=spec.matryoshka,
+        dim_weights=spec.weights,
+        graded=graded,
+        **options,
+    )
 
 
 def _nll(logits: Tensor, relevant: Tensor, weights: Tensor) -> Tensor:

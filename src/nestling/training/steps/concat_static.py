@@ -1,40 +1,35 @@
 """Concatenate a transformer with a table of word-piece vectors, so that exact words count in the embedding.
 
-A fine-tuned transformer knows what words mean and forgets which they were; BM25 added to its scores brings points of
-recall for that reason. Here the embedding itself takes both in: the transformer's vector and the sum of the pieces'
-vectors in a table (static.py) are put side by side, and a linear layer brings them to the model's own size. The idea is
-that of CLEAR (Gao et al. 2021, arXiv 2004.13969) and SPAR (Chen et al. 2022, arXiv 2110.06918), which concatenate a
-dense vector and one that stands for a lexical retriever. The two are trained apart: together they learn the training
-pairs by heart.
-
-All modules are sentence-transformers' own, so that any tool which loads its folders loads this one.
+The transformer's vector and the sum of the pieces' vectors in a table are put side by side, and a linear layer brings
+them to the model's own size. The idea is that of CLEAR (Gao et al. 2021, arXiv 2004.13969) and SPAR (Chen et al. 2022,
+arXiv 2110.06918), which concatenate a dense vector and one that stands for a lexical retriever. The two are trained
+apart: together they learn the training pairs by heart. All modules are sentence-transformers' own, so that any tool
+which loads its folders loads this one.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
 
 from nestling.config.recipes import RECIPES
 from nestling.config.training import ConcatStatic, TrainingSettings
 from nestling.errors import InputError
 from nestling.models.load import load_model, prompts_of
-from nestling.retrieval.rotation import append_linear, fit_search_rotation, rotated
+from nestling.retrieval.rotation import append_linear, fit_search_rotation
 from nestling.retrieval.trained_rotation import train_search_rotation
 from nestling.retrieval.vectors import truncate
+from nestling.training.dev import Vectors
 from nestling.training.result import RECALL
 from nestling.training.steps import rotate
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.finetune import Trainee, train
 from nestling.training.steps.guard import Figures, Guard, choose
-from nestling.training.steps.rotate import Vectors, embedded
-
-if TYPE_CHECKING:
-    import torch
-    from sentence_transformers import SentenceTransformer
 
 SEMANTIC = "transformer_embedding"
 """Where the features of a batch keep the transformer's vector while the lexical one is made."""
@@ -55,27 +50,28 @@ def concat_static(step: ConcatStatic, context: Context) -> StepResult:
 
     def make(guard: Guard) -> SentenceTransformer | None:
         evaluator, sizes = context.evaluator, context.sizes
-        model = load_model(str(context.model))
-        both = side_by_side(model, load_model(str(of_table.folder / MODEL)))
-        dev, fitted = evaluator.vectors(both), embedded(both, context)
+        both = side_by_side(load_model(str(context.model)), load_model(str(of_table.folder / MODEL)))
+        dev, fitted = evaluator.vectors(both), rotate.embedded(both, context)
         alone = _alone(dev, fitted, context, device=both.device)
         scales = [scale_for(fitted[1], share) for share in SHARES]
-        closed = [fit_search_rotation(*_scaled(fitted, scale))[:, : sizes[0]] for scale in scales]
-        options = [evaluator.of_vectors(_reduced(dev, *each)) for each in zip(scales, closed, strict=True)]
+        options = []
+        for scale in scales:
+            axes = fit_search_rotation(*scaled(fitted, scale))[:, : sizes[0]]
+            options.append(evaluator.of_vectors(rotate.rotated_sides(scaled(dev, scale), axes)))
         place = guard.keep(TABLE_STEP, options, alone[:1])
         if place is None:
             return None
-        axes = train_search_rotation(*_scaled(fitted, scales[place]), size=sizes[0], dims=sizes, device=both.device)
-        joined = evaluator.of_vectors(_reduced(dev, scales[place], axes), sizes)
-        if guard.keep(TABLE_STEP, [joined], alone) is None:
+        axes = train_search_rotation(*scaled(fitted, scales[place]), size=sizes[0], dims=sizes, device=both.device)
+        figures = evaluator.of_vectors(rotate.rotated_sides(scaled(dev, scales[place]), axes), sizes)
+        if guard.keep(TABLE_STEP, [figures], alone) is None:
             return None
         context.say(
             f"concatenated: dev recall@10 of the transformer {alone[0, 0].mean():.4f}, of the table "
-            f"{trained.after[RECALL]:.4f}, of both {joined[0, 0].mean():.4f}"
+            f"{trained.after[RECALL]:.4f}, of both {figures[0, 0].mean():.4f}"
         )
         return reduced(both, scales[place], axes)
 
-    return context.finish(make, [("table", trained)])
+    return context.finish(make, table=trained)
 
 
 def _alone(dev: Vectors, fitted: Vectors, context: Context, *, device: torch.device) -> Figures:
@@ -85,35 +81,19 @@ def _alone(dev: Vectors, fitted: Vectors, context: Context, *, device: torch.dev
     plain = context.evaluator.of_vectors(dev, sizes)
     if context.spec.settings.rotate is None or len(sizes) == 1:
         return plain
-    _, turned = rotate.trained(dev, fitted, plain, context, device=device)
-    return plain if choose([turned], plain) is None else turned
-
-
-def _scaled(vectors: Vectors, scale: float) -> Vectors:
-    return scaled(vectors[0], scale), scaled(vectors[1], scale)
-
-
-def _reduced(vectors: Vectors, scale: float, axes: NDArray[np.float32]) -> Vectors:
-    queries, documents = _scaled(vectors, scale)
-    return rotated(queries, axes), rotated(documents, axes)
+    _, with_rotation = rotate.trained(dev, fitted, plain, context, device=device)
+    return plain if choose([with_rotation], plain) is None else with_rotation
 
 
 def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> SentenceTransformer:
     """Return a model of twice the size: a text's vector by the transformer, at length 1, then that by the table.
 
     The latter is the sum of the pieces' vectors over the root of their number, so that it is about as long for a short
-    text as for a long one.
-
-    Args:
-        model: a transformer with its pooling; its modules are taken over, not copied.
-        table: a static model with the same pieces.
+    text as for a long one. The transformer's modules are taken over, not copied.
 
     Raises:
         InputError: the two do not have the same pieces and size.
     """
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding, WordEmbeddings
-
     full = int(model.get_embedding_dimension() or 0)
     if not isinstance(table[0], StaticEmbedding) or isinstance(model[0], StaticEmbedding):
         raise InputError("a table of word pieces can only be joined with a transformer")
@@ -143,21 +123,16 @@ def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> Sent
 
 
 def scale_for(documents: NDArray[np.float32], share: float) -> float:
-    """Return the factor that makes the second halves' mean length the root of `share` where the first halves' is 1.
-
-    Args:
-        documents: (n_documents, 2 * full) of `side_by_side`, at any length.
-    """
-    full = documents.shape[1] // 2
-    lengths = np.linalg.norm(documents[:, full:], axis=1) / np.linalg.norm(documents[:, :full], axis=1)
-    return float(share**0.5 / max(float(lengths.mean()), 1e-6))
+    """Return the factor that makes the second halves' mean length the root of `share` where the first halves' is 1."""
+    first, second = (np.linalg.norm(half, axis=1) for half in np.hsplit(documents, 2))
+    return float(share**0.5 / max(float((second / first).mean()), 1e-6))
 
 
-def scaled(vectors: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    """Return the vectors with their second halves multiplied by `scale`, at length 1, the same shape."""
-    full = vectors.shape[1] // 2
-    both = np.hstack([vectors[:, :full], vectors[:, full:] * np.float32(scale)])
-    return truncate(both, both.shape[1])
+def scaled(vectors: Vectors, scale: float) -> Vectors:
+    """Return the vectors with their second halves multiplied by `scale`, at length 1, the same shapes."""
+    halves = [np.hsplit(side, 2) for side in vectors]
+    queries, documents = (np.hstack([first, second * np.float32(scale)]) for first, second in halves)
+    return truncate(queries, queries.shape[1]), truncate(documents, documents.shape[1])
 
 
 def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) -> SentenceTransformer:
@@ -166,12 +141,8 @@ def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) 
     Its cosines are about the weighted mean of the two models' cosines.
 
     Args:
-        scale: of `scale_for`.
         axes: (2 * full, full) with orthonormal columns.
     """
-    import torch
-    from sentence_transformers.sentence_transformer.modules import Normalize, WordEmbeddings
-
     words = next(module for module in reversed(list(both)) if isinstance(module, WordEmbeddings))
     with torch.no_grad():
         words.emb_layer.weight.mul_(scale)

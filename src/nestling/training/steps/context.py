@@ -4,48 +4,39 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.training_args import BaseTrainingArguments
 
 from nestling import atomic
 from nestling.judgments.table import Judgments
 from nestling.models.load import load_model, save_model
+from nestling.progress import TrainingProgress
+from nestling.training.dev import DevEvaluator
 from nestling.training.result import TrainingResult
 from nestling.training.spec import TrainingSpec
-from nestling.training.steps.guard import Guard
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-
-    from nestling.progress import TrainingProgress
-    from nestling.training.dev import DevEvaluator
+from nestling.training.steps.guard import Figures, Guard
 
 MODEL, RESULT = "model", "result.json"
+"""In the folder of a step: its model where it changed something, and its result."""
+START, FIGURES = "start", "figures.npy"
+"""In the folder of a training: the model before its first optimizer step, and dev figures of the model after it."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did.
-
-    Attributes:
-        left_out: what was not kept, as dev was lower for it, a line each.
-        seconds: spent in optimizer steps.
-        peak_memory: bytes at most, while it trained.
-    """
+    """What a step left out, a line each, as dev was lower for it; seconds of its optimizer steps, and bytes at most."""
 
     left_out: list[str]
     seconds: float = 0.0
     peak_memory: int = 0
-
-    @classmethod
-    def read(cls, folder: Path) -> StepResult:
-        """Read what a step left in its folder."""
-        return cls(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -59,8 +50,8 @@ class Context:
         folder: the step's own.
         model: what the steps before it made.
         start: the model before its first optimizer step.
-        say: told, in a line each, what is chosen and left out.
-        report: told of every optimizer step.
+        say: takes, in a line each, what is chosen and left out.
+        report: called after every optimizer step.
         name: of a training within a step.
     """
 
@@ -68,7 +59,7 @@ class Context:
     dev: Judgments
     spec: TrainingSpec
     evaluator: DevEvaluator
-    processes: SentenceTransformerTrainingArguments
+    processes: BaseTrainingArguments
     folder: Path
     model: Path
     start: Path
@@ -87,44 +78,49 @@ class Context:
         full = int(load_model(str(self.model)).get_embedding_dimension() or 0)
         return self.spec.matryoshka or tuple(size for size in (full, full // 2, full // 4, full // 8) if size)
 
+    def figures(self) -> Figures:
+        """Return the dev figures of the model that the steps before made, measured anew only where none are stored."""
+        path = self.model.with_name(FIGURES)
+        return np.load(path) if path.is_file() else self.evaluator.per_query(load_model(str(self.model)))
+
     def aside(self, name: str, spec: TrainingSpec) -> Context:
-        """Return the context of a training within this step, in a folder of its own, that tells no dev figures.
+        """Return the context of a training within this step, in a folder of its own, that reports no dev figures.
 
         They would be taken for the variant's, which a search prunes by.
         """
         return replace(
             self,
             spec=spec,
+            evaluator=DevEvaluator(self.evaluator.qrels, spec.matryoshka),
             folder=self.folder / name,
             name=name,
             report=lambda progress: self.report(replace(progress, dev=None)),
         )
 
     def finish(
-        self,
-        make: Callable[[Guard], SentenceTransformer | Path | None],
-        trainings: Sequence[tuple[str, TrainingResult]] = (),
+        self, make: Callable[[Guard], SentenceTransformer | Path | None], **trainings: TrainingResult
     ) -> StepResult:
         """Make the step's model in the main process, where no earlier call did, and return the step's result.
 
         Args:
             make: returns the model, a folder of one, or None where it stays as it was.
-            trainings: those within this step, with their names.
+            trainings: those within this step.
         """
         with self.main_first():
             if not (self.folder / RESULT).is_file():
                 guard = Guard(self.say)
-                made = make(guard)
-                if made is not None:
+                model = make(guard)
+                if model is not None:
                     with atomic.new_folder(self.folder / MODEL) as temporary:
-                        if isinstance(made, Path):
-                            shutil.copytree(made, temporary, dirs_exist_ok=True)
+                        if isinstance(model, Path):
+                            shutil.copytree(model, temporary, dirs_exist_ok=True)
                         else:
-                            save_model(made, temporary)
+                            save_model(model, temporary)
                 result = StepResult(
-                    [*(f"the {name}: {line}" for name, each in trainings for line in each.left_out), *guard.left_out],
-                    sum(each.seconds for _, each in trainings),
-                    max((each.peak_memory for _, each in trainings), default=0),
+                    [f"the {name}: {line}" for name, each in trainings.items() for line in each.left_out]
+                    + guard.left_out,
+                    sum(each.seconds for each in trainings.values()),
+                    max((each.peak_memory for each in trainings.values()), default=0),
                 )
                 atomic.write_json(self.folder / RESULT, asdict(result))
-        return StepResult.read(self.folder)
+        return StepResult(**json.loads((self.folder / RESULT).read_text(encoding="utf-8")))

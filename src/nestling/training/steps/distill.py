@@ -8,49 +8,48 @@ with cross-architecture knowledge distillation" (arXiv 2010.02666), with KL over
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from nestling import atomic
 from nestling.config.training import Distill, TrainingSettings
 from nestling.errors import InputError
-from nestling.evaluation.qrels import Qrels
-from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, find_model, load_model
-from nestling.training.batches.batching import Pairs
-from nestling.training.batches.pseudo_queries import invented
-from nestling.training.distill.candidates import Candidates
+from nestling.training.batches.pseudo_queries import pseudo_queries
+from nestling.training.distill.cross_encoder import (
+    Candidates,
+    RerankEvaluator,
+    judged_pairs,
+    load,
+    logits,
+    measured_rows,
+    with_head,
+)
 from nestling.training.distill.student import distilled
 from nestling.training.inputs.contrastive import positives
 from nestling.training.inputs.starts import transformer, untrained
-from nestling.training.spec import INVENTED, TrainingInputs, TrainingSpec
+from nestling.training.spec import TrainingSpec
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.finetune import Trainee, train
 from nestling.training.steps.guard import Guard
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from nestling.training.distill.cross_encoder import RerankEvaluator
-
 TEACHER, STUDENT = "cross-encoder", "student"
 """Folders of the two trainings, within the step's."""
-FOUND, READ_OVER = "candidates", "candidates-read"
-"""Folders of candidates, before and after the cross-encoder has read them."""
-MINED = 30
+MINED, DEV, SCORED = "mined.npz", "dev.npz", "scored.npz"
+"""Candidates of the train side and of dev, and the first of the former with the cross-encoder's scores."""
+N_MINED = 30
 """Candidates that a cross-encoder's negatives are drawn from."""
-READ = 16
-"""Candidates of a training query that it reads for its student."""
-RERANKED = 20
+N_SCORED = 16
+"""Candidates of a training query that it scores for its student."""
+N_RERANKED = 20
 """Candidates of a dev query that it is measured by."""
 AT_ONCE = 65_536
-"""Pairs to read before what was made of them is written down."""
+"""Pairs to score before their logits are written down."""
 KEPT = {"seed", "max_seq_length", "precision", "weight_decay", "checkpoint_seconds", "report_to"}
 """Settings that hold for every training here."""
 OF_TEACHER = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4}
@@ -62,72 +61,56 @@ STUDENT_RATE = 0.7
 
 
 def distill(step: Distill, context: Context) -> StepResult:
-    """Train a cross-encoder from a model, then the model once more, taught by it, where dev is not lower for it.
+    """Train a cross-encoder from a model, then the model once more as its student, where dev is not lower for it.
 
-    A cross-encoder with which dev's candidates are ranked no better than without teaches nobody.
+    A cross-encoder with which dev's candidates are ranked no better than without has no student.
     """
-    spec, found, read = context.spec, context.folder / FOUND, context.folder / READ_OVER
-    check_transformer(spec.base)
-    pairs, _ = positives(context.train, spec)
-    qrels = context.evaluator.qrels
+    spec, settings = context.spec, context.spec.settings
+    mined, dev, scored = (context.folder / name for name in (MINED, DEV, SCORED))
+    pairs = positives(context.train, spec)
+    pseudo = pseudo_queries(pairs, seed=settings.seed)
+    queries = [*pairs.queries, *pseudo]
     with context.main_first():
-        if not found.is_dir():
-            _find(load_model(str(context.model)), pairs, qrels, found, seed=spec.settings.seed)
-    base = find_model(str(context.model))
-    of_teacher = TrainingSpec(
-        base, TEACHER, _of_teacher(spec.settings), spec.threshold, cache=spec.cache, candidates=found
+        if not dev.is_file():
+            _mine(context, queries, pairs.documents, mined, dev)
+    base, candidates = find_model(str(context.model)), Candidates.load(mined)
+    of_teacher = TrainingSpec(base, TEACHER, _of_teacher(settings), spec.threshold, cache=spec.cache)
+    evaluator = RerankEvaluator(
+        context.evaluator.qrels, Candidates.load(dev), scale=settings.finetune.scale, precision=settings.precision
     )
-    teacher = train(context.aside(TEACHER, of_teacher), CROSS_ENCODER)
-    trainings = [(TEACHER, teacher)]
-    if not _better(teacher.after, teacher.base):
+    cross_encoder = Trainee(
+        lambda _, spec: with_head(untrained(spec), seed=spec.settings.seed),
+        partial(judged_pairs, candidates=candidates),
+        evaluator,
+        load,
+    )
+    teacher = train(context.aside(TEACHER, of_teacher), cross_encoder)
+    if not _better(teacher.after, evaluator.figures(evaluator.candidates.similarities)):
         line = "the cross-encoder: with it dev's candidates are ranked no better than without"
-        return context.finish(lambda guard: guard.say_left_out(line), trainings)
+        return context.finish(lambda guard: guard.leave_out(line), **{TEACHER: teacher})
     with context.main_first():
-        if not read.is_dir():
-            _read(context.folder / TEACHER / MODEL, pairs, found, read, spec, context.say)
-    of_student = context.aside(STUDENT, replace(spec, base=base, settings=_of_student(spec.settings), candidates=read))
-    trainings.append((STUDENT, train(of_student, Trainee(transformer, distilled))))
+        if not scored.is_file():
+            first = Candidates(candidates.documents[:, :N_SCORED], candidates.similarities[:, :N_SCORED])
+            _score(context.folder / TEACHER / MODEL, first, queries, pairs.documents, scored, context)
+    of_student = context.aside(STUDENT, replace(spec, base=base, settings=_of_student(settings)))
+    inputs = partial(distilled, candidates=Candidates.load(scored), pseudo=pseudo)
+    student = train(of_student, Trainee(transformer, inputs))
 
     def make(guard: Guard) -> Path | None:
-        figures = [
-            context.evaluator.of_vectors(context.evaluator.vectors(load_model(str(model))))
-            for model in (context.model, of_student.folder / MODEL)
-        ]
-        kept = guard.keep("what the cross-encoder taught", figures[1:], figures[0]) is not None
+        without, with_it = (
+            context.evaluator.of_vectors(context.evaluator.vectors(load_model(str(folder))))
+            for folder in (context.model, of_student.folder / MODEL)
+        )
+        kept = guard.keep("what the cross-encoder taught", [with_it], without) is not None
         return of_student.folder / MODEL if kept else None
 
-    return context.finish(make, trainings)
+    return context.finish(make, **{TEACHER: teacher, STUDENT: student})
 
 
 def check_transformer(base: ModelSource) -> None:
     """Raise InputError where a base has no transformer to make a cross-encoder of, before anything is trained."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
     if isinstance(load_model(base)[0], StaticEmbedding):
         raise InputError(f"model {base.name!r} is static; a cross-encoder needs a transformer")
-
-
-def _untrained_cross_encoder(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer:
-    from nestling.training.distill.cross_encoder import with_head
-
-    return with_head(untrained(spec), seed=spec.settings.seed)
-
-
-def _pairs_read_together(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer) -> TrainingInputs:
-    from nestling.training.distill.cross_encoder import prepare
-
-    return prepare(judgments, spec, model)
-
-
-def _reranking(qrels: Qrels, spec: TrainingSpec) -> RerankEvaluator:
-    from nestling.training.distill.cross_encoder import RerankEvaluator
-
-    candidates = Candidates.load(spec.candidate_file("dev"))
-    settings = spec.settings
-    return RerankEvaluator(qrels, candidates, scale=settings.finetune.scale, precision=settings.precision)
-
-
-CROSS_ENCODER = Trainee(_untrained_cross_encoder, _pairs_read_together, _reranking)
 
 
 def _better(after: dict[str, float], before: dict[str, float]) -> bool:
@@ -138,8 +121,7 @@ def _better(after: dict[str, float], before: dict[str, float]) -> bool:
 def _of_teacher(settings: TrainingSettings) -> TrainingSettings:
     limits = {name: min(OF_TEACHER[name], getattr(settings, name)) for name in ("batch_size", "learning_rate")}
     kept = settings.model_dump(include=KEPT)
-    scale = {"finetune": {"scale": settings.finetune.scale}}
-    return TrainingSettings.model_validate({**kept, **scale, **OF_TEACHER, **limits, "hidden_dropout": 0.0})
+    return TrainingSettings.model_validate({**kept, **OF_TEACHER, **limits, "hidden_dropout": 0.0})
 
 
 def _of_student(settings: TrainingSettings) -> TrainingSettings:
@@ -155,42 +137,30 @@ def _of_student(settings: TrainingSettings) -> TrainingSettings:
     )
 
 
-def _find(model: SentenceTransformer, pairs: Pairs, qrels: Qrels, folder: Path, *, seed: int) -> None:
-    from nestling.training.distill.cross_encoder import measured_rows
-
-    queries = [qrels.queries[row] for row in measured_rows(qrels)]
-    more = invented(pairs, seed=seed)
-    with atomic.new_folder(folder) as temporary:
-        Candidates.nearest(model, [*pairs.queries, *more], pairs.documents, MINED).save(temporary / "train.npz")
-        atomic.write_json(temporary / INVENTED, more)
-        Candidates.nearest(model, queries, qrels.documents, RERANKED).save(temporary / "dev.npz")
+def _mine(context: Context, queries: list[str], documents: list[str], mined: Path, dev: Path) -> None:
+    """Write the candidates of the training queries and of the dev queries that a cross-encoder is measured on."""
+    model, qrels = load_model(str(context.model)), context.evaluator.qrels
+    Candidates.nearest(model, queries, documents, N_MINED).save(mined)
+    dev_queries = [qrels.queries[row] for row in measured_rows(qrels)]
+    Candidates.nearest(model, dev_queries, qrels.documents, N_RERANKED).save(dev)
 
 
-def _read(
-    teacher: Path, pairs: Pairs, found: Path, folder: Path, spec: TrainingSpec, say: Callable[[str], None]
+def _score(
+    teacher: Path, candidates: Candidates, queries: list[str], documents: list[str], path: Path, context: Context
 ) -> None:
-    """Read candidates block by block, each in a file of its own until all are read."""
-    from nestling.training.distill.cross_encoder import PairTokens, logits
-
-    candidates = Candidates.load(found / "train.npz").first(READ)
-    more = json.loads((found / INVENTED).read_text(encoding="utf-8"))
-    model = load_model(str(teacher))
-    tokens = PairTokens(model, [*pairs.queries, *more], pairs.documents)
+    """Write the candidates with their logits; each block of pairs is in a file of its own until all are scored."""
+    model = load(str(teacher))
     query, document = candidates.pairs()
-    blocks = folder.with_name(f"{folder.name}.blocks")
+    blocks = path.with_suffix(".blocks")
     blocks.mkdir(exist_ok=True)
     parts = []
     for start in range(0, len(query), AT_ONCE):
-        path = blocks / f"{start}.npy"
-        if not path.is_file():
-            stop = min(start + AT_ONCE, len(query))
-            say(f"the cross-encoder reads pairs {start + 1:,} to {stop:,} of {len(query):,}")
-            made = logits(model, tokens, query[start:stop], document[start:stop], precision=spec.settings.precision)
-            with atomic.new_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, made)
-        parts.append(np.load(path))
-    read = replace(candidates, logits=np.concatenate(parts).reshape(candidates.documents.shape))
-    with atomic.new_folder(folder) as temporary:
-        read.save(temporary / "train.npz")
-        atomic.write_json(temporary / INVENTED, more)
+        block, rows = blocks / f"{start}.npy", slice(start, start + AT_ONCE)
+        if not block.is_file():
+            texts = [(queries[q], documents[d]) for q, d in zip(query[rows], document[rows], strict=True)]
+            context.say(f"the cross-encoder reads pairs {start + 1:,} to {start + len(texts):,} of {len(query):,}")
+            with atomic.new_file(block) as temporary:
+                np.save(temporary, logits(model, texts, precision=context.spec.settings.precision))
+        parts.append(np.load(block))
+    replace(candidates, logits=np.concatenate(parts).reshape(candidates.documents.shape)).save(path)
     shutil.rmtree(blocks)

@@ -35,20 +35,20 @@ def choose(options: Sequence[Figures], without: Figures) -> int | None:
     chosen = _best(options, places)
     n_queries = without.shape[2]
     if 1 < n_queries < FEW and len(options) > 1:
-        held = options[chosen].copy()
+        held_out = options[chosen].copy()
         for query in range(n_queries):
             others = [np.delete(option, query, axis=2) for option in options]
-            held[..., query] = options[_best(others, range(len(options)))][..., query]
-        if _worth(held) < _worth(without):
+            held_out[..., query] = options[_best(others, range(len(options)))][..., query]
+        if _means(held_out) < _means(without):
             return None
     return chosen
 
 
 def _best(options: Sequence[Figures], places: Sequence[int]) -> int:
-    return max(places, key=lambda place: (*_worth(options[place]), -place))
+    return max(places, key=lambda place: (*_means(options[place]), -place))
 
 
-def _worth(figures: Figures) -> tuple[float, ...]:
+def _means(figures: Figures) -> tuple[float, ...]:
     # Rounded, as sums of the same values in another order differ in the last bit.
     return tuple(np.round(figures.mean(axis=(0, 2)), 9))
 
@@ -58,17 +58,12 @@ def _is_lower(figures: Figures, without: Figures) -> bool:
     lost = -change.mean(axis=1)
     noise = NOISE * change.std(axis=1) / max(change.shape[1], 1) ** 0.5
     noise[0] = 0.0
-    return _worth(figures) < _worth(without) or bool((lost > noise + 1e-9).any())
+    return _means(figures) < _means(without) or bool((lost > noise + 1e-9).any())
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Keeps a step after a training only where dev is not lower for it, and says what was left out.
-
-    Attributes:
-        say: told of what is left out, in a line each.
-        left_out: these lines.
-    """
+    """Keeps a step after a training only where dev is not lower for it, and collects in lines what was left out."""
 
     say: Callable[[str], None] = lambda _: None
     left_out: list[str] = field(default_factory=list)
@@ -78,17 +73,17 @@ class Guard:
         place = choose(options, without)
         if place is None:
             passing = [place for place, option in enumerate(options) if not _is_lower(option, without)]
-            with_it = options[_best(options, passing or range(len(options)))]
-            held = ", and lower with it on queries held out" if passing else ""
-            self.say_left_out(f"{step}: dev recall@10 {shown(with_it)} with it, {shown(without)} without{held}")
+            best = options[_best(options, passing or range(len(options)))]
+            held_out = ", and lower with it on queries held out" if passing else ""
+            self.leave_out(f"{step}: dev recall@10 {recalls(best)} with it, {recalls(without)} without{held_out}")
         return place
 
-    def say_left_out(self, line: str) -> None:
+    def leave_out(self, line: str) -> None:
         """Record a step that was not kept."""
         self.left_out.append(line)
         self.say(f"left out: {line}")
 
 
-def shown(figures: Figures) -> str:
+def recalls(figures: Figures) -> str:
     """Return recall@10 at each size, as text."""
     return " ".join(f"{value:.4f}" for value in figures[:, 0].mean(axis=1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import WordEmbeddings
 
 from nestling.config.training import Rotate
@@ -13,16 +13,10 @@ from nestling.models.load import load_model
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.rotation import add_rotation, rotated
 from nestling.retrieval.trained_rotation import sampled, train_search_rotation
+from nestling.training.dev import Vectors
 from nestling.training.inputs.starts import texts
 from nestling.training.steps.context import Context, StepResult
 from nestling.training.steps.guard import Figures, Guard
-
-if TYPE_CHECKING:
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-Vectors = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Embedded queries and documents, (n_queries, dim) and (n_documents, dim)."""
 
 
 def rotate(step: Rotate, context: Context) -> StepResult:
@@ -47,17 +41,17 @@ def rotate(step: Rotate, context: Context) -> StepResult:
 def trained(
     dev: Vectors, fitted: Vectors, plain: Figures, context: Context, *, device: torch.device
 ) -> tuple[NDArray[np.float32], Figures]:
-    """Train a rotation, and return it with the figures of dev rotated by it.
-
-    Args:
-        dev, fitted: embedded queries and documents of dev, and of the training side.
-        plain: figures of dev as it is.
-    """
+    """Train a rotation on `fitted`, vectors of the training side; return it with the figures of dev rotated by it."""
     rotation = train_search_rotation(*fitted, dims=context.sizes, device=device)
-    figures = context.evaluator.of_vectors((rotated(dev[0], rotation), rotated(dev[1], rotation)), context.sizes)
+    figures = context.evaluator.of_vectors(rotated_sides(dev, rotation), context.sizes)
     # A rotation keeps the cosines at full size, but for rounding.
     figures[0] = plain[0]
     return rotation, figures
+
+
+def rotated_sides(vectors: Vectors, axes: NDArray[np.float32]) -> Vectors:
+    """Return queries and documents along these axes, at length 1."""
+    return rotated(vectors[0], axes), rotated(vectors[1], axes)
 
 
 def embedded(model: SentenceTransformer, context: Context) -> Vectors:
