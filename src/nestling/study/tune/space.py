@@ -126,7 +126,7 @@ def settings_with(base: TrainingSettings, params: Mapping[str, Any]) -> Training
         raise InputError(f"training: {explain(error, TrainingSettings)}") from None
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a setting's value in few characters."""
     if isinstance(value, float):
         return f"{value:.3g}"

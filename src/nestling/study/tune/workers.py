@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nestling.errors import InputError
 from nestling.progress import Observer, TrainingProgress
 from nestling.study.tune.context import Context
-from nestling.study.tune.space import Space, settings_with, shown
+from nestling.study.tune.space import Space, settings_with, value_text
 from nestling.training.result import selection, worded
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def train_trial(trial: optuna.Trial, space: Space, context: Context, folder: Pat
     from nestling.training.trainer import fit
 
     params = {dimension.name: dimension.suggest(trial) for dimension in space}
-    described = ", ".join(f"{name} {shown(value)}" for name, value in params.items())
+    described = ", ".join(f"{name} {value_text(value)}" for name, value in params.items())
     frozen = trial.study.trials[trial.number]
     first = int(frozen.system_attrs.get("failed_trial", trial.number))
     folder = folder / f"trial-{first}"
