@@ -219,7 +219,7 @@ def test_a_search_in_which_nothing_can_be_trained_ends_soon_and_says_why(
 def processes() -> BaseContext:
     """Processes of their own that share their imports: each is forked from one that has made them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nestling.study.tune.workers", "nestling.study.tune.search"])
+    context.set_forkserver_preload(["nestling.study.tune.workers", "nestling.report.charts", "vl_convert", "jinja2"])
     return context
 
 

@@ -111,21 +111,21 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
     Args:
         results: columns records, seed, measure, value; several seeds are points around the line of their mean.
     """
-    results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("shown"))
+    results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("label"))
     labels = [label(measure) for measure in before]
     least, most = min(results["records"]), max(results["records"])
-    means = results.group_by("shown", "share", maintain_order=True).agg(pl.col("records", "value").mean())
-    colour = coded(alt.Color, "shown:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
+    means = results.group_by("label", "share", maintain_order=True).agg(pl.col("records", "value").mean())
+    colour = coded(alt.Color, "label:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
     shapes = ["square", "triangle-up", "diamond", "circle"][: len(labels)]
     ticks = apart(means["records"].to_list(), 1.15)
     x = log_axis("records:Q", "training records (log scale)", (least * 0.9, most * 1.1), ticks=ticks, format=",.0f")
     y = value_axis("on dev", ".2f")
     lines = chart_of(means.to_dicts()).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
     points = chart_of(results.to_dicts()).mark_point(filled=True, size=70, opacity=1)
-    shape = coded(alt.Shape, "shown:N", labels, shapes, top_legend())
+    shape = coded(alt.Shape, "label:N", labels, shapes, top_legend())
     base = chart_of(
         [
-            {"shown": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
+            {"label": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
             for name, value in before.items()
         ]
     )
