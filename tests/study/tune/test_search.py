@@ -310,7 +310,7 @@ def test_a_variant_that_is_not_trained_is_refused_before_anything_is_written(tin
     [
         ("", "a space maps settings to values"),
         ("[1, 2]", "a space maps settings to values"),
-        ("epoch: {low: 1, high: 2}", "epoch: no training setting; did you mean 'epochs'?"),
+        ("epoch: {low: 1, high: 2}", "epoch: unknown key; did you mean 'epochs'?"),
         ("prefix_weight: {low: 1, high: 2}", "prefix_weight: was taken out"),
         ("preset: {choices: [study]}", "preset: no training setting"),
         ("epochs: 3", "epochs: give {low: A, high: B}"),
