@@ -218,6 +218,8 @@ def test_a_search_in_which_nothing_can_be_trained_ends_soon_and_says_why(
 @pytest.fixture(scope="module")
 def processes() -> BaseContext:
     """Processes of their own that share their imports: each is forked from one that has made them."""
+    if os.name != "posix":
+        pytest.skip("needs fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nestling.study.tune.workers", "nestling.report.charts", "vl_convert", "jinja2"])
     return context
@@ -240,7 +242,6 @@ def test_two_workers_do_the_asked_number_of_trials_in_all(tiny_model_path, tmp_p
     assert table["learning_rate"].n_unique() == 6
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_trial_whose_worker_was_killed_is_taken_over(
     tiny_model_path, tmp_path, fit: FakeFit, monkeypatch: pytest.MonkeyPatch, processes: BaseContext
 ):
