@@ -31,7 +31,7 @@ OTHERS = (
 )
 """Read for names of folders alone."""
 BRANDS = ("Acme", "Bolt")
-RECORDS = 150
+RECORDS = 100
 STAND_INS = (
     ("runs/demo/", "runs/toolshed/", "the demo takes minutes; experiment.yaml is run before"),
     (
@@ -104,6 +104,9 @@ class Shelf:
         # Fewer records and epochs; all else as it stands there.
         own["data"]["records"] = RECORDS
         own["training"]["epochs"] = 1
+        own["variants"] = [
+            {"recipe": "graded", "training": {"epochs": 1}} if v == "graded" else v for v in own["variants"]
+        ]
         (folder / "experiment.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
 
     def upto(self, place: int) -> None:
@@ -177,6 +180,7 @@ def test_an_example_runs_after_those_before_it(place: int, shelf: Shelf, monkeyp
     monkeypatch.chdir(shelf.folder)
     # A rotation of 384 dims takes seconds whatever is rotated; here it shall only be made, not be good.
     monkeypatch.setattr("nestling.retrieval.trained_rotation.STEPS", 10)
+    monkeypatch.setattr("nestling.study.estimate.BATCHES", 1)
     shelf.upto(place)
 
 

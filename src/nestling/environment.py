@@ -22,13 +22,13 @@ SPINS = "1000"
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that figures depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def hardware() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.config.manifests import shaped
@@ -50,6 +50,7 @@ OUTER = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=50)
 @given(OUTER)
 def test_any_json_becomes_the_type_asked_for_or_is_refused_in_one_line(value: dict[str, Any]):
     with suppress(InputError):

@@ -42,9 +42,12 @@ def tiny(tiny_model_path: Path) -> str:
     return str(tiny_model_path)
 
 
-def test_the_choice_is_the_cell_of_fewest_bytes_that_keeps_enough_on_dev(split: Split, tiny: str):
-    found = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
+@pytest.fixture(scope="module")
+def found(split: Split, tiny: str) -> shrink.Shrunk:
+    return nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
 
+
+def test_the_choice_is_the_cell_of_fewest_bytes_that_keeps_enough_on_dev(found: shrink.Shrunk):
     assert found.alone is not None
     assert found.alone.dev["kept"] >= 0.9
     enough = found.kept.filter(pl.col("kept") >= 0.9, pl.col("oversampling") == 0)
@@ -56,24 +59,22 @@ def test_the_choice_is_the_cell_of_fewest_bytes_that_keeps_enough_on_dev(split: 
         assert found.rescored.cell.bytes < found.alone.cell.bytes
 
 
-def test_the_stricter_choice_is_never_smaller(split: Split, tiny: str):
-    loose = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS).alone
+def test_the_stricter_choice_is_never_smaller(split: Split, tiny: str, found: shrink.Shrunk):
+    loose = found.alone
     strict = nestling.shrink(tiny, split, keep=0.9, strict=True, settings=SETTINGS).alone
-    assert loose is not None
     assert loose is not None
     assert strict is not None
     assert strict.cell.bytes >= loose.cell.bytes
     assert strict.dev["kept_low"] >= 0.9
 
 
-def test_the_choice_among_more_than_fifty_cells_is_strict_unless_asked_otherwise(split: Split, tiny: str):
+def test_the_choice_among_more_than_fifty_cells_is_strict_unless_asked_otherwise(
+    split: Split, tiny: str, found: shrink.Shrunk
+):
     many = SETTINGS.model_copy(update={"oversampling": (2, 4, 8)})
-    few, strict, loose = (
-        nestling.shrink(tiny, split, keep=0.9, strict=asked, settings=grid)
-        for asked, grid in ((None, SETTINGS), (None, many), (False, many))
-    )
-    assert len(few.kept) <= 50 < len(strict.kept)
-    assert (few.strict, strict.strict, loose.strict) == (False, True, False)
+    strict, loose = (nestling.shrink(tiny, split, keep=0.9, strict=asked, settings=many) for asked in (None, False))
+    assert len(found.kept) <= 50 < len(strict.kept)
+    assert (found.strict, strict.strict, loose.strict) == (False, True, False)
     assert strict.alone is not None
     assert strict.alone.dev["kept_low"] >= 0.9
     enough = strict.kept.filter(pl.col("kept_low") >= 0.9, pl.col("oversampling") == 0)
@@ -94,19 +95,17 @@ def test_the_rotation_is_trained_once_for_all_sizes_of_the_grid(
     assert asked == [(32, *(dim for dim in SETTINGS.dims if dim < 32))]
 
 
-def test_test_figures_do_not_move_the_choice(split: Split, tiny: str):
-    other = replace(split, test=split.dev)
-    one, two = (nestling.shrink(tiny, each, keep=0.9, settings=SETTINGS) for each in (split, other))
-    assert one.alone is not None
-    assert two.alone is not None
-    assert one.alone.cell == two.alone.cell
-    assert one.kept.equals(two.kept)
+def test_test_figures_do_not_move_the_choice(split: Split, tiny: str, found: shrink.Shrunk):
+    other = nestling.shrink(tiny, replace(split, test=split.dev), keep=0.9, settings=SETTINGS)
+    assert found.alone is not None
+    assert other.alone is not None
+    assert found.alone.cell == other.alone.cell
+    assert found.kept.equals(other.kept)
 
 
-def test_with_bm25_quality_is_counted_of_the_fusion(split: Split, tiny: str):
-    alone = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS)
+def test_with_bm25_quality_is_counted_of_the_fusion(split: Split, tiny: str, found: shrink.Shrunk):
     fused = nestling.shrink(tiny, split, keep=0.9, settings=SETTINGS, fuse=True)
-    best = [found.kept.filter(pl.col("kept") == 1.0)["value"].max() for found in (alone, fused)]
+    best = [each.kept.filter(pl.col("kept") == 1.0)["value"].max() for each in (found, fused)]
     assert best[1] >= best[0]
 
 

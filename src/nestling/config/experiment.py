@@ -49,7 +49,7 @@ DEMO: dict[str, Any] = {
         {"recipe": "graded", "training": {"epochs": 1, "concat_static": False}},
     ],
 }
-"""The study that runs when nothing is asked for."""
+"""The study that runs by default."""
 
 
 def _one_of(kind: str, names: Sequence[str]) -> AfterValidator:
@@ -233,12 +233,12 @@ class Experiment(Settings):
         names = [variant.name for variant in self.variants]
         if not names:
             raise ValueError("variants needs at least one")
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"two variants are called {twice[0]!r}; give one another name")
-        taken = [name for name in names if name in LEXICAL or name.endswith(FUSED)]
-        if taken:
-            raise ValueError(f"variant {taken[0]!r} is named as BM25 or a fusion is; give it another name")
+        duplicates = [name for name in names if names.count(name) > 1]
+        if duplicates:
+            raise ValueError(f"two variants are called {duplicates[0]!r}; give one another name")
+        reserved = [name for name in names if name in LEXICAL or name.endswith(FUSED)]
+        if reserved:
+            raise ValueError(f"variant {reserved[0]!r} is named as BM25 or a fusion is; give it another name")
         for variant in self.variants:
             try:
                 self.training_of(variant)

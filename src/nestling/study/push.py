@@ -23,7 +23,6 @@ SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
 """What a SentenceTransformer is stored in; no pickle, so no state of an optimizer, and no code."""
 WORK = "trainer_state.json"
 AGAIN = "train the variant again with nestling run"
-NO_TOKEN = "no token for the hub; log in with hf auth login, or set HF_TOKEN to one that may write"
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def send(
         raise InputError(f"endpoint {endpoint!r} is no URL; give one that begins with https://")
     token = get_token()
     if token is None:
-        raise InputError(NO_TOKEN)
+        raise InputError("no token for the hub; log in with hf auth login, or set HF_TOKEN to one that may write")
     api, repo_id = HfApi(endpoint=endpoint, token=token), upload.repo_id
     with _hub_errors(repo_id, api.endpoint):
         # A token may be good for one repository and not for making any.
@@ -206,21 +205,19 @@ def _check_weights(path: Path) -> None:
 def _hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turn what the hub's client raises into a line that says what to do."""
     from httpx2 import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        # The client's threads wrap what the hub said.
+        # The client's threads wrap the hub's answer.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         if isinstance(cause, HfHubHTTPError):
             line = _refusal(cause.response.status_code, cause.server_message, repo_id, endpoint)
         elif isinstance(cause, OfflineModeIsEnabled):
             line = "HF_HUB_OFFLINE is set, so nothing is sent; unset it, then push again"
-        elif isinstance(cause, LocalTokenNotFoundError):
-            line = NO_TOKEN
         elif isinstance(cause, HTTPError | ConnectionError):
             line = f"{endpoint} cannot be reached ({first_line(cause)}); look at the network, then push again"
         elif isinstance(cause, RuntimeError | ValueError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
@@ -42,7 +43,6 @@ from nestling.training.spec import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
-Output = TypeVar("Output")
 Specs = Mapping[str, TrainingSpec]
 
 
@@ -174,27 +174,22 @@ class _Study:
         return inspection
 
     def split(self) -> Split:
-        def read() -> Split:
-            sides = read_split(self.folder.split)
-            self._note(*filter(None, [sides.warning]))
-            return sides
-
-        def make() -> Split:
-            sides = split(self.judgments, out=self.folder.split, settings=self.experiment.split)
-            self._note(*sides.told())
-            return sides
-
-        return self._once("split", "split", [self.folder.split], read, make)
+        with self._stage("split", "split", self.folder.split) as new:
+            if new:
+                split(self.judgments, out=self.folder.split, settings=self.experiment.split)
+        sides = read_split(self.folder.split)
+        self._note(*sides.told())
+        return sides
 
     def train(self, name: str, spec: TrainingSpec, sides: Split) -> TrainingResult:
         model, work = self.folder.model(name), self.folder.training(name)
-
-        def make() -> TrainingResult:
-            result = fit_watched(name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer)
-            self._note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
-            return result
-
-        return self._once(f"train {name}", f"model {name}", [model, work / SUMMARY], lambda: read_result(work), make)
+        with self._stage(f"train {name}", f"model {name}", model, work / SUMMARY) as new:
+            if new:
+                result = fit_watched(
+                    name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer
+                )
+                self._note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
+        return read_result(work)
 
     def evaluate(self, sides: Split, bases: Mapping[str, ModelSource]) -> Evaluation:
         settings, cache = self.experiment.evaluation, self.folder.embeddings
@@ -202,28 +197,20 @@ class _Study:
         benchmark = Benchmark.of(sides, settings, self.threshold, observer=self.observer)
         systems: dict[str, System] = {}
         for names, measure in parts(models, benchmark, settings, cache=cache, observer=self.observer):
-            systems |= self._keep_part(names, measure).systems
+            paths = {name: (self.folder.evaluation(name), self.folder.ranking(name)) for name in names}
+            files = [path for pair in paths.values() for path in pair]
+            with self._stage(f"evaluate {names[0]}", f"evaluation {names[0]}", *files) as new:
+                if new:
+                    self._write_part(measure())
+            systems |= {name: System(*map(pl.read_parquet, pair)) for name, pair in paths.items()}
         return compare(systems, benchmark, reference=self.reference or next(iter(models)))
 
-    def _keep_part(self, names: Sequence[str], measure: Callable[[], Part]) -> Part:
-        """Measure a part and keep its tables, or read what an earlier call kept."""
-        folder, name = self.folder, names[0]
-        paths = {each: (folder.evaluation(each), folder.ranking(each)) for each in names}
-
-        def read() -> Part:
-            return Part({each: System(*map(pl.read_parquet, pair)) for each, pair in paths.items()}, {})
-
-        def make() -> Part:
-            part = measure()
-            for each, system in part.systems.items():
-                for path, table in zip(paths[each], system, strict=True):
-                    write_table(path, table)
-            if part.about:
-                atomic.write_json(folder.measured(name), part.about)
-            return part
-
-        files = [path for pair in paths.values() for path in pair]
-        return self._once(f"evaluate {name}", f"evaluation {name}", files, read, make)
+    def _write_part(self, part: Part) -> None:
+        for name, system in part.systems.items():
+            write_table(self.folder.evaluation(name), system.per_query)
+            write_table(self.folder.ranking(name), system.ranked)
+        if part.about:
+            atomic.write_json(self.folder.measured(next(iter(part.systems))), part.about)
 
     def report(
         self, inspection: Inspection, sides: Split, trainings: Mapping[str, TrainingResult], evaluation: Evaluation
@@ -276,16 +263,13 @@ class _Study:
         for line in lines:
             self.observer.note(line)
 
-    def _once(
-        self, stage: str, name: str, paths: Sequence[Path], read: Callable[[], Output], make: Callable[[], Output]
-    ) -> Output:
-        """Read an output that an earlier call made from the same, else make it and mark it as done."""
-        if self.folder.is_done(name, self.prints[name], *paths):
-            self.observer.stage(stage, "done before")
-            return read()
-        self.observer.stage(stage)
+    @contextmanager
+    def _stage(self, stage: str, name: str, *paths: Path) -> Iterator[bool]:
+        """Give whether an output is to be made, and not there from the same; mark it as done at the end."""
+        new = not self.folder.is_done(name, self.prints[name], *paths)
+        self.observer.stage(stage, "" if new else "done before")
         start = time.perf_counter()
-        output = make()
-        self.seconds[stage] = time.perf_counter() - start
-        self.folder.mark(name, self.prints[name])
-        return output
+        yield new
+        if new:
+            self.seconds[stage] = time.perf_counter() - start
+            self.folder.mark(name, self.prints[name])

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from xml.etree import ElementTree
 
+import altair as alt
 import polars as pl
 import pytest
 from rich.console import Console
@@ -29,6 +30,11 @@ TRIALS = (
     TrialRecord(3, "pruned", 0.4, {"learning_rate": 1e-5, "max_seq_length": 64}, {1: 0.4}, 1.0, "pruned"),
     TrialRecord(4, "pruned", None, {"learning_rate": 1e-5, "max_seq_length": 64}, {}, 1.0, "diverged"),
 )
+
+
+def drawn_texts(chart: alt.LayerChart, folder: Path) -> set[str]:
+    chart.save(str(folder / "chart.svg"))
+    return texts(folder / "chart.svg")
 
 
 def texts(svg: Path) -> set[str]:
@@ -57,13 +63,12 @@ def test_parallel_coordinates_hold_every_trial_at_every_setting(tmp_path: Path):
 
 
 def test_one_trial_alone_can_be_drawn(tmp_path: Path):
-    _, svg = save(parallel_coordinates(TRIALS[:1], SPACE, best=0, subtitle=""), tmp_path / "trials")
-    assert "0.500" in texts(svg)
+    assert "0.500" in drawn_texts(parallel_coordinates(TRIALS[:1], SPACE, best=0, subtitle=""), tmp_path)
 
 
 def test_importances_are_bars_with_their_shares(tmp_path: Path):
-    _, svg = save(importances({"learning_rate": 0.75, "warmup": 0.25}, subtitle="<b>&"), tmp_path / "importance")
-    assert {"learning_rate", "75%", "25%", "<b>&"} <= texts(svg)
+    chart = importances({"learning_rate": 0.75, "warmup": 0.25}, subtitle="<b>&")
+    assert {"learning_rate", "75%", "25%", "<b>&"} <= drawn_texts(chart, tmp_path)
 
 
 @pytest.fixture
@@ -84,9 +89,9 @@ def test_the_curve_holds_every_point_and_the_untrained_base(found_curve: Curve, 
     rules, lines, points, _ = layers(chart)
     assert len(points) == 12
     assert len(lines) == 6
-    assert {row["shown"]: row["value"] for row in rules} == {"recall@10": 0.4, "MRR@10": 0.3}
-    _, svg = save(chart, tmp_path / "curve")
-    assert {"training records (log scale)", "100", "500", "1,000", "MRR@10 before training"} <= texts(svg)
+    assert {row["label"]: row["value"] for row in rules} == {"recall@10": 0.4, "MRR@10": 0.3}
+    labels = {"training records (log scale)", "100", "500", "1,000", "MRR@10 before training"}
+    assert labels <= drawn_texts(chart, tmp_path)
 
 
 def lines_of(table: Table) -> list[str]:

@@ -21,7 +21,7 @@ from nestling.report.charts import (
     value_axis,
 )
 from nestling.report.format import label
-from nestling.study.tune.space import shown
+from nestling.study.tune.space import value_text
 
 if TYPE_CHECKING:
     from nestling.study.tune.search import TrialRecord
@@ -49,18 +49,11 @@ def parallel_coordinates(
     points: list[dict[str, Any]] = []
     for record in records:
         state = "best" if record.number == best else record.state
-        ends = [
-            (dimension.name, dimension.position(record.params[dimension.name]), shown(record.params[dimension.name]))
-            for dimension in space
-            if dimension.name in record.params
-        ]
+        ends = {d.name: d.position(record.params[d.name]) for d in space if d.name in record.params}
         if record.value is not None:
-            at = min(1.0, max(0.0, (record.value - low) / (high - low))) if high > low else 0.5
-            ends.append((measure, at, f"{record.value:.4f}"))
+            ends[measure] = min(1.0, max(0.0, (record.value - low) / (high - low))) if high > low else 0.5
         trial = {"trial": record.number, "state": state, "value": record.value}
-        points += [
-            {**trial, "axis": names.index(name), "setting": name, "at": at, "shown": text} for name, at, text in ends
-        ]
+        points += [{**trial, "axis": names.index(name), "setting": name, "at": at} for name, at in ends.items()]
     ticks = [(dimension.name, at, text) for dimension in space for at, text in _ticks(dimension)]
     if high > low:
         ticks += [(measure, 0.0, f"{'≤ ' if below else ''}{low:.3f}"), (measure, 1.0, f"{high:.3f}")]
@@ -72,13 +65,8 @@ def parallel_coordinates(
     axis = alt.Axis(title=None, domain=False, ticks=False, grid=False, **words)
     x = alt.X("setting:N", sort=names, axis=axis, scale=alt.Scale(type="point", padding=0.5))
     y = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.03, 1.03], nice=False))
-    tooltip = [
-        *(alt.Tooltip("trial:Q"), alt.Tooltip("state:N"), alt.Tooltip("setting:N")),
-        alt.Tooltip("shown:N", title="value"),
-        alt.Tooltip("value:Q", title=measure, format=".4f"),
-    ]
     rules = chart_of([{"setting": name, "low": 0, "high": 1} for name in names]).mark_rule(color=MUTED, strokeWidth=1)
-    trials = chart_of(points).encode(x=x, y=y, detail="trial:N", order="axis:Q", tooltip=tooltip)
+    trials = chart_of(points).encode(x=x, y=y, detail="trial:N", order="axis:Q")
     dashes = coded(alt.StrokeDash, "state:N", ["best", "complete", "pruned"], [[1, 0], [1, 0], [3, 3]])
     domain = [low, high] if high > low else [low - 0.01, high + 0.01]
     shade = alt.Color("value:Q", scale=alt.Scale(range=SHADES, domain=domain, clamp=True), legend=None)
@@ -123,22 +111,21 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
     Args:
         results: columns records, seed, measure, value; several seeds are points around the line of their mean.
     """
-    results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("shown"))
+    results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("label"))
     labels = [label(measure) for measure in before]
     least, most = min(results["records"]), max(results["records"])
-    means = results.group_by("shown", "share", maintain_order=True).agg(pl.col("records", "value").mean())
-    colour = coded(alt.Color, "shown:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
+    means = results.group_by("label", "share", maintain_order=True).agg(pl.col("records", "value").mean())
+    colour = coded(alt.Color, "label:N", labels, COLOURS[1 : 1 + len(labels)], top_legend())
     shapes = ["square", "triangle-up", "diamond", "circle"][: len(labels)]
     ticks = apart(means["records"].to_list(), 1.15)
     x = log_axis("records:Q", "training records (log scale)", (least * 0.9, most * 1.1), ticks=ticks, format=",.0f")
     y = value_axis("on dev", ".2f")
     lines = chart_of(means.to_dicts()).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
     points = chart_of(results.to_dicts()).mark_point(filled=True, size=70, opacity=1)
-    tooltip = ["records:Q", "seed:Q", "shown:N", alt.Tooltip("value:Q", format=".4f")]
-    shape = coded(alt.Shape, "shown:N", labels, shapes, top_legend())
+    shape = coded(alt.Shape, "label:N", labels, shapes, top_legend())
     base = chart_of(
         [
-            {"shown": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
+            {"label": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
             for name, value in before.items()
         ]
     )
@@ -147,7 +134,7 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
     layers = [
         rules,
         lines,
-        points.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+        points.encode(x=x, y=y, color=colour, shape=shape),
         texts.encode(x=x, y=y, text="text:N"),
     ]
     return styled(layers, "Would more judgments help?", subtitle, (620, 360))
@@ -161,4 +148,4 @@ def _ticks(dimension: Dimension) -> list[tuple[float, str]]:
     elif not dimension.choices:
         low, high = dimension.low, dimension.high
         values = [float(low), (low * high) ** 0.5 if dimension.log else (low + high) / 2, float(high)]
-    return [(dimension.position(value), shown(value)) for value in values]
+    return [(dimension.position(value), value_text(value)) for value in values]

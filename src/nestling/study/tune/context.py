@@ -13,7 +13,6 @@ from nestling.config.training import TrainingSettings
 from nestling.errors import InputError
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
-from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
 from nestling.study.data import load
@@ -68,29 +67,21 @@ def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: O
     spec_of(experiment, variant, threshold)
     folder = RunFolder(runs / experiment.name)
     made_from = split_print(judgments, experiment.split)
-    sides = _split(judgments, experiment, folder, made_from, observer)
-    return Context(experiment, variant, folder, sides, made_from, threshold, judgments.source)
-
-
-def _split(
-    judgments: Judgments, experiment: Experiment, folder: RunFolder, made_from: str, observer: Observer
-) -> Split:
     folder.path.mkdir(parents=True, exist_ok=True)
     # Workers that start together wait for the first one's split; a nestling run in the folder is met by its own lock.
     with FileLock(folder.path / ".split.lock"):
-        known = folder.state.get("split")
-        if known not in (None, made_from):
+        if folder.state.get("split", made_from) != made_from:
             raise InputError(
                 f"{folder.path}: its split was made from other data or settings; choose another --name, or make it "
                 "again with nestling run --overwrite"
             )
-        if known and folder.split.exists():
-            observer.stage("split", "done before")
-            return read_split(folder.split)
-        with folder.locked():
-            observer.stage("split")
-            sides = split(judgments, out=folder.split, settings=experiment.split)
-            folder.mark("split", made_from)
-        for line in sides.told():
-            observer.note(line)
-        return sides
+        new = not folder.is_done("split", made_from, folder.split)
+        observer.stage("split", "" if new else "done before")
+        if new:
+            with folder.locked():
+                split(judgments, out=folder.split, settings=experiment.split)
+                folder.mark("split", made_from)
+    sides = read_split(folder.split)
+    for line in sides.told():
+        observer.note(line)
+    return Context(experiment, variant, folder, sides, made_from, threshold, judgments.source)

@@ -124,7 +124,7 @@ def tune(
             observer=observer,
         )
         if not worked:
-            observer.note("all trials asked for had finished before")
+            observer.note("all trials had finished before")
         finished = workers.trials_of(study, *workers.FINISHED)
         logger.info("tuning of %s: %d trials are finished", context.variant.name, len(finished))
         importance, why_not = workers.importance_of(study)
@@ -189,13 +189,9 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
 
 def _with_settings(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -> Experiment:
     """Return the experiment with `params` in the settings of `variant`, under a name of its own."""
-    training = layered(variant.training, params)
-    variants = [
-        {**each.model_dump(), "training": training} if each.name == variant.name else each.model_dump()
-        for each in experiment.variants
-    ]
-    name = f"{experiment.name[:74]}-tuned"
-    return Experiment.model_validate({**experiment.model_dump(exclude_unset=True), "name": name, "variants": variants})
+    best = variant.model_copy(update={"training": layered(variant.training, params)})
+    variants = tuple(best if each.name == best.name else each for each in experiment.variants)
+    return experiment.model_copy(update={"name": f"{experiment.name[:74]}-tuned", "variants": variants})
 
 
 def _table(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:

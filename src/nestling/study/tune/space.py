@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
-from nestling.config.training import REMOVED, TrainingSettings, renamed, setting_names
+from nestling.config.training import TrainingSettings, renamed
 from nestling.config.yaml_files import explain, read_yaml
 from nestling.errors import InputError
 
@@ -31,8 +30,6 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "max_seq_length": {"choices": [None, 64, 128]},
 }
 """What is searched without a `--space` file, in the form of such a file."""
-UNSEARCHABLE = ("preset",)
-"""A preset only gives other settings their values, which a search gives already."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def settings_with(base: TrainingSettings, params: Mapping[str, Any]) -> Training
         raise InputError(f"training: {explain(error, TrainingSettings)}") from None
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a setting's value in few characters."""
     if isinstance(value, float):
         return f"{value:.3g}"
@@ -135,12 +132,8 @@ def shown(value: Any) -> str:
 
 def _dimension(name: str, given: Any) -> Dimension:
     """Return one dimension; raise ValueError with what is wrong with it."""
-    names = [each for each in setting_names() if each not in UNSEARCHABLE]
-    if name in REMOVED:
-        raise ValueError(REMOVED[name])
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        raise ValueError(f"no training setting{f'; did you mean {close[0]!r}?' if close else ''}")
+    if name == "preset":
+        raise ValueError("no training setting by itself, but several, which can be searched one by one")
     if not isinstance(given, Mapping) or set(given) not in ({"choices"}, {"low", "high"}, {"low", "high", "log"}):
         raise ValueError("give {low: A, high: B}, log: true beside them if you like, or {choices: [A, B]}")
     if "choices" in given:

@@ -7,7 +7,7 @@ from statistics import mean
 from nestling.report.table import Cell, Table, row
 from nestling.study.curve import Curve
 from nestling.study.tune.search import Search
-from nestling.study.tune.space import shown
+from nestling.study.tune.space import value_text
 from nestling.training.result import worded
 
 ROWS = 10
@@ -24,7 +24,7 @@ def trials_table(search: Search) -> Table:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         remark = "best" if trial == search.best else "pruned" if trial.state != "complete" else ""
         # Spaces, so that a long choice breaks between its words.
-        choices = (shown(trial.params.get(name)).replace("_", " ") for name in names)
+        choices = (value_text(trial.params.get(name)).replace("_", " ") for name in names)
         body.append(row(str(trial.number), Cell(value, remark), *choices))
     columns = ["trial", "dev", *(name.replace("_", " ") for name in names)]
     return Table(gain + left_out, columns, [("", body)], title=f"Best trials of {search.variant}", words=())

@@ -7,8 +7,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nestling.errors import InputError
 from nestling.progress import Observer, TrainingProgress
 from nestling.study.tune.context import Context
-from nestling.study.tune.space import Space, settings_with, shown
+from nestling.study.tune.space import Space, settings_with, value_text
 from nestling.training.result import selection, worded
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ ALL_UNFIT = 3
 COMPARABLE = 3
 """A trial is not pruned before so many comparable ones are complete."""
 IMPORTANCE_TRIALS = 10
-"""Complete trials below which no share of a setting is worth drawing."""
+"""Complete trials that importances take."""
 
 
 def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any]) -> optuna.Study:
@@ -50,12 +50,14 @@ def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any]) ->
         InputError: the storage holds a search that was not made from `made_from`, or none can be held there.
     """
     logging.getLogger("optuna").setLevel(logging.ERROR)
+    # Of heartbeats and the multivariate sampler.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     url = str(storage)
     if "://" not in url:
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
         url = f"sqlite:///{storage}"
     # Of workers that start together one makes the tables.
-    with lock_of(storage), _no_experimental_warnings():
+    with lock_of(storage):
         try:
             study = optuna.create_study(
                 storage=RDBStorage(
@@ -103,7 +105,7 @@ def work(
     worked = waits = False
     while True:
         # Workers of one machine begin one after the other, so that each knows of the others' trials.
-        with ExitStack() as until_begun, _no_experimental_warnings():
+        with ExitStack() as until_begun:
             until_begun.enter_context(lock)
             fail_stale_trials(study)
             # In one query, since a trial that ends between two would be in neither.
@@ -156,7 +158,7 @@ def train_trial(trial: optuna.Trial, space: Space, context: Context, folder: Pat
     from nestling.training.trainer import fit
 
     params = {dimension.name: dimension.suggest(trial) for dimension in space}
-    described = ", ".join(f"{name} {shown(value)}" for name, value in params.items())
+    described = ", ".join(f"{name} {value_text(value)}" for name, value in params.items())
     frozen = trial.study.trials[trial.number]
     first = int(frozen.system_attrs.get("failed_trial", trial.number))
     folder = folder / f"trial-{first}"
@@ -252,11 +254,3 @@ def importance_of(study: optuna.Study) -> tuple[dict[str, float], str]:
         warnings.simplefilter("ignore")
         shares = optuna.importance.get_param_importances(study)
     return dict(sorted(shares.items(), key=lambda item: -item[1])), ""
-
-
-@contextmanager
-def _no_experimental_warnings() -> Iterator[None]:
-    """Keep Optuna from calling its heartbeats and its multivariate sampler experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
