@@ -94,7 +94,7 @@ def test_a_text_of_which_nothing_shows_is_left_out_and_counted(tmp_path: Path, b
     pl.DataFrame({"sku": ["a", "b"], "title": [blank, "Saw"]}).write_parquet(path)
     found = load_catalogue(path)
     assert found.frame["document_id"].to_list() == ["b"]
-    assert found.told() == ["1 rows without a text, left out"]
+    assert found.remarks() == ["1 rows without a text, left out"]
 
 
 def test_semicolons_of_a_catalogue_are_found_and_told(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_semicolons_of_a_catalogue_are_found_and_told(tmp_path: Path):
     path.write_text("sku;title\n1;Saw, hand\n2;Nail\n")
     found = load_catalogue(path)
     assert found.frame["document"].to_list() == ["Saw, hand", "Nail"]
-    assert found.told() == ["fields of the .csv are separated by semicolons, and read so"]
+    assert found.remarks() == ["fields of the .csv are separated by semicolons, and read so"]
 
 
 def test_texts_and_ids_as_utf_8_bytes_are_text_and_others_name_their_row(tmp_path: Path):

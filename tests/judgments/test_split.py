@@ -17,7 +17,7 @@ from fixtures.places import HOME_DEPOT
 from nestling.errors import InputError
 from nestling.judgments.sources import load_judgments
 from nestling.judgments.split import Split, split_judgments
-from nestling.judgments.split_files import read_split, write_split
+from nestling.judgments.split_files import read_split, summarise, write_split
 from nestling.judgments.table import Judgments
 
 REAL = HOME_DEPOT / "train.csv.zip"
@@ -120,7 +120,7 @@ def test_small_components_are_dealt_whole_and_nothing_is_dropped(pairs: Judgment
     split = split_judgments(pairs, test=0.2, dev=0.1)
     assert split.method == "components"
     assert split.dropped == 0
-    assert split.reached == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.01)
+    assert summarise(split)["reached"] == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.01)
 
 
 def test_a_giant_component_is_split_by_queries_with_cross_records_dropped(chain: Judgments):
@@ -157,12 +157,12 @@ def test_dense_data_is_split_by_queries_only_without_a_loss_and_with_a_warning(d
     split = split_judgments(dense)
     assert (split.method, split.dropped) == ("queries-only", 0)
     assert f"keeping documents apart too would drop {strict.dropped:,} records" in split.reason
-    assert split.reached == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.02)
+    assert summarise(split)["reached"] == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.02)
     train = set(split.train.frame["document_id"])
     assert split.seen == {name: len(set(split.sides[name].frame["document_id"]) & train) for name in ("dev", "test")}
     assert split.warning is not None
     assert split.warning.startswith(f"WARNING: sides share documents, and train holds {split.seen['test']} of the")
-    assert split.told()[-1] == split.warning
+    assert split.overview()[-1] == split.warning
 
 
 def test_documents_that_train_lacks_are_not_counted_as_seen():
@@ -238,7 +238,7 @@ def test_a_written_split_reads_back_as_the_same(pairs: Judgments, tmp_path: Path
     write_split(split, tmp_path / "split")
     again = read_split(tmp_path / "split")
     assert {n: s.fingerprint for n, s in again.sides.items()} == {n: s.fingerprint for n, s in split.sides.items()}
-    assert (again.method, again.dropped, again.seed, again.asked) == (split.method, 0, 0, split.asked)
+    assert (again.method, again.dropped, again.seed, again.shares) == (split.method, 0, 0, split.shares)
 
 
 def test_a_table_changed_behind_the_summary_is_refused(pairs: Judgments, tmp_path: Path):
@@ -259,7 +259,7 @@ def test_the_real_data_is_split_by_components_when_sampled_and_by_queries_in_ful
     sample = split_judgments(full.sample(25_000, seed=0))
     assert sample.method == "components"
     assert sample.dropped == 0
-    assert sample.reached["test"] == pytest.approx(0.2, abs=0.005)
+    assert summarise(sample)["reached"]["test"] == pytest.approx(0.2, abs=0.005)
     whole = split_judgments(full)
     assert whole.method == "queries"
     assert whole.largest_component > 50_000

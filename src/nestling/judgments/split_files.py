@@ -38,14 +38,9 @@ def summarise(split: Split) -> dict[str, Any]:
         "scale": list(judgments.scale),
         "cleaning": asdict(judgments.cleaning),
         "notes": list(judgments.notes),
-        "method": split.method,
-        "promise": split.promise,
-        "warning": split.warning,
-        "seen": split.seen,
-        "reason": split.reason,
-        "seed": split.seed,
-        "asked": dict(zip(SIDES, split.asked, strict=True)),
-        "reached": split.reached,
+        **{name: getattr(split, name) for name in ("method", "promise", "warning", "seen", "reason", "seed")},
+        "asked": dict(zip(SIDES, split.shares, strict=True)),
+        "reached": {name: len(side) / split.records for name, side in split.sides.items()},
         **{name: getattr(split, name) for name in COUNTS},
         "sides": {
             name: {
@@ -68,22 +63,17 @@ def read_split(folder: Path) -> Split:
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in SIDES}
-        cleaning = Cleaning(**summary["cleaning"])
         scale = (float(summary["scale"][0]), float(summary["scale"][1]))
-        notes = tuple(summary.get("notes", ()))
-        sides = {
-            name: Judgments(frame, scale, summary["source"], cleaning, summary["encoding"], notes)
-            for name, frame in frames.items()
-        }
-        changed = [name for name in SIDES if sides[name].fingerprint != summary["sides"][name]["fingerprint"]]
-        if changed:
-            raise InputError(f"{folder / changed[0]}.parquet is not the table that {SUMMARY} describes; split again")
+        about = (scale, summary["source"], Cleaning(**summary["cleaning"]), summary["encoding"])
+        sides = {name: Judgments(frame, *about, tuple(summary.get("notes", ()))) for name, frame in frames.items()}
+        for name, side in sides.items():
+            if side.fingerprint != summary["sides"][name]["fingerprint"]:
+                raise InputError(f"{folder / name}.parquet is not the table that {SUMMARY} describes; split again")
         known: dict[str, Any] = {name: summary[name] for name in ("method", "reason", "seed", *COUNTS)}
-        known["asked"] = tuple(summary["asked"][name] for name in SIDES)
+        known["shares"] = tuple(summary["asked"][name] for name in SIDES)
         return Split(**{**sides, **known})
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} is no split: it has no {Path(error.filename).name}; make one with nestling split"
-        ) from None
+        what = f"it has no {Path(error.filename).name}"
+        raise InputError(f"{folder} is no split: {what}; make one with nestling split") from None
     except (json.JSONDecodeError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
         raise InputError(f"{folder} cannot be read as a split ({type(error).__name__}: {error}); split again") from None

@@ -237,7 +237,7 @@ class _Study:
 
         def make() -> Split:
             made = split(self.judgments, out=self.folder.split, settings=self.experiment.split)
-            for line in made.told():
+            for line in made.overview():
                 self.observer.note(line)
             return made
 

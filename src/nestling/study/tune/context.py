@@ -118,6 +118,6 @@ def _split(
             observer.stage("split")
             made = split(judgments, out=folder.split, settings=experiment.split)
             folder.mark("split", made_from)
-        for line in made.told():
+        for line in made.overview():
             observer.note(line)
         return made

@@ -31,7 +31,7 @@ def cosent(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer)
 
 def check_scores_differ(judgments: Judgments) -> None:
     """Raise InputError if all scores are equal, so that there is nothing to learn from them."""
-    if judgments.all_alike:
+    if judgments.one_score:
         score = judgments.frame["score"][0]
         raise InputError(
             f"{judgments.source}: cosine and cosent learn from scores that differ, and here every pair has {score:g}; "
