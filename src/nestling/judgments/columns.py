@@ -64,11 +64,7 @@ class Raw:
             raise InputError(f"{self.name}, {where}: {what}") from None
 
     def columns(self, option: str, names: Iterable[str]) -> tuple[str, ...]:
-        """Return columns as the table itself calls them; `option` of the command line names them in messages.
-
-        Raises:
-            InputError: there is no such column.
-        """
+        """Return columns as the table itself calls them; `option` of the command line names them in messages."""
         present = self.frame.columns
         names = tuple(self.aliases.get(name, name) if name not in present else name for name in names)
         for name in names:
@@ -79,11 +75,7 @@ class Raw:
         return names
 
     def choose(self, roles: Roles, *optional: str) -> dict[str, tuple[str, ...]]:
-        """Return the columns of each role: the given ones, else one with a usual name.
-
-        Raises:
-            InputError: there is no such column, or none with a usual name for a role that is not `optional`.
-        """
+        """Return the columns of each role: the given ones, else one with a usual name, which `optional` may lack."""
         options = {role: "--" + role.replace("_", "-") for role in roles}
         chosen = {role: self.columns(options[role], names) for role, names in roles.items()}
         for role in chosen:

@@ -70,9 +70,6 @@ def parse(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACK
     Args:
         source: the file's name in messages.
         max_unpacked: MiB that it may unpack to.
-
-    Raises:
-        InputError: it cannot be unpacked or parsed, holds nothing, or its extension is not known.
     """
     name, data = unpack(name, data, source, max_unpacked=max_unpacked)
     kind = PurePosixPath(name).suffix.lower()
@@ -97,11 +94,7 @@ def parse(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACK
 
 
 def unpack(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> tuple[str, bytes]:
-    """Return the name and the bytes of what a .gz or .zip file holds, in memory; another file is returned as it is.
-
-    Raises:
-        InputError: it is damaged, is locked by a password, unpacks to more, or is a zip without exactly one table.
-    """
+    """Return the name and the bytes of the one table in a .gz or .zip file; another file is returned as it is."""
     depth = 0
     while (packing := PurePosixPath(name).suffix.lower()) in PACKINGS:
         if depth == _DEEPEST:
@@ -176,10 +169,7 @@ def decode(data: bytes, source: str) -> tuple[str, str]:
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """Return what separates the fields: the usual character, unless the first rows fit the header with another alone.
-
-    Rows fit that have as many fields as the header, and more than one; of several characters the one with the most.
-    """
+    """Return what separates the fields: the usual character, or another where the first rows fit the header by it."""
     fitting: dict[str, int] = {}
     for delimiter in DELIMITERS:
         rows = csv.reader(io.StringIO(text[:_SNIFFED], newline=""), delimiter=delimiter)

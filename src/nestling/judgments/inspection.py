@@ -67,13 +67,7 @@ class Inspection:
 def inspect_judgments(
     judgments: Judgments, *, threshold: float, count_tokens: CountTokens, max_tokens: int
 ) -> Inspection:
-    """Compute the figures of a table.
-
-    Args:
-        threshold: pairs with a higher score count as relevant.
-        count_tokens: the tokens that texts of a kind are for the model that is to be trained.
-        max_tokens: where that model cuts a text.
-    """
+    """Compute the figures of a table; tokens as the model that is to be trained counts and cuts them."""
 
     def lengths(texts: pl.Series, kind: Kind) -> Lengths:
         tokens = count_tokens(texts.unique().to_list(), kind)

@@ -41,9 +41,6 @@ def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> Raw | Non
     Returns:
         The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
         ("name: value; name: value"), empty for a product that has none. One row a record, in the file's order.
-
-    Raises:
-        InputError: a file of the layout is damaged or lacks a column.
     """
     entries = _entries(path, source, max_unpacked)
     train = _find(entries, "train.csv")

@@ -131,13 +131,7 @@ def split_judgments(
     - `auto`: components while the largest holds at most a tenth of the records, else queries while that drops at most
       a fifth of them, else queries only.
 
-    The result depends on the seed and on the records, never on their order.
-
-    Args:
-        test, dev: share of the records for these sides; the rest is train.
-
-    Raises:
-        InputError: the shares leave nothing for a side, or the data cannot be split so that each side has records.
+    `test` and `dev` are shares of the records. The result depends on the seed and on the records, never on their order.
     """
     if not (0 < test < 1 and 0 <= dev < 1 and test + dev < 1):
         raise InputError(f"split shares test {test:g} and dev {dev:g} must be above 0 and leave something for train")

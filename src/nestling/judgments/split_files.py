@@ -27,10 +27,7 @@ def write_split(split: Split, folder: Path) -> None:
 
 
 def summarise(split: Split) -> dict[str, Any]:
-    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from.
-
-    `seen` counts the documents of dev and of test that are in train too.
-    """
+    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from."""
     judgments = split.train
     return {
         "source": judgments.source,
@@ -55,11 +52,7 @@ def summarise(split: Split) -> dict[str, Any]:
 
 
 def read_split(folder: Path) -> Split:
-    """Read what `write_split` wrote.
-
-    Raises:
-        InputError: a file is missing or unreadable, or the tables are not the ones that the summary describes.
-    """
+    """Read what `write_split` wrote; refuse tables that are not the ones that the summary describes."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in SIDES}

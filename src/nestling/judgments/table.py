@@ -87,10 +87,6 @@ class Judgments:
             frame: the raw table, one record a row; `score` may be text that reads as numbers.
             scale: by default the lowest and highest score seen, or 0 and the score where all scores are the same.
             score_name: the name of the score column in the source, for messages.
-
-        Raises:
-            InputError: a column is missing, a score is not a finite number or too large, the scale is none, or no
-                record is left.
         """
         missing = [name for name in ("query", "document", "score") if name not in frame.columns]
         if missing:
@@ -161,11 +157,7 @@ class Judgments:
         return replace(self, frame=self.frame[np.sort(np.asarray(rows, dtype=np.int64))])
 
     def sample(self, n: int, *, seed: int) -> Judgments:
-        """Return `n` records drawn at random without replacement; the same ones whatever the order of the input.
-
-        Raises:
-            InputError: `n` is not between 1 and the number of records.
-        """
+        """Return `n` records drawn at random without replacement; the same ones whatever the order of the input."""
         if not 1 <= n <= len(self):
             what = f"cannot take {n} of its {len(self)} records"
             raise InputError(f"{self.source}: {what}; give --records 1 to {len(self)}")

@@ -79,9 +79,7 @@ def candidates(scores: np.ndarray, *, most: int = 12) -> list[Candidate]:
 def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
     """Return the threshold to use: the given one, 2.5 on a scale of 1 to 3, or the middle where all scores are equal.
 
-    Raises:
-        InputError: none is given on another scale; it keeps no pair; or it keeps every pair as it lies below the scale,
-            though scores differ.
+    Refuse one that keeps no pair, or keeps every pair as it lies below the scale though scores differ.
     """
     scores, (low, high) = judgments.frame["score"].to_numpy(), judgments.scale
     if threshold is None:

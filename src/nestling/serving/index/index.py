@@ -161,7 +161,7 @@ class Index:
             documents,
             shortlist,
             vectors,
-            Lexical.load(lexical, mapped=True) if lexical.is_dir() else None,
+            Lexical.load(lexical) if lexical.is_dir() else None,
             Fusion.from_dict(manifest.fusion) if manifest.fusion else None,
         )
 
