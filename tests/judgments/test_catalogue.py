@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import regex
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
@@ -115,7 +115,8 @@ def test_texts_and_ids_as_utf_8_bytes_are_text_and_others_name_their_row(tmp_pat
         load_catalogue(path)
 
 
-def test_the_generated_catalogue_has_fields_to_filter_by():
+def test_the_generated_catalogue_has_fields_to_filter_by(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nestling.judgments.sources.RECORDS", 5_000)
     found = load_catalogue("toolshed")
     assert found.frame["document_id"].n_unique() == len(found) > 1000
     assert {"brand", "colour"} <= set(found.fields)
@@ -128,6 +129,7 @@ def is_blank(text: str) -> bool:
     return regex.fullmatch(r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*", text) is not None
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["", "a", "b", " a"]), texts, st.sampled_from("xy")), min_size=1))
 @example([("", "\x1f", "x")])
 def test_any_table_gives_unique_ids_and_no_empty_text(tmp_path_factory: pytest.TempPathFactory, rows: list):

@@ -45,7 +45,7 @@ graphs = st.lists(
 
 
 @given(graphs, st.sampled_from(["auto", "components", "queries", "queries-only"]), st.integers(0, 5))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_no_two_sides_share_a_query_and_unless_by_queries_only_a_document(rows, method, seed):
     try:
         split = split_judgments(judgments(rows), method=method, seed=seed)
@@ -59,6 +59,7 @@ def test_no_two_sides_share_a_query_and_unless_by_queries_only_a_document(rows, 
 
 
 @given(graphs, st.integers(0, 5))
+@settings(max_examples=40)
 def test_auto_splits_by_queries_only_where_the_others_lose_or_lump_too_much(rows, seed):
     table = judgments(rows)
     try:
@@ -78,6 +79,7 @@ def test_auto_splits_by_queries_only_where_the_others_lose_or_lump_too_much(rows
 
 
 @given(graphs, st.sampled_from(["components", "queries", "queries-only"]))
+@settings(max_examples=40)
 def test_every_record_is_on_one_side_or_dropped(rows, method):
     table = judgments(rows)
     try:
@@ -91,6 +93,7 @@ def test_every_record_is_on_one_side_or_dropped(rows, method):
 
 
 @given(graphs, st.randoms(use_true_random=False))
+@settings(max_examples=40)
 def test_the_order_of_the_rows_does_not_move_a_record(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)

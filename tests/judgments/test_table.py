@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
@@ -144,6 +144,7 @@ rows = st.lists(
 
 
 @given(rows, st.randoms(use_true_random=False))
+@settings(max_examples=30)
 def test_the_order_of_the_rows_changes_neither_the_table_nor_its_samples(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -154,6 +155,7 @@ def test_the_order_of_the_rows_changes_neither_the_table_nor_its_samples(rows, r
 
 
 @given(rows)
+@settings(max_examples=50)
 def test_every_record_is_kept_or_accounted_for(rows):
     judgments = Judgments.from_frame(table(*rows), scale=(1, 2)) if any(r[2] <= 2 for r in rows) else None
     if judgments is not None:

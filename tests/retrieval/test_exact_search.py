@@ -39,7 +39,7 @@ def integers(seed: int, n: int, dim: int = 4, high: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).integers(-high, high + 1, size=(n, dim)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_queries=st.integers(1, 40),

@@ -68,7 +68,7 @@ def fuse(fused: Fusion, dense: np.ndarray, lexical: np.ndarray, k: int) -> Top:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=seeds,
     n_queries=st.integers(1, 6),
@@ -92,7 +92,7 @@ def test_with_the_corpus_as_candidates_the_fusion_is_a_sort_of_all_sums(
     assert np.isneginf(scores[:, depth:]).all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=seeds, depth=st.integers(1, 30), weight=st.sampled_from([0.0, 0.5]), normalisation=normalisations)
 def test_the_candidates_are_those_of_either_side_each_with_its_whole_sum(
     seed: int, depth: int, weight: float, normalisation: Normalisation
@@ -252,7 +252,7 @@ def test_a_single_query_moves_the_weight_little_from_where_both_sides_spread_ali
 
 
 @given(seed=seeds, dense_scale=st.floats(0.2, 5), lexical_scale=st.floats(0.2, 5))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_the_weight_without_judgments_follows_the_scale_of_either_score(
     seed: int, dense_scale: float, lexical_scale: float
 ) -> None:
@@ -267,7 +267,7 @@ def test_the_weight_without_judgments_follows_the_scale_of_either_score(
 
 
 @given(seed=seeds, normalisation=normalisations)
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_at_the_balance_both_scores_spread_alike_over_the_candidates(seed: int, normalisation: Normalisation) -> None:
     dense, lexical = random_scores(seed, 6, 9)
     lexical[0, 0] = 1.0
