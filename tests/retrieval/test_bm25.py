@@ -13,6 +13,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.bm25 import scores_of
 from fixtures.places import HOME_DEPOT
 from nestling.errors import InputError
 from nestling.evaluation.measures import Measure
@@ -21,12 +22,6 @@ from nestling.judgments.sources import load_judgments
 from nestling.retrieval.bm25 import SETTINGS, Lexical
 
 CORPUS = ["red drill", "red red saw and a red blade", "blue drill bit", "", "blue drill bit"]
-
-
-def scores_of(lexical: Lexical, queries: list[str]) -> np.ndarray:
-    """The library's own score of every document, (n_queries, n_documents)."""
-    rows = [lexical.index.get_scores_from_ids(terms) for terms in lexical._terms(queries)]
-    return np.array(rows, dtype=np.float32).reshape(len(queries), lexical.n_documents)
 
 
 texts = st.lists(st.sampled_from(["red", "blue", "drill", "saw", "bit", "of"]), max_size=6).map(" ".join)

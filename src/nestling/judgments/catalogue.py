@@ -27,22 +27,13 @@ class Catalogue:
     Attributes:
         frame: columns `document_id` and `document` (strings, none empty), then the fields, strings too.
         source: where it came from, as a person would name it.
-        empty: rows without a text, left out.
-        retitled: ids that came with several texts; the longest stands.
-        notes: a line for each thing about the reading that a person should know.
+        notes: a line for each thing about the reading that a person should know, and for each kind of row or id that
+            was not taken as it is.
     """
 
     frame: pl.DataFrame
     source: str = "memory"
-    empty: int = 0
-    retitled: int = 0
     notes: tuple[str, ...] = ()
-
-    def remarks(self) -> list[str]:
-        """Return the notes, and a line for each kind of row or id that was not taken as it is."""
-        empty = [f"{self.empty:,} rows without a text, left out"] if self.empty else []
-        what = f"{self.retitled:,} ids with several texts, of which the longest stands"
-        return [*self.notes, *empty, *([what] if self.retitled else [])]
 
     def __len__(self) -> int:
         return self.frame.height
@@ -78,11 +69,8 @@ def load_catalogue(
     Raises:
         InputError: the source is not there or cannot be read, lacks a column, or holds no document.
     """
-    text = str(source)
-    if text.lower().endswith(TEXT_FILES):
-        raw = _lines(text, max_unpacked)
-    else:
-        raw = read_raw(source, split, revision, max_unpacked)
+    is_text = str(source).lower().endswith(TEXT_FILES)
+    raw = _lines(str(source), max_unpacked) if is_text else read_raw(source, split, revision, max_unpacked)
     chosen = raw.choose({"document": as_names(document), "document_id": as_names(document_id)}, "document_id")
     names, key = chosen["document"], chosen["document_id"]
     kept = raw.columns("--fields", fields or ())
@@ -99,7 +87,11 @@ def load_catalogue(
         what = f"none of its {every.height} rows has a text"
         raise InputError(f"{raw.name}: {what}; give a catalogue with at least one document")
     documents, retitled = _each_once(with_ids(frame), keep_all=fields is not None)
-    return Catalogue(documents, raw.name, every.height - frame.height, retitled, raw.notes)
+    counted = (
+        (every.height - frame.height, "rows without a text, left out"),
+        (retitled, "ids with several texts, of which the longest stands"),
+    )
+    return Catalogue(documents, raw.name, (*raw.notes, *(f"{count:,} {what}" for count, what in counted if count)))
 
 
 def _lines(source: str, max_unpacked: int) -> Raw:

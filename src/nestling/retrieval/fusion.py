@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from nestling.retrieval.exact_search import highest
 Ranking = NDArray[np.int64]
 Top = tuple[Ranking, NDArray[np.float32]]
 """The best documents of each query: columns (n_queries, depth) int64, best first, -1 pads; scores, the same shape."""
-
-Normalisation = Literal["none", "max"]
-NORMALISATIONS: tuple[Normalisation, ...] = ("none", "max")
 
 DEPTH = 100
 PAIRS_AT_ONCE = 32768
@@ -34,21 +31,15 @@ class Fusion:
 
     Attributes:
         weight: 0 or more; 0 is the dense ranking alone.
-        normalisation: "none": lexical scores are taken as they are, so each shared word adds its share whatever else
-            the query asks. "max": they are divided by the query's highest, which brings them to 0..1.
         depth: candidates that each side brings.
     """
 
     weight: float
-    normalisation: Normalisation = "none"
     depth: int = DEPTH
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"a fusion's weight must be a number of 0 or more, not {self.weight!r}")
-        if self.normalisation not in NORMALISATIONS:
-            known = ", ".join(NORMALISATIONS)
-            raise InputError(f"unknown normalisation {self.normalisation!r} of a fusion; choose one of {known}")
         if self.depth < 1:
             raise InputError(f"a fusion's depth must be 1 or more, not {self.depth!r}")
 
@@ -57,7 +48,7 @@ class Fusion:
 
         Args:
             dense: the dense side's best documents. The first `depth` are candidates, all where there are fewer.
-            lexical: the lexical side's, whose first score is the query's highest.
+            lexical: the lexical side's.
             dense_scores: scores pairs that `dense` lacks (`inner_products`).
             lexical_scores: scores pairs that `lexical` lacks (`Lexical.pair_scores`).
 
@@ -67,7 +58,7 @@ class Fusion:
         """
         (dense, lexical) = ((top[0][:, : self.depth], top[1][:, : self.depth]) for top in (dense, lexical))
         candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
-        return candidates.best(self.weight, self.normalisation, k)
+        return candidates.best(self.weight, k)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, fit for JSON."""
@@ -76,13 +67,15 @@ class Fusion:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fusion:
         """Read what `as_dict` gave; refuse what lacks a field, has another, or is not valid."""
-        kinds: dict[str, type | tuple[type, ...]] = {"weight": (int, float), "normalisation": str, "depth": int}
+        kinds: dict[str, type | tuple[type, ...]] = {"weight": (int, float), "depth": int}
+        # Earlier versions wrote how lexical scores were normalised: not at all.
+        values = {name: value for name, value in values.items() if (name, value) != ("normalisation", "none")}
         if values.keys() != kinds.keys():
             raise InputError(f"a fusion has the fields {', '.join(kinds)}; these are {', '.join(values) or 'none'}")
         for name, kind in kinds.items():
             if not isinstance(values[name], kind) or isinstance(values[name], bool):
                 raise InputError(f"a fusion's {name} cannot be {values[name]!r}")
-        return cls(float(values["weight"]), values["normalisation"], values["depth"])
+        return cls(float(values["weight"]), values["depth"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +85,11 @@ class Candidates:
     Attributes:
         columns: (n_queries, n) int64, ascending in each row, none twice; -1 pads a row at its end.
         dense, lexical: (n_queries, n) float32; of no meaning at the padding.
-        highest: (n_queries,) float64, the highest lexical score of the query; 0 where no document has one.
     """
 
     columns: NDArray[np.int64]
     dense: NDArray[np.float32]
     lexical: NDArray[np.float32]
-    highest: NDArray[np.float64]
 
     @classmethod
     def of(cls, dense: Top, lexical: Top, *, dense_scores: PairScores, lexical_scores: PairScores) -> Candidates:
@@ -106,34 +97,25 @@ class Candidates:
         if len(dense[0]) != len(lexical[0]):
             raise ValueError(f"{len(dense[0])} queries of the dense side do not fit {len(lexical[0])} lexical ones")
         columns = _union(dense[0], lexical[0])
-        highest = lexical[1].max(axis=1, initial=0.0).astype(np.float64)
-        return cls(columns, _scored(columns, dense, dense_scores), _scored(columns, lexical, lexical_scores), highest)
+        return cls(columns, _scored(columns, dense, dense_scores), _scored(columns, lexical, lexical_scores))
 
-    def best(self, weight: float, normalisation: Normalisation, k: int) -> Top:
+    def best(self, weight: float, k: int) -> Top:
         """Return the `k` of each row with the highest sums; see `Fusion.fuse`."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
-        sums = self.dense + weight * self._scale(normalisation) * self.lexical
+        sums = self.dense + weight * self.lexical.astype(np.float64)
         # In single precision sums that differ by the order of their terms are equal again.
         columns, scores = highest(self.columns, np.where(self.columns >= 0, sums, -np.inf).astype(np.float32), k)
         padding = ((0, 0), (0, k - columns.shape[1]))
         return np.pad(columns, padding, constant_values=-1), np.pad(scores, padding, constant_values=-np.inf)
 
-    def balance(self, normalisation: Normalisation) -> float | None:
+    def balance(self) -> float | None:
         """Return the weight at which both scores deviate equally, mean over queries; None if lexical ones do not."""
-        lexical = self._scale(normalisation) * self.lexical
         dense_spread, lexical_spread = (
             float(np.mean([row[used].std() for row, used in zip(side, self.columns >= 0, strict=True) if used.any()]))
-            for side in (self.dense.astype(np.float64), lexical)
+            for side in (self.dense.astype(np.float64), self.lexical.astype(np.float64))
         )
         return dense_spread / lexical_spread if lexical_spread > 0 else None
-
-    def _scale(self, normalisation: Normalisation) -> NDArray[np.float64]:
-        """Return what each query's lexical scores are multiplied by, (n_queries, 1)."""
-        scale = np.ones(len(self.highest))
-        if normalisation == "max":
-            scale = np.divide(1.0, self.highest, out=np.zeros_like(scale), where=self.highest > 0)
-        return scale[:, None]
 
 
 def inner_products(queries: NDArray[np.float32], documents: NDArray[np.floating]) -> PairScores:

@@ -35,7 +35,7 @@ class Source:
     Attributes:
         document: columns of the text, joined by newlines.
         document_id: column of the id; None derives ids from the texts.
-        notes: as `Catalogue.remarks` has them; none of a folder, where nothing is counted.
+        notes: as `Catalogue.notes`; none of a folder, where nothing is counted.
     """
 
     name: str
@@ -99,7 +99,7 @@ def open_source(
     with atomic.new_file(path) as temporary:
         found.frame.select(OWN).write_parquet(temporary, row_group_size=partition)
     slices = _cut([(path, len(found))], partition)
-    return Source(found.source, ("document",), "document_id", slices, tuple(found.remarks()))
+    return Source(found.source, ("document",), "document_id", slices, found.notes)
 
 
 def _of_files(paths: Sequence[Path], name: str, partition: int, document: tuple[str, ...], key: str | None) -> Source:
