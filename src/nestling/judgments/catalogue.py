@@ -11,7 +11,7 @@ import polars as pl
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files
-from nestling.judgments.columns import Raw, as_names, free_name, joined
+from nestling.judgments.columns import Raw, as_names
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.sources import read_raw
 from nestling.judgments.table import longest_texts, with_ids
@@ -27,8 +27,7 @@ class Catalogue:
     Attributes:
         frame: columns `document_id` and `document` (strings, none empty), then the fields, strings too.
         source: where it came from, as a person would name it.
-        notes: a line for each thing about the reading that a person should know, and for each kind of row or id that
-            was not taken as it is.
+        notes: a line for each thing about the reading, and each kind of row or id not taken as it is.
     """
 
     frame: pl.DataFrame
@@ -60,9 +59,8 @@ def load_catalogue(
         source: as `load_judgments` takes it, judged or not; or a text file (.txt, .txt.gz) with one document a line.
         document: the column with the text, or several, joined by newlines; by default one with a usual name.
         document_id: the column with the id; by default one with a usual name, else ids are derived from the texts.
-        fields: columns to keep beside the text; by default all others that say one thing of a document, and the
-            parts of a text that was joined. A judged source repeats a document for each query, so its queries and
-            scores are no fields.
+        fields: columns to keep beside the text; by default all others that say one thing of a document (so no queries
+            and scores), and the parts of a text that was joined.
         split, revision: of a hub data set.
         max_unpacked: MiB that a packed file may unpack to.
 
@@ -77,11 +75,7 @@ def load_catalogue(
     if fields is None:
         kept = tuple(raw.fields((*OWN, *key, *(names if len(names) == 1 else ()))))
     ids = raw.text(*key).str.strip_chars() if key else pl.Series([""]).new_from_index(0, raw.frame.height)
-    # "document" may be the name of a column of the source, so the parts are put together apart from it.
-    columns = {"document_id": ids, "document": joined([raw.text(name) for name in names]).fill_null("")}
-    for name in kept:
-        columns[free_name(name, columns)] = raw.text(name)
-    every = pl.DataFrame({name: values.alias(name) for name, values in columns.items()})
+    every = raw.table({"document_id": ids, "document": raw.joined(names)}, kept)
     frame = every.filter(pl.col("document").str.contains(VISIBLE))
     if frame.is_empty():
         what = f"none of its {every.height} rows has a text"

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import polars as pl
 
@@ -23,9 +22,6 @@ USUAL_NAMES = {
     "document_id": "document_id documentid doc_id docid product_uid product_id uid pid entity_id corpus_id item_id sku",
 }
 RECORD_NUMBER = re.compile(r"id|index|level_0|__index_level_\d+__|unnamed: \d+|", re.IGNORECASE)
-
-Roles: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Role -> the columns that have it: several of "document", one of any other; none where a usual name is looked for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,24 @@ class Raw:
             what = "holds bytes that are no UTF-8 text; write it as strings, or name another column"
             raise InputError(f"{self.name}, {where}: {what}") from None
 
+    def joined(self, columns: Sequence[str]) -> pl.Series:
+        """Return the texts of several columns, one a line without the empty ones, for each row."""
+        if len(columns) == 1:
+            return self.text(columns[0])
+        parts = pl.DataFrame([self.text(name).alias(str(number)) for number, name in enumerate(columns)])
+        full = pl.element().filter(pl.element().str.contains(VISIBLE))
+        return parts.select(pl.concat_list(pl.all()).list.eval(full).list.join("\n")).to_series().fill_null("")
+
+    def table(self, columns: Mapping[str, pl.Series], fields: Iterable[str], taken: Iterable[str] = ()) -> pl.DataFrame:
+        """Return columns, then fields as text, renamed where another has the name or polars takes it for a pattern."""
+        table = dict(columns)
+        for field_name in fields:
+            name = field_name
+            while name in (*taken, *table) or name.startswith("__") or name == "*" or re.fullmatch(r"\^.*\$", name):
+                name = f"{name.lstrip('_')}_"
+            table[name] = self.text(field_name)
+        return pl.DataFrame({name: values.alias(name) for name, values in table.items()})
+
     def columns(self, option: str, names: Iterable[str]) -> tuple[str, ...]:
         """Return columns as the table itself calls them; `option` of the command line names them in messages."""
         present = self.frame.columns
@@ -74,7 +88,7 @@ class Raw:
                 raise InputError(f"{self.name}: {what}; give {option} one of: {listed(present)}")
         return names
 
-    def choose(self, roles: Roles, *optional: str) -> dict[str, tuple[str, ...]]:
+    def choose(self, roles: Mapping[str, tuple[str, ...]], *optional: str) -> dict[str, tuple[str, ...]]:
         """Return the columns of each role: the given ones, else one with a usual name, which `optional` may lack."""
         options = {role: "--" + role.replace("_", "-") for role in roles}
         chosen = {role: self.columns(options[role], names) for role, names in roles.items()}
@@ -114,19 +128,3 @@ def nearest(name: str, choices: Sequence[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(name.casefold(), folded, 1)
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
-
-
-def joined(texts: list[pl.Series]) -> pl.Series:
-    """Return the texts of each row one a line, without the empty ones; a single column as it is."""
-    if len(texts) == 1:
-        return texts[0]
-    parts = pl.DataFrame([text.alias(str(number)) for number, text in enumerate(texts)])
-    full = pl.element().filter(pl.element().str.contains(VISIBLE))
-    return parts.select(pl.concat_list(pl.all()).list.eval(full).list.join("\n")).to_series()
-
-
-def free_name(name: str, taken: Container[str]) -> str:
-    """Return a field's name that is not taken yet, and that polars does not take for a pattern."""
-    while name in taken or name.startswith("__") or name == "*" or re.fullmatch(r"\^.*\$", name):
-        name = f"{name.lstrip('_')}_"
-    return name

@@ -13,7 +13,7 @@ import polars as pl
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, first_line
 from nestling.judgments import files, kaggle
-from nestling.judgments.columns import RECORD_NUMBER, Raw, as_names, free_name, joined, listed, nearest
+from nestling.judgments.columns import RECORD_NUMBER, Raw, as_names, listed, nearest
 from nestling.judgments.table import COLUMNS, Judgments
 
 PRESETS = ("toolshed", "home-depot")
@@ -74,7 +74,7 @@ def load_judgments(
     chosen = raw.choose(roles, "score", "query_id", "document_id")
     texts = chosen.pop("document")
     columns = {role: raw.text(*names) for role, names in chosen.items() if names}
-    columns["document"] = joined([raw.text(name) for name in texts])
+    columns["document"] = raw.joined(texts)
     taken = {name for names in chosen.values() for name in names}
     notes = raw.notes
     if not chosen["score"]:
@@ -85,10 +85,8 @@ def load_judgments(
         columns["score"] = scores
     if texts == ("document",):
         taken.add("document")
-    for name in raw.fields(taken, always=texts):
-        columns[free_name(name, (*COLUMNS, *columns))] = raw.text(name)
     return Judgments.from_frame(
-        pl.DataFrame({name: values.alias(name) for name, values in columns.items()}),
+        raw.table(columns, raw.fields(taken, always=texts), COLUMNS),
         scale=scale or raw.scale,
         source=raw.name,
         encoding=raw.encoding,

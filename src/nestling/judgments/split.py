@@ -30,14 +30,10 @@ class Split:
     """Three tables that share no query, and unless the method is `queries-only` no document; and how they were made.
 
     Attributes:
-        method: `components`, `queries` or `queries-only`, the one that was used.
-        reason: why this method, in words.
-        seed: what the random assignment came from.
+        method, reason: `components`, `queries` or `queries-only`, and why, in words.
         shares: share of the records requested for each side, in the order train, dev, test.
-        records: how many records were split, dropped ones included.
-        dropped: records left out because query and document fell to different sides.
-        components: number of connected components of the query-document graph.
-        largest_component: records of the largest component.
+        records, dropped: how many were split, and how many of them left out as query and document fell to two sides.
+        components, largest_component: of the query-document graph: their number, and records of the largest.
     """
 
     train: Judgments

@@ -54,9 +54,7 @@ class Judgments:
         frame: columns `query_id`, `query`, `document_id`, `document` (strings) and `score` (float64), then any
             document fields. Sorted by normalised query, then document id. A pair is (normalised query, document id).
         scale: lowest and highest score that a rater can give.
-        source: where the table came from, as a person would name it.
-        cleaning: what was dropped and merged on the way in.
-        encoding: the text encoding, for sources that have one.
+        source, encoding: where the table came from, as a person would name it, and the encoding of text there.
         notes: a line for each thing about the reading that a person should know.
     """
 
@@ -80,11 +78,10 @@ class Judgments:
     ) -> Judgments:
         """Clean a table with at least the columns `query`, `document` and `score`.
 
-        A missing or empty `query_id` or `document_id` is derived from the normalised text. Further columns are
-        document fields.
+        A missing or empty `query_id` or `document_id` is derived from the normalised text, `score` may be text that
+        reads as numbers, further columns are document fields.
 
         Args:
-            frame: the raw table, one record a row; `score` may be text that reads as numbers.
             scale: by default the lowest and highest score seen, or 0 and the score where all scores are the same.
             score_name: the name of the score column in the source, for messages.
         """

@@ -46,9 +46,8 @@ def histogram(scores: np.ndarray) -> list[Bar]:
 def dip(scores: np.ndarray, scale: tuple[float, float]) -> float | None:
     """Return where the density of (n_records,) scores is lowest between its two highest humps; None without two humps.
 
-    The density is a Gaussian kernel estimate with a bandwidth of a twelfth of the scale: wide enough that values
-    which few raters' averages can take (2.25 and 2.75 where most pairs have three raters) are not mistaken for a dip,
-    narrow enough that two humps half a scale apart stay two.
+    A Gaussian kernel estimate with a bandwidth of a twelfth of the scale: wide enough that values which few raters'
+    averages can take (2.25 where most pairs have three raters) are no dip, narrow enough to keep two humps apart.
     """
     low, high = scale
     if high <= low:

@@ -63,9 +63,8 @@ class Vocabulary:
     Attributes:
         types: a product type's name to its entry.
         options: attribute, then set name, to the values as titles write them.
-        asks: a value as titles write it to the ways in which shoppers ask for it.
-        metric: a size as titles write it to the same in metric units.
-        texts: the sections of the file that hold sentences and names.
+        asks, metric: a value as titles write it to the ways in which shoppers ask for it, and to metric units.
+        texts: the whole file.
     """
 
     types: Mapping[str, Mapping[str, Any]]

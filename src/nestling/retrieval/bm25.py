@@ -53,7 +53,6 @@ class Lexical:
 
     Attributes:
         language: the Snowball stemmer that words go through, as PyStemmer names it; None leaves words as they are.
-        n_documents: size of the corpus; documents are its columns.
         index: the library's index. Its vocabulary holds stems.
     """
 

@@ -60,10 +60,9 @@ class Codec:
     """A precision with what was fitted for it; `fit_codec` makes one. Equal when all of it is equal.
 
     Attributes:
-        precision: one of `PRECISIONS`.
         dim: size of the rows.
-        mean: (dim,) float32 of int4 and binary, taken off each row; otherwise None.
-        rotation: (dim, dim) float32, orthogonal, of int4 and binary: `(row - mean) @ rotation` is quantized.
+        mean, rotation: of int4 and binary, (dim,) and orthogonal (dim, dim) float32; `(row - mean) @ rotation` is
+            quantized. Otherwise None.
     """
 
     precision: str
@@ -199,10 +198,9 @@ class Codec:
             raise unread(path, error, f"{path}: no such file; give the file that Codec.save wrote") from None
         except (OSError, SafetensorError, ValueError) as error:
             raise unread(path, error, f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
-        dim = about.get("dim", "")
-        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS or not dim.isdecimal():
+        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS:
             raise InputError(f"{path}: holds no codec of the form {FORMAT!r}; give the file that Codec.save wrote")
-        codec = cls(about["precision"], int(dim), arrays.get("mean"), arrays.get("rotation"))
+        codec = cls(about["precision"], int(about["dim"]), arrays.get("mean"), arrays.get("rotation"))
         if codec.fingerprint != about.get("fingerprint"):
             raise InputError(f"{path}: the codec's content does not fit its fingerprint; fit and save it again")
         return codec

@@ -67,13 +67,12 @@ class Fusion:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fusion:
         """Read what `as_dict` gave; refuse what lacks a field, has another, or is not valid."""
-        kinds: dict[str, type | tuple[type, ...]] = {"weight": (int, float), "depth": int}
         # Earlier versions wrote how lexical scores were normalised: not at all.
         values = {name: value for name, value in values.items() if (name, value) != ("normalisation", "none")}
-        if values.keys() != kinds.keys():
-            raise InputError(f"a fusion has the fields {', '.join(kinds)}; these are {', '.join(values) or 'none'}")
-        for name, kind in kinds.items():
-            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+        if values.keys() != {"weight", "depth"}:
+            raise InputError(f"a fusion has the fields weight, depth; these are {', '.join(values) or 'none'}")
+        for name, kinds in (("weight", (int, float)), ("depth", (int,))):
+            if type(values[name]) not in kinds:
                 raise InputError(f"a fusion's {name} cannot be {values[name]!r}")
         return cls(float(values["weight"]), values["depth"])
 

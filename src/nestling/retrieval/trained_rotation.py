@@ -21,12 +21,9 @@ STEPS = 150
 WARMUP = 20
 BATCH = 128
 NEAREST = 8
-HELD_OUT = 8
-"""One query of so many is held out, to tell which rotation is the best, and whether any is."""
-EVERY = 10
-"""Steps between two looks at them."""
-TOP = 10
-"""Documents on top that a prefix shall have in common with the whole."""
+# One query of so many is held out, to tell every so many steps which rotation is the best, and whether any is: by the
+# documents on top that a prefix has in common with the whole.
+HELD_OUT, EVERY, TOP = 8, 10, 10
 SCALE = 20.0
 SAMPLE = 6000
 """Queries, and documents, that are enough to train on."""

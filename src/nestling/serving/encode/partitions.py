@@ -13,7 +13,7 @@ from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, unread
 from nestling.judgments.catalogue import OWN, load_catalogue
-from nestling.judgments.columns import Raw, as_names, joined
+from nestling.judgments.columns import Raw, as_names
 from nestling.judgments.identity import VISIBLE
 from nestling.judgments.table import with_ids
 
@@ -59,7 +59,7 @@ class Source:
             what = f"{part.path}: cannot be read ({str(error).splitlines()[0]}); mend the file"
             raise unread(Path(part.path), error, what) from None
         raw = Raw(found, part.path)
-        texts = joined([raw.text(name) for name in self.document]).fill_null("").alias("document")
+        texts = raw.joined(self.document).alias("document")
         empty = pl.Series("document_id", [""] * len(texts), dtype=pl.String)
         ids = raw.text(self.document_id).str.strip_chars() if self.document_id else empty
         kept = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
