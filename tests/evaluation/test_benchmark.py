@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import pytrec_eval
 
+from fixtures.bm25 import scores_of
 from fixtures.qrels import as_dicts
 from nestling.evaluation.benchmark import Benchmark, Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
@@ -103,7 +104,7 @@ def sorted_by(scores: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("name", "stem"), [("bm25", False), ("bm25-stemmed", True)])
 def test_bm25_is_what_trec_eval_says_of_its_scores_and_has_no_size(name: str, stem: bool) -> None:
     table, qrels = benchmark().lexical(name)[0], benchmark().test
-    scores = Lexical.fit(qrels.documents, stem=stem).scores(qrels.queries)
+    scores = scores_of(Lexical.fit(qrels.documents, stem=stem), qrels.queries)
     recall, mrr = trec_recall_and_mrr(qrels, sorted_by(scores))
     assert table["recall@10"].to_numpy() == pytest.approx(recall, abs=1e-9)
     assert table["mrr@10"].to_numpy() == pytest.approx(mrr, abs=1e-9)
@@ -221,7 +222,7 @@ def sums_of(qrels: Qrels, cell: Cell, weight: float) -> np.ndarray:
         BagOfWords()(texts, "query")[:, : cell.dim].astype(np.float64) for texts in (qrels.queries, qrels.documents)
     )
     queries, documents = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides)
-    sums: np.ndarray = queries @ documents.T + weight * Lexical.fit(qrels.documents).scores(qrels.queries)
+    sums: np.ndarray = queries @ documents.T + weight * scores_of(Lexical.fit(qrels.documents), qrels.queries)
     return sums
 
 
@@ -263,7 +264,7 @@ def test_the_weight_lies_between_the_middle_of_the_best_on_dev_and_that_of_equal
     while last + 1 < len(WEIGHTS) and as_good(WEIGHTS[last + 1]):
         last += 1
     assert first > 0
-    lexical = Lexical.fit(dev.documents).scores(dev.queries)
+    lexical = scores_of(Lexical.fit(dev.documents), dev.queries)
     spread = sums_of(dev, cell, 0.0).std(axis=1).mean() / lexical.astype(np.float64).std(axis=1).mean()
     middle = np.log(WEIGHTS[first] * WEIGHTS[last]) / 2
     wanted = np.exp((dev.n_queries * middle + TRUST * np.log(spread)) / (dev.n_queries + TRUST))

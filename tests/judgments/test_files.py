@@ -80,9 +80,11 @@ def test_a_field_longer_than_the_csv_module_allows_is_read_and_the_limit_restore
     assert csv.field_size_limit() == limit
 
 
-def test_more_rows_than_a_chunk_come_out_in_order() -> None:
-    found = files.parse("a.csv", ("a,b\n" + "".join(f"{i},x\n" for i in range(250_001))).encode(), "a").frame
-    assert found["a"].cast(pl.Int64).to_list() == list(range(250_001))
+@pytest.mark.parametrize("n", [199, 200, 201])
+def test_more_rows_than_a_chunk_come_out_in_order(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(files, "_CHUNK", 100)
+    found = files.parse("a.csv", ("a,b\n" + "".join(f"{i},x\n" for i in range(n))).encode(), "a").frame
+    assert found["a"].cast(pl.Int64).to_list() == list(range(n))
 
 
 @pytest.mark.parametrize("field", ['3" pipe', '"3" pipe', '"', '3/4"', '"big', "'tis"])
@@ -245,7 +247,7 @@ BOMB = b"a,b\n" + b"1,2\n" * 600_000
 def test_what_unpacks_to_more_than_the_bound_is_refused_with_the_option_that_raises_it(name: str, data: bytes) -> None:
     with pytest.raises(InputError, match=r"unpacks to more than 2 MiB.*--max-unpacked MIB \(data\.max_unpacked\)"):
         files.parse(name, data, name, max_unpacked=2)
-    assert files.parse(name, data, name, max_unpacked=3).frame.height == 600_000
+    assert files.unpack(name, data, name, max_unpacked=3)[1] == BOMB
 
 
 def test_a_zip_that_lies_about_its_sizes_is_stopped_all_the_same() -> None:
@@ -335,16 +337,16 @@ def test_what_is_not_parquet_is_an_error(data: bytes) -> None:
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no such file: a\.csv; check"):
-        files.read_table(tmp_path / "a.csv", "a.csv")
+        files.read_bytes(tmp_path / "a.csv", "a.csv")
     with pytest.raises(InputError, match="is a folder, not a file"):
-        files.read_table(tmp_path, "here")
+        files.read_bytes(tmp_path, "here")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz"])
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(InputError, match=r"is a pipe or a device, not a file; write its contents to a file"):
-        files.read_table(tmp_path / name, name)
+        files.read_bytes(tmp_path / name, name)
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,18 +355,13 @@ def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(InputError, match=r"a\.csv: permission denied; make the file readable"):
-        files.read_table(tmp_path / "a.csv", "a.csv")
-
-
-def test_names_in_messages_are_printable_and_few() -> None:
-    assert files.listed(["a\nb", "", "x" * 90]) == f"a?b, '', {'x' * 40}"
-    assert files.listed([str(i) for i in range(25)]).endswith("19 and 5 more")
+        files.read_bytes(tmp_path / "a.csv", "a.csv")
 
 
 # --- any table survives
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TABLES, st.sampled_from([",", "\t"]))
 def test_any_table_survives_csv_and_tsv(table: list[tuple[str, str, str]], delimiter: str) -> None:
     out = io.StringIO()
@@ -377,7 +374,7 @@ def test_quoted_names_say_that_quotes_of_a_tsv_are_quotes_though_both_readings_a
     assert rows('"a"\t"b"\t"c"\n"\t"\t"\n\t"\t""\n', "a.tsv") == [("\t", "\n\t", "")]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TABLES.filter(len))
 def test_any_table_survives_json_lines(table: list[tuple[str, str, str]]) -> None:
     for plain in (True, False):
@@ -385,7 +382,7 @@ def test_any_table_survives_json_lines(table: list[tuple[str, str, str]]) -> Non
         assert rows(lines, "a.jsonl") == table
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(TABLES)
 def test_any_table_survives_parquet(table: list[tuple[str, str, str]]) -> None:
     out = io.BytesIO()
@@ -393,7 +390,7 @@ def test_any_table_survives_parquet(table: list[tuple[str, str, str]]) -> None:
     assert rows(out.getvalue(), "a.parquet") == table
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.binary(max_size=60) | TEXTS.map(str.encode), st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.zip", "a.csv.gz"])
 )

@@ -104,7 +104,7 @@ WORDS = st.text(st.characters(codec="utf-8"), max_size=10) | st.text(st.sampled_
 RECORDS = st.lists(st.tuples(WORDS, WORDS, st.sampled_from(["1", "2.5", "3"])), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(RECORDS.filter(lambda rows: any(q.strip() and d.strip() for q, d, _ in rows)))
 def test_any_texts_survive_every_format(records: list[tuple[str, str, str]]) -> None:
     frame = pl.DataFrame(records, schema=["query", "document", "relevance"], orient="row")
@@ -235,7 +235,7 @@ def test_the_delimiter_found_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", ["csv.gz", "csv.zip", "parquet"])
 def test_the_bound_on_what_files_unpack_to_reaches_every_format(tmp_path: Path, packing: str) -> None:
-    many = pl.concat([TABLE] * 40_000)
+    many = pl.concat([TABLE] * 8_000)
     path = write(many, tmp_path, packing)
     with pytest.raises(InputError, match=r"unpacks to more than 1 MiB"):
         load_judgments(path, max_unpacked=1)

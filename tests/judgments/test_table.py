@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
-from nestling.judgments.table import Cleaning, Judgments, normalise
+from nestling.judgments.identity import normalise
+from nestling.judgments.table import Cleaning, Judgments
 
 
 def table(*rows: tuple[str, str, float], **columns: list[str]) -> pl.DataFrame:
@@ -88,10 +89,10 @@ def test_a_score_of_1e30_still_has_a_mean_and_a_gain():
 
 
 @pytest.mark.parametrize(("score", "scale"), [(1.0, (0.0, 1.0)), (3.0, (0.0, 3.0)), (0.0, (-1.0, 0.0))])
-def test_scores_that_are_all_alike_are_the_highest_of_a_scale(score: float, scale: tuple[float, float]):
+def test_scores_that_are_all_equal_are_the_highest_of_a_scale(score: float, scale: tuple[float, float]):
     judgments = Judgments.from_frame(table(("a", "b", score), ("a", "c", score)))
     assert judgments.scale == scale
-    assert judgments.all_alike
+    assert judgments.one_score
 
 
 @pytest.mark.parametrize("scale", [(3, 1), (2, 2), (0, 1e308)])
@@ -143,6 +144,7 @@ rows = st.lists(
 
 
 @given(rows, st.randoms(use_true_random=False))
+@settings(max_examples=30)
 def test_the_order_of_the_rows_changes_neither_the_table_nor_its_samples(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
@@ -153,6 +155,7 @@ def test_the_order_of_the_rows_changes_neither_the_table_nor_its_samples(rows, r
 
 
 @given(rows)
+@settings(max_examples=50)
 def test_every_record_is_kept_or_accounted_for(rows):
     judgments = Judgments.from_frame(table(*rows), scale=(1, 2)) if any(r[2] <= 2 for r in rows) else None
     if judgments is not None:

@@ -51,7 +51,7 @@ def test_int8_codes_by_hand() -> None:
     assert codes.scales.tolist() == [1.0, 0.0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 20),
@@ -79,7 +79,7 @@ def test_levels_of_int4_are_those_that_lose_the_least_of_a_gaussian() -> None:
     np.testing.assert_allclose(levels, means, atol=OUTERMOST / 127)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), dim=st.integers(1, 70), exponent=st.floats(-2, 2))
 def test_int4_rounds_each_turned_value_to_a_level_beside_it(seed: int, n: int, dim: int, exponent: float) -> None:
     rows = (unit_rows(seed, n, dim) * 10.0**exponent).astype(np.float32)

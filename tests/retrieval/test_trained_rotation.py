@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestling.errors import InputError
+from nestling.retrieval import trained_rotation
 from nestling.retrieval.exact_search import top_k
 from nestling.retrieval.rotation import fit_search_rotation
 from nestling.retrieval.trained_rotation import _batches, train_search_rotation
@@ -36,13 +37,20 @@ def recall(queries: np.ndarray, documents: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(whole, part, strict=True)]))
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained_rotation, "STEPS", 20)
+
+
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(0, 9))
 def test_columns_are_orthonormal_whatever_the_rows(n_queries: int, n_documents: int, dim: int, seed: int):
     rng = np.random.default_rng(seed)
     queries, documents = (unit(rng.normal(size=(n, dim))) for n in (n_queries, n_documents))
     kept = max(1, dim - seed)
-    axes = train_search_rotation(queries, documents, size=kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trained_rotation, "STEPS", 20)
+        axes = train_search_rotation(queries, documents, size=kept)
     assert axes.shape == (dim, kept)
     assert axes.dtype == np.float32
     np.testing.assert_allclose(axes.T @ axes, np.eye(kept), atol=1e-4)
@@ -61,6 +69,7 @@ def test_prefixes_rank_unseen_texts_more_as_the_whole_does_and_cosines_stay():
     )
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_same_rows_give_the_same_axes():
     queries, documents = texts(100, 16)
     first, again = (train_search_rotation(queries, documents) for _ in range(2))
@@ -92,6 +101,7 @@ def test_a_turn_after_which_unseen_queries_rank_less_like_the_whole_is_not_taken
     assert recall(queries[100:] @ after, documents @ after) > -0.01 + recall(queries[100:] @ before, documents @ before)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_it_leaves_the_random_numbers_of_its_caller_alone():
     queries, documents = texts(40, 16)
     torch.manual_seed(7)

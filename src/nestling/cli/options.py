@@ -115,7 +115,7 @@ class CatalogueOptions:
             fields=None if self.fields is None else [name for name in self.fields.split(",") if name],
             max_unpacked=self.max_unpacked,
         )
-        for note in found.told():
+        for note in found.notes:
             observer.note(note)
         return found
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.retrieval.bm25 import PairScores
-from nestling.retrieval.fusion import Candidates, Fusion, Normalisation, Top
+from nestling.retrieval.fusion import Candidates, Fusion, Top
 
 NDCG = Measure("ndcg", 10)
 WEIGHTS = (0.0, *(float(f"{weight:.3g}") for weight in np.geomspace(0.002, 5.0, 36)))
@@ -23,7 +23,6 @@ def fit_fusion(
     *,
     dense_scores: PairScores,
     lexical_scores: PairScores,
-    normalisation: Normalisation = "none",
 ) -> Fusion:
     r"""Return the fusion whose weight suits judged queries (those of dev, never those that it is tested on).
 
@@ -39,24 +38,23 @@ def fit_fusion(
             fusion's depth.
         qrels: what is relevant; its rows are the queries.
         dense_scores, lexical_scores: as `Fusion.fuse` takes them.
-        normalisation: of the lexical scores.
 
     Raises:
         ValueError: the lists do not fit the qrels.
     """
     depth = max(dense[0].shape[1], lexical[0].shape[1])
     candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
-    balance = candidates.balance(normalisation)
+    balance = candidates.balance()
     if balance is None:
-        return Fusion(0.0, normalisation, depth)
-    values = [NDCG.per_query(candidates.best(weight, normalisation, NDCG.k)[0], qrels) for weight in WEIGHTS]
+        return Fusion(0.0, depth)
+    values = [NDCG.per_query(candidates.best(weight, NDCG.k)[0], qrels) for weight in WEIGHTS]
     first, last = _plateau(np.array(values))
     scale = np.log(np.array(WEIGHTS[1:]))
     scale = np.concatenate([[2 * scale[0] - scale[1]], scale])
     prior = float(np.clip(np.log(max(balance, WEIGHTS[1])), scale[1], scale[-1]))
     n = qrels.n_queries
     weight = float(np.exp((n * (scale[first] + scale[last]) / 2 + TRUST * prior) / (n + TRUST)))
-    return Fusion(float(f"{weight:.3g}") if weight >= WEIGHTS[1] else 0.0, normalisation, depth)
+    return Fusion(float(f"{weight:.3g}") if weight >= WEIGHTS[1] else 0.0, depth)
 
 
 def _plateau(values: NDArray[np.float64]) -> tuple[int, int]:

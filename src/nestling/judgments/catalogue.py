@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -11,8 +11,9 @@ import polars as pl
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files
+from nestling.judgments.columns import Raw, as_names
 from nestling.judgments.identity import VISIBLE
-from nestling.judgments.sources import Raw, as_names, free_name, joined, read_raw
+from nestling.judgments.sources import read_raw
 from nestling.judgments.table import longest_texts, with_ids
 
 TEXT_FILES = (".txt", ".txt.gz")
@@ -26,24 +27,12 @@ class Catalogue:
     Attributes:
         frame: columns `document_id` and `document` (strings, none empty), then the fields, strings too.
         source: where it came from, as a person would name it.
-        empty: rows without a text, left out.
-        retitled: ids that came with several texts; the longest stands.
-        notes: a line for each thing about the reading that a person should know.
+        notes: a line for each thing about the reading, and each kind of row or id not taken as it is.
     """
 
     frame: pl.DataFrame
     source: str = "memory"
-    empty: int = 0
-    retitled: int = 0
     notes: tuple[str, ...] = ()
-
-    def told(self) -> list[str]:
-        """Return the notes, and a line for each kind of row or id that was not taken as it is."""
-        counted = (
-            (self.empty, "rows without a text, left out"),
-            (self.retitled, "ids with several texts, of which the longest stands"),
-        )
-        return [*self.notes, *(f"{count:,} {what}" for count, what in counted if count)]
 
     def __len__(self) -> int:
         return self.frame.height
@@ -70,57 +59,52 @@ def load_catalogue(
         source: as `load_judgments` takes it, judged or not; or a text file (.txt, .txt.gz) with one document a line.
         document: the column with the text, or several, joined by newlines; by default one with a usual name.
         document_id: the column with the id; by default one with a usual name, else ids are derived from the texts.
-        fields: columns to keep beside the text; by default all others that say one thing of a document, and the
-            parts of a text that was joined. A judged source repeats a document for each query, so its queries and
-            scores are no fields.
+        fields: columns to keep beside the text; by default all others that say one thing of a document (so no queries
+            and scores), and the parts of a text that was joined.
         split, revision: of a hub data set.
         max_unpacked: MiB that a packed file may unpack to.
 
     Raises:
         InputError: the source is not there or cannot be read, lacks a column, or holds no document.
     """
-    raw = _raw(source, split, revision, max_unpacked)
-    wanted = {"document": as_names(document), "document_id": as_names(document_id)}
-    chosen = raw.choose(wanted, "document_id")
+    is_text = str(source).lower().endswith(TEXT_FILES)
+    raw = _lines(str(source), max_unpacked) if is_text else read_raw(source, split, revision, max_unpacked)
+    chosen = raw.choose({"document": as_names(document), "document_id": as_names(document_id)}, "document_id")
     names, key = chosen["document"], chosen["document_id"]
     kept = raw.columns("--fields", fields or ())
     if fields is None:
         kept = tuple(raw.fields((*OWN, *key, *(names if len(names) == 1 else ()))))
     ids = raw.text(*key).str.strip_chars() if key else pl.Series([""]).new_from_index(0, raw.frame.height)
-    # "document" may be the name of a column of the source, so the parts are put together apart from it.
-    columns = {"document_id": ids, "document": joined([raw.text(name) for name in names]).fill_null("")}
-    for name in kept:
-        columns[free_name(name, columns)] = raw.text(name)
-    frame = pl.DataFrame({name: values.alias(name) for name, values in columns.items()})
-    return replace(_cleaned(frame, raw.name, keep_all=fields is not None), notes=raw.notes)
-
-
-def _raw(source: str | Path, split: str | None, revision: str | None, max_unpacked: int) -> Raw:
-    text = str(source)
-    if text.lower().endswith(TEXT_FILES):
-        data = files.read_bytes(Path(text), text)
-        if text.lower().endswith(".gz"):
-            data = files.gunzip(data, text, max_unpacked)
-        lines = files.decode(data, text)[0].removeprefix("\ufeff").splitlines()
-        return Raw(pl.DataFrame({"document": pl.Series(lines, dtype=pl.String)}), text)
-    return read_raw(source, split, revision, max_unpacked)
-
-
-def _cleaned(frame: pl.DataFrame, source: str, *, keep_all: bool) -> Catalogue:
-    read = frame.height
-    frame = frame.filter(pl.col("document").str.contains(VISIBLE))
+    every = raw.table({"document_id": ids, "document": raw.joined(names)}, kept)
+    frame = every.filter(pl.col("document").str.contains(VISIBLE))
     if frame.is_empty():
-        raise InputError(f"{source}: none of its {read} rows has a text; give a catalogue with at least one document")
-    frame = with_ids(frame)
-    empty = read - frame.height
-    fields = [name for name in frame.columns if name not in OWN]
+        what = f"none of its {every.height} rows has a text"
+        raise InputError(f"{raw.name}: {what}; give a catalogue with at least one document")
+    documents, retitled = _each_once(with_ids(frame), keep_all=fields is not None)
+    counted = (
+        (every.height - frame.height, "rows without a text, left out"),
+        (retitled, "ids with several texts, of which the longest stands"),
+    )
+    return Catalogue(documents, raw.name, (*raw.notes, *(f"{count:,} {what}" for count, what in counted if count)))
+
+
+def _lines(source: str, max_unpacked: int) -> Raw:
+    data = files.read_bytes(Path(source), source)
+    if source.lower().endswith(".gz"):
+        data = files.gunzip(data, source, max_unpacked)
+    lines = files.decode(data, source)[0].removeprefix("\ufeff").splitlines()
+    return Raw(pl.DataFrame({"document": pl.Series(lines, dtype=pl.String)}), source)
+
+
+def _each_once(frame: pl.DataFrame, *, keep_all: bool) -> tuple[pl.DataFrame, int]:
+    """Return one row a document, with fields that say one thing of it or all, and how many ids had several texts."""
     first = frame["document_id"].is_first_distinct()
     if first.all():
-        return Catalogue(frame, source, empty)
-    by_document = frame.group_by("document_id")
+        return frame, 0
+    fields = [name for name in frame.columns if name not in OWN]
     if not keep_all:
-        several = by_document.agg(pl.col(name).n_unique() for name in fields)
-        fields = [name for name in fields if several[name].max() == 1]
+        counts = frame.group_by("document_id").agg(pl.col(name).n_unique() for name in fields)
+        fields = [name for name in fields if counts[name].max() == 1]
     longest, retitled = longest_texts(frame)
     rows = frame.filter(first).select("document_id", *fields).join(longest, on="document_id", maintain_order="left")
-    return Catalogue(rows.select(*OWN, *fields), source, empty, retitled)
+    return rows.select(*OWN, *fields), retitled

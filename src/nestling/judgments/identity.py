@@ -9,10 +9,5 @@ VISIBLE = r"[^\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\x{2800}]"
 
 
 def normalise(text: str) -> str:
-    """Return the identity of a query or document text: NFKC, casefolded, runs of white space as one space.
-
-    Example:
-        >>> normalise("  Ångström\\u00a0Drill ")
-        'ångström drill'
-    """
+    """Return the identity of a query or document text: NFKC, casefolded, runs of white space as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

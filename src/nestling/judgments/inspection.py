@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from nestling.config.names import Kind
 from nestling.judgments.table import Judgments
@@ -57,56 +58,35 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON takes them, without the table itself."""
-        figures = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "judgments"}
-        for name in ("query_lengths", "document_lengths"):
-            figures[name] = asdict(figures[name])
-        for name in ("bars", "candidates"):
-            figures[name] = [asdict(each) for each in figures[name]]
-        return {
-            "records": len(self.judgments),
-            **figures,
-            "share": self.share,
-            "scale": list(self.judgments.scale),
-            "encoding": self.judgments.encoding,
-            "notes": list(self.judgments.notes),
-            "cleaning": asdict(self.judgments.cleaning),
-        }
+        figures = asdict(self)
+        table = figures.pop("judgments")
+        about = {name: table[name] for name in ("scale", "encoding", "notes", "cleaning")}
+        return {"records": len(self.judgments), **figures, "share": self.share, **about}
 
 
 def inspect_judgments(
     judgments: Judgments, *, threshold: float, count_tokens: CountTokens, max_tokens: int
 ) -> Inspection:
-    """Compute the figures of a table.
+    """Compute the figures of a table; tokens as the model that is to be trained counts and cuts them."""
 
-    Args:
-        threshold: pairs with a higher score count as relevant.
-        count_tokens: the tokens that texts of a kind are for the model that is to be trained.
-        max_tokens: where that model cuts a text.
-    """
-    keys = judgments.query_keys
-    scores = judgments.frame["score"].to_numpy()
-    per_query = keys.value_counts()["count"].to_numpy()
+    def lengths(texts: pl.Series, kind: Kind) -> Lengths:
+        tokens = count_tokens(texts.unique().to_list(), kind)
+        median, p95 = (float(quantile) for quantile in np.quantile(tokens, [0.5, 0.95]))
+        cut = float((tokens > max_tokens).mean())
+        return Lengths(float(tokens.mean()), median, p95, int(tokens.max()), max_tokens, cut)
+
+    frame, scores = judgments.frame, judgments.frame["score"].to_numpy()
+    per_query = judgments.query_keys.value_counts()["count"].to_numpy()
     return Inspection(
         judgments=judgments,
-        queries=keys.n_unique(),
-        documents=judgments.frame["document_id"].n_unique(),
+        queries=len(per_query),
+        documents=frame["document_id"].n_unique(),
         per_query=tuple(float(q) for q in np.quantile(per_query, [0, 0.25, 0.5, 0.75, 1])),
-        query_lengths=_lengths(count_tokens(judgments.frame["query"].unique().to_list(), "query"), max_tokens),
-        document_lengths=_lengths(count_tokens(judgments.frame["document"].unique().to_list(), "document"), max_tokens),
+        query_lengths=lengths(frame["query"], "query"),
+        document_lengths=lengths(frame["document"], "document"),
         bars=histogram(scores),
         dip=dip(scores, judgments.scale),
         candidates=candidates(scores),
         threshold=threshold,
         kept=int(judgments.relevant(threshold).sum()),
-    )
-
-
-def _lengths(tokens: np.ndarray, limit: int) -> Lengths:
-    return Lengths(
-        mean=float(tokens.mean()),
-        median=float(np.median(tokens)),
-        p95=float(np.quantile(tokens, 0.95)),
-        longest=int(tokens.max()),
-        limit=limit,
-        cut=float((tokens > limit).mean()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +12,13 @@ import polars as pl
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError
 from nestling.judgments import files
+from nestling.judgments.columns import Raw, listed
 
 PAIRS = ("product_uid", "product_title", "search_term", "relevance")
+FURTHER = {
+    "product_descriptions.csv": ("product_uid", "product_description"),
+    "attributes.csv": ("product_uid", "name", "value"),
+}
 SCALE = (1.0, 3.0)
 ALIASES = {"title": "product_title", "description": "product_description"}
 ABSENT = {  # the columns that only the further files bring, and what to do where they are missing
@@ -26,7 +32,7 @@ _HEAD = 2_000
 _Entries = dict[str, Callable[[], bytes]]
 
 
-def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> files.Table | None:
+def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> Raw | None:
     """Return the records of a folder, zip or `train.csv` in the layout of the competition; None if it is no such thing.
 
     `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are
@@ -35,32 +41,34 @@ def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> files.Tab
     Returns:
         The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
         ("name: value; name: value"), empty for a product that has none. One row a record, in the file's order.
-
-    Raises:
-        InputError: a file of the layout is damaged or lacks a column.
     """
     entries = _entries(path, source, max_unpacked)
-    found = _find(entries, "train.csv")
-    if found is None:
+    train = _find(entries, "train.csv")
+    if train is None:
         return None
-    name, data = files.unpack(*found, source, max_unpacked=max_unpacked)
+    name, data = files.unpack(*train, source, max_unpacked=max_unpacked)
     if not all(column.encode() in data[:_HEAD] for column in PAIRS):
         return None
     pairs = files.parse(name, data, source)
     if not set(PAIRS) <= set(pairs.frame.columns):
         return None
     frame = pairs.frame
-    for name, columns in (
-        ("product_descriptions.csv", ("product_uid", "product_description")),
-        ("attributes.csv", ("product_uid", "name", "value")),
-    ):
-        found = _find(entries, name)
-        if found is not None:
-            products = _columns(*found, columns, f"{source}, {found[0]}", max_unpacked)
-            if name == "attributes.csv":
-                products = _attributes(products)
-            frame = _join(frame, products.unique("product_uid", keep="first", maintain_order=True))
-    return files.Table(frame, pairs.encoding, pairs.notes)
+    for name, columns in FURTHER.items():
+        further = _find(entries, name)
+        if further is None:
+            continue
+        where = f"{source}, {further[0]}"
+        products = files.parse(*further, where, max_unpacked=max_unpacked).frame
+        for column in columns:
+            if column not in products.columns:
+                what = f"no column {column!r}; it has {listed(products.columns)}"
+                raise InputError(f"{where}: {what}; put the competition's own file there")
+        products = _attributes(products) if name == "attributes.csv" else products.select(columns)
+        products = products.unique("product_uid", keep="first", maintain_order=True)
+        frame = frame.drop(set(products.columns) & set(frame.columns) - {"product_uid"})
+        frame = frame.join(products, on="product_uid", how="left", maintain_order="left")
+        frame = frame.with_columns(pl.col(name).fill_null("") for name in products.columns)
+    return replace(pairs, frame=frame, scale=SCALE, aliases=ALIASES, absent=ABSENT)
 
 
 def _attributes(frame: pl.DataFrame) -> pl.DataFrame:
@@ -72,23 +80,8 @@ def _attributes(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _join(frame: pl.DataFrame, products: pl.DataFrame) -> pl.DataFrame:
-    frame = frame.drop(set(products.columns) & set(frame.columns) - {"product_uid"})
-    joined = frame.join(products, on="product_uid", how="left", maintain_order="left")
-    return joined.with_columns(pl.col(name).fill_null("") for name in products.columns)
-
-
 def _find(entries: _Entries, name: str) -> tuple[str, bytes] | None:
     return next(((n, entries[n]()) for n in (name, f"{name}.zip", f"{name}.gz") if n in entries), None)
-
-
-def _columns(name: str, data: bytes, columns: tuple[str, ...], where: str, max_unpacked: int) -> pl.DataFrame:
-    frame = files.parse(name, data, where, max_unpacked=max_unpacked).frame
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        there = files.listed(frame.columns)
-        raise InputError(f"{where}: no column {missing[0]!r}; it has {there}; put the competition's own file there")
-    return frame.select(columns)
 
 
 def _entries(path: Path, source: str, max_unpacked: int) -> _Entries:

@@ -30,15 +30,10 @@ class Split:
     """Three tables that share no query, and unless the method is `queries-only` no document; and how they were made.
 
     Attributes:
-        train, dev, test: the sides. Train is for fitting, dev for checkpoints and tuning, test for the final table.
-        method: `components`, `queries` or `queries-only`, the one that was used.
-        reason: why this method, in words.
-        seed: what the random assignment came from.
-        asked: share of the records asked for each side, in the order train, dev, test.
-        records: how many records were split, dropped ones included.
-        dropped: records left out because query and document fell to different sides.
-        components: number of connected components of the query-document graph.
-        largest_component: records of the largest component.
+        method, reason: `components`, `queries` or `queries-only`, and why, in words.
+        shares: share of the records requested for each side, in the order train, dev, test.
+        records, dropped: how many were split, and how many of them left out as query and document fell to two sides.
+        components, largest_component: of the query-document graph: their number, and records of the largest.
     """
 
     train: Judgments
@@ -47,7 +42,7 @@ class Split:
     method: str
     reason: str
     seed: int
-    asked: tuple[float, float, float]
+    shares: tuple[float, float, float]
     records: int
     dropped: int
     components: int
@@ -59,13 +54,8 @@ class Split:
         return {"train": self.train, "dev": self.dev, "test": self.test}
 
     @property
-    def reached(self) -> dict[str, float]:
-        """Share of all records that each side holds; what is missing to 1 was dropped."""
-        return {name: len(side) / self.records for name, side in self.sides.items()}
-
-    @property
     def shares_documents(self) -> bool:
-        """Whether the method promises apart queries only, and sides may have documents in common."""
+        """Whether sides may have documents in common."""
         return self.method == "queries-only"
 
     @property
@@ -77,12 +67,12 @@ class Split:
     def seen(self) -> dict[str, int]:
         """How many documents of dev and of test are in train too, by id or by normalised text."""
         ids, keys = self.train.frame["document_id"].unique().implode(), self.train.document_keys.unique().implode()
-        found = {}
+        counts = {}
         for name in ("dev", "test"):
             side = self.sides[name]
             known = side.frame["document_id"].is_in(ids) | side.document_keys.is_in(keys)
-            found[name] = side.frame["document_id"].filter(known).n_unique()
-        return found
+            counts[name] = side.frame["document_id"].filter(known).n_unique()
+        return counts
 
     @property
     def warning(self) -> str | None:
@@ -95,33 +85,27 @@ class Split:
             "training knows, and too good for new documents"
         )
 
-    def told(self) -> list[str]:
+    def overview(self) -> list[str]:
         """Return lines for a person: the method and why, sizes and what was dropped, and the warning if any."""
         sizes = ", ".join(f"{name} {len(side):,}" for name, side in self.sides.items())
-        dropped = f"{self.dropped:,} dropped to keep the sides apart; {self.promise}"
-        return [
+        lines = [
             f"by {self.method}: {self.reason}",
-            f"{sizes} records; {dropped}",
-            *([self.warning] if self.warning else []),
+            f"{sizes} records; {self.dropped:,} dropped to keep the sides apart; {self.promise}",
         ]
+        return [*lines, self.warning] if self.warning else lines
 
     def leaks(self) -> list[str]:
         """Return what two sides share against the promise, a line each; an empty list is the proof that none leaks."""
         kinds = ("query",) if self.shares_documents else ("query", "document")
-        parts = {
-            name: {
-                f"{kind} {what}": set(values)
-                for kind in kinds
-                for what, values in (("ids", side.frame[f"{kind}_id"]), ("texts", getattr(side, f"{kind}_keys")))
-            }
-            for name, side in self.sides.items()
-        }
-        return [
-            f"{a} and {b} share {len(shared)} {what}, {min(shared)!r} among them"
-            for a, b in combinations(SIDES, 2)
-            for what, values in parts[a].items()
-            if (shared := values & parts[b][what])
-        ]
+        leaks = []
+        for (a, one), (b, other) in combinations(self.sides.items(), 2):
+            for kind in kinds:
+                ids = set(one.frame[f"{kind}_id"]) & set(other.frame[f"{kind}_id"])
+                texts = set(getattr(one, f"{kind}_keys")) & set(getattr(other, f"{kind}_keys"))
+                for what, shared in (("ids", ids), ("texts", texts)):
+                    if shared:
+                        leaks.append(f"{a} and {b} share {len(shared)} {kind} {what}, {min(shared)!r} among them")
+        return leaks
 
 
 def split_judgments(
@@ -134,23 +118,16 @@ def split_judgments(
 ) -> Split:
     """Split so that no query (by id or by normalised text) is on two sides, and no document if the method says so.
 
-    Three methods:
-
     - `components`: queries and documents are the nodes of a graph, records its edges; whole connected components are
       dealt to the sides in random order. Nothing is dropped, but a component that holds much of the data cannot be
       dealt.
     - `queries`: queries are dealt at random; a document that several sides judge goes to test, else to dev, and the
       other sides' records of it are dropped. Test queries so keep all their judgments.
     - `queries-only`: queries are dealt at random, with all their records; sides share documents. Nothing is dropped.
+    - `auto`: components while the largest holds at most a tenth of the records, else queries while that drops at most
+      a fifth of them, else queries only.
 
-    `auto` takes components while the largest holds at most a tenth of the records, else queries while that drops at
-    most a fifth of them, else queries only. The result depends on the seed and on the records, never on their order.
-
-    Args:
-        test, dev: share of the records for these sides; the rest is train.
-
-    Raises:
-        InputError: the shares leave nothing for a side, or the data cannot be split so that each side has records.
+    `test` and `dev` are shares of the records. The result depends on the seed and on the records, never on their order.
     """
     if not (0 < test < 1 and 0 <= dev < 1 and test + dev < 1):
         raise InputError(f"split shares test {test:g} and dev {dev:g} must be above 0 and leave something for train")
@@ -165,31 +142,31 @@ def split_judgments(
     sizes = np.bincount(components)
     largest = int(sizes.max())
     targets = {"test": test * len(judgments), "dev": dev * len(judgments)}
-    by_query = _deal(np.bincount(queries), targets, np.random.default_rng(seed))[queries]
+    by_query = _deal(np.bincount(queries), targets, seed)[queries]
     # The largest number that judges a document has it: test is 2, dev 1, train 0.
     owner = np.zeros(documents.max() + 1, dtype=np.int64)
     np.maximum.at(owner, documents, by_query)
     owned = owner[documents] == by_query
     chosen, reason = _choose(method, largest, int((~owned).sum()), len(judgments))
     if chosen == "components":
-        sides = _deal(sizes, targets, np.random.default_rng(seed))[components]
+        sides = _deal(sizes, targets, seed)[components]
     else:
         sides = np.where(owned | (chosen == "queries-only"), by_query, -1)
     tables = {name: judgments.take(np.flatnonzero(sides == number)) for number, name in enumerate(SIDES)}
     empty = [name for name, table in tables.items() if not len(table) and not (name == "dev" and dev == 0)]
     if empty:
-        laxer = {"components": "queries", "queries": "queries-only"}
+        laxer = {"components": "try --method queries, or ", "queries": "try --method queries-only, or "}
         raise InputError(
             f"{judgments.source}: cannot be split by {chosen}: nothing is left for {empty[0]} "
             f"({len(sizes)} components, the largest with {largest} of {len(judgments)} records); "
-            f"{f'try --method {laxer[chosen]}, or ' if chosen in laxer else ''}give more data or other shares"
+            f"{laxer.get(chosen, '')}give more data or other shares"
         )
     return Split(
         **tables,
         method=chosen,
         reason=reason,
         seed=seed,
-        asked=(1 - test - dev, dev, test),
+        shares=(1 - test - dev, dev, test),
         records=len(judgments),
         dropped=int((sides == -1).sum()),
         components=len(sizes),
@@ -198,6 +175,7 @@ def split_judgments(
 
 
 def _choose(method: str, largest: int, dropped: int, records: int) -> tuple[str, str]:
+    """Return the method to use, and why."""
     share = f"the largest component holds {largest:,} of {records:,} records ({largest / records:.1%})"
     if method != "auto":
         return method, f"as asked; {share}"
@@ -224,17 +202,15 @@ def _codes(values: pl.Series) -> np.ndarray:
     return (values.rank("dense").cast(pl.Int64) - 1).to_numpy()
 
 
-def _deal(sizes: np.ndarray, targets: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+def _deal(sizes: np.ndarray, targets: dict[str, float], seed: int) -> np.ndarray:
     """Assign groups of `sizes` records to sides in random order: test to its target, then dev, the rest to train."""
     sides = np.zeros(len(sizes), dtype=np.int64)
-    order = rng.permutation(len(sizes))
-    filled = {"test": 0.0, "dev": 0.0}
-    for group in order:
-        for name in ("test", "dev"):
-            target, size = targets[name], sizes[group]
+    filled = dict.fromkeys(targets, 0.0)
+    for group in np.random.default_rng(seed).permutation(len(sizes)):
+        for name, target in targets.items():
             # Half of a group may overshoot, as half may fall short, so that shares are met on average.
-            if filled[name] + size / 2 <= target:
+            if filled[name] + sizes[group] / 2 <= target:
                 sides[group] = SIDES.index(name)
-                filled[name] += size
+                filled[name] += sizes[group]
                 break
     return sides

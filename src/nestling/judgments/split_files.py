@@ -27,10 +27,7 @@ def write_split(split: Split, folder: Path) -> None:
 
 
 def summarise(split: Split) -> dict[str, Any]:
-    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from.
-
-    `seen` counts the documents of dev and of test that are in train too.
-    """
+    """Return what a person wants to know of a split: method, shares, sizes, what was dropped, where it came from."""
     judgments = split.train
     return {
         "source": judgments.source,
@@ -38,14 +35,9 @@ def summarise(split: Split) -> dict[str, Any]:
         "scale": list(judgments.scale),
         "cleaning": asdict(judgments.cleaning),
         "notes": list(judgments.notes),
-        "method": split.method,
-        "promise": split.promise,
-        "warning": split.warning,
-        "seen": split.seen,
-        "reason": split.reason,
-        "seed": split.seed,
-        "asked": dict(zip(SIDES, split.asked, strict=True)),
-        "reached": split.reached,
+        **{name: getattr(split, name) for name in ("method", "promise", "warning", "seen", "reason", "seed")},
+        "asked": dict(zip(SIDES, split.shares, strict=True)),
+        "reached": {name: len(side) / split.records for name, side in split.sides.items()},
         **{name: getattr(split, name) for name in COUNTS},
         "sides": {
             name: {
@@ -60,30 +52,21 @@ def summarise(split: Split) -> dict[str, Any]:
 
 
 def read_split(folder: Path) -> Split:
-    """Read what `write_split` wrote.
-
-    Raises:
-        InputError: a file is missing or unreadable, or the tables are not the ones that the summary describes.
-    """
+    """Read what `write_split` wrote; refuse tables that are not the ones that the summary describes."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in SIDES}
-        cleaning = Cleaning(**summary["cleaning"])
         scale = (float(summary["scale"][0]), float(summary["scale"][1]))
-        notes = tuple(summary.get("notes", ()))
-        sides = {
-            name: Judgments(frame, scale, summary["source"], cleaning, summary["encoding"], notes)
-            for name, frame in frames.items()
-        }
-        changed = [name for name in SIDES if sides[name].fingerprint != summary["sides"][name]["fingerprint"]]
-        if changed:
-            raise InputError(f"{folder / changed[0]}.parquet is not the table that {SUMMARY} describes; split again")
+        about = (scale, summary["source"], Cleaning(**summary["cleaning"]), summary["encoding"])
+        sides = {name: Judgments(frame, *about, tuple(summary.get("notes", ()))) for name, frame in frames.items()}
+        for name, side in sides.items():
+            if side.fingerprint != summary["sides"][name]["fingerprint"]:
+                raise InputError(f"{folder / name}.parquet is not the table that {SUMMARY} describes; split again")
         known: dict[str, Any] = {name: summary[name] for name in ("method", "reason", "seed", *COUNTS)}
-        known["asked"] = tuple(summary["asked"][name] for name in SIDES)
+        known["shares"] = tuple(summary["asked"][name] for name in SIDES)
         return Split(**{**sides, **known})
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} is no split: it has no {Path(error.filename).name}; make one with nestling split"
-        ) from None
+        what = f"it has no {Path(error.filename).name}"
+        raise InputError(f"{folder} is no split: {what}; make one with nestling split") from None
     except (json.JSONDecodeError, pl.exceptions.PolarsError, KeyError, TypeError) as error:
         raise InputError(f"{folder} cannot be read as a split ({type(error).__name__}: {error}); split again") from None

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,23 +17,6 @@ from nestling.judgments.identity import VISIBLE, normalise
 COLUMNS = ("query_id", "query", "document_id", "document", "score")
 LARGEST = 1e30
 """Scores that are larger, either side of 0, overflow in means and in float32."""
-
-
-def normalised(texts: pl.Series) -> pl.Series:
-    """Return `normalise` of every text, computed once for each distinct text."""
-    distinct = texts.unique()
-    keys = pl.Series([normalise(text) for text in distinct], dtype=pl.String)
-    return texts.replace_strict(distinct, keys, return_dtype=pl.String)
-
-
-def is_relevant(scores: Any, threshold: float) -> Any:
-    """Say of scores, an array, a tensor or a column, which are those of relevant documents: the one rule.
-
-    Example:
-        >>> is_relevant(np.array([2.33, 2.5, 2.67]), 2.5).tolist()
-        [False, False, True]
-    """
-    return scores > threshold
 
 
 @dataclass(frozen=True)
@@ -72,9 +54,7 @@ class Judgments:
         frame: columns `query_id`, `query`, `document_id`, `document` (strings) and `score` (float64), then any
             document fields. Sorted by normalised query, then document id. A pair is (normalised query, document id).
         scale: lowest and highest score that a rater can give.
-        source: where the table came from, as a person would name it.
-        cleaning: what was dropped and merged on the way in.
-        encoding: the text encoding found, for sources that have one.
+        source, encoding: where the table came from, as a person would name it, and the encoding of text there.
         notes: a line for each thing about the reading that a person should know.
     """
 
@@ -98,46 +78,29 @@ class Judgments:
     ) -> Judgments:
         """Clean a table with at least the columns `query`, `document` and `score`.
 
-        A missing or empty `query_id` or `document_id` is derived from the normalised text. Further columns are
-        document fields.
+        A missing or empty `query_id` or `document_id` is derived from the normalised text, `score` may be text that
+        reads as numbers, further columns are document fields.
 
         Args:
-            frame: the raw table, one record a row; `score` may be text that reads as numbers.
-            scale: lowest and highest possible score; by default the lowest and highest seen, or 0 and the score where
-                all scores are the same: data of positives alone.
+            scale: by default the lowest and highest score seen, or 0 and the score where all scores are the same.
             score_name: the name of the score column in the source, for messages.
-            notes: what is to be known of how the table was read.
-
-        Raises:
-            InputError: a column is missing, a score is not a finite number or too large, the scale is none, or no
-                record is left.
         """
         missing = [name for name in ("query", "document", "score") if name not in frame.columns]
         if missing:
             raise InputError(f"{source}: no column {missing[0]!r}; it has {', '.join(frame.columns) or 'no columns'}")
         if frame.is_empty():
             raise InputError(f"{source}: holds no records; give a file with at least one judged pair")
-        read = frame.height
-        frame = frame.with_columns(_numbers(frame["score"], source, score_name))
-        frame = frame.with_columns(pl.col("query", "document").cast(pl.String).fill_null(""))
-
-        frame = frame.filter(pl.all_horizontal(pl.col("query", "document").str.contains(VISIBLE)))
-        empty = read - frame.height
+        numbers = _numbers(frame["score"], source, score_name)
+        every = frame.with_columns(numbers, pl.col("query", "document").cast(pl.String).fill_null(""))
+        full = every.filter(pl.all_horizontal(pl.col("query", "document").str.contains(VISIBLE)))
+        if full.is_empty():
+            raise InputError(f"{source}: every one of its {every.height} records has an empty query or document")
+        low, high = scale = _scale(full["score"], scale, source)
+        frame = full.filter(pl.col("score").is_between(low, high))
         if frame.is_empty():
-            raise InputError(f"{source}: every one of its {read} records has an empty query or document")
-
-        low, high = scale or (float(frame["score"].min()), float(frame["score"].max()))  # type: ignore[arg-type]
-        if low == high and scale is None:
-            low = 0.0 if high > 0 else high - 1
-        if not -LARGEST <= low < high <= LARGEST:
-            raise InputError(f"{source}: {low:g} to {high:g} is no scale; give the lowest score and then the highest")
-        before = frame.height
-        frame = frame.filter(pl.col("score").is_between(low, high))
-        out_of_scale = before - frame.height
-        if frame.is_empty():
-            raise InputError(
-                f"{source}: no score lies on the scale {low:g} to {high:g}; give the scale that raters used"
-            )
+            what = f"no score lies on the scale {low:g} to {high:g}"
+            raise InputError(f"{source}: {what}; give the scale that raters used")
+        out_of_scale = full.height - frame.height
 
         for role in ("query", "document"):
             column = f"{role}_id"
@@ -146,9 +109,9 @@ class Judgments:
         fields = [name for name in frame.columns if name not in COLUMNS]
         longest, retitled = longest_texts(frame)
         frame = frame.drop("document").join(longest, on="document_id", how="left").select(*COLUMNS, *fields)
-        frame, duplicates, conflicts = _one_record_a_pair(frame)
-        cleaning = Cleaning(read, empty, out_of_scale, retitled, duplicates, conflicts)
-        return cls(frame, (low, high), source, cleaning, encoding, notes)
+        frame, duplicates, conflicts = _one_record_a_pair(frame, fields)
+        cleaning = Cleaning(every.height, every.height - full.height, out_of_scale, retitled, duplicates, conflicts)
+        return cls(frame, scale, source, cleaning, encoding, notes)
 
     def __len__(self) -> int:
         return self.frame.height
@@ -159,7 +122,7 @@ class Judgments:
         return tuple(name for name in self.frame.columns if name not in COLUMNS)
 
     @property
-    def all_alike(self) -> bool:
+    def one_score(self) -> bool:
         """Whether every record has the same score, as data of positives alone has."""
         return self.frame["score"].n_unique() == 1
 
@@ -178,30 +141,23 @@ class Judgments:
         """Sixteen hex digits that change when any id, text or score does, and not with the order of the input."""
         digest = hashlib.blake2b(digest_size=8)
         for row in self.frame.select(COLUMNS).iter_rows():
-            digest.update("\x1f".join(map(str, row)).encode())
-            digest.update(b"\x1e")
+            digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
         return digest.hexdigest()
 
     def relevant(self, threshold: float) -> np.ndarray:
-        """Return (n_records,) bool: which records' documents are relevant."""
-        rows: np.ndarray = is_relevant(self.frame["score"].to_numpy(), threshold)
+        """Return which records' documents are relevant, (n_records,) bool: those with a score above the threshold."""
+        rows: np.ndarray = self.frame["score"].to_numpy() > threshold
         return rows
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
         """Return the records with these row numbers, in the table's own order."""
-        chosen = np.sort(np.asarray(rows, dtype=np.int64))
-        return replace(self, frame=self.frame[chosen])
+        return replace(self, frame=self.frame[np.sort(np.asarray(rows, dtype=np.int64))])
 
     def sample(self, n: int, *, seed: int) -> Judgments:
-        """Return `n` records drawn at random without replacement; the same ones whatever the order of the input.
-
-        Raises:
-            InputError: `n` is not between 1 and the number of records.
-        """
+        """Return `n` records drawn at random without replacement; the same ones whatever the order of the input."""
         if not 1 <= n <= len(self):
-            raise InputError(
-                f"{self.source}: cannot take {n} of its {len(self)} records; give --records 1 to {len(self)}"
-            )
+            what = f"cannot take {n} of its {len(self)} records"
+            raise InputError(f"{self.source}: {what}; give --records 1 to {len(self)}")
         return self.take(np.random.default_rng(seed).permutation(len(self))[:n])
 
     def above(self, threshold: float) -> Judgments:
@@ -210,20 +166,36 @@ class Judgments:
 
 
 def _numbers(scores: pl.Series, source: str, name: str) -> pl.Series:
-    numbers = scores.cast(pl.Float64, strict=False)
+    numbers = scores.cast(pl.Float64, strict=False).alias("score")
     values = numbers.fill_null(math.nan).to_numpy()
     bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
-    if bad.size:
-        row = int(bad[0])
-        value = scores[row]
-        why = f"beyond {LARGEST:g}" if np.isfinite(values[row]) else "not a number"
-        what = "is empty" if value is None or str(value).strip() == "" else f"is {str(value)[:40]!r}, {why}"
-        more = f" ({bad.size} such rows)" if bad.size > 1 else ""
-        raise InputError(
-            f"{source}, row {row + 1} after the header, column {name!r}: the score {what}{more}; "
-            "mend or remove the row, or name the right column with --score"
-        )
-    return numbers.alias("score")
+    if not bad.size:
+        return numbers
+    row = int(bad[0])
+    why = f"beyond {LARGEST:g}" if np.isfinite(values[row]) else "not a number"
+    text = "" if scores[row] is None else str(scores[row])
+    what = f"is {text[:40]!r}, {why}" if text.strip() else "is empty"
+    more = f" ({bad.size} such rows)" if bad.size > 1 else ""
+    raise InputError(
+        f"{source}, row {row + 1} after the header, column {name!r}: the score {what}{more}; "
+        "mend or remove the row, or name the right column with --score"
+    )
+
+
+def _scale(scores: pl.Series, given: tuple[float, float] | None, source: str) -> tuple[float, float]:
+    low, high = given or (float(scores.min()), float(scores.max()))  # type: ignore[arg-type]
+    if low == high and given is None:
+        low = 0.0 if high > 0 else high - 1
+    if not -LARGEST <= low < high <= LARGEST:
+        raise InputError(f"{source}: {low:g} to {high:g} is no scale; give the lowest score and then the highest")
+    return low, high
+
+
+def normalised(texts: pl.Series) -> pl.Series:
+    """Return `normalise` of every text, computed once for each distinct text."""
+    distinct = texts.unique()
+    keys = pl.Series([normalise(text) for text in distinct], dtype=pl.String)
+    return texts.replace_strict(distinct, keys, return_dtype=pl.String)
 
 
 def with_ids(frame: pl.DataFrame, role: str = "document") -> pl.DataFrame:
@@ -253,8 +225,8 @@ def longest_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return longest, several.filter(pl.len().over("document_id") > 1)["document_id"].n_unique()
 
 
-def _one_record_a_pair(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:
-    fields = [name for name in frame.columns if name not in COLUMNS]
+def _one_record_a_pair(frame: pl.DataFrame, fields: Sequence[str]) -> tuple[pl.DataFrame, int, int]:
+    """Return the table with each pair once, how many records were merged, and how many pairs had several scores."""
     keyed = frame.with_columns(normalised(frame["query"]).alias("__key"))
     # A total order, so that the record that stands for a pair does not depend on the order of the rows.
     keyed = keyed.sort("__key", "document_id", "query_id", "query", "score", *fields)

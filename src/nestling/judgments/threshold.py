@@ -11,6 +11,8 @@ from nestling.judgments.table import Judgments
 
 MOST_VALUES = 25
 """Up to this many distinct scores each gets its own bar; beyond, the scale is cut into equal bins."""
+STUDY_THRESHOLD = 2.5
+STUDY_SCALE = (1.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,20 @@ class Candidate:
 
 
 def histogram(scores: np.ndarray) -> list[Bar]:
-    """Count scores: a bar for each value if there are few, else twenty bins of equal width.
-
-    Args:
-        scores: (n_records,) float64.
-    """
+    """Count (n_records,) scores: a bar for each value if there are few, else twenty bins of equal width."""
     values, counts = np.unique(scores, return_counts=True)
-    if len(values) <= MOST_VALUES:
-        return [Bar(float(v), float(v), int(c)) for v, c in zip(values, counts, strict=True)]
-    counts, edges = np.histogram(scores, bins=20)
-    return [Bar(float(a), float(b), int(c)) for a, b, c in zip(edges, edges[1:], counts, strict=False)]
+    low, high = values, values
+    if len(values) > MOST_VALUES:
+        counts, edges = np.histogram(scores, bins=20)
+        low, high = edges[:-1], edges[1:]
+    return [Bar(float(a), float(b), int(c)) for a, b, c in zip(low, high, counts, strict=True)]
 
 
 def dip(scores: np.ndarray, scale: tuple[float, float]) -> float | None:
-    """Return where the density is lowest between its two highest humps, or None where it has fewer than two.
+    """Return where the density of (n_records,) scores is lowest between its two highest humps; None without two humps.
 
-    The density is a Gaussian kernel estimate with a bandwidth of a twelfth of the scale: wide enough that values
-    which few raters' averages can take (2.25 and 2.75 where most pairs have three raters) are not mistaken for a dip,
-    narrow enough that two humps half a scale apart stay two.
-
-    Args:
-        scores: (n_records,) float64.
-        scale: lowest and highest possible score.
+    A Gaussian kernel estimate with a bandwidth of a twelfth of the scale: wide enough that values which few raters'
+    averages can take (2.25 where most pairs have three raters) are no dip, narrow enough to keep two humps apart.
     """
     low, high = scale
     if high <= low:
@@ -63,8 +57,7 @@ def dip(scores: np.ndarray, scale: tuple[float, float]) -> float | None:
     bandwidth = (high - low) / 12
     # Mass is mirrored at the ends, so that a hump at the end of the scale is not cut in half.
     mirrored = np.concatenate([values, 2 * low - values, 2 * high - values])
-    weights = np.tile(counts, 3)
-    density = np.exp(-0.5 * ((grid[:, None] - mirrored[None, :]) / bandwidth) ** 2) @ weights
+    density = np.exp(-0.5 * ((grid[:, None] - mirrored[None, :]) / bandwidth) ** 2) @ np.tile(counts, 3)
     padded = np.concatenate([[-np.inf], density, [-np.inf]])
     humps = np.flatnonzero((padded[1:-1] > padded[:-2]) & (padded[1:-1] >= padded[2:]))
     if len(humps) < 2:
@@ -74,36 +67,24 @@ def dip(scores: np.ndarray, scale: tuple[float, float]) -> float | None:
 
 
 def candidates(scores: np.ndarray, *, most: int = 12) -> list[Candidate]:
-    """Return the thresholds worth a look, rising, with what each keeps.
-
-    Every distinct score but the highest is one (`score > threshold` keeps what lies above it); where there are more
-    than `most` of them, evenly spaced quantiles.
-    """
+    """Return about `most` thresholds, rising, with what each keeps: distinct scores but the highest, or quantiles."""
     values = np.unique(scores)[:-1]
     if len(values) > most:
         values = np.unique(np.quantile(scores, np.linspace(0.1, 0.9, most), method="lower"))
-    ordered = np.sort(scores)
-    kept = len(scores) - np.searchsorted(ordered, values, side="right")
+    kept = len(scores) - np.searchsorted(np.sort(scores), values, side="right")
     return [Candidate(float(v), int(k), int(k) / len(scores)) for v, k in zip(values, kept, strict=True) if k]
 
 
-STUDY_THRESHOLD = 2.5
-STUDY_SCALE = (1.0, 3.0)
-
-
 def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
-    """Return the threshold to use: the given one, or 2.5 on a scale of 1 to 3, or the middle where scores are alike.
+    """Return the threshold to use: the given one, 2.5 on a scale of 1 to 3, or the middle where all scores are equal.
 
-    Raises:
-        InputError: none is given on another scale; it keeps no pair; or it keeps every pair as it lies below the scale,
-            though scores differ.
+    Refuse one that keeps no pair, or keeps every pair as it lies below the scale though scores differ.
     """
-    scores = judgments.frame["score"].to_numpy()
-    low, high = judgments.scale
+    scores, (low, high) = judgments.frame["score"].to_numpy(), judgments.scale
     if threshold is None:
         if judgments.scale == STUDY_SCALE:
             threshold = STUDY_THRESHOLD
-        elif judgments.all_alike and high > 0:
+        elif judgments.one_score and high > 0:
             threshold = (low + high) / 2
         else:
             lowest = dip(scores, judgments.scale)
@@ -113,7 +94,7 @@ def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
                 f"relevant (--threshold, or data.threshold){hint}"
             )
     kept = int(judgments.relevant(threshold).sum())
-    mistaken = kept == len(scores) and threshold < low and not judgments.all_alike
+    mistaken = kept == len(scores) and threshold < low and not judgments.one_score
     if mistaken or not kept:
         unless = f"; where all are relevant, give --scale {threshold:g} {high:g}" if mistaken else ""
         raise InputError(

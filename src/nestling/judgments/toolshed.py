@@ -29,6 +29,8 @@ TRIES = 40
 ALL_MET, MISS, LEAST, RATER_NOISE = 3.0, 0.92, 1.1, 0.8
 FIELDS = ("brand", "product_type", "size", "material", "colour", "finish", "power", "pack")
 
+_Row = tuple[str | float, ...]
+
 
 @dataclass(frozen=True)
 class _Shelf:
@@ -37,24 +39,28 @@ class _Shelf:
 
 
 def generate(records: int = 25_000, *, seed: int = 0) -> Judgments:
-    """Return the generated catalogue's judgments: the same bytes for the same arguments on every machine.
+    """Return the judgments of a generated catalogue: the same bytes for the same arguments on every machine.
 
-    The document of a record is the product's title; the longer description and the attributes are document fields.
-
-    Args:
-        records: how many judged pairs to make, exactly; the catalogue grows along.
-        seed: which of the endless catalogues to make.
-
-    Raises:
-        InputError: fewer records than a catalogue needs.
+    The document of a record is the product's title; the longer description and the attributes are document fields. The
+    catalogue grows with the records, of which there are exactly as many as given.
     """
     if records < MINIMUM_RECORDS:
         raise InputError(f"toolshed: {records} records are too few; give --records {MINIMUM_RECORDS} or more")
     dice, words = Dice(seed), Vocabulary.load()
     shelves = _stock(dice, words, records)
-    rows = _judge(dice, words, shelves, records)
+    by_type: dict[str, list[Product]] = {}
+    for shelf in shelves:
+        for product in shelf.all:
+            by_type.setdefault(product.type, []).append(product)
+    queries: set[str] = set()
+    rows: list[_Row] = []
+    while len(rows) < records:
+        # One query a shelf and round, so that all shelves have their share wherever the records end.
+        for shelf in shelves:
+            rows += _query_rows(dice, words, shelf, by_type, queries)
     columns = ("query", "document", "document_id", "score", "title", "description", *FIELDS)
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String) | {"score": pl.Float64}, orient="row")
+    schema = dict.fromkeys(columns, pl.String) | {"score": pl.Float64}
+    frame = pl.DataFrame(rows[:records], schema=schema, orient="row")
     return Judgments.from_frame(frame, scale=SCALE, source=f"toolshed (generated, {records} records, seed {seed})")
 
 
@@ -62,32 +68,25 @@ def _stock(dice: Dice, words: Vocabulary, records: int) -> list[_Shelf]:
     types = dice.some(list(words.types), max(8, records // RECORDS_A_TYPE))
     titles: set[str] = set()
     shelves: list[_Shelf] = []
-    made = 0
     for i in range(max(2, records // RECORDS_A_SHELF)):
         name = types[i % len(types)]
-        entry = words.types[name]
-        kinds = list(entry["kind"])
+        kinds, related = list(words.types[name]["kind"]), words.types[name]["with"]
         # Each next shelf of a type shows its next kind.
         kind = kinds[i // len(types) % len(kinds)]
-        spread = _spread(dice, words, name)
+        own = _spread(dice, words, name)
         plans = [(name, kind)] * SHELF_MAIN
         plans += [(name, other) for other in dice.some([k for k in kinds if k != kind], SHELF_OTHER_KIND)]
-        related = entry["with"]
         plans += [(related, dice.pick(list(words.types[related]["kind"]))) for _ in range(SHELF_RELATED)]
-        strays = _spread(dice, words, related)
-        products: list[Product] = []
-        for type_name, its_kind in plans:
-            product = _another(dice, words, made, type_name, its_kind, spread if type_name == name else strays, titles)
-            if product is not None:
-                products.append(product)
-                made += 1
+        spreads = {related: _spread(dice, words, related), name: own}
+        drawn = [_product(dice, words, plan, spreads[plan[0]], titles) for plan in plans]
+        products = [product for product in drawn if product is not None]
         main = [product for product in products if product.type == name and product.has["kind"] == kind]
         shelves.append(_Shelf(main, products))
     return shelves
 
 
 def _spread(dice: Dice, words: Vocabulary, type_name: str) -> dict[str, list[str]]:
-    """Return the few values of each attribute that a shelf shows, so that its products are much alike."""
+    """Return the few values of each attribute that a shelf shows, so that its products are similar."""
     entry = words.types[type_name]
     spread = {"brand": dice.some(words.texts["brands"][entry["dept"]], 2)}
     spread["feature"] = ["", *dice.some(list(words.texts["features"]), 2)]
@@ -99,19 +98,15 @@ def _spread(dice: Dice, words: Vocabulary, type_name: str) -> dict[str, list[str
     return spread
 
 
-def _another(
-    dice: Dice,
-    words: Vocabulary,
-    number: int,
-    type_name: str,
-    kind: str,
-    spread: dict[str, list[str]],
-    titles: set[str],
+def _product(
+    dice: Dice, words: Vocabulary, plan: tuple[str, str], spread: dict[str, list[str]], titles: set[str]
 ) -> Product | None:
+    """Return a product of a type and kind whose title is new, and keep the title; None where chance finds none."""
+    type_name, kind = plan
     for _ in range(TRIES):
         drawn = {name: dice.pick(values) for name, values in spread.items()} | {"kind": kind}
         has = {name: drawn[name] for name in ATTRIBUTES if drawn.get(name)}
-        product = make_product(dice, words, number, type_name, has)
+        product = make_product(dice, words, len(titles), type_name, has)
         key = normalise(product.title)
         # A title stands for one product: texts shared by two would tie shelves together.
         if key not in titles:
@@ -120,35 +115,24 @@ def _another(
     return None
 
 
-def _judge(dice: Dice, words: Vocabulary, shelves: Sequence[_Shelf], records: int) -> list[tuple[str | float, ...]]:
-    by_type: dict[str, list[Product]] = {}
-    for shelf in shelves:
-        for product in shelf.all:
-            by_type.setdefault(product.type, []).append(product)
-    asked: set[str] = set()
-    rows: list[tuple[str | float, ...]] = []
-    while len(rows) < records:
-        # One query a shelf and round, so that all shelves have their share wherever the records end.
-        for shelf in shelves:
-            rows += _query_rows(dice, words, shelf, by_type, asked)
-    return rows[:records]
-
-
 def _query_rows(
-    dice: Dice, words: Vocabulary, shelf: _Shelf, by_type: dict[str, list[Product]], asked: set[str]
-) -> Iterator[tuple[str | float, ...]]:
+    dice: Dice, words: Vocabulary, shelf: _Shelf, by_type: dict[str, list[Product]], queries: set[str]
+) -> Iterator[_Row]:
+    """Give the records of a query that is not among `queries` yet; none where chance finds none."""
     for _ in range(TRIES):
         target = dice.pick(shelf.main)
         wishes = _narrowed(dice, target, shelf, by_type[target.type])
         query = phrase(dice, words, target, wishes)
         key = normalise(query)
-        if key not in asked:
-            asked.add(key)
+        if key not in queries:
+            queries.add(key)
             break
     else:
         return
     for product in _candidates(dice, target, wishes, shelf):
-        score = _rated(dice, max(LEAST, ALL_MET - MISS * _misses(target, wishes, product)))
+        quality = max(LEAST, ALL_MET - MISS * _misses(target, wishes, product))
+        raters = [min(3, max(1, int(quality + RATER_NOISE * dice.noise() + 0.5))) for _ in range(3)]
+        score = round(sum(raters) / 3, 2)
         fields = [product.type if name == "product_type" else product.has.get(name, "") for name in FIELDS]
         yield (query, product.title, product.id, score, product.title, product.description, *fields)
 
@@ -175,17 +159,10 @@ def _misses(target: Product, wishes: Sequence[str], product: Product) -> int:
 
 def _candidates(dice: Dice, target: Product, wishes: Sequence[str], shelf: _Shelf) -> list[Product]:
     """Return what is judged for a query: all full matches, then near misses, then plainly wrong ones."""
-    by_misses: dict[str, list[Product]] = {"full": [], "near": [], "wrong": []}
+    groups: list[list[Product]] = [[], [], []]
     for product in dice.some(shelf.all, len(shelf.all)):
-        misses = _misses(target, wishes, product)
-        by_misses["full" if misses == 0 else "near" if misses == 1 else "wrong"].append(product)
-    n = max(len(by_misses["full"]) + 2, 4 + dice.below(5))
-    near = by_misses["near"][: max(1, n - len(by_misses["full"]) - 1)]
-    rest = n - len(by_misses["full"]) - len(near)
-    return by_misses["full"] + near + by_misses["wrong"][:rest]
-
-
-def _rated(dice: Dice, quality: float) -> float:
-    """Return the mean of three raters, each of whom gives 1, 2 or 3: a value in thirds with two digits."""
-    raters = [min(3, max(1, int(quality + RATER_NOISE * dice.noise() + 0.5))) for _ in range(3)]
-    return round(sum(raters) / 3, 2)
+        groups[min(2, _misses(target, wishes, product))].append(product)
+    full, near, wrong = groups
+    n = max(len(full) + 2, 4 + dice.below(5))
+    near = near[: max(1, n - len(full) - 1)]
+    return full + near + wrong[: n - len(full) - len(near)]

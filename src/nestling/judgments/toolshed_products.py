@@ -16,13 +16,20 @@ ATTRIBUTES = ("brand", "feature", "power", "size", "material", "colour", "finish
 # These are always in the title; of the others a long list is cut, and the description alone tells the rest.
 TITLE_ALWAYS = ("brand", "kind")
 TITLE_OTHERS = 4
+# Slots of a title that frame another one.
+FRAMED = {
+    "-shade": ("shade", "- {}"),
+    "-size": ("size", "- {}"),
+    "with_feature": ("feature", "with {}"),
+    "(pack)": ("pack", "({})"),
+}
 FEW_SHADES = 4
 
 T = TypeVar("T")
 
 
 class Dice:
-    """Chance that falls alike on every machine: only `Random.random`, whose stream Python promises to keep."""
+    """Random numbers that are the same on every machine: only `Random.random`, whose stream Python promises to keep."""
 
     def __init__(self, seed: int) -> None:
         self._roll = random.Random(seed).random
@@ -56,15 +63,14 @@ class Vocabulary:
     Attributes:
         types: a product type's name to its entry.
         options: attribute, then set name, to the values as titles write them.
-        asks: a value as titles write it to the ways in which shoppers ask for it.
-        metric: a size as titles write it to the same in metric units.
-        texts: the sections of the file that hold sentences and names.
+        asks, metric: a value as titles write it to the ways in which shoppers ask for it, and to metric units.
+        texts: the whole file.
     """
 
     types: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Mapping[str, list[str]]]
-    asks: Mapping[str, list[str]]
-    metric: Mapping[str, str]
+    asks: dict[str, list[str]]
+    metric: dict[str, str]
     texts: Mapping[str, Any]
 
     @classmethod
@@ -72,23 +78,40 @@ class Vocabulary:
         """Read the vocabulary that comes with the package."""
         text = resources.files("nestling.judgments").joinpath("toolshed.yaml").read_text(encoding="utf-8")
         raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        asks: dict[str, list[str]] = {}
-        metric: dict[str, str] = {}
-        options: dict[str, dict[str, list[str]]] = {name: dict(raw["sets"][name]) for name in ("material", "pack")}
+        sets = raw["sets"]
+        options: dict[str, dict[str, list[str]]] = {name: dict(sets[name]) for name in ("material", "pack")}
         for name, shades in (("colour", raw["colours"]), ("finish", raw["finishes"])):
             options[name] = {"all": list(shades), "few": list(shades)[:FEW_SHADES]}
-        for words in (raw["colours"], raw["finishes"], raw["materials"], raw["features"]):
-            asks.update(words)
+        asks = {**raw["colours"], **raw["finishes"], **raw["materials"], **raw["features"]}
+        words = cls(raw["types"], options, asks, {}, raw)
         for name in ("size", "power"):
             options[name] = {}
-            for group, measures in raw["sets"][name].items():
+            for group, measures in sets[name].items():
                 ((unit, numbers),) = measures.items()
-                options[name][group] = [
-                    _measure(str(number), unit, raw["units"][unit], asks, metric) for number in numbers
-                ]
+                options[name][group] = [words._measure(str(number), raw["units"][unit]) for number in numbers]
         for packs in options["pack"].values():
             asks.update({pack: [pack.lower().replace("-", " "), pack.lower()] for pack in packs})
-        return cls(raw["types"], options, asks, metric, raw)
+        return words
+
+    def _measure(self, number: str, forms: Mapping[str, Any]) -> str:
+        """Return a measure as titles write it, and keep its other spellings and its metric form."""
+        sides = number.split(" x ")
+        written: str = " x ".join(forms["title"].format(side) for side in sides)
+        ways = [" x ".join(form.format(side) for side in sides) for form in forms["ask"]]
+        if len(sides) > 1:
+            ways += [number.replace(" ", ""), number]
+        elif "/" in number:
+            ways.append(forms["ask"][0].format(f"{float(_fraction(number)):g}".removeprefix("0")))
+        if "metric" in forms:
+            factor, name = forms["metric"]
+            amounts = [_fraction(side) * Fraction(str(factor)) for side in sides]
+            if name == "mm" and min(amounts) >= 100:
+                amounts, name = [amount / 10 for amount in amounts], "cm"
+            plain = " x ".join(_rounded(amount) for amount in amounts)
+            self.metric[written] = f"{plain} {name}"
+            ways += [f"{plain}{name}".replace(" x ", "x"), f"{plain} {name}"]
+        self.asks[written] = ways
+        return written
 
     def ways(self, product: Product, attribute: str) -> list[str]:
         """Return the ways in which shoppers name what the product has for this attribute."""
@@ -96,48 +119,6 @@ class Vocabulary:
         if attribute == "kind":
             return list(self.types[product.type]["kind"][value])
         return self.asks.get(value, [value.lower()])
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One article of the catalogue; `has` maps an attribute's name to its value and lacks what does not apply."""
-
-    id: str
-    type: str
-    has: Mapping[str, str]
-    title: str = field(compare=False)
-    description: str = field(compare=False)
-
-
-def make_product(dice: Dice, words: Vocabulary, number: int, kind_of: str, has: Mapping[str, str]) -> Product:
-    """Write the title and the description of a product with these attributes."""
-    brand = has["brand"]
-    # A brand and a type share the letters of the model number, so that part numbers carry meaning.
-    model = f"{brand[:2].upper()}{words.types[kind_of]['range'][:1]}-{dice.below(900) + 100}{dice.pick('ABKLX')}"
-    title = _title(dice, words, kind_of, has, model)
-    return Product(f"p{number:06d}", kind_of, has, title, _description(dice, words, kind_of, has, model, title))
-
-
-def _measure(
-    number: str, unit: str, forms: Mapping[str, Any], asks: dict[str, list[str]], metric: dict[str, str]
-) -> str:
-    sides = number.split(" x ")
-    written: str = " x ".join(forms["title"].format(side) for side in sides)
-    ways = [" x ".join(form.format(side) for side in sides) for form in forms["ask"]]
-    if len(sides) > 1:
-        ways += [number.replace(" ", ""), number]
-    elif "/" in number:
-        ways.append(forms["ask"][0].format(f"{float(_fraction(number)):g}".removeprefix("0")))
-    if "metric" in forms:
-        factor, name = forms["metric"]
-        amounts = [_fraction(side) * Fraction(str(factor)) for side in sides]
-        if name == "mm" and min(amounts) >= 100:
-            amounts, name = [amount / 10 for amount in amounts], "cm"
-        plain = " x ".join(_rounded(amount) for amount in amounts)
-        metric[written] = f"{plain} {name}"
-        ways += [f"{plain}{name}".replace(" x ", "x"), f"{plain} {name}"]
-    asks[written] = ways
-    return written
 
 
 def _fraction(number: str) -> Fraction:
@@ -152,23 +133,37 @@ def _rounded(amount: Fraction) -> str:
     return f"{whole}.{tenth}" if tenth else str(whole)
 
 
-def _title(dice: Dice, words: Vocabulary, kind_of: str, has: Mapping[str, str], model: str) -> str:
-    entry = words.types[kind_of]
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One article of the catalogue; `has` maps an attribute's name to its value and lacks what does not apply."""
+
+    id: str
+    type: str
+    has: Mapping[str, str]
+    title: str = field(compare=False)
+    description: str = field(compare=False)
+
+
+def make_product(dice: Dice, words: Vocabulary, number: int, type_name: str, has: Mapping[str, str]) -> Product:
+    """Write the title and the description of a product with these attributes."""
+    entry = words.types[type_name]
+    # A brand and a type share the letters of the model number, so that part numbers carry meaning.
+    model = f"{has['brand'][:2].upper()}{entry['range'][:1]}-{dice.below(900) + 100}{dice.pick('ABKLX')}"
+    title = _title(dice, words, entry, has, model)
+    description = _description(dice, words, entry, has, model, title)
+    return Product(f"p{number:06d}", type_name, has, title, description)
+
+
+def _title(dice: Dice, words: Vocabulary, entry: Mapping[str, Any], has: Mapping[str, str], model: str) -> str:
     others = [name for name in ATTRIBUTES if name in has and name not in TITLE_ALWAYS]
-    shown = {*dice.some(others, TITLE_OTHERS), *TITLE_ALWAYS}
-    slots = {name: has[name] for name in ATTRIBUTES if name in shown and name in has}
+    named = {*dice.some(others, TITLE_OTHERS), *TITLE_ALWAYS}
+    slots = {name: value for name, value in has.items() if name in named}
     if slots.get("size") in words.metric and dice.chance(0.15):
         slots["size"] = words.metric[slots["size"]]
     shades = [slots[name] for name in ("colour", "finish") if name in slots]
     if shades:
         slots |= {"shade": "/".join(shades), "in_shade": f"in {' and '.join(shades)}"}
-        slots["-shade"] = f"- {slots['shade']}"
-    if "size" in slots:
-        slots["-size"] = f"- {slots['size']}"
-    if "feature" in slots:
-        slots["with_feature"] = f"with {slots['feature']}"
-    if "pack" in slots:
-        slots["(pack)"] = f"({slots['pack']})"
+    slots |= {slot: form.format(slots[name]) for slot, (name, form) in FRAMED.items() if name in slots}
     slots |= {"by_brand": f"by {has['brand']}", "model": model, "noun": dice.pick(entry["noun"])}
     # Shops like their house names: a quarter of the titles say the range and leave the plain noun out.
     if dice.chance(0.25):
@@ -179,10 +174,11 @@ def _title(dice: Dice, words: Vocabulary, kind_of: str, has: Mapping[str, str], 
     return " ".join(slots[slot] for slot in pattern.split() if slot in slots)
 
 
-def _description(dice: Dice, words: Vocabulary, kind_of: str, has: Mapping[str, str], model: str, title: str) -> str:
-    entry, texts = words.types[kind_of], words.texts["descriptions"]
+def _description(
+    dice: Dice, words: Vocabulary, entry: Mapping[str, Any], has: Mapping[str, str], model: str, title: str
+) -> str:
+    texts, related = words.texts["descriptions"], words.types[entry["with"]]
     ask = dice.pick(entry["ask"])
-    related = words.types[entry["with"]]
     slots = {
         **has,
         "feature": has.get("feature", entry["range"]),

@@ -30,14 +30,14 @@ def wishes_of(dice: Dice, product: Product) -> list[str]:
 
 def phrase(dice: Dice, words: Vocabulary, product: Product, wishes: Sequence[str]) -> str:
     """Return what a shopper types who wants the product's type with these of its attributes."""
-    said = {name: _said(dice, words, product, name) for name in ATTRIBUTES if name in wishes}
+    terms = {name: _term(dice, words, product, name) for name in ATTRIBUTES if name in wishes}
     what = _type_words(dice, words, product)
-    order = [name for name in ATTRIBUTES if name in said]
+    order = list(terms)
     if dice.chance(SHUFFLED):
         order = dice.some(order, len(order))
     cut = dice.below(len(order) + 1) if dice.chance(SHUFFLED) or what.startswith("something") else len(order)
-    front, back = [said[name] for name in order[:cut]], [said[name] for name in order[cut:]]
-    if order[cut:] and order[cut] in ("feature", "colour", "finish") and dice.chance(0.4):
+    front, back = [terms[name] for name in order[:cut]], [terms[name] for name in order[cut:]]
+    if back and order[cut] in ("feature", "colour", "finish") and dice.chance(0.4):
         back.insert(0, dice.pick(("w/", "with", "in", "-")))
     text = " ".join([*front, what, *back])
     if dice.chance(0.06):
@@ -47,7 +47,7 @@ def phrase(dice: Dice, words: Vocabulary, product: Product, wishes: Sequence[str
     return text.title() if dice.chance(0.04) else text
 
 
-def _said(dice: Dice, words: Vocabulary, product: Product, attribute: str) -> str:
+def _term(dice: Dice, words: Vocabulary, product: Product, attribute: str) -> str:
     value = product.has[attribute].lower()
     if attribute == "brand":
         return value[:4] if dice.chance(NICKNAME) else value
@@ -74,16 +74,14 @@ def _misspelled(dice: Dice, text: str) -> str:
     at = dice.pick(long)
     word = parts[at]
     i = 1 + dice.below(len(word) - 2)
-    by_ear = [(sound, as_heard) for sound, as_heard in SOUNDS if sound in word[1:]]
+    by_ear = [pair for pair in SOUNDS if pair[0] in word[1:]]
     slip = dice.below(4 if by_ear else 3)
     if slip == 0:
-        word = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        parts[at] = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
     elif slip == 1:
-        word = word[:i] + word[i + 1 :]
+        parts[at] = word[:i] + word[i + 1 :]
     elif slip == 2:
-        word = word[:i] + word[i] + word[i:]
+        parts[at] = word[:i] + word[i] + word[i:]
     else:
-        sound, as_heard = dice.pick(by_ear)
-        word = word[0] + word[1:].replace(sound, as_heard, 1)
-    parts[at] = word
+        parts[at] = word[0] + word[1:].replace(*dice.pick(by_ear), 1)
     return " ".join(parts)

@@ -53,7 +53,6 @@ class Lexical:
 
     Attributes:
         language: the Snowball stemmer that words go through, as PyStemmer names it; None leaves words as they are.
-        n_documents: size of the corpus; documents are its columns.
         index: the library's index. Its vocabulary holds stems.
     """
 
@@ -62,50 +61,25 @@ class Lexical:
     index: bm25s.BM25
 
     @classmethod
-    def fit(
-        cls, documents: Sequence[str], *, stem: bool = True, language: str = "english", k1: float = K1, b: float = B
-    ) -> Lexical:
-        """Index a corpus.
+    def fit(cls, documents: Sequence[str], *, stem: bool = True, language: str = "english") -> Lexical:
+        """Index a corpus, one text a column, some of them empty; NoWordsError where no document holds a word.
 
         Args:
-            documents: one text a column; some may be empty.
             stem: bring words to their stems, so that "drills" finds "drill".
             language: the stemmer's, where `stem` is true. Scripts without spaces between words are not segmented.
-            k1: how much a repeated word counts, 0 or more.
-            b: how much a long document is held to account for its length, 0 to 1.
-
-        Raises:
-            NoWordsError: no document holds a word.
-            InputError: the language is unknown, k1 or b is out of range, or a package is missing.
         """
-        if not (0 <= k1 < np.inf and 0 <= b <= 1):
-            raise InputError(f"BM25 needs k1 of 0 or more and b of 0 to 1; got k1={k1:g}, b={b:g}")
         name = language if stem else None
-        terms = _words(documents)
-        distinct = _distinct(terms)
+        words, distinct = _words(documents)
         if not distinct:
             raise NoWordsError(f"BM25 needs a word to go by; none of {len(documents)} documents holds one")
         stems = _stemmed(distinct, name)
         vocabulary = {term: i for i, term in enumerate(dict.fromkeys(stems))}
-        ids = dict(zip(distinct, (vocabulary[term] for term in stems), strict=True))
-        index = _library().BM25(k1=k1, b=b, method="lucene", backend="numpy")
+        ids = {word: vocabulary[term] for word, term in zip(distinct, stems, strict=True)}
+        index = _library().BM25(k1=K1, b=B, method="lucene", backend="numpy")
+        corpus = [[ids[word] for word in row] for row in words], vocabulary
         # An empty word, which the library would add, would be no column of its matrix.
-        index.index(
-            ([[ids[word] for word in row] for row in terms], vocabulary),
-            create_empty_token=False,
-            show_progress=False,
-        )
+        index.index(corpus, create_empty_token=False, show_progress=False)
         return cls(name, len(documents), index)
-
-    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Return the score of every document, (n_queries, n_documents) float32, 0 where no word is shared.
-
-        A word that a query repeats counts as often. Dense: give queries in blocks where the corpus is large.
-        """
-        found = np.zeros((len(queries), self.n_documents), dtype=np.float32)
-        for row, terms in enumerate(self._terms(queries)):
-            found[row] = self.index.get_scores_from_ids(terms)
-        return found
 
     def top_k(
         self, queries: Sequence[str], k: int, *, allowed: NDArray[np.bool_] | None = None
@@ -113,16 +87,13 @@ class Lexical:
         """Return the `k` documents of the highest scores for each query, best first; equal scores by lower column.
 
         A document that shares no word with the query is not retrieved, as in Lucene and so in its TREC runs; -1 with
-        a score of 0 pads the row. Working memory is a few numbers a document, whatever the number of queries.
+        a score of 0 pads the row. A word that a query repeats counts as often.
 
         Args:
             allowed: (n_documents,) bool, of the documents to rank; by default all.
 
         Returns:
             indices: (n_queries, min(k, n_documents)) int64, and scores: the same shape, float32, descending.
-
-        Raises:
-            ValueError: k is below 1.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
@@ -140,7 +111,7 @@ class Lexical:
         return indices, scores
 
     def pair_scores(self, queries: Sequence[str]) -> PairScores:
-        """Return what scores pairs of these queries and documents, the same to the last bit as `scores` has them.
+        """Return what scores pairs of these queries and documents, to the last bit as `top_k` does.
 
         Only the queries' own words are looked at, so a few hundred pairs cost the same in any corpus.
         """
@@ -148,17 +119,18 @@ class Lexical:
         data, postings, starts = (self.index.scores[name] for name in ("data", "indices", "indptr"))
 
         def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-            found = np.zeros(len(rows), dtype=np.float32)
+            scores = np.zeros(len(rows), dtype=np.float32)
             order = np.argsort(rows, kind="stable")
-            asked, first = np.unique(rows[order], return_index=True)
-            for row, start, stop in zip(asked, first, np.append(first, len(rows))[1:], strict=True):
+            query_rows, first = np.unique(rows[order], return_index=True)
+            for row, start, stop in zip(query_rows, first, np.append(first, len(rows))[1:], strict=True):
                 places = order[start:stop]
-                wanted = columns[places]
+                documents = columns[places]
                 for term in terms[row]:
                     holders = postings[starts[term] : starts[term + 1]]
-                    place = np.searchsorted(holders, wanted).clip(max=len(holders) - 1)
-                    found[places] += np.where(holders[place] == wanted, data[starts[term] + place], np.float32(0))
-            return found
+                    place = np.searchsorted(holders, documents).clip(max=len(holders) - 1)
+                    held = holders[place] == documents
+                    scores[places] += np.where(held, data[starts[term] + place], np.float32(0))
+            return scores
 
         return of_pairs
 
@@ -169,62 +141,48 @@ class Lexical:
             atomic.write_json(temporary / SETTINGS, {"format": FORMAT, "language": self.language})
 
     @classmethod
-    def load(cls, folder: Path, *, mapped: bool = False) -> Lexical:
-        """Read what `save` wrote.
-
-        Args:
-            mapped: leave the postings in the file, and read what a query needs; for large corpora.
-
-        Raises:
-            InputError: the folder does not hold such an index, a newer version wrote it, or it is damaged.
-        """
+    def load(cls, folder: Path) -> Lexical:
+        """Read what `save` wrote; postings stay in the file, and what a query needs of them is read."""
         library = _library()
         try:
             settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             version, language = settings["format"], settings["language"]
             if version == FORMAT:
-                index = library.BM25.load(folder, mmap=mapped, show_progress=False)
+                index = library.BM25.load(folder, mmap=True, show_progress=False)
                 n_documents = _checked(index)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             what = f"{folder} holds no BM25 index that can be read ({error}); build it anew"
             raise unread(folder / SETTINGS, error, what) from error
         if version != FORMAT:
             raise InputError(f"{folder} holds a BM25 index of format {version}, not {FORMAT}; build it anew")
-        if language is not None:
-            _stemmed([], language)
+        _stemmed([], language)
         return cls(language, n_documents, index)
 
     def _terms(self, queries: Sequence[str]) -> list[list[int]]:
-        words = _words(queries)
-        distinct = _distinct(words)
+        """Return the vocabulary's numbers of each query's words."""
+        words, distinct = _words(queries)
         ids = dict(zip(distinct, map(self.index.vocab_dict.get, _stemmed(distinct, self.language)), strict=True))
         return [[term for word in row if (term := ids[word]) is not None] for row in words]
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    """Return the words of each text."""
+def _words(texts: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the words of each text, and all distinct ones."""
     plain = (normalise(_FRACTION.sub(r" \1", text)).replace("\u2044", "/") for text in texts)
-    return [_WORD.findall(text) for text in plain]
-
-
-def _distinct(words: list[list[str]]) -> list[str]:
-    return list(dict.fromkeys(word for row in words for word in row))
+    words = [_WORD.findall(text) for text in plain]
+    return words, list(dict.fromkeys(word for row in words for word in row))
 
 
 def _stemmed(words: list[str], language: str | None) -> list[str]:
     if language is None:
         return words
-    try:
-        import Stemmer  # type: ignore[import-not-found]
-    except ModuleNotFoundError as error:
-        raise InputError("stemming needs PyStemmer; install it (pip install PyStemmer), or do without stems") from error
+    import Stemmer  # type: ignore[import-not-found]
+
     try:
         # One that is shared between threads would be corrupted, and making one costs microseconds.
-        stemmer = Stemmer.Stemmer(language)
+        stems: list[str] = Stemmer.Stemmer(language).stemWords(words)
     except KeyError:
         known = ", ".join(Stemmer.algorithms())
         raise InputError(f"there is no stemmer for {language!r}; choose one of {known}") from None
-    stems: list[str] = stemmer.stemWords(words)
     return stems
 
 
@@ -232,10 +190,8 @@ def _library() -> Any:
     # Where jax is installed the library tries it out when it is imported, and jax takes three quarters of a GPU's
     # memory at its first call unless told otherwise.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    try:
-        import bm25s
-    except ModuleNotFoundError as error:
-        raise InputError("BM25 needs bm25s; install it (pip install bm25s)") from error
+    import bm25s
+
     return bm25s
 
 

@@ -9,7 +9,7 @@ neighbor search").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,10 @@ from nestling.atomic import new_file
 from nestling.config.names import PRECISIONS
 from nestling.errors import InputError, unread
 from nestling.retrieval.quantization import NIBBLES, SIGNS, divide, itq_rotation, pack_bits, pack_levels
-from nestling.retrieval.vectors import ROWS_AT_ONCE, product
+from nestling.retrieval.vectors import ROWS_AT_ONCE
 
 FORMAT = "nestling codec 1"
 FIT_ROWS = 16384
-Matrix = NDArray[np.float32]
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -57,29 +56,13 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class Queries:
-    """Queries as `Codec.scores` takes them: a document scores `scale * score + shift`.
-
-    Attributes:
-        rows: (n, dim) float32; for int8, int4 and binary int8.
-        scale: (n,) float32, what a unit of the row is worth.
-        shift: (n,) float32, the inner product of the query with the codec's mean.
-    """
-
-    rows: NDArray[Any]
-    scale: NDArray[np.float32]
-    shift: NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
 class Codec:
     """A precision with what was fitted for it; `fit_codec` makes one. Equal when all of it is equal.
 
     Attributes:
-        precision: one of `PRECISIONS`.
         dim: size of the rows.
-        mean: (dim,) float32 of int4 and binary, taken off each row; otherwise None.
-        rotation: (dim, dim) float32, orthogonal, of int4 and binary: `(row - mean) @ rotation` is quantized.
+        mean, rotation: of int4 and binary, (dim,) and orthogonal (dim, dim) float32; `(row - mean) @ rotation` is
+            quantized. Otherwise None.
     """
 
     precision: str
@@ -114,25 +97,39 @@ class Codec:
         return hash(self.fingerprint)
 
     def encode(self, rows: NDArray[np.floating]) -> Codes:
-        """Encode rows; a row's code does not depend on the rows beside it.
-
-        Args:
-            rows: (n, dim) float, finite; of length 1 for the measured accuracy, no value beyond 65504 except in
-                float32.
-
-        Raises:
-            InputError: the rows are of another size, hold NaN or infinite values, or are too long for float16.
-        """
+        """Encode (n, dim) float rows, finite, fit for float16; a row's code does not depend on the rows beside it."""
         parts = [self._encode(block, start) for start, block in _blocks(rows, self.dim)]
         scales = None if self.is_float else np.concatenate([scale for _, scale in parts])
         return Codes(np.concatenate([data for data, _ in parts]), scales, self.fingerprint)
 
-    def decode(self, codes: Codes) -> NDArray[np.float32]:
-        """Return the rows that the codes stand for, (n, dim) float32.
+    def _encode(self, block: NDArray[np.float32], start: int) -> tuple[NDArray[np.generic], NDArray[np.float16]]:
+        none = np.zeros(len(block), dtype=np.float16)
+        if self.precision == "float32":
+            return block, none
+        largest = np.abs(block).max(axis=1)
+        _refuse_long(largest, start)
+        if self.precision == "float16":
+            return block.astype(np.float16), none
+        if self.precision == "int8":
+            scales = largest.astype(np.float16)
+            # A scale rounded down would clip; the integers then follow the scale that is stored, not the exact one.
+            scales = np.where(scales < largest, np.nextafter(scales, np.float16(np.inf)), scales)
+            return np.rint(divide(block * np.float32(127), scales.astype(np.float32))).astype(np.int8), scales
+        if self.rotation is None or self.mean is None:
+            raise ValueError(f"a codec of precision {self.precision} needs a mean and a rotation; use fit_codec")
+        # In float64, so that the last bit, which depends on the rows beside it in a product, moves no code.
+        rotated = ((block.astype(np.float64) - self.mean) @ self.rotation).astype(np.float32)
+        largest = np.abs(rotated).max(axis=1)
+        unit = divide(rotated, largest)
+        data, overlap = pack_bits(unit) if self.precision == "binary" else pack_levels(unit)
+        # With this scale a row's product with itself is exact, so that of one with queries near it is unbiased
+        # (Gao and Long 2024, "RaBitQ").
+        exact = divide((unit * unit).sum(axis=1) * largest, overlap)
+        _refuse_long(exact, start)
+        return data, exact.astype(np.float16)
 
-        Raises:
-            InputError: the codes are of another codec.
-        """
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        """Return the rows that the codes stand for, (n, dim) float32."""
         self.check(codes)
         if self.is_float:
             return codes.data.astype(np.float32)
@@ -155,8 +152,7 @@ class Codec:
 
     def steps(self, codes: Codes) -> NDArray[np.float32]:
         """Return what one unit of `integers` is worth in each row, (n,) float32."""
-        if codes.scales is None:
-            raise ValueError(f"{self.precision} codes have no scales")
+        assert codes.scales is not None, f"{self.precision} codes have no scales"
         return codes.scales.astype(np.float32) / np.float32(1 if self.precision == "binary" else 127)
 
     def project(self, queries: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -164,9 +160,6 @@ class Codec:
 
         Returns:
             projected: (n, dim) float32, and shift: (n,) float32, the inner product of each query with the mean.
-
-        Raises:
-            InputError: the queries are of another size, or hold NaN or infinite values.
         """
         rows = np.concatenate([block for _, block in _blocks(queries, self.dim)])
         if self.rotation is None or self.mean is None:
@@ -174,55 +167,8 @@ class Codec:
         exact = rows.astype(np.float64)
         return (exact @ self.rotation).astype(np.float32), (exact @ self.mean).astype(np.float32)
 
-    def prepare(self, queries: NDArray[np.floating]) -> Queries:
-        """Bring queries to the form that is scored; for integer codes each is rounded to int8, by a scale of its own.
-
-        Integers are multiplied exactly, so their order depends on neither blocks, threads nor machine, and float
-        queries would find the same but for a few in a thousand.
-
-        Raises:
-            InputError: as `project`.
-        """
-        projected, shift = self.project(queries)
-        if self.is_float:
-            return Queries(projected, np.ones(len(queries), dtype=np.float32), shift)
-        unit = np.abs(projected).max(axis=1).astype(np.float64) / 127
-        rounded = np.divide(projected, unit[:, None], out=np.zeros(projected.shape), where=unit[:, None] > 0)
-        return Queries(np.rint(rounded).astype(np.int8), unit.astype(np.float32), shift)
-
-    def scores(self, codes: Codes, width: int) -> Callable[[NDArray[Any], Matrix], Matrix]:
-        """Unpack a block of codes, and return what scores rows of `Queries` against it.
-
-        Args:
-            width: columns of the scores; those past the block are of no meaning.
-
-        Returns:
-            A function of rows and of a matrix to write to (see `product`), which gives (n_queries, width) float32.
-
-        Raises:
-            InputError: the codes are of another codec.
-        """
-        self.check(codes)
-        steps = None if self.is_float else self.steps(codes)
-        vectors: NDArray[Any] = codes.data.astype(np.float32, copy=False) if self.is_float else self.integers(codes)
-        if len(codes) < width:
-            vectors = np.pad(vectors, ((0, width - len(codes)), (0, 0)))
-            steps = None if steps is None else np.pad(steps, (0, width - len(codes)))
-
-        def scores(rows: NDArray[Any], out: Matrix) -> Matrix:
-            found = product(rows, vectors, out)
-            if steps is not None:
-                found *= steps
-            return found
-
-        return scores
-
     def check(self, codes: Codes) -> None:
-        """Refuse codes of another codec.
-
-        Raises:
-            InputError: their fingerprint is another.
-        """
+        """Refuse codes of another codec."""
         if codes.codec != self.fingerprint:
             raise InputError(
                 f"codes of codec {codes.codec} cannot be read by codec {self.fingerprint} ({self.precision}, "
@@ -241,71 +187,32 @@ class Codec:
 
     @classmethod
     def load(cls, path: Path) -> Codec:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file is missing, is no codec, or is damaged.
-        """
+        """Read what `save` wrote; refuse what is missing, no codec, or damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
+                about: dict[str, Any] = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             raise unread(path, error, f"{path}: no such file; give the file that Codec.save wrote") from None
         except (OSError, SafetensorError, ValueError) as error:
             raise unread(path, error, f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
-        dim = about.get("dim", "")
-        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS or not dim.isdecimal():
+        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS:
             raise InputError(f"{path}: holds no codec of the form {FORMAT!r}; give the file that Codec.save wrote")
-        codec = cls(about["precision"], int(dim), arrays.get("mean"), arrays.get("rotation"))
+        codec = cls(about["precision"], int(about["dim"]), arrays.get("mean"), arrays.get("rotation"))
         if codec.fingerprint != about.get("fingerprint"):
             raise InputError(f"{path}: the codec's content does not fit its fingerprint; fit and save it again")
         return codec
 
-    def _encode(self, block: NDArray[np.float32], start: int) -> tuple[NDArray[np.generic], NDArray[np.float16]]:
-        none = np.zeros(len(block), dtype=np.float16)
-        if self.precision == "float32":
-            return block, none
-        largest = np.abs(block).max(axis=1)
-        _refuse_long(largest, start)
-        if self.precision == "float16":
-            return block.astype(np.float16), none
-        if self.precision == "int8":
-            scales = largest.astype(np.float16)
-            # A scale rounded down would clip; the integers then follow the scale that is stored, not the exact one.
-            scales = np.where(scales < largest, np.nextafter(scales, np.float16(np.inf)), scales)
-            return np.rint(divide(block * np.float32(127), scales.astype(np.float32))).astype(np.int8), scales
-        if self.rotation is None or self.mean is None:
-            raise ValueError(f"a codec of precision {self.precision} needs a mean and a rotation; use fit_codec")
-        # In float64, so that the last bit, which depends on the rows beside it in a product, moves no code.
-        turned = ((block.astype(np.float64) - self.mean) @ self.rotation).astype(np.float32)
-        largest = np.abs(turned).max(axis=1)
-        unit = divide(turned, largest)
-        data, overlap = pack_bits(unit) if self.precision == "binary" else pack_levels(unit)
-        # With this scale a row's product with itself is exact, so that of one with queries near it is unbiased
-        # (Gao and Long 2024, "RaBitQ").
-        exact = divide((unit * unit).sum(axis=1) * largest, overlap)
-        _refuse_long(exact, start)
-        return data, exact.astype(np.float16)
-
 
 def fit_codec(precision: str, documents: NDArray[np.floating]) -> Codec:
-    """Fit a codec on documents, best those that it will encode.
+    """Fit a codec on documents, (n, dim) float of length 1, best those that it will encode.
 
     float32, float16 and int8 (one scale a vector) need nothing of the documents but their size. int4 and binary take
-    the mean off and turn the rest so that its coordinates are alike and near the corners of a cube: iterative
-    quantization (Gong and Lazebnik 2011, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes"),
-    from a fixed random start, on at most 16,384 documents, evenly spaced. Where a model's dims differ in strength, as
-    after PCA, that is what keeps int4 and binary usable.
-
-    Args:
-        precision: one of `PRECISIONS`.
-        documents: (n, dim) float, n of 1 or more, finite, of length 1.
-
-    Raises:
-        InputError: the precision is unknown, there are no documents, or a value is NaN, infinite or too large.
+    the mean off and rotate the rest so that its coordinates are equal in strength and near the corners of a cube:
+    iterative quantization (Gong and Lazebnik 2011, "Iterative Quantization: A Procrustean Approach to Learning Binary
+    Codes"), from a fixed random start, on at most 16,384 documents, evenly spaced.
     """
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
@@ -338,6 +245,5 @@ def _blocks(rows: NDArray[np.floating], dim: int) -> Iterator[tuple[int, NDArray
 def _refuse_long(sizes: NDArray[np.float32], start: int) -> None:
     wrong = np.flatnonzero(sizes > LARGEST)
     if len(wrong):
-        raise InputError(
-            f"embedding {start + wrong[0]} (counted from 0) is too long for float16; bring embeddings to length 1"
-        )
+        what = f"embedding {start + wrong[0]} (counted from 0) is too long for float16"
+        raise InputError(f"{what}; bring embeddings to length 1")

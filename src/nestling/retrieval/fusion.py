@@ -1,11 +1,11 @@
-"""Fusion of a dense and a lexical ranking: by ranks, or as a weighted sum."""
+"""Fusion of a dense and a lexical ranking, as a weighted sum of scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ Ranking = NDArray[np.int64]
 Top = tuple[Ranking, NDArray[np.float32]]
 """The best documents of each query: columns (n_queries, depth) int64, best first, -1 pads; scores, the same shape."""
 
-Normalisation = Literal["none", "max"]
-NORMALISATIONS: tuple[Normalisation, ...] = ("none", "max")
-
 DEPTH = 100
 PAIRS_AT_ONCE = 32768
 
@@ -29,28 +26,20 @@ PAIRS_AT_ONCE = 32768
 class Fusion:
     """A weighted sum: dense score + `weight` * lexical score, over the best documents of either side.
 
-    Both scores of each candidate are exact, also where only one side found it. (Bruch, Gai and Ingber 2023, "An
-    analysis of fusion functions for hybrid retrieval", find such a convex combination better than reciprocal ranks, and
-    indifferent to the normalisation.)
+    Both scores of each candidate are exact, also where only one side has it. (Bruch, Gai and Ingber 2023, "An analysis
+    of fusion functions for hybrid retrieval", find such a convex combination better than reciprocal ranks.)
 
     Attributes:
         weight: 0 or more; 0 is the dense ranking alone.
-        normalisation: "none": lexical scores are taken as they are, so each shared word adds its share whatever else
-            the query asks. "max": they are divided by the query's highest, which brings them to 0..1 and so suits any
-            scale. The dense score, a cosine, is never changed.
         depth: candidates that each side brings.
     """
 
     weight: float
-    normalisation: Normalisation = "none"
     depth: int = DEPTH
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise InputError(f"a fusion's weight must be a number of 0 or more, not {self.weight!r}")
-        if self.normalisation not in NORMALISATIONS:
-            known = ", ".join(NORMALISATIONS)
-            raise InputError(f"unknown normalisation {self.normalisation!r} of a fusion; choose one of {known}")
         if self.depth < 1:
             raise InputError(f"a fusion's depth must be 1 or more, not {self.depth!r}")
 
@@ -59,21 +48,17 @@ class Fusion:
 
         Args:
             dense: the dense side's best documents. The first `depth` are candidates, all where there are fewer.
-            lexical: the lexical side's, whose first score is the query's highest.
-            k: how many.
+            lexical: the lexical side's.
             dense_scores: scores pairs that `dense` lacks (`inner_products`).
             lexical_scores: scores pairs that `lexical` lacks (`Lexical.pair_scores`).
 
         Returns:
             indices: (n_queries, k) int64, -1 where there are no more candidates, and scores: float32, descending, -inf
             there.
-
-        Raises:
-            ValueError: k is below 1, or the two sides are not of the same number of queries.
         """
-        (dense_best, lexical_best) = ((top[0][:, : self.depth], top[1][:, : self.depth]) for top in (dense, lexical))
-        candidates = Candidates.of(dense_best, lexical_best, dense_scores=dense_scores, lexical_scores=lexical_scores)
-        return candidates.best(self.weight, self.normalisation, k)
+        (dense, lexical) = ((top[0][:, : self.depth], top[1][:, : self.depth]) for top in (dense, lexical))
+        candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
+        return candidates.best(self.weight, k)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, fit for JSON."""
@@ -81,18 +66,15 @@ class Fusion:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fusion:
-        """Read what `as_dict` gave.
-
-        Raises:
-            InputError: a field is missing, unknown or not valid.
-        """
-        kinds: dict[str, type | tuple[type, ...]] = {"weight": (int, float), "normalisation": str, "depth": int}
-        if values.keys() != kinds.keys():
-            raise InputError(f"a fusion has the fields {', '.join(kinds)}; these are {', '.join(values) or 'none'}")
-        for name, kind in kinds.items():
-            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+        """Read what `as_dict` gave; refuse what lacks a field, has another, or is not valid."""
+        # Earlier versions wrote how lexical scores were normalised: not at all.
+        values = {name: value for name, value in values.items() if (name, value) != ("normalisation", "none")}
+        if values.keys() != {"weight", "depth"}:
+            raise InputError(f"a fusion has the fields weight, depth; these are {', '.join(values) or 'none'}")
+        for name, kinds in (("weight", (int, float)), ("depth", (int,))):
+            if type(values[name]) not in kinds:
                 raise InputError(f"a fusion's {name} cannot be {values[name]!r}")
-        return cls(float(values["weight"]), values["normalisation"], values["depth"])
+        return cls(float(values["weight"]), values["depth"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,64 +84,53 @@ class Candidates:
     Attributes:
         columns: (n_queries, n) int64, ascending in each row, none twice; -1 pads a row at its end.
         dense, lexical: (n_queries, n) float32; of no meaning at the padding.
-        highest: (n_queries,) float64, the highest lexical score of the query; 0 where no document has one.
     """
 
     columns: NDArray[np.int64]
     dense: NDArray[np.float32]
     lexical: NDArray[np.float32]
-    highest: NDArray[np.float64]
 
     @classmethod
     def of(cls, dense: Top, lexical: Top, *, dense_scores: PairScores, lexical_scores: PairScores) -> Candidates:
         """Join two lists; see `Fusion.fuse`."""
         if len(dense[0]) != len(lexical[0]):
             raise ValueError(f"{len(dense[0])} queries of the dense side do not fit {len(lexical[0])} lexical ones")
-        columns = _union([dense[0], lexical[0]])
-        highest = lexical[1].max(axis=1, initial=0.0).astype(np.float64)
-        return cls(columns, _scored(columns, dense, dense_scores), _scored(columns, lexical, lexical_scores), highest)
+        columns = _union(dense[0], lexical[0])
+        return cls(columns, _scored(columns, dense, dense_scores), _scored(columns, lexical, lexical_scores))
 
-    def best(self, weight: float, normalisation: Normalisation, k: int) -> Top:
+    def best(self, weight: float, k: int) -> Top:
         """Return the `k` of each row with the highest sums; see `Fusion.fuse`."""
-        sums = self.dense + weight * self._scale(normalisation)[:, None] * self.lexical
-        return _best(self.columns, sums, k)
+        if k < 1:
+            raise ValueError(f"k must be 1 or more, got {k}")
+        sums = self.dense + weight * self.lexical.astype(np.float64)
+        # In single precision sums that differ by the order of their terms are equal again.
+        columns, scores = highest(self.columns, np.where(self.columns >= 0, sums, -np.inf).astype(np.float32), k)
+        padding = ((0, 0), (0, k - columns.shape[1]))
+        return np.pad(columns, padding, constant_values=-1), np.pad(scores, padding, constant_values=-np.inf)
 
-    def balance(self, normalisation: Normalisation) -> float | None:
-        """Return the weight at which both scores spread alike over a query's candidates; None if no lexical one does.
-
-        The spread is the standard deviation over the candidates, mean over the queries.
-        """
-        lexical = self._scale(normalisation)[:, None] * self.lexical
-        dense, words = (
-            float(
-                np.mean([row[there].std() for row, there in zip(side, self.columns >= 0, strict=True) if there.any()])
-            )
-            for side in (self.dense.astype(np.float64), lexical)
+    def balance(self) -> float | None:
+        """Return the weight at which both scores deviate equally, mean over queries; None if lexical ones do not."""
+        dense_spread, lexical_spread = (
+            float(np.mean([row[used].std() for row, used in zip(side, self.columns >= 0, strict=True) if used.any()]))
+            for side in (self.dense.astype(np.float64), self.lexical.astype(np.float64))
         )
-        return dense / words if words > 0 else None
-
-    def _scale(self, normalisation: Normalisation) -> NDArray[np.float64]:
-        """Return what each query's lexical scores are multiplied by."""
-        scale = np.ones(len(self.highest))
-        if normalisation == "none":
-            return scale
-        return np.divide(1.0, self.highest, out=np.zeros_like(scale), where=self.highest > 0)
+        return dense_spread / lexical_spread if lexical_spread > 0 else None
 
 
 def inner_products(queries: NDArray[np.float32], documents: NDArray[np.floating]) -> PairScores:
     """Return what scores pairs of rows by their inner product, (n_queries, dim) with (n_documents, dim)."""
 
     def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        found = np.empty(len(rows), dtype=np.float32)
+        scores = np.empty(len(rows), dtype=np.float32)
         for start in range(0, len(rows), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
-            found[part] = np.einsum("nd,nd->n", queries[rows[part]], documents[columns[part]].astype(np.float32))
-        return found
+            scores[part] = np.einsum("nd,nd->n", queries[rows[part]], documents[columns[part]].astype(np.float32))
+        return scores
 
     return of_pairs
 
 
-def _union(rankings: Sequence[Ranking]) -> NDArray[np.int64]:
+def _union(*rankings: Ranking) -> NDArray[np.int64]:
     """Return the documents of each row that any ranking names, ascending; -1 pads at the end."""
     columns = np.sort(np.concatenate(rankings, axis=1), axis=1)
     again = np.zeros(columns.shape, dtype=bool)
@@ -168,40 +139,23 @@ def _union(rankings: Sequence[Ranking]) -> NDArray[np.int64]:
     columns[again | (columns < 0)] = last
     columns.sort(axis=1)
     columns[columns == last] = -1
-    width = int((columns >= 0).sum(axis=1).max(initial=0))
-    return columns[:, :width]
-
-
-def _find(columns: NDArray[np.int64], ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return where in its row of `ranking` each of `columns` stands, and whether it does."""
-    if not ranking.shape[1]:
-        return np.zeros(columns.shape, dtype=np.int64), np.zeros(columns.shape, dtype=bool)
-    # One number for (row, column) makes all rows one sorted list.
-    span = max(int(columns.max(initial=0)), int(ranking.max(initial=0))) + 2
-    offsets = np.arange(len(columns))[:, None] * span + 1
-    keys = (ranking + offsets).ravel()
-    order = np.argsort(keys, kind="stable")
-    wanted = columns + offsets
-    entry = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
-    return entry % ranking.shape[1], keys[entry] == wanted
+    return columns[:, : int((columns >= 0).sum(axis=1).max(initial=0))]
 
 
 def _scored(columns: NDArray[np.int64], top: Top, pair_scores: PairScores) -> NDArray[np.float32]:
-    place, known = _find(columns, top[0])
-    scores = np.zeros(columns.shape, dtype=np.float32)
-    if top[1].shape[1]:
-        scores = np.where(known, np.take_along_axis(top[1], place, axis=1), scores)
+    """Return the scores of columns: those that `top` has, and of the others what `pair_scores` says."""
+    ranking, ranked = top
+    scores, known = np.zeros(columns.shape, dtype=np.float32), np.zeros(columns.shape, dtype=bool)
+    if ranking.shape[1]:
+        # One number for (row, column) makes all rows one sorted list.
+        span = max(int(columns.max(initial=0)), int(ranking.max(initial=0))) + 2
+        offsets = np.arange(len(columns))[:, None] * span + 1
+        keys = (ranking + offsets).ravel()
+        order = np.argsort(keys, kind="stable")
+        entry = order[np.searchsorted(keys, columns + offsets, sorter=order).clip(max=len(keys) - 1)]
+        known = keys[entry] == columns + offsets
+        scores = np.where(known, ranked.ravel()[entry], scores)
     rows, places = np.nonzero(~known & (columns >= 0))
     if len(rows):
         scores[rows, places] = pair_scores(rows, columns[rows, places])
     return scores
-
-
-def _best(columns: NDArray[np.int64], sums: NDArray[np.float64], k: int) -> Top:
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
-    # In single precision sums that differ by the order of their terms are equal again.
-    scores = np.where(columns >= 0, sums, -np.inf).astype(np.float32)
-    padding = ((0, 0), (0, max(0, k - columns.shape[1])))
-    found, values = highest(columns, scores, k)
-    return np.pad(found, padding, constant_values=-1), np.pad(values, padding, constant_values=-np.inf)

@@ -9,35 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
+from nestling.retrieval.vectors import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense
     from torch import nn
 
-ROWS_AT_ONCE = 16384
 EMBEDDING = "sentence_embedding"
 COMPLETION = 0.1
 """Share of the documents' mean square against that of the queries; 0.03 to 0.3 are level."""
 
 
 def fit_rotation(documents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the rotation after which each prefix of the documents holds as much of their length as it can.
+    """Return the (dim, dim) float32 rotation after which prefixes of (n, dim) documents keep the most of their length.
 
     The principal axes of the rows as they are, without centring: a shift would change cosines, a rotation about the
-    origin leaves them at full size. With fewer rows than dims the axes beyond the rows' span are any that complete it.
-    That no other rotation keeps more: Eckart and Young 1936, "The approximation of one matrix by another of lower
-    rank".
-
-    Args:
-        documents: (n, dim) float, embeddings of typical documents, as they are compared (for cosines: of length 1).
-
-    Returns:
-        (dim, dim) float32, orthogonal. `documents @ rotation` has columns of falling mean square. The component
-        of an axis that is largest in magnitude is positive, so that equal data give equal signs.
-
-    Raises:
-        InputError: there is no row or no column, or a number is not finite.
+    origin leaves them at full size. No other rotation keeps more: Eckart and Young 1936, "The approximation of one
+    matrix by another of lower rank". InputError: no row, no column, or a number that is not finite.
     """
     if documents.ndim != 2 or 0 in documents.shape:
         raise InputError(f"a rotation needs embeddings of documents, (n, dim); these are of shape {documents.shape}")
@@ -52,19 +41,10 @@ def fit_rotation(documents: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def fit_search_rotation(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the rotation for search: the axes along which queries differ, completed by those of documents.
+    """Return the rotation for search: the axes along which training queries differ, completed by those of documents.
 
-    What a query tells documents apart by lies where queries are, so small prefixes find more by these axes.
-
-    Args:
-        queries: (n_queries, dim) float, of training queries.
-        documents: (n_documents, dim) float, of training documents.
-
-    Returns:
-        (dim, dim) float32, orthogonal, as `fit_rotation`.
-
-    Raises:
-        InputError: as there.
+    What a query tells documents apart by lies where queries are, so small prefixes find more by these axes. Shapes and
+    errors as `fit_rotation`.
     """
     rows = [queries / np.sqrt(max(len(queries), 1)), documents * np.sqrt(COMPLETION / max(len(documents), 1))]
     return fit_rotation(np.concatenate(rows))
@@ -84,11 +64,8 @@ def principal_axes(moment: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return `embeddings @ rotation`, (n, new dim) float32, the same for equal rows wherever they stand.
-
-    Computed in float64: the last bit of a product depends on the rows beside it (the edge of a matrix runs other code),
-    and equal documents would then rank in an order of chance.
-    """
+    """Return `embeddings @ rotation`, (n, new dim) float32, the same for equal rows wherever they stand."""
+    # In float64, as the last bit of a product depends on the rows beside it, and equal documents would rank by chance.
     rotated_rows = np.empty((len(embeddings), rotation.shape[1]), dtype=np.float32)
     exact = rotation.astype(np.float64)
     for start in range(0, len(embeddings), ROWS_AT_ONCE):
@@ -97,23 +74,16 @@ def rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> N
 
 
 def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> Dense:
-    """Write a rotation into a model, in place, so that it gives `embeddings @ rotation` from now on.
+    """Write an orthogonal (dim, dim) rotation into a model, in place, so that it gives `embeddings @ rotation`.
 
     A linear layer that ends the model already (before the vectors are brought to length 1) takes the rotation in;
-    otherwise `append_linear` adds one. Saved, the model is loaded by plain sentence-transformers.
-
-    Args:
-        rotation: (dim, dim) orthogonal, of the model's full size.
-
-    Returns:
-        the layer that now rotates.
-
-    Raises:
-        InputError: the rotation is not of the model's size, or not orthogonal.
+    otherwise `append_linear` adds one. Returns the layer that now rotates. InputError: not orthogonal, or of another
+    size than the model's full one.
     """
     import torch
 
-    full = _full_size(model)
+    with model.truncate_embeddings(None):
+        full = int(model.get_embedding_dimension() or 0)
     if rotation.shape != (full, full):
         raise InputError(f"a rotation of shape {rotation.shape} does not fit a model of {full} dims")
     exact = rotation.astype(np.float64)
@@ -130,28 +100,21 @@ def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> D
 
 
 def append_linear(model: SentenceTransformer, matrix: NDArray[np.float32]) -> Dense:
-    """Add a linear layer at the model's end, in place, but before vectors are brought to length 1.
+    """Add a linear layer by a (dim, new dim) matrix at the model's end, in place, and return it.
 
-    Args:
-        matrix: (dim, new dim); the model gives `embeddings @ matrix`, at length 1 where it gave such before.
-
-    Returns:
-        the layer: sentence-transformers' Dense, without bias, its activation the identity; on the model's device, in
-        its precision.
+    It stands before what brings vectors to length 1, and has neither bias nor activation.
     """
     import torch
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    before, after = matrix.shape
-    layer = Dense(before, after, bias=False, activation_function=torch.nn.Identity())
+    layer = Dense(*matrix.shape, bias=False, activation_function=torch.nn.Identity())
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     layer.to(device=model.device, dtype=torch.float32 if parameter is None else parameter.dtype)
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(matrix.T)))
-    place = place_of_last(model)
     modules = list(model._modules.items())
     kwargs = model.module_kwargs or {}
-    modules.insert(place, ("", layer))
+    modules.insert(place_of_last(model), ("", layer))
     # Names are places; what a module is to be called with is kept under its name.
     model._modules = OrderedDict((str(i), module) for i, (_, module) in enumerate(modules))
     model.module_kwargs = OrderedDict((str(i), kwargs[name]) for i, (name, _) in enumerate(modules) if name in kwargs)
@@ -180,8 +143,3 @@ def _is_linear(module: nn.Module, size: int) -> bool:
         and module.module_output_name == EMBEDDING
         and module.out_features == size
     )
-
-
-def _full_size(model: SentenceTransformer) -> int:
-    with model.truncate_embeddings(None):
-        return int(model.get_embedding_dimension() or 0)

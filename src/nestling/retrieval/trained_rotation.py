@@ -21,12 +21,9 @@ STEPS = 150
 WARMUP = 20
 BATCH = 128
 NEAREST = 8
-HELD = 8
-"""One query of so many is held out, to tell which rotation is the best, and whether any is."""
-EVERY = 10
-"""Steps between two looks at them."""
-TOP = 10
-"""Documents on top that a prefix shall have in common with the whole."""
+# One query of so many is held out, to tell every so many steps which rotation is the best, and whether any is: by the
+# documents on top that a prefix has in common with the whole.
+HELD_OUT, EVERY, TOP = 8, 10, 10
 SCALE = 20.0
 SAMPLE = 6000
 """Queries, and documents, that are enough to train on."""
@@ -53,24 +50,13 @@ def train_search_rotation(
     .. math:: \sum_{d} \mathrm{KL}(p \,\|\, p_d)
 
     is brought down by Adam over orthogonal matrices (Cayley transforms of skew-symmetric ones: Helfrich, Willmott and
-    Ye 2018, arXiv 1707.09520; torch's parametrisation). The axes that are kept are the teacher of their own prefixes,
-    and are only rotated, so their cosines stay as they are. Some queries are held out; that rotation is taken whose
+    Ye 2018, arXiv 1707.09520; torch's parametrisation). Some queries are held out; that rotation is taken whose
     prefixes have the most in common with the whole's ten best, or none.
 
     Args:
-        queries: (n_queries, dim) float, of training queries.
-        documents: (n_documents, dim) float, of training documents.
-        size: how many of the axes to keep; all by default.
-        dims: the prefixes d; those that are shorter than `size` count. A half, a quarter and an eighth of it by
-            default.
-        device: where to train.
-
-    Returns:
-        (dim, size) float32, with orthonormal columns. Those of `fit_search_rotation` if there are fewer than
-        8 queries, or no size is below the whole.
-
-    Raises:
-        InputError: there is no row, or a number is not finite.
+        queries, documents: (n, dim) float, of training texts.
+        size: how many of the axes to keep; all by default. Returns (dim, size) float32, with orthonormal columns.
+        dims: the prefixes d below `size`. A half, a quarter and an eighth of it by default.
     """
     import torch
     import torch.nn.functional as F
@@ -79,11 +65,9 @@ def train_search_rotation(
     axes = fit_search_rotation(queries, documents)[:, :size]
     size = axes.shape[1]
     sizes = [part for part in dims or (size // 2, size // 4, size // 8) if 0 < part < size]
-    if not sizes or not len(queries) or not len(documents):
-        return axes
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
-    held, rest = order[: len(order) // HELD], order[len(order) // HELD :]
-    if not len(held):
+    held_out, rest = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+    if not sizes or not len(held_out) or not len(documents):
         return axes
     kept = [truncate(rotated(rows, axes), size) for rows in (queries, documents)]
     nearest = torch.from_numpy(top_k(kept[0], kept[1], NEAREST)[0])
@@ -97,36 +81,38 @@ def train_search_rotation(
     optimizer = torch.optim.Adam(layer.parameters(), lr=ANGLE / size**0.5)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / STEPS))
 
-    def divergence(chosen: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    def scores(chosen: torch.Tensor, rotation: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the cosines of queries with the documents near any of them, along all axes and by prefix."""
         q, d = whole[0][chosen], whole[1][torch.unique(nearest[chosen])]
-        teacher = F.softmax(SCALE * (q @ d.T), dim=1)
+        all_axes = q @ d.T
         q, d = q @ rotation, d @ rotation
-        loss = torch.zeros((), device=q.device)
-        for part in sizes:
-            cosines = F.normalize(q[:, :part], dim=1) @ F.normalize(d[:, :part], dim=1).T
+        return all_axes, [F.normalize(q[:, :part], dim=1) @ F.normalize(d[:, :part], dim=1).T for part in sizes]
+
+    def divergence(chosen: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        all_axes, prefixes = scores(chosen, rotation)
+        teacher = F.softmax(SCALE * all_axes, dim=1)
+        loss = torch.zeros((), device=teacher.device)
+        for cosines in prefixes:
             loss = loss + F.kl_div(F.log_softmax(SCALE * cosines, dim=1), teacher, reduction="batchmean")
         return loss
 
     def overlap(rotation: torch.Tensor) -> float:
-        q, d = whole[0][held], whole[1][torch.unique(nearest[held])]
-        target = _top(q @ d.T)
-        q, d = q @ rotation, d @ rotation
-        parts = [_top(F.normalize(q[:, :part], dim=1) @ F.normalize(d[:, :part], dim=1).T) for part in sizes]
-        return float(torch.stack([(part & target).sum() for part in parts]).sum())
+        all_axes, prefixes = scores(held_out, rotation)
+        target = _top(all_axes)
+        return float(torch.stack([(_top(cosines) & target).sum() for cosines in prefixes]).sum())
 
     # Not by the divergence, which can fall while the documents on top get further from the whole's.
     best, most = torch.eye(size), overlap(torch.eye(size, device=device))
     for step, chosen in enumerate(_batches(len(rest)), 1):
         with torch.enable_grad():
-            rotation = layer.weight.T  # each reading of it solves for the whole matrix anew
-            loss = divergence(rest[chosen], rotation)
+            loss = divergence(rest[chosen], layer.weight.T)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rate.step()
         if step % EVERY == 0:
             with torch.no_grad():
-                rotation = layer.weight.T
+                rotation = layer.weight.T  # each reading of it solves for the whole matrix anew
                 common = overlap(rotation)
             if common > most:
                 best, most = rotation.cpu(), common
@@ -147,9 +133,9 @@ def _batches(n: int) -> Iterator[torch.Tensor]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    left = torch.zeros(0, dtype=torch.int64)
+    places = torch.zeros(0, dtype=torch.int64)
     for _ in range(STEPS):
-        if len(left) < min(BATCH, n):
-            left = torch.randperm(n, generator=generator)
-        yield left[:BATCH]
-        left = left[BATCH:]
+        if len(places) < min(BATCH, n):
+            places = torch.randperm(n, generator=generator)
+        yield places[:BATCH]
+        places = places[BATCH:]

@@ -21,19 +21,9 @@ EXACT_IN_FLOAT32 = 2**24
 
 
 def truncate(embeddings: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    """Cut embeddings to their first `dim` components and bring each row back to length 1.
+    """Cut embeddings to their first `dim` components, (n, dim) float32, and bring each row back to length 1.
 
-    `encode(truncate_dim=...)` of sentence-transformers cuts only, and leaves rows shorter than 1.
-
-    Args:
-        embeddings: (n, full) float32.
-        dim: 1 to full.
-
-    Returns:
-        (n, dim) float32, a C-contiguous copy; a row whose first `dim` components are all zero stays zero.
-
-    Raises:
-        ValueError: `dim` is not in 1 to full.
+    A C-contiguous copy; a row whose first `dim` components are all zero stays zero.
     """
     full = embeddings.shape[1]
     if not 1 <= dim <= full:
@@ -61,9 +51,6 @@ def product(queries: NDArray[Any], documents: NDArray[Any], out: NDArray[np.floa
 
     Args:
         out: (n_queries or more, and `MIN_ROWS` or more, n_documents) float32.
-
-    Returns:
-        (n_queries, n_documents) float32.
     """
     n, dim = queries.shape
     torch = sys.modules.get("torch")
@@ -97,7 +84,7 @@ def int8_instructions() -> list[str]:
 
 @cache
 def has_integer_product(dim: int) -> bool:
-    """Whether torch multiplies int8 of this size by instructions of the CPU: 2 to 5 times as fast as float32."""
+    """Whether torch multiplies int8 of this size by instructions of the CPU, far faster than float32."""
     import torch
 
     # Elsewhere torch falls back on plain loops, which are far slower. At one dim torch 2.13 returns memory as it was.

@@ -178,7 +178,7 @@ class _Study:
             if new:
                 split(self.judgments, out=self.folder.split, settings=self.experiment.split)
         sides = read_split(self.folder.split)
-        self._note(*sides.told())
+        self._note(*sides.overview())
         return sides
 
     def train(self, name: str, spec: TrainingSpec, sides: Split) -> TrainingResult:

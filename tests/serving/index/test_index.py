@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fixtures.bm25 import scores_of
 from fixtures.serving import WORDS, WordEncoder, catalogue, closed, indexed, opened, products
 from nestling.errors import InputError
 from nestling.retrieval.bm25 import Lexical
@@ -99,7 +100,7 @@ def test_words_alone_rank_as_bm25_does_and_fusion_is_the_weighted_sum(folder: Pa
     index = opened(folder)
     assert index.modes == ("fused", "dense", "lexical")
     lexical = Lexical.fit(TITLES)
-    by_words = lexical.scores(["red drill"])[0]
+    by_words = scores_of(lexical, ["red drill"])[0]
     [hits] = index.search(["red drill"], 5, mode="lexical")
     assert [hit.row for hit in hits] == np.argsort(-by_words, kind="stable")[:5].tolist()
     [fused] = index.search(["red drill"], 5)
@@ -277,7 +278,7 @@ def changed(copied: Path, key: str, value: object) -> None:
         ("files", {"vectors.npy": [1]}, r"files\.vectors\.npy must be a list of 2"),
         ("files", {"../x": [1, "a"]}, r"names '\.\./x', which is no file of an index"),
         ("generation", "..", r"names '\.\.', which is no file of an index"),
-        ("fusion", {"weight": "much"}, "fusion: a fusion has the fields weight, normalisation, depth"),
+        ("fusion", {"weight": "much"}, "fusion: a fusion has the fields weight, depth"),
         ("fusion.weight", "much", "fusion: a fusion's weight cannot be 'much'"),
     ],
 )

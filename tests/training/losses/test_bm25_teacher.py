@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from fixtures.bm25 import scores_of
 from fixtures.training import inputs_of, settings_of
 from nestling.config.experiment import Experiment, Variant
 from nestling.config.recipes import find_recipe
@@ -36,7 +37,7 @@ def numbers(*places: int) -> torch.Tensor:
 def test_scores_are_those_of_bm25_by_number(epoch: int):
     taught = teacher()
     taught.refresh(epoch)
-    expected = SHARPNESS * Lexical.fit(DOCUMENTS).scores(QUERIES[epoch])
+    expected = SHARPNESS * scores_of(Lexical.fit(DOCUMENTS), QUERIES[epoch])
     found = taught(numbers(1, 0), numbers(3, 0, 1)).numpy()
     np.testing.assert_allclose(found, expected[[1, 0]][:, [3, 0, 1]], rtol=1e-6)
     assert found.dtype == np.float32

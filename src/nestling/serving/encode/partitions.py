@@ -13,8 +13,8 @@ from nestling import atomic
 from nestling.config.names import MAX_UNPACKED
 from nestling.errors import InputError, first_line, unread
 from nestling.judgments.catalogue import OWN, load_catalogue
+from nestling.judgments.columns import Raw, as_names
 from nestling.judgments.identity import VISIBLE
-from nestling.judgments.sources import Raw, as_names, joined
 from nestling.judgments.table import with_ids
 
 
@@ -50,7 +50,7 @@ class Source:
         rows = pl.scan_parquet(part.path, glob=False).slice(part.start, part.rows)
         # By name, since polars takes ^...$ for a pattern and * for all columns.
         raw = Raw(_collected(rows.select(selectors.by_name(*names)), part.path), part.path)
-        texts = joined([raw.text(name) for name in self.document]).fill_null("")
+        texts = raw.joined(self.document)
         no_ids = pl.repeat("", len(texts), eager=True)
         ids = raw.text(self.document_id).str.strip_chars() if self.document_id else no_ids
         frame = pl.DataFrame({"document_id": ids, "document": texts}).filter(pl.col("document").str.contains(VISIBLE))
@@ -84,7 +84,7 @@ def open_source(
         catalogue = load_catalogue(
             source, document=document or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
         )
-        notes = catalogue.told()
+        notes = list(catalogue.notes)
         paths, document, document_id = [work / "catalogue.parquet"], ("document",), "document_id"
         with atomic.new_file(paths[0]) as temporary:
             catalogue.frame.select(OWN).write_parquet(temporary, row_group_size=partition)

@@ -123,7 +123,7 @@ class Index:
             vectors = np.load(folder / files.VECTORS, mmap_mode="r")
             if not len(documents) == len(vectors) == len(codes) == manifest.documents:
                 raise ValueError("its files are of different numbers of documents")
-            lexical = Lexical.load(folder / files.LEXICAL, mapped=True) if (folder / files.LEXICAL).is_dir() else None
+            lexical = Lexical.load(folder / files.LEXICAL) if (folder / files.LEXICAL).is_dir() else None
             fusion = Fusion.from_dict(manifest.fusion) if manifest.fusion else None
         except InputError:
             raise

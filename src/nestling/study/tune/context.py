@@ -82,6 +82,6 @@ def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: O
                 split(judgments, out=folder.split, settings=experiment.split)
                 folder.mark("split", made_from)
     sides = read_split(folder.split)
-    for line in sides.told():
+    for line in sides.overview():
         observer.note(line)
     return Context(experiment, variant, folder, sides, made_from, threshold, judgments.source)

@@ -43,7 +43,7 @@ def with_matryoshka(model: SentenceTransformer, loss: nn.Module, spec: TrainingS
 
 def check_scores(judgments: Judgments, settings: TrainingSettings) -> None:
     """Raise InputError if a training with these settings has nothing to learn, as all scores are equal."""
-    if settings.finetune.loss in ("cosine", "cosent") and judgments.all_alike:
+    if settings.finetune.loss in ("cosine", "cosent") and judgments.one_score:
         score = judgments.frame["score"][0]
         raise InputError(
             f"{judgments.source}: cosine and cosent learn from scores that differ, and here every pair has {score:g}; "
