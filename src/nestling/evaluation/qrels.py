@@ -24,24 +24,19 @@ class Qrels:
     Row i's relevant documents are `relevant_columns[relevant_indptr[i]:relevant_indptr[i + 1]]`, in ascending order,
     and so for the judged ones. Columns order as document ids do, so a tie that breaks by column breaks by id.
 
-    Documents of equal text (as `normalise` has it, by which splits keep sides apart and queries are one, too) are one
-    column: a model gives them one score, so which of them comes first would be chance. It has the first of their ids,
-    and for each query the highest of their scores, since who is shown it is shown all of them.
+    Documents of equal normalised text are one column: a model gives them one score, so which of them comes first would
+    be chance. It has the first of their ids, and for each query the highest of their scores.
 
     Attributes:
         protocol: "per-query": records with the same normalised query are one query with all its relevant documents.
-            "per-pair": each positive record is a query of its own with one relevant document.
+            "per-pair": each positive record is a query of its own, with that document alone judged.
         threshold: a document is relevant when its score is greater.
         query_ids: unique, one a row. In "per-pair" the query's id, a slash and the document's id.
         queries: the text of each row as given: that of the query's first record.
         document_ids: sorted, unique, one a column: every text of the table, relevant or not.
-        documents: the text of each column as given.
-        relevant_indptr: (n_queries + 1,) int64.
-        relevant_columns: (n relevant pairs,) int64.
-        judged_indptr: (n_queries + 1,) int64.
-        judged_columns: (n judged pairs,) int64: in "per-query" every judged document of the row, in "per-pair" the
-            relevant one alone.
-        gains: (n judged pairs,) float64: score minus the lowest score of the scale, so never negative.
+        relevant_indptr, judged_indptr: (n_queries + 1,) int64.
+        relevant_columns, judged_columns: (n pairs,) int64.
+        gains: (n judged pairs,) float64: score minus the lowest score of the scale.
         column_of: the column of each document id of the table, those of merged documents too.
     """
 

@@ -130,7 +130,7 @@ class PageData:
         return np.stack([rows[measure].cast(pl.Float64).to_numpy() for measure in measures])
 
     def cells(self, variant: str) -> pl.DataFrame:
-        """Return all cells of a variant by query, as `measure_cells` returns them."""
+        """Return all cells of a variant by query, as `System.per_query` has them."""
         return self.per_query.filter(pl.col("variant") == variant).drop("variant")
 
 

@@ -14,8 +14,7 @@ from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.cell_search import Fitted
-from nestling.evaluation.cells import Cell, sizes_in
-from nestling.evaluation.grid import measure_cells
+from nestling.evaluation.cells import Cell
 from nestling.evaluation.recommend import MANY, cell_of, kept_by, smallest
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
@@ -131,16 +130,11 @@ def shrink(
         cells = encoder.cells
         full = cells[0]
         strict = len(cells) > MANY if strict is None else strict
-        fitted = Fitted(lambda: dev.training(encoder.embed), sizes_in(cells))
-        fusions = dev.fusions(encoder.embed, cells, fitted) if fuse else {}
+        fitted = dev.fitted(encoder.embed, cells)
+        fusions = dev.fusions(encoder.embed, cells, fitted) if fuse else None
 
         def kept_on(side: Benchmark, some: Sequence[Cell]) -> pl.DataFrame:
-            vectors = side.vectors(encoder.embed)
-            if fuse:
-                found = side.fused(vectors, {cell: fusions[cell] for cell in some}, fitted)
-            else:
-                found = measure_cells(vectors, side.test, some, side.measures, fitted)
-            return kept_by(found.per_query, measure)
+            return kept_by(side.measure(side.vectors(encoder.embed), some, fitted, fusions).per_query, measure)
 
         observer.stage(f"measure {len(cells)} cells on dev")
         kept = kept_on(dev, cells)
