@@ -99,10 +99,11 @@ class Benchmark:
     def sample(self) -> Sample:
         """What an int8 engine is calibrated on, the training side, and tried on, the dev side."""
         texts = sum(side.n_queries + side.n_documents for side in (self.test, self.dev) if side is not None)
+        judged = None if self.dev is None else (self.dev.queries, self.dev.documents, self.dev.relevant)
         if self.train is None:
-            return Sample(self.test.queries, self.test.documents, texts, self.dev)
+            return Sample(self.test.queries, self.test.documents, texts, judged)
         frame = self.train.frame
-        return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, self.dev)
+        return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, judged)
 
     def lexical(self, name: str) -> System:
         """Measure BM25, `bm25` or `bm25-stemmed`."""

@@ -144,6 +144,11 @@ class Qrels:
         """Relevant documents of each row, (n_queries,) int64, at least one."""
         return np.diff(self.relevant_indptr)
 
+    @property
+    def relevant(self) -> list[NDArray[np.int64]]:
+        """Columns of each row's relevant documents."""
+        return np.split(self.relevant_columns, self.relevant_indptr[1:-1])
+
     def ceiling(self, k: int) -> float:
         """Return the highest mean recall@k that any ranking can reach, in 0..1.
 

@@ -1,4 +1,4 @@
-"""What encodes, and from a model's name to it: an exported folder by the light runtime, anything else by torch."""
+"""The one protocol of what encodes, and from a model's name to it: the light runtime for exports, torch for others."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Encoder(Protocol):
 def prepare(
     encoder: Encoder, documents: Callable[[], Sequence[str]], *, queries: Sequence[str] = (), texts: int | None
 ) -> None:
-    """Settle what encodes, where it depends on that, by some of the texts and about how many there will be.
+    """Settle an engine that is chosen, or calibrated, by texts.
 
     Args:
-        documents: called only for engines that are chosen, or calibrated, by texts.
-        texts: None for no end.
+        documents: gives some of those to encode; not called for other engines.
+        texts: about how many there will be; None for no end.
     """
-    if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
+    if isinstance(encoder, TorchEncoder) and encoder.engine_name in SAMPLED:
         from nestling.models.engines.engine import Sample
 
         encoder.prepare(Sample(queries, documents(), texts))
@@ -66,7 +66,7 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
     Args:
         model: a folder that `nestling export` or `nestling shrink` wrote, any SentenceTransformer folder, a bundled
             name or a hub id.
-        engine: of a model that was not exported; see `nestling.models.engines.engine`.
+        engine: of a model that was not exported; see `engine_for`.
         threads: of an exported model.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from nestling.config.names import DEFAULT_MODEL
-from nestling.models.load import BUNDLED_NAMES
+from nestling.models.hub import BUNDLED_NAMES
 from nestling.report.render.markdown import single_line
 
 CARD = "README.md"
