@@ -33,12 +33,7 @@ Embed = Callable[[Sequence[str], Kind], Any]
 
 
 class Measured(NamedTuple):
-    """One model's figures.
-
-    Attributes:
-        fused: with BM25 added; None without a dev side to fit `fusions` on.
-        texts: how many distinct texts of the test side were encoded, in `seconds` (none where a cache had them).
-    """
+    """One model's figures, alone and with BM25 added, and the number of distinct texts encoded in `seconds`."""
 
     alone: System
     fused: System | None
@@ -52,10 +47,9 @@ class Benchmark:
     """A test side, and the sides that may be learnt from.
 
     Attributes:
-        test: what is measured.
         dev: where weights of fusions are chosen; None for no fusion.
-        train: what rotations and codecs are fitted on; None takes dev's queries, or where there is no dev the very
-            queries that are measured, and the test side's documents. No judgment is used.
+        train: what rotations and codecs are fitted on; None takes dev's queries (without dev those of test), and the
+            test side's documents. No judgment is used.
         language: of the stemmer.
     """
 
@@ -100,10 +94,10 @@ class Benchmark:
         """What an int8 engine is calibrated on, the training side, and tried on, the dev side."""
         texts = sum(side.n_queries + side.n_documents for side in (self.test, self.dev) if side is not None)
         judged = None if self.dev is None else (self.dev.queries, self.dev.documents, self.dev.relevant)
-        if self.train is None:
-            return Sample(self.test.queries, self.test.documents, texts, judged)
-        frame = self.train.frame
-        return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, judged)
+        queries, documents = self.test.queries, self.test.documents
+        if self.train is not None:
+            queries, documents = (self.train.frame[side].to_list() for side in ("query", "document"))
+        return Sample(queries, documents, texts, judged)
 
     def lexical(self, name: str) -> System:
         """Measure BM25, `bm25` or `bm25-stemmed`."""
@@ -113,9 +107,8 @@ class Benchmark:
     def model(self, embed: Embed, cells: Sequence[Cell], *, fuse: bool) -> Measured:
         """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added."""
         start = time.perf_counter()
-        vectors = self.vectors(embed)
+        vectors, fitted = self.vectors(embed), self.fitted(embed, cells)
         seconds = time.perf_counter() - start
-        fitted = self.fitted(embed, cells)
         alone, fused, fusions = self.measure(vectors, cells, fitted), None, {}
         if fuse and self.dev is not None:
             fusions = replace(self, test=self.dev, dev=None).fusions(embed, cells, fitted)

@@ -59,12 +59,9 @@ def cells_of(
     rotations: Sequence[str] = ("none",),
     oversampling: Sequence[int] = (),
 ) -> list[Cell]:
-    """Return the grid: every rotation, size and precision, as it is and with each oversampling.
+    """Return the grid of sizes (falling, the full size first), but for what cannot differ from a plainer cell.
 
-    Left out is what cannot differ from a plainer cell: the full size (the first) in float32 rotated or rescored.
-
-    Args:
-        sizes: falling, the model's full size first.
+    That is the full size in float32 rotated or rescored.
     """
     cells = []
     plainest = min(rotations, key=ROTATIONS.index)

@@ -38,11 +38,11 @@ SHOWN = 10
 
 
 class System(NamedTuple):
-    """What is measured of one system: a model, its fusion with BM25, or a ranking without embeddings.
+    """Figures of one system: a model, its fusion with BM25, or a ranking without embeddings.
 
     Attributes:
         per_query: the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
-        ranked: the documents on top in the plain float32 cells, rows of `RANKED`.
+        ranked: the documents on top in the plain float32 cells, columns as `RANKED`.
     """
 
     per_query: pl.DataFrame
@@ -60,12 +60,7 @@ class System(NamedTuple):
 
 
 def by_query(cell: Cell | None, ranking: Ranking, qrels: Qrels, measures: Sequence[Measure]) -> pl.DataFrame:
-    """Return one ranking's figures by query, in the columns of `System.per_query`.
-
-    Args:
-        cell: how documents were stored; None where there are no embeddings.
-        ranking: (n_queries, depth) int64, as `Measure.per_query` takes it.
-    """
+    """Return the figures by query of one ranking, as `Measure.per_query` takes it."""
     values = {str(measure): measure.per_query(ranking, qrels) for measure in measures}
     columns = zip(cell.row if cell else NO_CELL, CELL.items(), strict=True)
     return pl.DataFrame({"query_id": qrels.query_ids, "query": qrels.queries, **values}).select(
@@ -90,10 +85,7 @@ def _ranked(cell: Cell | None, top: Top, qrels: Qrels) -> pl.DataFrame:
 
 
 def sizes_of(full: int, dims: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the sizes of a model of `full` dims: its own, then those of `dims` below it.
-
-    Args:
-        dims: by default a half, a quarter and an eighth of the model's own, rounded down, of 1 or more.
+    """Return the sizes of a model of `full` dims: its own, then those of `dims` (a half, quarter, eighth) below it.
 
     Raises:
         InputError: one of `dims` is larger than the model's embedding.

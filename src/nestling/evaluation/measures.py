@@ -19,21 +19,17 @@ Hits = NDArray[np.bool_]
 
 @dataclass(frozen=True, order=True)
 class Measure:
-    """A measure and its depth, as in `recall@10`.
-
-    All are in 0..1, higher is better, and ranks count from 1:
+    """A measure and its depth, as in `recall@10`; all are in 0..1, and ranks count from 1.
 
     - recall@k: relevant documents in the top k / all relevant documents.
     - precision@k: relevant documents in the top k / k, also where the corpus holds fewer than k documents.
-    - hit@k: 1 when a relevant document is in the top k, else 0 (success in trec_eval, accuracy in
-      sentence-transformers).
+    - hit@k: 1 when a relevant document is in the top k, else 0.
     - mrr@k: 1 / rank of the first relevant document, 0 when none is in the top k.
     - map@k: sum of the precisions at the ranks of relevant documents in the top k / min(k, relevant documents), as
-      sentence-transformers has it, so that a perfect top k scores 1. trec_eval's map_cut divides by all relevant
-      documents and so is lower where there are more than k of them.
+      sentence-transformers has it; trec_eval's map_cut divides by all relevant documents.
     - ndcg@k: sum of gain / log2(rank + 1) over the top k, divided by that of the ideal order of all judged documents
       (Järvelin and Kekäläinen 2002, with linear gains: trec_eval's ndcg_cut). Gains come from the scores, so a
-      document below the threshold counts for something here.
+      document below the threshold has some.
 
     Example:
         >>> measure = Measure.parse("nDCG@10")
@@ -64,16 +60,14 @@ class Measure:
         return f"{self.name}@{self.k}"
 
     def per_query(self, ranking: Ranking, qrels: Qrels) -> PerQuery:
-        """Return the measure for each query, (n_queries,) float64 in 0..1.
+        """Return the measure for each query, (n_queries,) float64.
 
         Args:
-            ranking: (n_queries, depth) int64: document columns of `qrels`, best first, none twice in a row; -1 pads a
-                row that has no more documents.
-            qrels: rows as in the ranking.
+            ranking: (n_queries, min(k, n_documents) or more) int64: document columns of `qrels`, best first, none twice
+                in a row; -1 pads a row that has no more documents.
 
         Raises:
-            ValueError: the ranking has another number of rows, fewer than min(k, documents) columns, or names a
-                column outside the corpus.
+            ValueError: the ranking does not fit the qrels, or is too shallow.
         """
         depth = min(self.k, qrels.n_documents)
         if ranking.ndim != 2 or len(ranking) != qrels.n_queries:

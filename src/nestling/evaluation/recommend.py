@@ -12,23 +12,14 @@ from nestling.evaluation.significance import RESAMPLES, compare_all
 MANY = 50
 """Of more cells than this the smallest that keeps enough is likely one that was lucky, so it is chosen strictly."""
 
-KEPT = {
-    **CELL,
-    "value": pl.Float64,
-    "kept": pl.Float64,
-    "kept_low": pl.Float64,
-    "kept_high": pl.Float64,
-    "front": pl.Boolean,
-}
+KEPT = {**CELL, **dict.fromkeys(("value", "kept", "kept_low", "kept_high"), pl.Float64), "front": pl.Boolean}
 
 
 def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES) -> pl.DataFrame:
     """Return what share of the quality of the full embedding, the largest plain float32 cell, each cell keeps.
 
     Args:
-        per_query: `System.per_query` of one model.
-        measure: one of its measures, as in `recall@10`.
-        resamples: of the paired bootstrap.
+        per_query: `System.per_query` of one model, with this measure.
 
     Returns:
         A row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval of

@@ -32,7 +32,7 @@ LATER = ("slices", "rankings")
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation came to.
+    """Tables of an evaluation.
 
     Attributes:
         results: long table, columns as `grid.SCHEMA`: means over queries with their intervals.
@@ -53,10 +53,9 @@ class Results:
     def of(
         cls, systems: Mapping[str, System], test: Qrels, *, train: Judgments | None, reference: str | None
     ) -> Results:
-        """Make the tables of what was measured on one test side.
+        """Make the tables of variants that were measured on one test side.
 
         Args:
-            systems: by the variants' names.
             train: what the models were trained on, for the slices of what training knew.
             reference: the variant that all are compared with; None compares each with each.
         """

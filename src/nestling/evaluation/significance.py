@@ -22,40 +22,23 @@ SERIES_AT_ONCE = 256
 
 Floats = NDArray[np.float64]
 
-MEANS = {
-    "measure": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "queries": pl.Int64,
-}
+MEANS = {"measure": pl.String, **dict.fromkeys(("value", "low", "high"), pl.Float64), "queries": pl.Int64}
 SCHEMA = {
-    "a": pl.String,
-    "b": pl.String,
-    "measure": pl.String,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "wins": pl.Int64,
-    "ties": pl.Int64,
-    "losses": pl.Int64,
+    **dict.fromkeys(("a", "b", "measure"), pl.String),
+    **dict.fromkeys(("difference", "low", "high", "p", "p_holm"), pl.Float64),
+    **dict.fromkeys(("wins", "ties", "losses"), pl.Int64),
 }
 
 
 def interval(values: ArrayLike, *, resamples: int = RESAMPLES) -> tuple[Floats, Floats]:
-    """Return the bootstrap interval of 95 % of the mean over queries, bias-corrected and accelerated.
+    """Return the bootstrap interval of 95 % of the mean over queries: low and high, () or (n_series,) float64.
 
     BCa (Efron 1987) and not plain percentiles, since values pile up at 0 or 1 and a slice has few of them. The result
-    depends neither on the order of the queries nor, but for the last bits, on the other series.
+    depends neither on the order of the queries nor, but for the last bits, on the other series. Where all values of a
+    series are equal, as of a single query, both are that value.
 
     Args:
         values: (n_queries,) or (n_series, n_queries), finite; measures, in 0..1.
-
-    Returns:
-        low and high: float64 arrays of shape () or (n_series,). Both are the mean itself where all values of a series
-        are equal, as for a single query.
 
     Raises:
         ValueError: there is no query, or a value is not finite.
@@ -66,14 +49,11 @@ def interval(values: ArrayLike, *, resamples: int = RESAMPLES) -> tuple[Floats, 
 
 
 def means_by(per_query: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """Return the mean of every measure over queries, with its interval, for each system.
+    """Return the mean of every measure over queries, with its interval, for each system: columns `by` and `MEANS`.
 
     Args:
         per_query: a row for each system and query, as many queries in all; floating-point columns are measures.
         by: the columns that name a system.
-
-    Returns:
-        The columns `by` and those of `MEANS`; systems and measures in the order of `per_query`.
     """
     measures = per_query.select(pl.selectors.float()).columns
     tables = per_query.partition_by(by, maintain_order=True, as_dict=True)
@@ -108,10 +88,10 @@ def compare_all(
         reference: the system that all others are compared with; by default every pair is compared.
 
     Returns:
-        A row for each pair and measure, columns as `SCHEMA`: `difference` is the mean of b - a, and a is the
-        reference or the one that comes first in `series`; `p_holm` is corrected for the number of rows, so call once
-        for each measure where they are separate questions; wins, ties and losses are queries on which b is better than,
-        equal to, worse than a. Pairs in the order of `series`, measures within.
+        A row for each pair, in the order of `series`, and measure, columns as `SCHEMA`: `difference` is the mean of
+        b - a, and a is the reference or the earlier one; `p_holm` is corrected for the number of rows, so call once for
+        each measure where they are separate questions; wins, ties and losses are queries on which b is better than,
+        equal to, worse than a.
 
     Raises:
         InputError: there is no such reference, or no second system.

@@ -41,14 +41,10 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
     - "relevant documents in training": "all seen", "some seen" or "none seen", by id or by normalised text.
 
     A kind that puts every query under one label is left out: so the last two on a split whose sides share nothing, and
-    the second with protocol "per-pair".
-
-    Args:
-        train: what the models were trained on; without it the last two kinds are left out.
+    the second with protocol "per-pair". Without `train`, the data that models were trained on, the last two are too.
 
     Returns:
-        Columns as `SCHEMA`, at most one row for each query and kind. Sorted by kind, then label, both in the order
-        above, then row of `qrels`.
+        Columns as `SCHEMA`, in the order of kinds, labels and rows of `qrels`.
     """
     keys = [normalise(query) for query in qrels.queries]
     kinds: dict[str, Groups] = {
@@ -82,8 +78,7 @@ def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
         slices: what `slices_of` returns; a group none of whose queries is in `per_query` is left out.
 
     Returns:
-        Columns slice, label, queries (how many the group has), the columns that name the system, measure, value, low,
-        high. Groups in the order of `slices`, systems and measures in that of `per_query`.
+        Columns slice, label, queries (how many), those that name the system, measure, value, low, high.
     """
     system = per_query.select(pl.selectors.exclude("query_id", "query", pl.selectors.float()))
     columns: dict[str, Any] = {"slice": pl.String, "label": pl.String, "queries": pl.Int64, **system.schema, **MEANS}

@@ -26,7 +26,7 @@ _SPACE = r"[ \t\r\x0b\x0c]"
 
 
 class RunRanking(NamedTuple):
-    """A run as a ranking of the corpus, and what of it the qrels do not know.
+    """A run as a ranking of the corpus.
 
     Attributes:
         ranking: (n_queries, depth) int64, for `Measure.per_query`. -1 pads a row, and stands between documents where
@@ -64,14 +64,10 @@ def read_run(path: Path) -> pl.DataFrame:
 
 
 def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking:
-    """Put a run into the rows and columns of qrels, so that it is measured as a ranking of ours.
+    """Put a run of `read_run` into the rows and columns of qrels, `depth` places of it.
 
     Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place. Where
     the corpus has fewer documents than a measure's k, documents outside it can push others out that trec_eval counts.
-
-    Args:
-        run: as `read_run` returns it.
-        depth: how many places to keep; at least the largest k of the measures.
 
     Raises:
         InputError: no query of the run is in the qrels.

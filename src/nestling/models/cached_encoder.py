@@ -30,23 +30,19 @@ READ_AT_ONCE = 1 << 22
 class CachedEncoder:
     """An encoder that encodes only what no earlier call, of this process or another, has encoded.
 
-    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. It appears whole or
-    not at all, and a damaged one is made again. Of processes that need the same entry at once, one encodes. Where the
-    folder or the disk cannot take the entry, the embeddings are returned all the same, with a warning in the log.
-    Nothing is ever evicted; to delete the folder, or any of its files, is safe.
+    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. A damaged one is
+    made again. Of processes that need the same entry at once, one encodes. Where the folder or the disk cannot take the
+    entry, the embeddings are returned all the same, with a warning in the log. Any file may be deleted at any time.
     """
 
     def __init__(self, encoder: TorchEncoder, folder: Path | None) -> None:
-        """Take the encoder, and the cache's folder, made if missing; None keeps embeddings in memory."""
+        """Take the encoder, and the cache's folder; None keeps embeddings in memory."""
         self.encoder, self.folder = encoder, folder
         self.dim, self.fingerprint, self.codec = encoder.dim, encoder.fingerprint, encoder.codec
         self._in_memory: dict[str, NDArray[np.float32]] = {}
 
     def encode(self, texts: Sequence[str], *, kind: Kind = "document") -> NDArray[np.float32]:
-        """See `Encoder.encode`; not writeable, memory-mapped where it could be written to the folder.
-
-        The same texts in another order are another entry.
-        """
+        """See `Encoder.encode`; not writeable. The same texts in another order are another entry."""
         if not len(texts):
             return self.encoder.encode(texts, kind=kind)
         key = self.key(texts, kind)
@@ -58,7 +54,7 @@ class CachedEncoder:
         return self._in_memory[key]
 
     def key(self, texts: Sequence[str], kind: Kind) -> str:
-        """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
+        """Return the key of an entry: hex digits of all that its numbers depend on."""
         settings = {"layout": LAYOUT, "kind": kind, "texts": texts_fingerprint(texts), **self.encoder.identity}
         return fingerprint(settings, size=16)
 
@@ -94,9 +90,9 @@ def texts_fingerprint(texts: Sequence[str]) -> str:
 
 def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | None:
     """Map an entry, (rows, any) of a kind of number, or None where there is none or it is damaged."""
+    if not entry.exists():
+        return None
     try:
-        if not entry.exists():
-            return None
         with entry.open("rb") as file:
             if _checksum(file, entry.stat().st_size - CHECKSUM_BYTES) != file.read(CHECKSUM_BYTES):
                 raise ValueError("its checksum does not fit")

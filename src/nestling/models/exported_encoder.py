@@ -41,11 +41,11 @@ class ExportedEncoder:
         dim: size of the vectors.
         codec: how documents are to be stored, of a model that was shrunk; otherwise None. Where `codec.dim` is smaller
             than `dim`, the codes give a shortlist from `truncate(vectors, codec.dim)` and the whole vectors rescore it.
-        oversampling: how many times as long as asked for that shortlist is; 0 without rescoring.
-        fingerprint: of the model that was exported, 16 hex digits: the same in every format and precision.
-        max_seq_length: tokens of a text that are read; None reads all.
+        oversampling: how many times as long as the result that shortlist is; 0 without rescoring.
+        fingerprint: of the model that was exported, the same in every format and precision.
+        max_seq_length: tokens after which a text is cut; None for no limit.
         format, precision: `onnx`, `openvino` or `table`; `fp32`, `bf16` or `int8`.
-        prompts: what is put before a text of each kind.
+        prompts: put before a text, by kind.
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
@@ -71,24 +71,15 @@ class ExportedEncoder:
         """Read an exported folder; its files are checked against their SHA-256.
 
         Args:
-            threads: that a forward pass may use; by default the engine's own choice, about one a core.
+            threads: of a forward pass; by default the engine's own choice, about one a core.
 
         Raises:
             InputError: the folder was not written by an export, is damaged, or needs a package that is missing.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
         return cls(Path(folder), threads=threads)
 
     def encode(self, texts: Sequence[str], *, kind: Kind = "document", batch_size: int = BATCH_SIZE) -> Matrix:
-        """Encode texts, as `torch_encoder.embed` does with the model that was exported.
-
-        Each distinct text is encoded once, in batches of like token count.
-
-        Args:
-            texts: queries or documents; not one string.
-            kind: picks the model's prompt.
-            batch_size: texts in a forward pass.
+        """Encode texts, each distinct one once, in batches of like token count; the kind picks the prompt.
 
         Returns:
             (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
@@ -200,12 +191,7 @@ def has_bf16(core: Any) -> bool:
 
 
 def compiled(core: Any, model: Any, *, bf16: bool, threads: int | None) -> Padded:
-    """Compile a model of OpenVINO for the CPU, and return what runs it, from any thread: inputs -> its first output.
-
-    Args:
-        model: its path, or the graph.
-        bf16: compute in it; otherwise in float32 what is not int8.
-    """
+    """Compile a graph of OpenVINO, or the file of one, and return what runs it, also from several threads."""
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -237,11 +223,7 @@ class Table:
 
     @classmethod
     def read(cls, path: Path) -> Table:
-        """Read what an export wrote.
-
-        Raises:
-            InputError: safetensors cannot read the file.
-        """
+        """Read what an export wrote; InputError where safetensors cannot."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

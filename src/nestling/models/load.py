@@ -41,10 +41,9 @@ PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files lie on this machine.
+    """The files of a model of some name.
 
     Attributes:
-        name: as the user gave it, revision included.
         given: prompts by kind of text, in place of those of the files.
         beside: another folder of the same model, for the fingerprint to count files that `folder` lacks.
     """
@@ -56,7 +55,7 @@ class ModelSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with the weights, the tokenizer or all else that a result depends on."""
+        """Hex digits that change with the weights, the tokenizer or all else that a result depends on."""
         files = {
             PurePath(path.relative_to(folder)): path
             for folder in (self.beside or self.folder, self.folder)
@@ -84,10 +83,9 @@ def find_model(name: str, *, prompts: Mapping[str, str] | None = None) -> ModelS
     """Find a model's files on this machine, downloading from the hub only what is not there yet.
 
     Args:
-        name: a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id such as
-            `sentence-transformers/all-mpnet-base-v2`, optionally with `@REVISION`. A bare name is looked up in the
-            `sentence-transformers` organisation.
-        prompts: what to put before a `query` and a `document`, for models that need it and store none, or another.
+        name: a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id, optionally with `@REVISION`. A
+            bare name is looked up in the `sentence-transformers` organisation.
+        prompts: what to put before a `query` and a `document`, in place of what the model stores.
 
     Raises:
         InputError: there is no such model, or it has no safe weights.
@@ -105,9 +103,7 @@ def load_model(
 ) -> SentenceTransformer:
     """Load a model in float32 from safetensors, without remote code and without access to the network.
 
-    Args:
-        source: of `find_model`, or its name.
-        attention_dropout, hidden_dropout: replace the configuration's where the model has such; None keeps it.
+    Dropouts replace the configuration's where the model has such.
 
     Raises:
         InputError: there is no such model, or the folder does not hold one.
@@ -221,9 +217,7 @@ def no_bars() -> Iterator[None]:
 
 
 def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], np.ndarray], int]:
-    """Return (count, limit) of a model: the tokens of texts, and the number at which it truncates them.
-
-    `count(texts, kind)` gives (n_texts,) int64, special tokens and the prompt of the kind included. Loads no torch.
+    """Return what counts the tokens of texts, special ones and prompt included, and the model's limit; loads no torch.
 
     Raises:
         InputError: the folder has no `tokenizer.json`.

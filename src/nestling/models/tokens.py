@@ -18,13 +18,7 @@ TOKENIZE_AT_ONCE = 8192
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A tokenizer that truncates by itself, and how its ids are padded.
-
-    Attributes:
-        tokenizer: of the package `tokenizers`; without padding.
-        special: whether it adds special tokens.
-        pad_id: fills a row up, on `pad_side`.
-    """
+    """A tokenizer of the package `tokenizers` that truncates by itself, and how its ids are padded."""
 
     tokenizer: Any
     special: bool = True
@@ -35,11 +29,7 @@ class Tokens:
     def from_file(
         cls, path: Path, *, special: bool = True, pad_id: int = 0, pad_side: Literal["left", "right"] = "right"
     ) -> Tokens:
-        """Read a tokenizer.json.
-
-        Raises:
-            InputError: the package is missing, or the file cannot be read.
-        """
+        """Read a tokenizer.json; InputError where the package is missing or the file cannot be read."""
         package = needed(str(path.parent), "tokenizers")
         try:
             tokenizer = package.Tokenizer.from_file(str(path))

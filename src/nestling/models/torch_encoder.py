@@ -97,7 +97,6 @@ def embed(
     `SentenceTransformer.encode` sorts by characters, and so pads more.
 
     Args:
-        model: in whatever precision; put into evaluation mode.
         kind: picks `encode_query` or `encode_document`, and with it the model's prompt.
         batch_size: texts in a forward pass, where the engine does not go by tokens.
         progress: called with (distinct texts done, distinct texts in all) after each batch.
@@ -105,14 +104,9 @@ def embed(
 
     Returns:
         (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
-
-    Raises:
-        ValueError: `kind` is neither of the two, or the batch size is below 1.
     """
     if kind not in ("query", "document"):
         raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     tokens = None
     if engine is not None:
         model, tokens = engine.model, engine.tokens
@@ -144,11 +138,7 @@ def embed(
 def _batches(
     model: SentenceTransformer, texts: list[str], batch_size: int, tokens: int | None, prompt: str
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Yield the rows of each call and how many go at once, longest first so that memory runs out at the start.
-
-    Args:
-        tokens: of a forward pass, padding included, in place of `batch_size` texts.
-    """
+    """Yield the rows of each call and how many go at once, longest first so that memory runs out at the start."""
     from transformers import PreTrainedTokenizerBase
 
     tokenizer = getattr(model, "tokenizer", None)

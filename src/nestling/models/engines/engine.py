@@ -50,10 +50,10 @@ Judged = tuple[Sequence[str], Sequence[str], Sequence[NDArray[np.int64]]]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Texts that an int8 engine is calibrated on and tried with, and how many there will be.
+    """Texts that an int8 engine is calibrated on and tried with.
 
     Attributes:
-        queries, documents: such as are to be encoded. Without queries the first words of documents stand in for them.
+        queries: may be none; the first words of documents then stand in for them.
         texts: about how many are to be encoded; None for a service, which has no end.
         judged: a dev side, on which recall@10 must not fall.
     """
@@ -69,12 +69,11 @@ class Engine:
     """A model made ready to encode in one way.
 
     Attributes:
-        name: of the engine that was settled on, never `auto`.
-        reason: why this one, in words.
-        model: what `embed` takes. But for `torch-fp32`, which has the model itself, it is a view with the weights as
-            they were when it was made: a later training of the model does not reach its transformer.
+        name: never `auto`.
+        model: the model itself for `torch-fp32`, else a view with its weights as they are now: a later training of the
+            model does not reach its transformer.
         tokens: in a forward pass; None leaves it to `embed`'s number of texts.
-        calibration: fingerprint of the texts that int8 was calibrated on; of other engines empty.
+        calibration: fingerprint of the texts that int8 was calibrated on.
     """
 
     name: str
@@ -103,8 +102,7 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
     On a CPU, keeps the memory that is freed for the whole process unless the engine is `torch-fp32`.
 
     Args:
-        name: one of `ENGINES`. `openvino-...` needs the package `openvino`, and converts the model: seconds;
-            `openvino-int8` needs `nncf` too, and takes longer.
+        name: one of `ENGINES`. `openvino-...` needs the package `openvino`, `openvino-int8` also `nncf`.
         model: in float32, on the device that it is to run on.
         sample: of the texts to encode. Without one `auto` converts nothing, and int8 is calibrated and tried on the
             generated catalogue.
@@ -158,11 +156,7 @@ def _choices(model: SentenceTransformer, sample: Sample | None) -> list[tuple[st
 
 
 def _make(name: str, reason: str, model: SentenceTransformer, sample: Sample | None) -> Engine:
-    """Make an engine other than `torch-fp32` and compare it with float32.
-
-    Raises:
-        InputError: it cannot be had, or computes something else.
-    """
+    """Make an engine other than `torch-fp32`; InputError where it cannot be, or computes something else."""
     device = model.device
     if name == "torch-fp16" and device.type == "cpu":
         raise InputError("engine torch-fp16 needs a GPU; choose torch-bf16, torch-fp32 or auto")

@@ -53,15 +53,15 @@ class _Traced(nn.Module):
 
 
 def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
-    """Convert the transformer of a module to a graph for `compile_graph`.
+    """Convert the transformer of a module to a graph in float32 for `compile_graph`.
 
     Args:
-        precision: the engine's, `bf16`, `fp32` or `int8`; the graph is float32.
+        precision: the engine's, `bf16`, `fp32` or `int8`.
         vocabulary: ids of the example that is traced are below it.
 
     Raises:
-        InputError: openvino is missing or not able to convert it, the CPU has no bf16, or the module is not of the
-            plain kind, text to last hidden state.
+        InputError: openvino is missing or cannot convert it, the CPU has no bf16, or the module gives no last
+            hidden state of a text.
     """
     openvino = needed(f"engine openvino-{precision}", "openvino")
     text = module.modality_config.get("text", {})
@@ -85,11 +85,7 @@ def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
 
 
 def compile_graph(graph: Any, module: Transformer, precision: str) -> OpenVinoTransformer:
-    """Compile a graph that was converted from a module, with as many threads as torch has.
-
-    Raises:
-        RuntimeError: openvino cannot compile it.
-    """
+    """Compile a graph that was converted from a module, with as many threads as torch has."""
     core = needed(f"engine openvino-{precision}", "openvino").Core()
     run = compiled(core, graph, bf16=precision == "bf16", threads=torch.get_num_threads())
     return OpenVinoTransformer(run, module.model.config)
@@ -105,9 +101,6 @@ def quantize(graph: Any, inputs: Sequence[Inputs], what: str, *, keep: tuple[str
         inputs: of forward passes to calibrate on.
         what: needs it, for messages.
         keep: types of operations that stay in float32.
-
-    Raises:
-        InputError: nncf is missing or cannot quantize the graph.
     """
     nncf = needed(what, "nncf")
     try:
