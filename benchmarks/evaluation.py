@@ -25,9 +25,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from nestling.config.names import PRECISIONS
+from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.cell_search import Fitted, Vectors
 from nestling.evaluation.cells import cells_of
-from nestling.evaluation.grid import measure_cells
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.sources import load_judgments
@@ -81,8 +81,8 @@ def stock(model: SentenceTransformer, qrels: Qrels) -> Figures:
 def grid(model: SentenceTransformer, qrels: Qrels) -> None:
     """Encode once, and measure every size in every precision; codecs are fitted on the corpus."""
     vectors = Vectors(embed(model, qrels.queries, kind="query"), embed(model, qrels.documents, kind="document"))
-    measures = [Measure.parse(name) for name in MEASURES]
-    measure_cells(vectors, qrels, cells_of(DIMS, precisions=PRECISIONS), measures, Fitted(lambda: vectors))
+    benchmark = Benchmark(qrels, None, None, tuple(map(Measure.parse, MEASURES)))
+    benchmark.measure(vectors, cells_of(DIMS, precisions=PRECISIONS), Fitted(lambda: vectors))
 
 
 def load(data: Path | None, n_records: int) -> Judgments:

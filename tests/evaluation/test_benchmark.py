@@ -19,7 +19,7 @@ from nestling.evaluation.benchmark import Benchmark, Kind
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell
 from nestling.evaluation.fusion_weight import TRUST, WEIGHTS
-from nestling.evaluation.grid import CELL, measure_cells
+from nestling.evaluation.grid import CELL
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
@@ -137,7 +137,7 @@ def test_a_model_alone_is_measured_as_the_grid_measures_it() -> None:
     queries, documents = (frame[side].unique(maintain_order=True).to_list() for side in ("query", "document"))
     train = Vectors(encode(queries, "query"), encode(documents, "document"))
     vectors = Vectors(encode(one.test.queries, "query"), encode(one.test.documents, "document"))
-    expected = measure_cells(vectors, one.test, CELLS, MEASURES, Fitted(lambda: train)).per_query
+    expected = one.measure(vectors, CELLS, Fitted(lambda: train)).per_query
     measured = one.model(encode, CELLS, fuse=False)
     assert measured.alone.per_query.equals(expected)
     assert (measured.fused, measured.fusions) == (None, {})
@@ -194,8 +194,8 @@ def test_without_a_training_side_no_judgment_of_test_is_used() -> None:
     rankings = []
     for test in (qrels_of(400, 3), other_judgments(qrels_of(400, 3))):
         one = benchmark(train=None, dev=None, test=test)
-        fitted = Fitted(lambda one=one: one.training(BagOfWords()))  # type: ignore[misc]
-        rankings.append([CellSearch.make(cell, one.vectors(BagOfWords()), fitted).top(10)[0] for cell in cells])
+        fitted = one.fitted(BagOfWords(), cells)
+        rankings.append([CellSearch(cell, one.vectors(BagOfWords()), fitted).top(10)[0] for cell in cells])
     for first, second in zip(*rankings, strict=True):
         assert first.tolist() == second.tolist()
 
@@ -304,10 +304,9 @@ def test_words_help_embeddings_that_are_small() -> None:
 def weight_0(one: Benchmark, cells: Sequence[Cell], depth: int = 100) -> tuple[pl.DataFrame, pl.DataFrame]:
     """A model alone, and fused with a weight of 0."""
     encode = BagOfWords()
-    fitted = Fitted(lambda: one.training(encode))
-    vectors = one.vectors(encode)
-    alone = measure_cells(vectors, one.test, cells, one.measures, fitted).per_query
-    return alone, one.fused(vectors, dict.fromkeys(cells, Fusion(0.0, depth=depth)), fitted).per_query
+    fitted, vectors = one.fitted(encode, cells), one.vectors(encode)
+    fusions = dict.fromkeys(cells, Fusion(0.0, depth=depth))
+    return one.measure(vectors, cells, fitted).per_query, one.measure(vectors, cells, fitted, fusions).per_query
 
 
 @pytest.mark.parametrize("cell", [Cell(DIM), Cell(8), Cell(8, "float16", "pca")], ids=str)

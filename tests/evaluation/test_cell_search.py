@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,12 +41,14 @@ def unasked() -> Vectors:
     raise AssertionError("nothing is to be fitted here")
 
 
-def fitted_on(seed: int = 1) -> Fitted:
-    return Fitted(lambda: vectors_of(seed, n_queries=100))
+@cache
+def fitted_on(n_queries: int = 100, n_documents: int = 400, full: int = FULL) -> Fitted:
+    """One for all tests: what it fits is the same whatever was fitted before."""
+    return Fitted(lambda: vectors_of(1, n_queries, n_documents, full))
 
 
 def found(cell: Cell, vectors: Vectors, fitted: Fitted, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    return CellSearch.make(cell, vectors, fitted).top(k)
+    return CellSearch(cell, vectors, fitted).top(k)
 
 
 def stored(vectors: Vectors) -> np.ndarray:
@@ -80,20 +84,21 @@ def test_rotation_at_full_size_changes_no_ranking(rotation: Rotation) -> None:
     assert np.mean(ranking == plain) > 0.99
 
 
-@pytest.mark.parametrize("dim", [32, 8])
 @pytest.mark.parametrize("rotation", ["pca", "trained"])
-def test_a_rotated_cell_cuts_what_the_rotation_of_the_training_side_gives(dim: int, rotation: Rotation) -> None:
+def test_a_rotated_cell_cuts_what_the_rotation_of_the_training_side_gives(rotation: Rotation) -> None:
     vectors, train = vectors_of(0), vectors_of(1, n_queries=100)
-    ranking, _ = found(Cell(dim, "float32", rotation), vectors, Fitted(lambda: train, (FULL, 32, 8)))
+    fitted = Fitted(lambda: train, (FULL, 32, 8))
     turn = (
         fit_search_rotation(train.queries, train.documents)
         if rotation == "pca"
         else train_search_rotation(train.queries, train.documents, dims=(32, 8))
     )
-    queries, documents = (
-        unit((side @ turn.astype(np.float64))[:, :dim]) for side in (vectors.queries, vectors.documents)
-    )
-    assert_best(ranking, queries @ documents.T, 10, atol=1e-5)
+    for dim in (32, 8):
+        ranking, _ = found(Cell(dim, "float32", rotation), vectors, fitted)
+        queries, documents = (
+            unit((side @ turn.astype(np.float64))[:, :dim]) for side in (vectors.queries, vectors.documents)
+        )
+        assert_best(ranking, queries @ documents.T, 10, atol=1e-5)
 
 
 def test_rotated_prefixes_find_more_of_the_full_ranking_than_plain_ones() -> None:
@@ -168,10 +173,9 @@ def test_float16_at_full_size_is_the_order_of_what_float16_holds() -> None:
 def test_codes_are_those_of_a_codec_fitted_on_training_documents_as_the_cell_cuts_them(
     precision: str, rotation: str
 ) -> None:
-    vectors, train = vectors_of(0), vectors_of(1, n_queries=100)
+    vectors, train, fitted = vectors_of(0), vectors_of(1, n_queries=100), fitted_on()
     cell = Cell(16, precision, rotation)  # type: ignore[arg-type]
-    fitted = Fitted(lambda: train)
-    search = CellSearch.make(cell, vectors, fitted)
+    search = CellSearch(cell, vectors, fitted)
     turn = np.eye(FULL, dtype=np.float32) if rotation == "none" else fitted.rotation(rotation)
     codec = fit_codec(precision, truncate(rotated(train.documents, turn), 16))
     assert search.codec == codec
@@ -198,7 +202,7 @@ def test_equal_documents_come_in_their_order(precision: str, rotation: str, over
 @pytest.mark.parametrize("oversampling", [0, 4])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_scores_of_pairs_are_those_that_rank(precision: str, oversampling: int) -> None:
-    search = CellSearch.make(Cell(16, precision, oversampling=oversampling), vectors_of(0), Fitted(unasked))
+    search = CellSearch(Cell(16, precision, oversampling=oversampling), vectors_of(0), Fitted(unasked))
     ranking, scores = search.top(10)
     rows = np.repeat(np.arange(len(ranking)), 10)
     np.testing.assert_allclose(search.pair_scores(rows, ranking.ravel()), scores.ravel(), atol=1e-6)
@@ -206,7 +210,7 @@ def test_scores_of_pairs_are_those_that_rank(precision: str, oversampling: int) 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "binary"])
 def test_scores_of_pairs_of_codes_are_within_the_rounding_of_queries_of_those_that_rank(precision: str) -> None:
-    search = CellSearch.make(Cell(16, precision), vectors_of(0), fitted_on())
+    search = CellSearch(Cell(16, precision), vectors_of(0), fitted_on())
     ranking, scores = search.top(10)
     rows = np.repeat(np.arange(len(ranking)), 10)
     np.testing.assert_allclose(search.pair_scores(rows, ranking.ravel()), scores.ravel(), atol=0.01)
@@ -215,7 +219,7 @@ def test_scores_of_pairs_of_codes_are_within_the_rounding_of_queries_of_those_th
 @pytest.mark.parametrize("precision", CODED)
 def test_scores_of_pairs_of_a_rescored_cell_are_the_full_embeddings(precision: str) -> None:
     vectors = vectors_of(0)
-    search = CellSearch.make(Cell(8, precision, oversampling=2), vectors, fitted_on())
+    search = CellSearch(Cell(8, precision, oversampling=2), vectors, fitted_on())
     rows, columns = np.array([0, 3, 3]), np.array([399, 0, 17])
     np.testing.assert_allclose(search.pair_scores(rows, columns), stored(vectors)[rows, columns], atol=1e-6)
 
@@ -258,12 +262,12 @@ def test_a_rotation_is_trained_on_a_sample_of_a_large_training_side(monkeypatch:
 
 
 def test_a_codec_is_fitted_once_for_cells_that_differ_in_rescoring_alone() -> None:
-    fitted = fitted_on()
+    fitted = Fitted(lambda: vectors_of(1))
     plain, rescored, turned, smaller = (
         fitted.codec(cell)
         for cell in (Cell(8, "int4"), Cell(8, "int4", "none", 4), Cell(8, "int4", "pca"), Cell(4, "int4"))
     )
-    assert plain is rescored
+    assert plain.rotation is rescored.rotation
     assert len({codec.fingerprint for codec in (plain, turned, smaller)}) == 3
 
 
@@ -279,9 +283,8 @@ def test_any_cell_with_the_corpus_as_shortlist_ranks_as_the_full_embedding(
     seed: int, dim: int, precision: str, rotation: str, k: int
 ) -> None:
     vectors = vectors_of(seed, n_queries=4, n_documents=40, full=12)
-    train = vectors_of(1, n_documents=60, full=12)
     cell = Cell(dim, precision, rotation, oversampling=40)  # type: ignore[arg-type]
-    ranking, _ = found(cell, vectors, Fitted(lambda: train), k=k)
+    ranking, _ = found(cell, vectors, fitted_on(30, 60, 12), k=k)
     assert_best(ranking, stored(vectors), min(k, 40))
 
 

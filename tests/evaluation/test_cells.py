@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nestling.config.names import PRECISIONS, ROTATIONS, Rotation
 from nestling.errors import InputError
-from nestling.evaluation.cells import Cell, cells_of, sizes_in
+from nestling.evaluation.cells import Cell, cells_of
 from nestling.retrieval.codec import fit_codec
 
 # Bits a dim, and two bytes for the scale of a row that has one.
@@ -134,8 +134,3 @@ def test_a_grid_has_every_combination_once_but_for_those_that_cannot_differ(
     assert set(found) & full == (
         {Cell(max(some_sizes), "float32", plainest)} if "float32" in some_precisions else set()
     )
-
-
-def test_the_sizes_of_a_grid_are_told_once_each_and_fall() -> None:
-    assert sizes_in([Cell(8), Cell(32, "int8"), Cell(8, "binary", "pca", 2), Cell(16)]) == (32, 16, 8)
-    assert sizes_in([]) == ()

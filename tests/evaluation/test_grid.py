@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,10 @@ import pytrec_eval
 
 from fixtures.qrels import as_dicts
 from nestling.errors import InputError
+from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
 from nestling.evaluation.cells import Cell, cells_of
-from nestling.evaluation.grid import CELL, SCHEMA, by_query, measure_cells, measures_in, sizes_of, summarise
+from nestling.evaluation.grid import CELL, by_query, sizes_of
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.table import Judgments
@@ -43,8 +45,15 @@ def vectors(tiny_model: SentenceTransformer, qrels: Qrels) -> Vectors:
     return Vectors(embed(tiny_model, qrels.queries, kind="query"), embed(tiny_model, qrels.documents, kind="document"))
 
 
+def measure_cells(
+    vectors: Vectors, qrels: Qrels, cells: Sequence[Cell], measures: Sequence[Measure], fitted: Fitted
+) -> pl.DataFrame:
+    """Figures by query of each cell."""
+    return Benchmark(qrels, None, None, tuple(measures)).measure(vectors, cells, fitted).per_query
+
+
 def ranking_of(cell: Cell, vectors: Vectors, fitted: Fitted, k: int = 10) -> np.ndarray:
-    return CellSearch.make(cell, vectors, fitted).top(k)[0]
+    return CellSearch(cell, vectors, fitted).top(k)[0]
 
 
 def trec_eval(qrels: Qrels, ranking: np.ndarray) -> dict[str, np.ndarray]:
@@ -90,7 +99,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
         write_predictions=True,
     )
     theirs = stock(tiny_model, output_path=str(tmp_path))
-    table = measure_cells(vectors, qrels, [Cell(dim)], MEASURES, Fitted(unasked)).per_query
+    table = measure_cells(vectors, qrels, [Cell(dim)], MEASURES, Fitted(unasked))
     names = {
         "recall@10": "cosine_recall@10",
         "mrr@10": "cosine_mrr@10",
@@ -105,7 +114,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
     # Their order, but where scores are so near that the last bits of an encoding decide.
     (written,) = tmp_path.glob("*_predictions_cosine.jsonl")
     lists = {line["query_id"]: line["results"] for line in map(json.loads, written.read_text().splitlines())}
-    ranking, scores = CellSearch.make(Cell(dim), vectors, Fitted(unasked)).top(10)
+    ranking, scores = CellSearch(Cell(dim), vectors, Fitted(unasked)).top(10)
     for query_id, row, found in zip(qrels.query_ids, ranking, scores, strict=True):
         expected = lists[query_id]
         assert found == pytest.approx([hit["score"] for hit in expected], abs=1e-5)
@@ -117,7 +126,7 @@ def test_a_plain_cell_is_what_the_sentence_transformers_evaluator_finds_at_that_
 @pytest.mark.parametrize("cell", [Cell(32), Cell(8), Cell(8, "int8"), Cell(4, "binary", "pca", 3)], ids=str)
 def test_each_cell_by_query_is_what_trec_eval_says_of_its_ranking(cell: Cell, qrels: Qrels, vectors: Vectors) -> None:
     fitted = Fitted(lambda: vectors)
-    table = measure_cells(vectors, qrels, [cell], MEASURES, fitted).per_query
+    table = measure_cells(vectors, qrels, [cell], MEASURES, fitted)
     expected = trec_eval(qrels, ranking_of(cell, vectors, fitted))
     for name, values in expected.items():
         assert table[name].to_numpy() == pytest.approx(values, abs=1e-9), name
@@ -126,17 +135,16 @@ def test_each_cell_by_query_is_what_trec_eval_says_of_its_ranking(cell: Cell, qr
 
 def test_rotation_at_full_size_leaves_recall_as_it_is(qrels: Qrels, vectors: Vectors) -> None:
     cells = [Cell(32), Cell(32, "float32", "pca")]
-    table = measure_cells(vectors, qrels, cells, MEASURES[:1], Fitted(lambda: vectors)).per_query
+    table = measure_cells(vectors, qrels, cells, MEASURES[:1], Fitted(lambda: vectors))
     plain, turned = (table.filter(pl.col("rotation") == name)["recall@10"].to_list() for name in ("none", "pca"))
     assert turned == plain
 
 
 def test_the_table_has_a_row_for_each_cell_and_query_in_order(qrels: Qrels, vectors: Vectors) -> None:
     cells = cells_of((32, 8), precisions=("float32", "binary"), rotations=("none", "pca"), oversampling=(4,))
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
+    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors))
     names = [str(measure) for measure in MEASURES]
     assert table.columns == [*CELL, "query_id", "query", *names]
-    assert measures_in(table) == names
     assert dict(table.select(list(CELL)).schema) == CELL
     expected = [
         (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes)
@@ -150,8 +158,8 @@ def test_the_table_has_a_row_for_each_cell_and_query_in_order(qrels: Qrels, vect
 
 def test_cells_are_measured_as_they_are_alone(qrels: Qrels, vectors: Vectors) -> None:
     cells = cells_of((32, 8), precisions=("float32", "int4"), rotations=("none", "pca"), oversampling=(4,))
-    together = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
-    apart = [measure_cells(vectors, qrels, [cell], MEASURES, Fitted(lambda: vectors)).per_query for cell in cells]
+    together = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors))
+    apart = [measure_cells(vectors, qrels, [cell], MEASURES, Fitted(lambda: vectors)) for cell in cells]
     assert together.equals(pl.concat(apart))
 
 
@@ -192,40 +200,6 @@ def test_the_columns_of_a_cell_say_which_it_is() -> None:
         (9, "binary", "pca", 4, 4, "a", "text a", 1.0),
         (9, "binary", "pca", 4, 4, "b", "text b", 0.0),
     ]
-
-
-def test_means_are_those_of_numpy_and_lie_in_their_intervals(qrels: Qrels, vectors: Vectors) -> None:
-    cells = cells_of((32, 16, 4), precisions=("float32", "binary"), oversampling=(2,))
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(lambda: vectors)).per_query
-    summary = summarise("tiny", table)
-    assert dict(summary.schema) == SCHEMA
-    assert summary["variant"].unique().to_list() == ["tiny"]
-    assert summary["queries"].unique().to_list() == [qrels.n_queries]
-    assert summary.select(list(CELL)).unique(maintain_order=True).rows() == [
-        (cell.dim, cell.precision, cell.rotation, cell.oversampling, cell.bytes) for cell in cells
-    ]
-    assert summary["measure"].to_list() == [str(measure) for measure in MEASURES] * len(cells)
-    for i, row in enumerate(summary.iter_rows(named=True)):
-        start = i // len(MEASURES) * qrels.n_queries
-        values = table[row["measure"]].to_numpy()[start : start + qrels.n_queries]
-        assert row["value"] == pytest.approx(np.mean(values), abs=1e-12)
-        assert row["low"] < row["value"] < row["high"]
-        # Of about 2 standard errors either side.
-        assert row["high"] - row["low"] == pytest.approx(3.92 * values.std() / np.sqrt(len(values)), rel=0.25)
-
-
-def test_the_interval_of_a_row_does_not_depend_on_the_rows_beside_it(qrels: Qrels, vectors: Vectors) -> None:
-    cells = [Cell(32), Cell(8)]
-    table = measure_cells(vectors, qrels, cells, MEASURES, Fitted(unasked)).per_query
-    together = summarise("tiny", table)
-    apart = [summarise("tiny", table.filter(pl.col("dim") == cell.dim)) for cell in cells]
-    for name in ("value", "low", "high"):
-        assert together[name].to_numpy() == pytest.approx(pl.concat(apart)[name].to_numpy(), abs=1e-12)
-
-
-def test_a_measure_equal_for_all_queries_has_an_interval_of_no_width() -> None:
-    table = by_query(Cell(4), np.array([[0], [3]]), worked(), [Measure.parse("hit@1")])
-    assert summarise("x", table).select("value", "low", "high", "queries").rows() == [(1.0, 1.0, 1.0, 2)]
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ others = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(others, values, max_size=12))
 def test_the_front_is_what_no_cell_beats_and_one_of_each_that_are_alike(quality: dict[Cell, list[float]]) -> None:
     quality = {FULL: [1.0, 0.5, 0.25, 0.0], **quality}

@@ -11,7 +11,7 @@ import pytest
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell
-from nestling.evaluation.grid import CELL, SCHEMA, System, measure_tops
+from nestling.evaluation.grid import CELL, SCHEMA, System
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.results import COLUMNS, Results
@@ -28,7 +28,7 @@ def system(share: float, *cells: Cell | None) -> System:
     wrong = (relevant + 1) % QRELS.n_documents
     first = np.where(np.arange(QRELS.n_queries) < share * QRELS.n_queries, relevant, wrong)
     top = np.stack([first, np.full_like(first, -1)], axis=1), np.ones((QRELS.n_queries, 2), dtype=np.float32)
-    return measure_tops([(cell, top) for cell in cells], QRELS, MEASURES)
+    return System.of([(cell, top) for cell in cells], QRELS, MEASURES)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_counts_are_put_together_until_a_band_holds_a_fifth_and_a_small_rest_joi
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=2, max_size=60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_bands_take_every_query_once_and_none_is_tiny(lengths: list[int]) -> None:
     queries = [" ".join([f"w{i}", *["x"] * (n - 1)]) for i, n in enumerate(lengths)]
     qrels = qrels_of([(query, f"thing {i}", 3.0) for i, query in enumerate(queries)])
@@ -239,31 +239,23 @@ def test_a_group_of_one_query_has_an_interval_of_no_width() -> None:
     assert slice_table(PER_QUERY, SLICES).row(5)[-3:] == (0.25, 0.25, 0.25)
 
 
-def test_other_columns_name_the_system_too_and_may_be_missing() -> None:
+def test_other_columns_name_the_system_too() -> None:
     twice = pl.concat([PER_QUERY.with_columns(pl.lit(name).alias("precision")) for name in ("float32", "int8")])
     table = slice_table(twice, SLICES)
     assert table.columns[3:6] == ["variant", "dim", "precision"]
     assert table.filter(pl.col("precision") == "int8").drop("precision").equals(slice_table(PER_QUERY, SLICES))
-    alone = PER_QUERY.filter(pl.col("dim") == 8).select("query_id", "recall@10")
-    assert slice_table(alone, SLICES).columns == ["slice", "label", "queries", "measure", "value", "low", "high"]
-
-
-def test_a_system_that_lacks_a_query_or_has_it_twice_is_refused() -> None:
-    for table in (PER_QUERY[:-1], pl.concat([PER_QUERY, PER_QUERY[:1]]), PER_QUERY[[0, 1, 1, 3, 4, 5]]):
-        with pytest.raises(ValueError, match="rows for 3 queries"):
-            slice_table(table, SLICES)
 
 
 @pytest.mark.skipif(not HOME_DEPOT.is_dir(), reason="the Home Depot data is not here")
 def test_home_depot_slices_share_out_all_queries_and_their_means_average_to_the_mean() -> None:
     from nestling.judgments.sources import load_judgments
 
-    qrels = Qrels.from_judgments(load_judgments(str(HOME_DEPOT)).sample(3000, seed=1), threshold=2.5)
+    qrels = Qrels.from_judgments(load_judgments(str(HOME_DEPOT)).sample(1000, seed=1), threshold=2.5)
     slices = slices_of(qrels)
     rng = np.random.default_rng(0)
-    ranking = np.stack([rng.permutation(qrels.n_documents)[:400] for _ in range(qrels.n_queries)])
-    values = Measure.parse("recall@400").per_query(ranking, qrels)
-    table = slice_table(pl.DataFrame({"variant": "random", "query_id": qrels.query_ids, "recall@400": values}), slices)
+    ranking = np.stack([rng.permutation(qrels.n_documents)[:300] for _ in range(qrels.n_queries)])
+    values = Measure.parse("recall@300").per_query(ranking, qrels)
+    table = slice_table(pl.DataFrame({"variant": "random", "query_id": qrels.query_ids, "recall@300": values}), slices)
     assert {"query length", "word overlap"} <= set(table["slice"])
     for _, kind in table.group_by("slice"):
         assert kind["queries"].sum() == qrels.n_queries

@@ -61,7 +61,7 @@ MEASURES = [("recall@5", "recall.5"), ("recall@20", "recall.20"), ("precision@5"
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_run_of_another_engine_measures_as_trec_eval_measures_its_file(seed: int) -> None:
     rng = np.random.default_rng(seed)
     qrels = random_qrels(rng, [0.0, 1.0, 2.0, 3.0])
@@ -160,8 +160,6 @@ def test_a_run_deeper_than_asked_is_cut_and_a_shallower_one_filled_up(tmp_path: 
     run = read_run(tmp_path / "a.run")
     assert run_to_ranking(run, QRELS, depth=2).ranking.tolist() == [[2, 1]] * 3
     assert run_to_ranking(run, QRELS, depth=100).ranking.shape == (3, 100)
-    with pytest.raises(ValueError, match="depth"):
-        run_to_ranking(run, QRELS, depth=0)
 
 
 def test_a_packed_file_holds_the_same(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,17 +170,6 @@ def test_a_process_killed_while_writing_leaves_nothing_that_is_taken_for_whole(t
     assert after.communicate(timeout=60)[0].strip() == "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"
     assert log.read_text() == "encoded\nencoded\n"
     assert not leftovers(folder)
-
-
-def test_temporary_files_of_other_entries_go_when_their_lock_is_free(model: StandIn, tmp_path: Path) -> None:
-    dead, alive, old = (tmp_path / f".{key}.1.part.npy" for key in ("dead", "alive", "old"))
-    for path in (dead, alive, old):
-        path.write_bytes(b"half")
-    two_days_ago = time.time() - 2 * 24 * 3600
-    os.utime(old, (two_days_ago, two_days_ago))
-    with FileLock(tmp_path / "alive.lock"), FileLock(tmp_path / "old.lock"):
-        CachedEncoder(model, tmp_path).encode(TEXTS, kind="query")
-    assert leftovers(tmp_path) == [alive]
 
 
 def truncated(data: bytes) -> bytes:

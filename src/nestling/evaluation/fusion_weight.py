@@ -26,21 +26,13 @@ def fit_fusion(
 ) -> Fusion:
     r"""Return the fusion whose weight suits judged queries (those of dev, never those that it is tested on).
 
-    The weight that n queries speak for, :math:`w`, is the middle of the plateau around the highest mean of nDCG@10:
-    of all neighbouring weights whose mean is within one paired standard error of it. Few queries say little, so it is
-    drawn towards the weight :math:`p` at which both sides' scores spread alike (`Candidates.balance`), for which no
-    judgment is needed, by :math:`\log w_n = (n \log w + T \log p) / (n + T)` with T of `TRUST`. Weight 0 stands on this
-    scale one step below the lowest other one. Fit one for each size and precision: what a cosine is worth falls with
-    the size.
+    The weight of n queries, :math:`w`, is the middle of the plateau around the highest mean of nDCG@10: of all
+    neighbouring weights whose mean is within one paired standard error of it. Few queries say little, so it is drawn
+    towards the weight :math:`p` at which both sides' scores spread equally (`Candidates.balance`) by
+    :math:`\log w_n = (n \log w + T \log p) / (n + T)` with T of `TRUST`. Weight 0 stands on this scale one step below
+    the lowest other one. What a cosine is worth falls with the size, so fit one for each size and precision.
 
-    Args:
-        dense, lexical: the best documents of each side, as `Fusion.fuse` takes them; the deeper of the two is the
-            fusion's depth.
-        qrels: what is relevant; its rows are the queries.
-        dense_scores, lexical_scores: as `Fusion.fuse` takes them.
-
-    Raises:
-        ValueError: the lists do not fit the qrels.
+    The lists and scores are as `Fusion.fuse` takes them; the deeper list gives the fusion's depth.
     """
     depth = max(dense[0].shape[1], lexical[0].shape[1])
     candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
@@ -58,7 +50,7 @@ def fit_fusion(
 
 
 def _plateau(values: NDArray[np.float64]) -> tuple[int, int]:
-    """Return the first and the last of the neighbours of the best row that may be as good, (n_weights, n_queries)."""
+    """Return the first and last neighbour of the best weight that may be as good; values (n_weights, n_queries)."""
     best = int(values.mean(axis=1).argmax())
     behind = values[best] - values
     error = behind.std(axis=1) / np.sqrt(max(1, values.shape[1] - 1))

@@ -1,4 +1,4 @@
-"""Measures of a ranking, `name@k` as a value: recall, MRR, nDCG, MAP, hit rate and precision, one number a query."""
+"""Measures of a ranking, `name@k` as a value: recall, MRR, nDCG, MAP, hit rate and precision."""
 
 from __future__ import annotations
 
@@ -14,25 +14,22 @@ from nestling.evaluation.qrels import Qrels
 
 Ranking = NDArray[np.int64]
 PerQuery = NDArray[np.float64]
+Hits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, order=True)
 class Measure:
-    """What is measured and how deep. `Measure.parse("recall@10")` makes one and `str` gives the text back.
-
-    All are in 0..1, higher is better, and ranks count from 1:
+    """A measure and its depth, as in `recall@10`; all are in 0..1, and ranks count from 1.
 
     - recall@k: relevant documents in the top k / all relevant documents.
     - precision@k: relevant documents in the top k / k, also where the corpus holds fewer than k documents.
-    - hit@k: 1 when a relevant document is in the top k, else 0 (success in trec_eval, accuracy in
-      sentence-transformers).
+    - hit@k: 1 when a relevant document is in the top k, else 0.
     - mrr@k: 1 / rank of the first relevant document, 0 when none is in the top k.
     - map@k: sum of the precisions at the ranks of relevant documents in the top k / min(k, relevant documents), as
-      sentence-transformers has it, so that a perfect top k scores 1. trec_eval's map_cut divides by all relevant
-      documents and so is lower where there are more than k of them.
+      sentence-transformers has it; trec_eval's map_cut divides by all relevant documents.
     - ndcg@k: sum of gain / log2(rank + 1) over the top k, divided by that of the ideal order of all judged documents
       (Järvelin and Kekäläinen 2002, with linear gains: trec_eval's ndcg_cut). Gains come from the scores, so a
-      document below the threshold counts for something here.
+      document below the threshold has some.
 
     Example:
         >>> measure = Measure.parse("nDCG@10")
@@ -54,28 +51,23 @@ class Measure:
         Raises:
             InputError: the text is not of this form, the name is unknown, or k is below 1.
         """
-        found = re.fullmatch(r"([a-z]+)@([0-9]{1,9})", text.strip().lower())
-        if found is None:
+        match = re.fullmatch(r"([a-z]+)@([0-9]{1,9})", text.strip().lower())
+        if match is None:
             raise InputError(_grammar(text))
-        try:
-            return cls(found[1], int(found[2]))
-        except InputError:
-            raise InputError(_grammar(text)) from None
+        return cls(match[1], int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.name}@{self.k}"
 
     def per_query(self, ranking: Ranking, qrels: Qrels) -> PerQuery:
-        """Return the measure for each query, (n_queries,) float64 in 0..1.
+        """Return the measure for each query, (n_queries,) float64.
 
         Args:
-            ranking: (n_queries, depth) int64: document columns of `qrels`, best first, none twice in a row; -1 pads a
-                row that has no more documents. Depth beyond k is cut.
-            qrels: what is relevant; its rows are those of the ranking.
+            ranking: (n_queries, min(k, n_documents) or more) int64: document columns of `qrels`, best first, none twice
+                in a row; -1 pads a row that has no more documents.
 
         Raises:
-            ValueError: the ranking has another number of rows, fewer than min(k, documents) columns, or names a
-                column outside the corpus.
+            ValueError: the ranking does not fit the qrels, or is too shallow.
         """
         depth = min(self.k, qrels.n_documents)
         if ranking.ndim != 2 or len(ranking) != qrels.n_queries:
@@ -85,30 +77,10 @@ class Measure:
         ranking = ranking[:, :depth]
         if ranking.min() < -1 or ranking.max() >= qrels.n_documents:
             raise ValueError(f"the ranking names a document outside the {qrels.n_documents} of the corpus")
-        return MEASURES[self.name](ranking, qrels, self.k)
-
-
-def _recall(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    return _count(ranking, qrels) / qrels.n_relevant
-
-
-def _precision(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    return _count(ranking, qrels) / k
-
-
-def _hit(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    return np.minimum(_count(ranking, qrels), 1.0)
-
-
-def _mrr(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    hits = _hits(ranking, qrels)
-    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
-
-
-def _map(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
-    hits = _hits(ranking, qrels)
-    precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    return np.asarray((precisions * hits).sum(axis=1) / np.minimum(k, qrels.n_relevant), dtype=np.float64)
+        if self.name == "ndcg":
+            return _ndcg(ranking, qrels, self.k)
+        _, hits = _find(ranking, qrels.relevant_indptr, qrels.relevant_columns, qrels.n_documents)
+        return BINARY[self.name](hits, qrels.n_relevant, self.k)
 
 
 def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
@@ -126,27 +98,25 @@ def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
     return np.asarray(np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0), dtype=np.float64)
 
 
-MEASURES: dict[str, Callable[[Ranking, Qrels, int], PerQuery]] = {
-    "recall": _recall,
-    "mrr": _mrr,
-    "ndcg": _ndcg,
+def _map(hits: Hits, n_relevant: NDArray[np.int64], k: int) -> PerQuery:
+    precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    return np.asarray((precisions * hits).sum(axis=1) / np.minimum(k, n_relevant), dtype=np.float64)
+
+
+BINARY: dict[str, Callable[[Hits, NDArray[np.int64], int], PerQuery]] = {
+    "recall": lambda hits, n_relevant, _: hits.sum(axis=1) / n_relevant,
+    "mrr": lambda hits, *_: np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0),
     "map": _map,
-    "hit": _hit,
-    "precision": _precision,
+    "hit": lambda hits, *_: hits.any(axis=1).astype(np.float64),
+    "precision": lambda hits, _, k: hits.sum(axis=1) / k,
 }
-
-
-def _hits(ranking: Ranking, qrels: Qrels) -> NDArray[np.bool_]:
-    return _find(ranking, qrels.relevant_indptr, qrels.relevant_columns, qrels.n_documents)[1]
-
-
-def _count(ranking: Ranking, qrels: Qrels) -> PerQuery:
-    return np.asarray(_hits(ranking, qrels).sum(axis=1), dtype=np.float64)
+"""Measures of hits (n_queries, k), the number of relevant documents of each query, and k."""
+MEASURES = ("recall", "mrr", "ndcg", "map", "hit", "precision")
 
 
 def _find(
     ranking: Ranking, indptr: NDArray[np.int64], columns: NDArray[np.int64], n_documents: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int64], Hits]:
     """Return for each place of the ranking its entry in the sparse rows, and whether there is one."""
     n_rows = len(indptr) - 1
     # Rows and columns are sorted, so one number for (row, column) makes the whole table one sorted list.

@@ -24,29 +24,20 @@ class Qrels:
     Row i's relevant documents are `relevant_columns[relevant_indptr[i]:relevant_indptr[i + 1]]`, in ascending order,
     and so for the judged ones. Columns order as document ids do, so a tie that breaks by column breaks by id.
 
-    Documents of equal text (as `normalise` has it, by which splits keep sides apart and queries are one, too) are one
-    column: a model gives them one score, so which of them comes first would be chance. It has the first of their ids,
-    and for each query the highest of their scores, since who is shown it is shown all of them.
+    Documents of equal normalised text are one column: a model gives them one score, so which of them comes first would
+    be chance. It has the first of their ids, and for each query the highest of their scores.
 
     Attributes:
         protocol: "per-query": records with the same normalised query are one query with all its relevant documents.
-            "per-pair": each positive record is a query of its own with one relevant document.
-        threshold: a document is relevant when its score is greater.
-        query_ids: unique, one a row. In "per-pair" the query's id, a slash and the document's id.
-        queries: the text of each row as given: that of the query's first record.
-        document_ids: sorted, unique, one a column: every text of the table, relevant or not.
-        documents: the text of each column as given.
-        relevant_indptr: (n_queries + 1,) int64.
-        relevant_columns: (n relevant pairs,) int64.
-        judged_indptr: (n_queries + 1,) int64.
-        judged_columns: (n judged pairs,) int64: in "per-query" every judged document of the row, in "per-pair" the
-            relevant one alone.
-        gains: (n judged pairs,) float64: score minus the lowest score of the scale, so never negative.
+            "per-pair": each positive record is a query of its own, with that document alone judged.
+        query_ids: unique; in "per-pair" the query's id, a slash and the document's id.
+        relevant_indptr, judged_indptr: (n_queries + 1,) int64.
+        relevant_columns, judged_columns: (n pairs,) int64.
+        gains: (n judged pairs,) float64: score minus the lowest score of the scale.
         column_of: the column of each document id of the table, those of merged documents too.
     """
 
     protocol: Protocol
-    threshold: float
     query_ids: list[str]
     queries: list[str]
     document_ids: list[str]
@@ -60,7 +51,7 @@ class Qrels:
 
     @classmethod
     def from_judgments(cls, judgments: Judgments, *, threshold: float, protocol: Protocol = "per-query") -> Qrels:
-        """Build the qrels of a table, usually the test split.
+        """Build the qrels of a table; a document is relevant when its score is above the threshold.
 
         A query without a relevant document is no row; its documents stay in the corpus. Rows are sorted by normalised
         query, then (in "per-pair") by document id.
@@ -116,7 +107,6 @@ class Qrels:
         relevant = kept.filter("relevant")
         return cls(
             protocol=protocol,
-            threshold=threshold,
             query_ids=_unique_ids(heads["query_id"].to_list()),
             queries=heads["query"].to_list(),
             document_ids=corpus["document_id"].to_list(),
@@ -141,7 +131,7 @@ class Qrels:
 
     @property
     def n_merged(self) -> int:
-        """Number of document ids without a column of their own, as their text is that of another."""
+        """Number of document ids whose text is that of another."""
         return len(self.column_of) - self.n_documents
 
     @property
@@ -149,11 +139,13 @@ class Qrels:
         """Relevant documents of each row, (n_queries,) int64, at least one."""
         return np.diff(self.relevant_indptr)
 
-    def ceiling(self, k: int) -> float:
-        """Return the highest mean recall@k that any ranking can reach, in 0..1.
+    @property
+    def relevant(self) -> list[NDArray[np.int64]]:
+        """Columns of each row's relevant documents."""
+        return np.split(self.relevant_columns, self.relevant_indptr[1:-1])
 
-        Less than 1 when some query has more than `k` relevant documents.
-        """
+    def ceiling(self, k: int) -> float:
+        """Return the highest mean recall@k that any ranking can reach."""
         return float(np.mean(np.minimum(k, self.n_relevant) / self.n_relevant))
 
 

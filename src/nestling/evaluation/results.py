@@ -11,10 +11,10 @@ import polars as pl
 from nestling import atomic
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
-from nestling.evaluation.grid import CELL, RANKED, SCHEMA, System, measures_in, summarise
+from nestling.evaluation.grid import CELL, RANKED, SCHEMA, System
 from nestling.evaluation.qrels import Qrels
 from nestling.evaluation.significance import SCHEMA as COMPARED
-from nestling.evaluation.significance import compare_all
+from nestling.evaluation.significance import compare_all, means_by
 from nestling.evaluation.slices import slice_table, slices_of
 from nestling.judgments.table import Judgments
 
@@ -32,13 +32,13 @@ LATER = ("slices", "rankings")
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation came to.
+    """Tables of an evaluation.
 
     Attributes:
         results: long table, columns as `grid.SCHEMA`: means over queries with their intervals.
         per_query: variant, the columns of `grid.CELL`, query_id, query and one column a measure.
-        comparisons: variants at full size against the reference, columns as `significance.SCHEMA`; p is corrected for
-            the number of comparisons on the same measure.
+        comparisons: variants at full size against the reference, columns as `significance.SCHEMA`; p is corrected
+            for the number of comparisons on the same measure.
         slices: variants at full size by group of queries (`slices.slice_table`).
         rankings: variant, and the documents on top in the plain float32 cells, columns as `grid.RANKED`.
     """
@@ -53,17 +53,17 @@ class Results:
     def of(
         cls, systems: Mapping[str, System], test: Qrels, *, train: Judgments | None, reference: str | None
     ) -> Results:
-        """Make the tables of what was measured on one test side.
+        """Make the tables of variants that were measured on one test side.
 
         Args:
-            systems: what was measured, by the variants' names.
             train: what the models were trained on, for the slices of what training knew.
             reference: the variant that all are compared with; None compares each with each.
         """
+        per_query = _named({name: system.per_query for name, system in systems.items()})
         full = {name: _full_rows(system.per_query) for name, system in systems.items()}
         return cls(
-            results=pl.concat([summarise(name, system.per_query) for name, system in systems.items()]),
-            per_query=_named({name: system.per_query for name, system in systems.items()}),
+            results=means_by(per_query, ["variant", *CELL]).select(list(SCHEMA)),
+            per_query=per_query,
             comparisons=_compared(full, reference),
             slices=slice_table(_named(full), slices_of(test, train=train)),
             rankings=_named({name: system.ranked for name, system in systems.items()}),
@@ -81,8 +81,7 @@ class Results:
         Raises:
             InputError: a table is missing, damaged or of an earlier version.
         """
-        paths = {name: getattr(folder, name) for name in COLUMNS}
-        return cls(**{name: _read(path, COLUMNS[name], optional=name in LATER) for name, path in paths.items()})
+        return cls(**{name: _read(getattr(folder, name), name) for name in COLUMNS})
 
 
 def write_table(path: Path, table: pl.DataFrame) -> None:
@@ -91,8 +90,9 @@ def write_table(path: Path, table: pl.DataFrame) -> None:
         table.write_parquet(temporary)
 
 
-def _read(path: Path, columns: tuple[str, ...], *, optional: bool) -> pl.DataFrame:
-    if optional and not path.is_file():
+def _read(path: Path, name: str) -> pl.DataFrame:
+    columns = COLUMNS[name]
+    if name in LATER and not path.is_file():
         return pl.DataFrame(schema=columns)
     try:
         table = pl.read_parquet(path)
@@ -100,7 +100,7 @@ def _read(path: Path, columns: tuple[str, ...], *, optional: bool) -> pl.DataFra
         raise InputError(f"{path.parent} holds no {path.name}; make it with nestling run") from None
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} cannot be read as Parquet ({error}); make it again with nestling run") from None
-    missing = [name for name in columns if name not in table.columns]
+    missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(f"{path} lacks column {missing[0]!r}, so an earlier version wrote it; run nestling run again")
     return table
@@ -121,13 +121,11 @@ def _full_rows(per_query: pl.DataFrame) -> pl.DataFrame:
 def _compared(full: Mapping[str, pl.DataFrame], reference: str | None) -> pl.DataFrame:
     if len(full) < 2:
         return pl.DataFrame(schema=COMPARED)
+    measures = next(iter(full.values())).select(pl.selectors.float()).columns
+    series = [{name: table[measure].to_numpy() for name, table in full.items()} for measure in measures]
     return pl.concat(
         [
-            compare_all(
-                {name: table[measure].to_numpy() for name, table in full.items()},
-                measures=(measure,),
-                reference=reference,
-            )
-            for measure in measures_in(next(iter(full.values())))
+            compare_all(values, measures=(measure,), reference=reference)
+            for measure, values in zip(measures, series, strict=True)
         ]
     )

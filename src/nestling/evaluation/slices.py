@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from nestling.evaluation.qrels import Qrels
-from nestling.evaluation.significance import interval
+from nestling.evaluation.significance import MEANS, means_by
 from nestling.judgments.identity import normalise
 from nestling.judgments.table import Judgments
 
@@ -27,7 +28,7 @@ Groups = tuple[NDArray[np.int64], list[str]]
 
 
 def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
-    """Say which groups each query belongs to, one of each kind.
+    """Return the groups that each query belongs to, one of each kind.
 
     The kinds, each with its labels in order:
 
@@ -39,24 +40,18 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
     - "query in training": "seen" when a training record has the same normalised query, else "new".
     - "relevant documents in training": "all seen", "some seen" or "none seen", by id or by normalised text.
 
-    A kind that puts every query under one label says nothing and is left out: so the last two on a split whose sides
-    share nothing, and the second with protocol "per-pair".
-
-    Args:
-        qrels: queries, documents and what is relevant.
-        train: what the models were trained on; without it the last two kinds are left out.
+    A kind that puts every query under one label is left out: so the last two on a split whose sides share nothing, and
+    the second with protocol "per-pair". Without `train`, the data that models were trained on, the last two are too.
 
     Returns:
-        Columns as `SCHEMA`, at most one row for each query and kind. Sorted by kind, then label, both in the order
-        above, then row of `qrels`.
+        Columns as `SCHEMA`, in the order of kinds, labels and rows of `qrels`.
     """
     keys = [normalise(query) for query in qrels.queries]
-    overlap = _overlap(keys, qrels)
     kinds: dict[str, Groups] = {
         "query length": _bands(np.array([len(key.split()) for key in keys]), "word"),
         "relevant documents": _bands(qrels.n_relevant, "document"),
         "word overlap": (
-            _steps(overlap, 0.5),
+            _steps(_overlap(keys, qrels), 0.5),
             ["no word", "less than half of the words", "half of the words or more", "every word"],
         ),
     }
@@ -65,60 +60,42 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
         kinds["query in training"] = np.array([key not in known for key in keys], dtype=np.int64), ["seen", "new"]
         seen = _mean_over_relevant(_seen(qrels, train)[qrels.relevant_columns], qrels)
         kinds[SEEN] = 2 - _steps(seen), ["all seen", "some seen", "none seen"]
-
-    tables = [pl.DataFrame(schema=SCHEMA)]
-    for kind, (groups, names) in kinds.items():
-        if len(np.unique(groups)) > 1:
-            order = np.argsort(groups, kind="stable")
-            rows = [(qrels.query_ids[row], kind, names[groups[row]]) for row in order]
-            tables.append(pl.DataFrame(rows, schema=SCHEMA, orient="row"))
-    return pl.concat(tables)
+    rows = [
+        (qrels.query_ids[row], kind, labels[groups[row]])
+        for kind, (groups, labels) in kinds.items()
+        if len(np.unique(groups)) > 1
+        for row in np.argsort(groups, kind="stable")
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
     """Return the mean of every measure on every group, with its bootstrap interval over the group's queries.
 
     Args:
-        per_query: a row for each system and query: `query_id`, `query` if at hand, one floating-point column a
-            measure, and further columns (variant, dim ...) that together name the system. All systems have the same
-            queries.
+        per_query: a row for each system and query: `query_id`, `query`, one floating-point column a measure, and
+            further columns (variant, dim ...) that together name the system. All systems have the same queries.
         slices: what `slices_of` returns; a group none of whose queries is in `per_query` is left out.
 
     Returns:
-        Columns slice, label, queries (how many the group has), the columns that name the system, measure, value, low,
-        high. Groups in the order of `slices`, systems and measures in that of `per_query`.
-
-    Raises:
-        ValueError: a query lacks a value for some system, or has two.
+        Columns slice, label, queries (how many), those that name the system, measure, value, low, high.
     """
-    measures = [name for name, dtype in per_query.schema.items() if dtype.is_float()]
-    system = [name for name in per_query.columns if name not in ("query_id", "query", *measures)]
-    head = {"slice": pl.String, "label": pl.String, "queries": pl.Int64}
-    tail = {"measure": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-    tables = per_query.partition_by(system, maintain_order=True, as_dict=True) if system else {(): per_query}
-    queries = per_query["query_id"].n_unique()
-    for name, table in tables.items():
-        if not table.height == table["query_id"].n_unique() == queries:
-            raise ValueError(f"{name or 'the table'} has {table.height} rows for {queries} queries; each takes one")
-    names = [(*name, measure) for name in tables for measure in measures]
-    rows: list[tuple[object, ...]] = []
+    system = per_query.select(pl.selectors.exclude("query_id", "query", pl.selectors.float()))
+    columns: dict[str, Any] = {"slice": pl.String, "label": pl.String, "queries": pl.Int64, **system.schema, **MEANS}
+    tables = [pl.DataFrame(schema=columns)]
     for (kind, label), group in slices.group_by("slice", "label", maintain_order=True):
-        some = [table.filter(pl.col("query_id").is_in(group["query_id"].implode())) for table in tables.values()]
-        if some[0].height:
-            # By columns, so that means are summed in one order, whatever the number of systems.
-            series = [table.select(measures).cast(pl.Float64).to_numpy().T for table in some]
-            values = np.asfortranarray(np.concatenate(series))
-            low, high = interval(values)
-            figures = zip(names, values.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
-            rows += [(kind, label, values.shape[1], *name, *numbers) for name, *numbers in figures]
-    return pl.DataFrame(rows, schema={**head, **per_query.select(system).schema, **tail}, orient="row")
+        of_group = per_query.filter(pl.col("query_id").is_in(group["query_id"].implode()))
+        if of_group.height:
+            named = means_by(of_group, system.columns).with_columns(slice=pl.lit(kind), label=pl.lit(label))
+            tables.append(named.select(list(columns)))
+    return pl.concat(tables)
 
 
 def _bands(counts: NDArray[np.int64], noun: str) -> Groups:
     """Put neighbouring counts together until a band is full."""
     bands: list[list[int]] = [[]]
     size = 0
-    for count, queries in zip(*(each.tolist() for each in np.unique(counts, return_counts=True)), strict=True):
+    for count, queries in zip(*(column.tolist() for column in np.unique(counts, return_counts=True)), strict=True):
         if size >= FULL * len(counts):
             bands.append([])
             size = 0
@@ -143,8 +120,7 @@ def _steps(shares: NDArray[np.float64], *between: float) -> NDArray[np.int64]:
     """Number shares from 0: that of 0, those up to each bound in between, those below 1, and that of 1."""
     # A mean of thirds may miss a bound by rounding.
     slack = 1e-9
-    steps: NDArray[np.int64] = np.searchsorted([slack, *(bound - slack for bound in (*between, 1.0))], shares)
-    return steps
+    return np.searchsorted([slack, *(bound - slack for bound in (*between, 1.0))], shares).astype(np.int64)
 
 
 def _overlap(keys: list[str], qrels: Qrels) -> NDArray[np.float64]:
@@ -152,8 +128,8 @@ def _overlap(keys: list[str], qrels: Qrels) -> NDArray[np.float64]:
     for row, key in enumerate(keys):
         words = set(_WORD.findall(key))
         for entry in range(qrels.relevant_indptr[row], qrels.relevant_indptr[row + 1]):
-            held = _WORD.findall(normalise(qrels.documents[qrels.relevant_columns[entry]]))
-            shares[entry] = len(words.intersection(held)) / max(1, len(words))
+            document = _WORD.findall(normalise(qrels.documents[qrels.relevant_columns[entry]]))
+            shares[entry] = len(words.intersection(document)) / max(1, len(words))
     return _mean_over_relevant(shares, qrels)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -25,13 +25,12 @@ RUN_FIELDS = ("query_id", "Q0", "document_id", "rank", "score", "tag")
 _SPACE = r"[ \t\r\x0b\x0c]"
 
 
-@dataclass(frozen=True, eq=False)
-class RunRanking:
-    """A run as a ranking of the corpus, and what of it the qrels do not know.
+class RunRanking(NamedTuple):
+    """A run as a ranking of the corpus.
 
     Attributes:
-        ranking: (n_queries, depth) int64, document columns, best first, for `Measure.per_query`. -1 pads a row, and
-            stands between documents where the run has one outside the corpus: not relevant, but it takes its place.
+        ranking: (n_queries, depth) int64, for `Measure.per_query`. -1 pads a row, and stands between documents where
+            the run has one outside the corpus: not relevant, but it takes its place.
         unknown_queries: queries of the run that the qrels lack; they are dropped.
         missing_queries: queries of the qrels that the run lacks; every measure of them is 0, as with trec_eval -c.
         unknown_documents: distinct documents, for queries that the qrels have, that the corpus lacks.
@@ -60,41 +59,28 @@ def read_run(path: Path) -> pl.DataFrame:
     frame = frame.sort(
         "first", pl.col("score").cast(pl.Float32), "document_id", descending=[False, True, True], nulls_last=True
     )
-    return frame.select(
-        "query_id",
-        "document_id",
-        (pl.int_range(pl.len(), dtype=pl.Int64).over("query_id") + 1).alias("rank"),
-        "score",
-        "tag",
-    )
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("query_id").alias("rank")
+    return frame.select("query_id", "document_id", rank, "score", "tag")
 
 
 def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking:
-    """Put a run into the rows and columns of qrels, so that it is measured as a ranking of ours.
+    """Put a run of `read_run` into the rows and columns of qrels, `depth` places of it.
 
     Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place. Where
     the corpus has fewer documents than a measure's k, documents outside it can push others out that trec_eval counts.
 
-    Args:
-        run: as `read_run` returns it.
-        depth: how many places to keep; at least the largest k of the measures.
-
     Raises:
         InputError: no query of the run is in the qrels.
-        ValueError: `depth` is below 1.
     """
-    if depth < 1:
-        raise ValueError(f"depth must be 1 or more, got {depth}")
     rows = pl.DataFrame({"query_id": qrels.query_ids, "row": np.arange(qrels.n_queries)})
     columns = pl.DataFrame(
-        {"document_id": list(qrels.column_of), "column": list(qrels.column_of.values())},
-        schema={"document_id": pl.String, "column": pl.Int64},
+        list(qrels.column_of.items()), schema={"document_id": pl.String, "column": pl.Int64}, orient="row"
     )
     known = run.join(rows, on="query_id").join(columns, on="document_id", how="left")
     if known.is_empty():
-        asked = f"it has {run['query_id'][0]!r}" if run.height else "it is empty"
+        queries = f"it has {run['query_id'][0]!r}" if run.height else "it is empty"
         raise InputError(
-            f"none of the run's queries is in the qrels: {asked}, they have {qrels.query_ids[0]!r}; "
+            f"none of the run's queries is in the qrels: {queries}, they have {qrels.query_ids[0]!r}; "
             "make the run for the query ids of these qrels"
         )
     again = pl.col("column").is_not_null() & pl.struct("row", "column").is_first_distinct().not_()
@@ -103,11 +89,11 @@ def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking
     ranking = np.full((qrels.n_queries, depth), -1, dtype=np.int64)
     top = known.filter(pl.col("rank") <= depth)
     ranking[top["row"].to_numpy(), top["rank"].to_numpy() - 1] = top["column"].fill_null(-1).to_numpy()
-    asked_queries = known["row"].n_unique()
+    n_known = known["row"].n_unique()
     return RunRanking(
         ranking,
-        unknown_queries=run["query_id"].n_unique() - asked_queries,
-        missing_queries=qrels.n_queries - asked_queries,
+        unknown_queries=run["query_id"].n_unique() - n_known,
+        missing_queries=qrels.n_queries - n_known,
         unknown_documents=known.filter(pl.col("column").is_null())["document_id"].n_unique(),
     )
 

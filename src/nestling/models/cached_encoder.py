@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from nestling.atomic import new_file
@@ -25,59 +24,55 @@ Number = TypeVar("Number", np.float16, np.float32)
 LAYOUT = 1
 """Part of every key; to be raised when `embed` comes to give other numbers for the same model and texts."""
 CHECKSUM_BYTES = 4
-STALE_SECONDS = 24 * 3600
 READ_AT_ONCE = 1 << 22
 
 
 class CachedEncoder:
     """An encoder that encodes only what no earlier call, of this process or another, has encoded.
 
-    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. It appears whole or
-    not at all, and one that is damaged is told by its checksum and made again. Processes that want the same entry at
-    once encode it once: the others wait for the first. Where the folder or the disk cannot take the entry, the
-    embeddings are returned all the same, with a warning in the log. Nothing is ever evicted; to delete the folder, or
-    any of its files, is safe.
+    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. A damaged one is
+    made again. Of processes that need the same entry at once, one encodes. Where the folder or the disk cannot take the
+    entry, the embeddings are returned all the same, with a warning in the log. Any file may be deleted at any time.
     """
 
     def __init__(self, encoder: TorchEncoder, folder: Path | None) -> None:
-        """Take the encoder, and the cache's folder, made if missing; None keeps embeddings in memory."""
+        """Take the encoder, and the cache's folder; None keeps embeddings in memory."""
         self.encoder, self.folder = encoder, folder
         self.dim, self.fingerprint, self.codec = encoder.dim, encoder.fingerprint, encoder.codec
-        self._known: dict[str, NDArray[np.float32]] = {}
+        self._in_memory: dict[str, NDArray[np.float32]] = {}
 
     def encode(self, texts: Sequence[str], *, kind: Kind = "document") -> NDArray[np.float32]:
-        """See `Encoder.encode`; not writeable, memory-mapped where it could be written to the folder.
-
-        The same texts in another order are another entry.
-        """
+        """See `Encoder.encode`; not writeable. The same texts in another order are another entry."""
         if not len(texts):
             return self.encoder.encode(texts, kind=kind)
         key = self.key(texts, kind)
         if self.folder is not None:
             return self._from_file(self.folder / f"{key}.npy", texts, kind)
-        if key not in self._known:
-            self._known[key] = self.encoder.encode(texts, kind=kind)
-            self._known[key].flags.writeable = False
-        return self._known[key]
+        if key not in self._in_memory:
+            self._in_memory[key] = self.encoder.encode(texts, kind=kind)
+            self._in_memory[key].flags.writeable = False
+        return self._in_memory[key]
 
     def key(self, texts: Sequence[str], kind: Kind) -> str:
-        """Return the key of an entry: 32 hex digits of all that its numbers depend on."""
+        """Return the key of an entry: hex digits of all that its numbers depend on."""
         settings = {"layout": LAYOUT, "kind": kind, "texts": texts_fingerprint(texts), **self.encoder.identity}
         return fingerprint(settings, size=16)
 
     def _from_file(self, entry: Path, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
-        found = read_entry(entry, len(texts), np.float32)
-        if found is not None:
-            return found
+        embeddings = read_entry(entry, len(texts), np.float32)
+        if embeddings is not None:
+            return embeddings
         with _locked(entry) as writeable:
-            found = read_entry(entry, len(texts), np.float32)
-            if found is not None:
-                return found
+            embeddings = read_entry(entry, len(texts), np.float32)
+            if embeddings is not None:
+                return embeddings
             embeddings = self.encoder.encode(texts, kind=kind)
             if writeable:
+                # Of processes that died while they wrote this entry.
+                for leftover in entry.parent.glob(f".{entry.stem}.*.part.npy"):
+                    leftover.unlink(missing_ok=True)
                 try:
                     write_entry(entry, embeddings)
-                    _sweep(entry)
                     mapped: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
                     return mapped
                 except OSError as error:
@@ -87,7 +82,7 @@ class CachedEncoder:
 
 
 def texts_fingerprint(texts: Sequence[str]) -> str:
-    """Return 32 hex digits of the texts in their order, each with its length, so that no two lists read alike."""
+    """Return 32 hex digits of the texts in their order, each with its length, so that no two lists collide."""
     # A lone surrogate, as from a file in a wrong encoding, is no reason to fail here.
     encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
     return fingerprint(b"".join(len(data).to_bytes(8, "little") + data for data in encoded), size=16)
@@ -95,27 +90,19 @@ def texts_fingerprint(texts: Sequence[str]) -> str:
 
 def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | None:
     """Map an entry, (rows, any) of a kind of number, or None where there is none or it is damaged."""
+    if not entry.exists():
+        return None
     try:
-        if not entry.exists():
-            return None
         with entry.open("rb") as file:
             if _checksum(file, entry.stat().st_size - CHECKSUM_BYTES) != file.read(CHECKSUM_BYTES):
                 raise ValueError("its checksum does not fit")
-        found: NDArray[Number] = np.load(entry, mmap_mode="r", allow_pickle=False)
-        if found.ndim != 2 or len(found) != rows or found.dtype != kind:
-            raise ValueError(f"it holds {found.shape} {found.dtype} for {rows} texts")
-        return found
+        embeddings: NDArray[Number] = np.load(entry, mmap_mode="r", allow_pickle=False)
+        if embeddings.ndim != 2 or len(embeddings) != rows or embeddings.dtype != kind:
+            raise ValueError(f"it holds {embeddings.shape} {embeddings.dtype} for {rows} texts")
+        return embeddings
     except (OSError, ValueError, EOFError) as error:
         logger.warning("cached embeddings %s cannot be used (%s); encoding again", entry, error)
         return None
-
-
-def _checksum(file: BinaryIO, size: int) -> bytes:
-    """Return the checksum of the next `size` bytes of a file, read block by block."""
-    value = 0
-    for start in range(0, size, READ_AT_ONCE):
-        value = zlib.crc32(file.read(min(size - start, READ_AT_ONCE)), value)
-    return value.to_bytes(CHECKSUM_BYTES, "little")
 
 
 def write_entry(entry: Path, embeddings: NDArray[np.floating]) -> None:
@@ -127,6 +114,14 @@ def write_entry(entry: Path, embeddings: NDArray[np.floating]) -> None:
         file.write(_checksum(file, size))
 
 
+def _checksum(file: BinaryIO, size: int) -> bytes:
+    """Return the checksum of the next `size` bytes of a file, read block by block."""
+    value = 0
+    for start in range(0, size, READ_AT_ONCE):
+        value = zlib.crc32(file.read(min(size - start, READ_AT_ONCE)), value)
+    return value.to_bytes(CHECKSUM_BYTES, "little")
+
+
 @contextmanager
 def _locked(entry: Path) -> Iterator[bool]:
     """Hold the lock of an entry; give whether there is one to hold, which a folder that is read only has not."""
@@ -136,27 +131,7 @@ def _locked(entry: Path) -> Iterator[bool]:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         logger.warning("embeddings are not cached in %s: %s", entry.parent, error)
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
-
-
-def _sweep(own: Path) -> None:
-    """Delete what processes that died while writing have left: a temporary file whose entry nobody else has locked.
-
-    Args:
-        own: the entry that the caller has locked and written.
-    """
-    for left in own.parent.glob(".*.part.npy"):
-        key = left.name.split(".")[1]
-        try:
-            if key == own.stem or time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink(missing_ok=True)
-                continue
-            with FileLock(own.with_name(f"{key}.lock"), timeout=0):
-                left.unlink(missing_ok=True)
-        except (OSError, Timeout):
-            continue

@@ -1,4 +1,4 @@
-"""What encodes, and from a model's name to it: an exported folder by the light runtime, anything else by torch."""
+"""The one protocol of what encodes, and from a model's name to it: the light runtime for exports, torch for others."""
 
 from __future__ import annotations
 
@@ -25,12 +25,9 @@ AGAIN = "shrink the model again with nestling shrink"
 
 
 class Encoder(Protocol):
-    """What encodes: `TorchEncoder`, `ExportedEncoder` and `CachedEncoder`.
+    """What encodes into vectors of `dim` components: `TorchEncoder`, `ExportedEncoder` and `CachedEncoder`.
 
-    Attributes:
-        dim: size of the vectors.
-        fingerprint: of the model; the same for its exports.
-        codec: how a shrunk model's documents are to be stored; otherwise None.
+    The fingerprint is the model's and that of its exports. The codec is that of a shrunk model's documents.
     """
 
     @property
@@ -48,13 +45,8 @@ class Encoder(Protocol):
 def prepare(
     encoder: Encoder, documents: Callable[[], Sequence[str]], *, queries: Sequence[str] = (), texts: int | None
 ) -> None:
-    """Settle what encodes, where it depends on that, by some of the texts and about how many there will be.
-
-    Args:
-        documents: called only for engines that are chosen, or calibrated, by texts.
-        texts: None for no end.
-    """
-    if isinstance(encoder, TorchEncoder) and encoder.wanted in SAMPLED:
+    """Settle an engine that is chosen or calibrated by texts: some of them, and about how many there will be."""
+    if isinstance(encoder, TorchEncoder) and encoder.engine_name in SAMPLED:
         from nestling.models.engines.engine import Sample
 
         encoder.prepare(Sample(queries, documents(), texts))
@@ -64,13 +56,12 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
     """Open what encodes with a model.
 
     Args:
-        model: a folder that `nestling export` or `nestling shrink` wrote, any SentenceTransformer folder, a bundled
-            name or a hub id.
-        engine: of a model that was not exported; see `nestling.models.engines.engine`.
+        model: a folder that `nestling export` or `nestling shrink` wrote, or a name as `find_model` takes it.
+        engine: of a model that was not exported; see `engine_for`.
         threads: of an exported model.
 
     Raises:
-        InputError: the model cannot be had, or needs a package that is not installed.
+        InputError: there is no such model, or it needs a package that is not installed.
     """
     folder = Path(model).expanduser()
     if (folder / MANIFEST).is_file():

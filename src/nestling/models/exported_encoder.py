@@ -20,8 +20,9 @@ from nestling.models.tokens import Tokens
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.vectors import truncate
 
-Padded = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
-"""(n, length) ids and their mask -> (n, dim) float32."""
+Matrix = NDArray[np.float32]
+Padded = Callable[[Mapping[str, NDArray[np.int64]]], Matrix]
+"""Ids and their mask by name, (n, length) -> (n, dim) float32."""
 
 MANIFEST, TOKENIZER, CODEC = "nestling_runtime.json", "tokenizer.json", "nestling_codec.safetensors"
 VERSION = 1
@@ -31,96 +32,54 @@ KINDS = get_args(Kind)
 ADVICE = "export the model again"
 ONNX, OPENVINO, TABLE = "model.onnx", "openvino_model.xml", "table.safetensors"
 INPUTS = ("input_ids", "attention_mask")
-LONG = 8192
-"""Tokens from which a text's rows are counted instead of gathered, so that memory stays within the vocabulary's."""
 
 
-@dataclass(frozen=True, eq=False)
 class ExportedEncoder:
     """A model that `nestling export` wrote, ready to encode, also from several threads; `open` makes one.
 
     Attributes:
-        folder: where it was read from.
         dim: size of the vectors.
         codec: how documents are to be stored, of a model that was shrunk; otherwise None. Where `codec.dim` is smaller
             than `dim`, the codes give a shortlist from `truncate(vectors, codec.dim)` and the whole vectors rescore it.
-        oversampling: how many times as long as asked for that shortlist is; 0 without rescoring.
-        fingerprint: of the model that was exported, 16 hex digits: the same in every format and precision.
-        max_seq_length: tokens of a text that are read; None reads all.
-        format: `onnx`, `openvino` or `table`.
-        precision: `fp32`, `bf16` or `int8`.
-        prompts: what is put before a text of each kind.
+        oversampling: how many times as long as the result that shortlist is; 0 without rescoring.
+        fingerprint: of the model that was exported, the same in every format and precision.
+        max_seq_length: tokens after which a text is cut; None for no limit.
+        format, precision: `onnx`, `openvino` or `table`; `fp32`, `bf16` or `int8`.
+        prompts: put before a text, by kind.
     """
 
-    folder: Path
-    dim: int
-    codec: Codec | None
-    oversampling: int
-    fingerprint: str
-    max_seq_length: int | None
-    format: str
-    precision: str
-    prompts: dict[str, str]
-    _tokens: Tokens
-    _forward: Padded | Table
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        about = _manifest(folder)
+        for name, digest in about.files.items():
+            _check(folder / Path(name).name, digest)
+        self.folder, self.dim, self.fingerprint = folder, about.dim, about.source.fingerprint
+        self.codec = Codec.load(folder / CODEC) if CODEC in about.files else None
+        self.oversampling = about.shrunk.oversampling if about.shrunk else 0
+        self.format, self.precision, self.max_seq_length = about.format, about.precision, about.max_seq_length
+        self.prompts = {kind: about.prompts.get(kind, "") for kind in KINDS}
+        self._tokens = Tokens.from_file(folder / TOKENIZER, **vars(about.tokenizer))
+        self._at_once, self._forward = 1, self._padded
+        if about.format == "onnx":
+            self._run = _open_onnx(folder / ONNX, threads)
+        elif about.format == "openvino":
+            self._run = _open_openvino(folder / OPENVINO, about.precision, threads)
+        else:
+            self._at_once, self._forward = TABLE_BATCHES, Table.read(folder / TABLE).mean
 
     @classmethod
     def open(cls, folder: Path | str, *, threads: int | None = None) -> ExportedEncoder:
-        """Read an exported folder; its files are held against their SHA-256.
+        """Read an exported folder; its files are checked against their SHA-256.
 
         Args:
-            threads: that a forward pass may use; by default the engine's own choice, about one a core.
+            threads: of a forward pass; by default the engine's own choice, about one a core.
 
         Raises:
             InputError: the folder was not written by an export, is damaged, or needs a package that is missing.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
-        folder = Path(folder)
-        about = _manifest(folder)
-        for name, digest in about.files.items():
-            _check(folder / Path(name).name, digest)
-        forward: Padded | Table
-        if about.format == "onnx":
-            forward = onnx_forward(folder / ONNX, threads=threads)
-        elif about.format == "openvino":
-            forward = openvino_forward(folder / OPENVINO, about.precision, threads=threads)
-        else:
-            forward = Table.read(folder / TABLE)
-        return cls(
-            folder=folder,
-            dim=about.dim,
-            codec=Codec.load(folder / CODEC) if CODEC in about.files else None,
-            oversampling=about.shrunk.oversampling if about.shrunk else 0,
-            fingerprint=about.source.fingerprint,
-            max_seq_length=about.max_seq_length,
-            format=about.format,
-            precision=about.precision,
-            prompts={kind: about.prompts.get(kind, "") for kind in KINDS},
-            _tokens=Tokens.from_file(
-                folder / TOKENIZER,
-                special=about.tokenizer.special,
-                pad_id=about.tokenizer.pad_id,
-                pad_side=about.tokenizer.pad_side,
-            ),
-            _forward=forward,
-        )
+        return cls(Path(folder), threads=threads)
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        kind: Kind = "document",
-        batch_size: int = BATCH_SIZE,
-    ) -> NDArray[np.float32]:
-        """Encode texts, as `nestling.models.torch_encoder.embed` does with the model that was exported.
-
-        Each distinct text is encoded once, in batches of like token count.
-
-        Args:
-            texts: queries or documents; not one string.
-            kind: picks the model's prompt.
-            batch_size: texts in a forward pass.
+    def encode(self, texts: Sequence[str], *, kind: Kind = "document", batch_size: int = BATCH_SIZE) -> Matrix:
+        """Encode texts, each distinct one once, in batches of like token count; the kind picks the prompt.
 
         Returns:
             (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
@@ -137,22 +96,19 @@ class ExportedEncoder:
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = np.zeros((len(place), self.dim), dtype=np.float32)
         ids = self._tokens.ids([self.prompts[kind] + text for text in place])
-        order = np.argsort([-len(each) for each in ids], kind="stable")
+        order = np.argsort([-len(tokens) for tokens in ids], kind="stable")
         # A text without a single token, not even a special one, is left at zero: attention over nothing is NaN.
-        order = order[: sum(1 for each in ids if each)]
-        step = batch_size * (TABLE_BATCHES if isinstance(self._forward, Table) else 1)
+        order = order[: sum(map(bool, ids))]
+        step = batch_size * self._at_once
         for start in range(0, len(order), step):
             rows = order[start : start + step]
-            some = [ids[row] for row in rows]
-            found = self._forward.mean(some) if isinstance(self._forward, Table) else self._padded(some)
-            vectors[rows] = truncate(found, self.dim)
+            vectors[rows] = truncate(self._forward([ids[row] for row in rows]), self.dim)
         if len(place) == len(texts):
             return vectors
         return vectors[[place[text] for text in texts]]
 
-    def _padded(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        assert not isinstance(self._forward, Table)
-        return self._forward(*self._tokens.padded(ids))
+    def _padded(self, ids: Sequence[Sequence[int]]) -> Matrix:
+        return self._run(dict(zip(INPUTS, self._tokens.padded(ids), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -188,14 +144,14 @@ class _Manifest:
 def _manifest(folder: Path) -> _Manifest:
     path = folder / MANIFEST
     missing = f"{folder}: holds no {MANIFEST}; give a folder that export wrote"
-    about = read_json(path, Any, advice=ADVICE, missing=missing)
-    version = about.get("nestling_runtime") if isinstance(about, dict) else None
+    content = read_json(path, Any, advice=ADVICE, missing=missing)
+    version = content.get("nestling_runtime") if isinstance(content, dict) else None
     if version != VERSION:
         raise InputError(f"{path}: form {version!r} is not {VERSION}, the one that this version reads; {ADVICE}")
-    found: _Manifest = shaped(about, _Manifest, str(path), ADVICE)
-    if found.dim < 1:
-        raise InputError(f"{path}: dim must be 1 or more, not {found.dim}; {ADVICE}")
-    return found
+    about: _Manifest = shaped(content, _Manifest, str(path), ADVICE)
+    if about.dim < 1:
+        raise InputError(f"{path}: dim must be 1 or more, not {about.dim}; {ADVICE}")
+    return about
 
 
 def _check(path: Path, digest: str) -> None:
@@ -208,12 +164,7 @@ def _check(path: Path, digest: str) -> None:
         raise InputError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; {ADVICE}")
 
 
-def onnx_forward(path: Path, *, threads: int | None) -> Padded:
-    """Open a graph in onnxruntime on the CPU. What is returned may be called from several threads.
-
-    Raises:
-        InputError: onnxruntime is missing or cannot read the file.
-    """
+def _open_onnx(path: Path, threads: int | None) -> Padded:
     runtime = needed(str(path.parent), "onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
@@ -222,54 +173,43 @@ def onnx_forward(path: Path, *, threads: int | None) -> Padded:
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises kinds of its own
-        raise InputError(f"{path}: onnxruntime cannot read it ({first_line(error)}); export the model again") from None
-
-    def forward(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(None, dict(zip(INPUTS, (ids, mask), strict=True)))[0]
-        return found
-
-    return forward
+        raise InputError(f"{path}: onnxruntime cannot read it ({first_line(error)}); {ADVICE}") from None
+    return lambda inputs: np.asarray(session.run(None, inputs)[0], dtype=np.float32)
 
 
-def openvino_forward(path: Path, precision: str, *, threads: int | None) -> Padded:
-    """Compile a model in OpenVINO for the CPU. What is returned may be called from several threads.
-
-    Args:
-        precision: `bf16` computes in it where the CPU has it, else in float32; `fp32` and `int8` never do.
-
-    Raises:
-        InputError: openvino is missing or cannot read the file.
-    """
-    runtime = needed(str(path.parent), "openvino")
-    core = runtime.Core()
+def _open_openvino(path: Path, precision: str, threads: int | None) -> Padded:
+    core = needed(str(path.parent), "openvino").Core()
     try:
-        halved = precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "bf16" if halved else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(str(path), "CPU", settings)
+        return compiled(core, str(path), bf16=precision == "bf16" and has_bf16(core), threads=threads)
     except RuntimeError as error:
-        raise InputError(f"{path}: openvino cannot read it ({first_line(error)}); export the model again") from None
-    infer = request_pool(compiled)
-    return lambda ids, mask: infer(dict(zip(INPUTS, (ids, mask), strict=True)))
+        raise InputError(f"{path}: openvino cannot read it ({first_line(error)}); {ADVICE}") from None
 
 
-def request_pool(compiled: Any) -> Callable[[Mapping[str, NDArray[np.int64]]], NDArray[np.float32]]:
-    """Return what runs a compiled model of OpenVINO, from any thread: inputs by name -> its first output."""
+def has_bf16(core: Any) -> bool:
+    """Return whether OpenVINO computes in bf16 on this CPU."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compiled(core: Any, model: Any, *, bf16: bool, threads: int | None) -> Padded:
+    """Compile a graph of OpenVINO, or the file of one, and return what runs it, also from several threads."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    program = core.compile_model(model, "CPU", settings)
     # A request holds its own buffers and serves one call at a time.
     free: deque[Any] = deque()
 
-    def infer(inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def infer(inputs: Mapping[str, NDArray[np.int64]]) -> Matrix:
         try:
             request = free.pop()
         except IndexError:
-            request = compiled.create_infer_request()
-        found = np.array(request.infer(inputs, share_inputs=True)[0])
+            request = program.create_infer_request()
+        output = np.array(request.infer(inputs, share_inputs=True)[0])
         free.append(request)
-        return found
+        return output
 
     return infer
 
@@ -277,17 +217,13 @@ def request_pool(compiled: Any) -> Callable[[Mapping[str, NDArray[np.int64]]], N
 class Table:
     """Rows of word pieces; a text is the mean of its pieces' rows, one without pieces zeros."""
 
-    def __init__(self, rows: NDArray[np.generic], scales: NDArray[np.float32] | None = None) -> None:
-        """Take (vocabulary, dim) float32 rows, or int8 rows and the (vocabulary,) worth of one unit in each."""
+    def __init__(self, rows: NDArray[np.generic], scales: Matrix | None = None) -> None:
+        """Take (vocabulary, dim) float32 rows, or int8 rows and the (vocabulary,) value of one unit in each."""
         self.rows, self.scales = rows, scales
 
     @classmethod
     def read(cls, path: Path) -> Table:
-        """Read what an export wrote.
-
-        Raises:
-            InputError: safetensors cannot read the file.
-        """
+        """Read what an export wrote; InputError where safetensors cannot."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -295,20 +231,14 @@ class Table:
             arrays = load_file(path)
             return cls(arrays["rows"], arrays.get("scales"))
         except (OSError, SafetensorError, KeyError) as error:
-            raise unread(path, error, f"{path}: holds no table ({first_line(error)}); export the model again") from None
+            raise unread(path, error, f"{path}: holds no table ({first_line(error)}); {ADVICE}") from None
 
-    def of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the rows of ids, (n, dim) float32."""
-        found: NDArray[np.float32] = self.rows[ids].astype(np.float32, copy=False)
-        return found if self.scales is None else found * self.scales[ids, None]
-
-    def mean(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def mean(self, ids: Sequence[Sequence[int]]) -> Matrix:
         """Return the mean of each text's rows, (n, dim) float32; no text's depends on the others."""
         means = np.zeros((len(ids), self.rows.shape[1]), dtype=np.float32)
-        for row, each in enumerate(ids):
-            if 0 < len(each) <= LONG:
-                means[row] = self.of(np.asarray(each)).mean(axis=0)
-            elif each:
-                seen, times = np.unique(np.asarray(each), return_counts=True)
-                means[row] = (times / len(each)).astype(np.float32) @ self.of(seen)
+        for row, pieces in enumerate(ids):
+            if pieces:
+                places = np.asarray(pieces)
+                found = self.rows[places].astype(np.float32, copy=False)
+                means[row] = (found if self.scales is None else found * self.scales[places, None]).mean(axis=0)
         return means

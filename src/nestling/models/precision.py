@@ -1,4 +1,4 @@
-"""Which arithmetic to train in, by what the machine reports, and why."""
+"""Which arithmetic to train and encode in, by what the machine reports; and how a process keeps its memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Precision:
 
 
 def choose_precision(setting: Setting) -> Precision:
-    """Settle `auto`, and check that the machine can do what was asked for.
+    """Settle `auto`, and check that the machine has what was chosen.
 
     Raises:
         InputError: `fp16` without a GPU, which torch does not train in.
@@ -41,14 +41,14 @@ def choose_precision(setting: Setting) -> Precision:
             return Precision("bf16", f"{torch.cuda.get_device_name()} computes in bf16")
         return Precision("fp16", f"{torch.cuda.get_device_name()} has no bf16")
     abilities = torch.cpu.get_capabilities()
-    found = [name for name in ("amx_bf16", "avx512_bf16") if abilities.get(name)]
-    if found:
-        return Precision("bf16", f"the CPU reports {' and '.join(found)}")
+    instructions = [name for name in ("amx_bf16", "avx512_bf16") if abilities.get(name)]
+    if instructions:
+        return Precision("bf16", f"the CPU reports {' and '.join(instructions)}")
     return Precision("fp32", "the CPU reports no bf16 instructions")
 
 
 def keep_freed_memory() -> bool:
-    """Keep the C library from handing memory back to the system after every step; return whether it was told so.
+    """Keep the C library from handing memory back to the system after every step; return whether it can.
 
     Batches of differing shapes otherwise spend much of a training on a CPU in page faults. For the whole process, and
     only where its C library is glibc.
@@ -63,28 +63,25 @@ def keep_freed_memory() -> bool:
         return False
 
 
+def give_back_freed_memory() -> None:
+    """Hand what lies free in the C library back to the system: holes that no later batch fits into."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def bound_kernel_cache() -> None:
     """Let oneDNN keep 64 compiled kernels in place of 1,024, unless the environment says otherwise.
 
     A batch of another size needs kernels of its own, which lie scattered so that freed memory cannot be handed back.
-    Read when the process first computes with oneDNN, so it comes before that.
+    To be called before the process first computes with oneDNN.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def resident_memory() -> int:
-    """Return how many bytes of memory this process holds; 0 where the system does not tell as Linux does."""
+    """Return how many bytes of memory this process holds; 0 where the system is not Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
         return 0
     return pages * resource.getpagesize()
-
-
-def give_back_freed_memory() -> None:
-    """Hand what lies free in the C library back to the system: what `keep_freed_memory` keeps is no longer one piece.
-
-    Batches of many sizes leave holes that no later batch fits into.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

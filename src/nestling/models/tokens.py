@@ -18,14 +18,7 @@ TOKENIZE_AT_ONCE = 8192
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A tokenizer that truncates by itself, and how its ids are padded.
-
-    Attributes:
-        tokenizer: of the package `tokenizers`; without padding.
-        special: whether it adds special tokens.
-        pad_id: fills a row up.
-        pad_side: where it does.
-    """
+    """A tokenizer of the package `tokenizers` that truncates by itself, and how its ids are padded."""
 
     tokenizer: Any
     special: bool = True
@@ -36,11 +29,7 @@ class Tokens:
     def from_file(
         cls, path: Path, *, special: bool = True, pad_id: int = 0, pad_side: Literal["left", "right"] = "right"
     ) -> Tokens:
-        """Read a tokenizer.json.
-
-        Raises:
-            InputError: the package is missing, or the file cannot be read.
-        """
+        """Read a tokenizer.json; InputError where the package is missing or the file cannot be read."""
         package = needed(str(path.parent), "tokenizers")
         try:
             tokenizer = package.Tokenizer.from_file(str(path))
@@ -52,24 +41,24 @@ class Tokens:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, truncated; a lone surrogate, which is no character, is read as "?"."""
-        found: list[list[int]] = []
+        ids: list[list[int]] = []
         for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            some = list(texts[start : start + TOKENIZE_AT_ONCE])
+            batch = list(texts[start : start + TOKENIZE_AT_ONCE])
             try:
-                encodings = self.tokenizer.encode_batch_fast(some, add_special_tokens=self.special)
+                encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=self.special)
             except (TypeError, UnicodeEncodeError):
-                whole = [text.encode("utf-8", "replace").decode("utf-8") for text in some]
-                encodings = self.tokenizer.encode_batch_fast(whole, add_special_tokens=self.special)
-            found.extend(encoding.ids for encoding in encodings)
-        return found
+                batch = [text.encode("utf-8", "replace").decode("utf-8") for text in batch]
+                encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=self.special)
+            ids.extend(encoding.ids for encoding in encodings)
+        return ids
 
     def padded(self, ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return ids and their mask, both (n, longest) int64; the mask is 1 where a token stands."""
         width = max(map(len, ids))
         filled = np.full((len(ids), width), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(ids), width), dtype=np.int64)
-        for row, each in enumerate(ids):
-            place = slice(width - len(each), None) if self.pad_side == "left" else slice(len(each))
-            filled[row, place] = each
+        for row, tokens in enumerate(ids):
+            place = slice(width - len(tokens), None) if self.pad_side == "left" else slice(len(tokens))
+            filled[row, place] = tokens
             mask[row, place] = 1
         return filled, mask

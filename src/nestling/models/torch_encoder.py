@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.names import Kind
-from nestling.models.load import prompts_of
+from nestling.models.load import STATIC, prompts_of
+from nestling.models.tokens import TOKENIZE_AT_ONCE
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.vectors import normalise
 
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from nestling.models.engines.engine import Engine, Sample
 
 BATCH_SIZE = 64
-TOKENIZE_AT_ONCE = 8192
 UNSORTED_BATCHES = 64
-# An engine's forward pass takes texts of ALIKE times the longest's tokens and more, and shorter ones until it has
+# An engine's forward pass takes texts of LIKE times the longest's tokens and more, and shorter ones until it has
 # ENOUGH_TOKENS: a small corpus would else be one batch, half of it padding.
-ALIKE = 0.8
+LIKE = 0.8
 ENOUGH_TOKENS = 1024
 SAMPLED = ("auto", "openvino-int8")
 """Engines that depend on the texts to encode."""
@@ -44,7 +44,7 @@ class TorchEncoder:
         sample: Sample | None = None,
     ) -> None:
         """Take a loaded model; see `embed` for the batch size and progress, `engine_for` for the engine and sample."""
-        self.model, self.fingerprint, self.codec, self.wanted = model, fingerprint, codec, engine
+        self.model, self.fingerprint, self.codec, self.engine_name = model, fingerprint, codec, engine
         self.batch_size, self.progress = batch_size, progress
         with model.truncate_embeddings(None):
             self.dim = int(model.get_embedding_dimension() or 0)
@@ -54,14 +54,14 @@ class TorchEncoder:
 
     @property
     def engine(self) -> Engine:
-        """What encodes; settled by `prepare`, or when it is first asked for."""
+        """What encodes; settled by `prepare`, or when it is first needed."""
         return self._engine or self.prepare(None)
 
     def prepare(self, sample: Sample | None) -> Engine:
         """Settle the engine by a sample of the texts to encode; see `engine_for`."""
         from nestling.models.engines.engine import engine_for
 
-        self._engine = engine_for(self.wanted, self.model, sample=sample)
+        self._engine = engine_for(self.engine_name, self.model, sample=sample)
         return self._engine
 
     @property
@@ -94,11 +94,9 @@ def embed(
     """Encode texts at the model's full size, whatever its `truncate_dim` says.
 
     Each distinct text is encoded once, so equal texts get bit-equal vectors. Batches are of like token count:
-    `SentenceTransformer.encode` sorts by characters, which on product titles spends a third of its time on padding.
+    `SentenceTransformer.encode` sorts by characters, and so pads more.
 
     Args:
-        model: in whatever precision; put into evaluation mode.
-        texts: queries or documents.
         kind: picks `encode_query` or `encode_document`, and with it the model's prompt.
         batch_size: texts in a forward pass, where the engine does not go by tokens.
         progress: called with (distinct texts done, distinct texts in all) after each batch.
@@ -106,14 +104,9 @@ def embed(
 
     Returns:
         (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
-
-    Raises:
-        ValueError: `kind` is neither of the two, or the batch size is below 1.
     """
     if kind not in ("query", "document"):
         raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     tokens = None
     if engine is not None:
         model, tokens = engine.model, engine.tokens
@@ -145,20 +138,16 @@ def embed(
 def _batches(
     model: SentenceTransformer, texts: list[str], batch_size: int, tokens: int | None, prompt: str
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Yield the texts of each call and how many of them go at once, longest first so that memory runs out at once.
-
-    Args:
-        tokens: of a forward pass, padding included, in place of `batch_size` texts.
-        prompt: read before each text.
-    """
+    """Yield the rows of each call and how many go at once, longest first so that memory runs out at the start."""
     from transformers import PreTrainedTokenizerBase
 
     tokenizer = getattr(model, "tokenizer", None)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         # A few large calls cost less than many small ones, and a static model has no padding.
         step = batch_size * UNSORTED_BATCHES
+        at_once = step if type(model[0]).__name__ == STATIC else batch_size
         for start in range(0, len(texts), step):
-            yield np.arange(start, min(start + step, len(texts))), step if _is_static(model) else batch_size
+            yield np.arange(start, min(start + step, len(texts))), at_once
         return
     limit = model.max_seq_length
     lengths: list[int] = []
@@ -179,14 +168,8 @@ def _batches(
         step = batch_size
         if tokens is not None:
             longest = max(1, -int(falling[start]))
-            alike = int(np.searchsorted(falling, -ALIKE * longest, side="right")) - start
-            step = max(1, min(tokens // longest, max(alike, ENOUGH_TOKENS // longest)))
+            like = int(np.searchsorted(falling, -LIKE * longest, side="right")) - start
+            step = max(1, min(tokens // longest, max(like, ENOUGH_TOKENS // longest)))
         rows = order[start : start + step]
         yield rows, step
         start += len(rows)
-
-
-def _is_static(model: SentenceTransformer) -> bool:
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
-    return isinstance(model[0], StaticEmbedding)

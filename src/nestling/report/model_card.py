@@ -23,7 +23,8 @@ from nestling.config.training import STEPS, TrainingSettings, setting_names, val
 from nestling.errors import InputError
 from nestling.evaluation.grid import sizes_of
 from nestling.evaluation.significance import compare_all, holm
-from nestling.models.load import BUNDLED_NAMES, needs_newest
+from nestling.models.hub import BUNDLED_NAMES
+from nestling.models.load import needs_newest
 from nestling.report.changes import Change, changes_of, outcome_of, sentence
 from nestling.report.charts import short_source
 from nestling.report.contents import summary

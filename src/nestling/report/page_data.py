@@ -143,7 +143,7 @@ class PageData(Figures):
         return variant + FUSED if variant + FUSED in self.dims else None
 
     def cells(self, variant: str) -> pl.DataFrame:
-        """Return all cells of a variant by query, as `measure_cells` returns them."""
+        """Return all cells of a variant by query, as `System.per_query` has them."""
         return self.per_query.filter(pl.col("variant") == variant).drop("variant")
 
 

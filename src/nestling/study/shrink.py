@@ -14,8 +14,7 @@ from nestling.config.experiment import EvaluationSettings
 from nestling.errors import InputError
 from nestling.evaluation.benchmark import Benchmark
 from nestling.evaluation.cell_search import Fitted
-from nestling.evaluation.cells import Cell, sizes_in
-from nestling.evaluation.grid import measure_cells
+from nestling.evaluation.cells import Cell
 from nestling.evaluation.recommend import MANY, cell_of, kept_by, smallest
 from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
@@ -118,16 +117,11 @@ def shrink(
         observer.stage(f"encode {model}")
         embed, cells, _ = grid_encoder(model, source, test, settings, cache=cache, observer=observer)
         strict = len(cells) > MANY if strict is None else strict
-        fitted = Fitted(lambda: dev.training(embed), sizes_in(cells))
-        fusions = dev.fusions(embed, cells, fitted) if fuse else {}
+        fitted = dev.fitted(embed, cells)
+        fusions = dev.fusions(embed, cells, fitted) if fuse else None
 
         def kept_on(side: Benchmark, cells: Sequence[Cell]) -> pl.DataFrame:
-            vectors = side.vectors(embed)
-            if fuse:
-                system = side.fused(vectors, {cell: fusions[cell] for cell in cells}, fitted)
-            else:
-                system = measure_cells(vectors, side.test, cells, side.measures, fitted)
-            return kept_by(system.per_query, measure)
+            return kept_by(side.measure(side.vectors(embed), cells, fitted, fusions).per_query, measure)
 
         observer.stage(f"measure {len(cells)} cells on dev")
         kept = kept_on(dev, cells)

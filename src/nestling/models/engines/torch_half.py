@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Float32Output(nn.Module):
-    """Runs a transformer and gives what it returns in float32, so that pooling and all after it are as ever."""
+    """A transformer whose output is brought to float32, for pooling and all after it."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -27,10 +27,9 @@ class Float32Output(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 on a CPU by oneDNN, weights laid out once.
+    """A linear layer in bf16 on a CPU by oneDNN, weights laid out once, by the operators of torch's own compiler.
 
-    `nn.Linear` there first writes the bias to where the product goes, which takes a fifth of the time of MiniLM. The
-    operators are those that torch's own compiler (inductor) calls.
+    `nn.Linear` there first writes the bias to where the product goes, which takes long.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.names import Kind
-from nestling.evaluation.cell_search import CellSearch, Vectors
-from nestling.evaluation.cells import Cell
+from nestling.evaluation.cell_search import Vectors
 from nestling.evaluation.measures import Measure
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.codec import Codec
+from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.vectors import truncate
 
 if TYPE_CHECKING:
@@ -121,8 +121,11 @@ def search(vectors: Vectors, codec: Codec | None, *, oversampling: int = 0) -> N
     """Return the ten nearest documents of each query, (n_queries, 10) int64, stored as the codec says."""
     codec = codec or Codec("float32", vectors.documents.shape[1])
     queries, documents = truncate(vectors.queries, codec.dim), truncate(vectors.documents, codec.dim)
-    cell = Cell(codec.dim, codec.precision, "none", oversampling)
-    return CellSearch(cell, queries, codec.encode(documents), codec, vectors).top(K)[0]
+    shortlist = top_k(queries, codec.encode(documents), K * max(1, oversampling), codec)[0]
+    if not oversampling:
+        return shortlist
+    # What rescoring reads lies in float16.
+    return rescore(vectors.queries, shortlist, vectors.documents.astype(np.float16).astype(np.float32), K)[0]
 
 
 def agreement(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
