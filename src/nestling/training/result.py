@@ -41,13 +41,10 @@ class TrainingResult:
     """What a training did.
 
     Attributes:
-        examples: how many the recipe made of the train split; each is seen once an epoch.
-        steps: optimizer steps, those before an interruption included.
+        examples, steps: of an epoch, and optimizer steps, those before an interruption included.
         seconds: spent in steps by this process, evaluations and checkpoints apart.
         resumed_at: the step that this process went on from; None if it began anew.
-        base: dev figures of the base model, as DevEvaluator names them, in float32.
-        before: those of what the recipe made of the base, before the first step.
-        after: those of the weights that were kept.
+        base, before, after: dev figures of the base model, of what the recipe made of it, and of the weights kept.
         kept_step: the step of those weights.
         peak_memory: bytes of the process at most, or reserved of the memory of a GPU that was used.
         history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
