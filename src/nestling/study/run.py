@@ -248,7 +248,7 @@ class _Study:
 
         def make() -> TrainingResult:
             result = fit_watched(name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer)
-            self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
+            self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.summary()}")
             return result
 
         return self._once(f"train {name}", f"model {name}", [model, work / SUMMARY], lambda: read_result(work), make)

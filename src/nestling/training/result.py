@@ -76,7 +76,7 @@ class TrainingResult:
         """What a regression is worse than, in words: the base model wherever that is so."""
         return "its base" if ended_below(self.base, self.before, self.after) == "base" else "before its training"
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return dev recall@10 before and after in a line, the base's too where that is another, and a regression."""
         base = f" (base model {self.base[RECALL]:.4f})" if self.base[RECALL] != self.before[RECALL] else ""
         mark = "  REGRESSION" if self.regression else ""

@@ -103,7 +103,7 @@ def fit(
                 whole = replace(whole, after=evaluator(load_model(str(output))))
             whole = replace(whole, seconds=seconds, peak_memory=peak_memory, left_out=left_out)
             if whole.regression:
-                logger.warning("%s: %s", output.name, whole.told())
+                logger.warning("%s: %s", output.name, whole.summary())
             atomic.write_json(work / SUMMARY, whole.as_dict())
             clear(work)
     return read_result(work)
