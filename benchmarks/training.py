@@ -142,7 +142,7 @@ def train(side: str, judgments: Judgments, *, batch_size: int, steps: int, warm:
     class Trainer(SentenceTransformerTrainer):  # type: ignore[misc]
         def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
             if inputs.sampler is not None and (ours or same):
-                return inputs.sampler(batch_size, settings.seed, 1)
+                return inputs.sampler(batch_size, seed=settings.seed, processes=1)
             found: Iterable[Any] = super().get_batch_sampler(dataset, batch_size, drop_last, **options)
             return found
 
@@ -201,7 +201,7 @@ def bare_products(judgments: Judgments, *, batch_size: int, steps: int, warm: in
         for a, b in ((hidden, hidden), (hidden, inner), (inner, hidden))
     }
     seconds: list[float] = []
-    for rows in list(inputs.sampler(batch_size, settings.seed, 1))[:steps]:
+    for rows in list(inputs.sampler(batch_size, seed=settings.seed, processes=1))[:steps]:
         batch = inputs.collator([{"row": row} for row in rows])
         work: list[tuple[torch.Tensor, torch.Tensor]] = []
         for column in ("anchor", "document"):

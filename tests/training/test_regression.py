@@ -59,7 +59,7 @@ def result(base: float, before: float, after: float) -> TrainingResult:
 )
 def test_a_result_below_its_base_or_its_start_is_a_regression(figures: Any, regression: bool, line: str):
     assert result(*figures).regression is regression
-    assert result(*figures).told() == line
+    assert result(*figures).summary() == line
 
 
 @pytest.mark.parametrize(("figures", "what"), [((0.7, 0.5, 0.6), "its base"), ((0.4, 0.6, 0.5), "before its training")])

@@ -188,7 +188,7 @@ class _Study:
                 result = fit_watched(
                     name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer
                 )
-                self._note(f"{result.pairs_per_second:.1f} pairs/s; {result.told()}")
+                self._note(f"{result.pairs_per_second:.1f} pairs/s; {result.summary()}")
         return read_result(work)
 
     def evaluate(self, sides: Split, bases: Mapping[str, ModelSource]) -> Evaluation:

@@ -111,33 +111,27 @@ class ClockCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class GiveBackMemory(TrainerCallback):  # type: ignore[misc]
-    """Give freed memory back to the system where much more of it is kept between steps than a step needs.
-
-    A step needs the most that the process has grown by in a first step after nothing was kept.
-    """
+    """Give freed memory back where much more is kept between steps than first steps after that have needed at most."""
 
     SPARE = 1.5
     MARGIN = 128 * 2**20
 
     def __init__(self) -> None:
         self.needed = self.least = 0
-        self.fresh = True
+        self.fresh = False
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.fresh = True
-        self._give_back()
+        give_back_freed_memory()
+        self.least = resident_memory()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         grown = resident_memory() - self.least
         if self.fresh:
             self.needed = max(self.needed, grown)
-        self.fresh = grown > self.SPARE * self.needed + self.MARGIN
-        if self.fresh:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        give_back_freed_memory()
-        self.least = resident_memory()
+        self.fresh = False
+        if grown > self.SPARE * self.needed + self.MARGIN:
+            self.on_train_begin()
 
 
 class BestWeights(TrainerCallback):  # type: ignore[misc]

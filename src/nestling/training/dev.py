@@ -35,10 +35,7 @@ class DevEvaluator(SentenceEvaluator):  # type: ignore[misc]
         self.encoder = encoder
 
     def __call__(self, model: SentenceTransformer, *_: Any, **__: Any) -> dict[str, float]:
-        """Return `dev_recall@10` and `dev_mrr@10` at full size, means over queries.
-
-        With prefixes also the means over them and the full size, `dev_recall@10_mean` and `dev_mrr@10_mean`.
-        """
+        """Return `dev_recall@10` and `dev_mrr@10` at full size, and, with `_mean`, their means over all sizes."""
         means = self.per_query(model).mean(axis=2)
         figures = {f"dev_{measure}": float(value) for measure, value in zip(MEASURES, means[0], strict=True)}
         if len(self.dims) > 1:

@@ -41,13 +41,10 @@ class TrainingResult:
     """What a training did.
 
     Attributes:
-        examples: how many the recipe made of the train split; each is seen once an epoch.
-        steps: optimizer steps, those before an interruption included.
+        examples, steps: of an epoch, and optimizer steps, those before an interruption included.
         seconds: spent in steps by this process, evaluations and checkpoints apart.
         resumed_at: the step that this process went on from; None if it began anew.
-        base: dev figures of the base model, as DevEvaluator names them, in float32.
-        before: those of what the recipe made of the base, before the first step.
-        after: those of the weights that were kept.
+        base, before, after: dev figures of the base model, of what the recipe made of it, and of the weights kept.
         kept_step: the step of those weights.
         peak_memory: bytes of the process at most, or reserved of the memory of a GPU that was used.
         history: the trainer's log: loss and learning rate by step, dev figures by epoch in the training's precision.
@@ -79,7 +76,7 @@ class TrainingResult:
         """What a regression is worse than, in words: the base model wherever that is so."""
         return "its base" if ended_below(self.base, self.before, self.after) == "base" else "before its training"
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return dev recall@10 before and after in a line, the base's too where that is another, and a regression."""
         base = f" (base model {self.base[RECALL]:.4f})" if self.base[RECALL] != self.before[RECALL] else ""
         mark = "  REGRESSION" if self.regression else ""

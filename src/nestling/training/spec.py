@@ -38,10 +38,7 @@ class TrainingSpec:
     cache: Path | None = None
 
     def fingerprint(self, steps: Sequence[Step] = ()) -> str:
-        """Return sixteen hex digits that change with anything that the weights depend on, apart from the data.
-
-        By default all steps that the settings ask for count.
-        """
+        """Return sixteen hex digits that change with all that the weights after some steps depend on, but the data."""
         # Stored prompts are in the base's fingerprint, but earlier versions trained without them.
         prompts = [self.base.prompts] if any(self.base.prompts.values()) else []
         of_steps = [[type(step).__name__, step.model_dump(mode="json")] for step in steps or self.settings.steps]
@@ -55,8 +52,6 @@ class TrainingInputs:
     """What a recipe hands to the trainer.
 
     Attributes:
-        examples: the data set; one row is one example.
-        loss: takes what the collator makes of a batch.
         collator: rows -> tensors; None for the library's own.
         sampler: (batch size, seed=, processes=) -> batches of row numbers; None for the library's own.
         refresh: each called before an epoch with its number, in this order.

@@ -51,11 +51,10 @@ def fit(
     """Train a variant and save it as a plain SentenceTransformer folder.
 
     Args:
-        train, dev: the sides of a split; dev chooses the weights that are kept.
+        dev: chooses the weights that are kept.
         output: the model's folder; it appears whole or not at all.
         work: a folder for each step, and in the end the summary. A call with the same data and settings goes on where
             the last one was interrupted.
-        report: called after every optimizer step.
         note: takes, in a line each, what was chosen, where a training goes on, and why it ends early.
 
     Returns:
@@ -104,7 +103,7 @@ def fit(
                 whole = replace(whole, after=evaluator(load_model(str(output))))
             whole = replace(whole, seconds=seconds, peak_memory=peak_memory, left_out=left_out)
             if whole.regression:
-                logger.warning("%s: %s", output.name, whole.told())
+                logger.warning("%s: %s", output.name, whole.summary())
             atomic.write_json(work / SUMMARY, whole.as_dict())
             clear(work)
     return read_result(work)

@@ -21,11 +21,7 @@ COLUMNS: dict[str, Kind] = {"anchor": "query", "positive": "document", "document
 
 
 def arguments_for(settings: TrainingSettings, precision: str, n_examples: int, work: Path) -> BaseTrainingArguments:
-    """Return what the settings are called in the library, for a training in `work` on `n_examples` an epoch.
-
-    Args:
-        precision: `fp32`, or what the trainer is to autocast to.
-    """
+    """Return what the settings are called in the library; `precision` is `fp32`, or what to autocast to."""
     return BaseTrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,

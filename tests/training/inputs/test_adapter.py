@@ -29,7 +29,7 @@ from nestling.training.spec import TrainingSpec
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-SETTINGS = settings_of("adapter", epochs=3, batch_size=8, learning_rate=1e-2, checkpoint_seconds=0, precision="fp32")
+SETTINGS = settings_of("adapter", epochs=3, batch_size=24, learning_rate=1e-2, checkpoint_seconds=0, precision="fp32")
 
 
 def layered_on(settings: TrainingSettings, **changes: float) -> TrainingSettings:

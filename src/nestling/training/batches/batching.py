@@ -131,10 +131,8 @@ class SimilarBatches(LengthBatches):
 
     Each shuffled stretch is halved again and again, along the line between two documents drawn from it, down to
     batches: a balanced random-projection tree (Dasgupta and Freund 2008). Batches of clustered texts: TAS-Balanced
-    (Hofstätter et al. 2021, arXiv 2104.06967) and CDE (Morris and Rush 2024, arXiv 2410.02525).
-
-    Args:
-        vectors: (n_pairs, dim) float, of each pair's document, by the base model.
+    (Hofstätter et al. 2021, arXiv 2104.06967) and CDE (Morris and Rush 2024, arXiv 2410.02525). `vectors`, (n_pairs,
+    dim), are of each pair's document, by the base model.
     """
 
     def __init__(self, vectors: NDArray[np.float32], batch_size: int, **options: Any) -> None:
@@ -197,7 +195,6 @@ class PairCollator(Collator):
     negatives: int
 
     def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """See Collator."""
         queries, anchor = np.unique(self.query[rows], return_inverse=True)
         documents, positive = np.unique(self.document[rows], return_inverse=True)
         drawn = [np.zeros(0, dtype=np.int64)]

@@ -28,11 +28,8 @@ class QueriesOfEpoch:
 
     A crop is two to five words of a document, which is its positive, mostly in its order. So it teaches the words of
     documents that no rater saw with a query. Random cropping as in Contriever (Izacard et al. 2022, arXiv 2112.09118),
-    but single words instead of spans, as search terms are. An epoch's queries depend on seed and epoch alone.
-
-    Args:
-        pairs: queries 0 to n-1 are its own, document d's crops are n + d, n + n_documents + d, ...
-        tokenise: makes the store that batches are taken from.
+    but single words instead of spans, as search terms are. An epoch's queries depend on seed and epoch alone; number
+    n + d is document d's first crop, where `pairs` has n queries.
     """
 
     def __init__(self, pairs: Pairs, tokenise: Callable[[list[str]], TokenStore], *, crops: int, seed: int) -> None:

@@ -52,16 +52,19 @@ class TokenStore:
     ) -> TokenStore:
         """Tokenise `texts`, cut at `max_length` tokens, or read their tokens from the folder `cache`.
 
-        Args:
-            tokenizer: a fast tokenizer of transformers, or one of the library `tokenizers`, which a static model has:
-                then without special tokens.
+        The tokenizer is a fast one of transformers, or, as in a static model, one of `tokenizers`: no special tokens.
         """
 
         def encode() -> dict[str, np.ndarray]:
             parts = [np.zeros(0, dtype=np.int32)]
             lengths: list[int] = [0]
             for start in range(0, len(texts), AT_ONCE):
-                encoded = _encoded(list(texts[start : start + AT_ONCE]), tokenizer, max_length)
+                part = list(texts[start : start + AT_ONCE])
+                if hasattr(tokenizer, "backend_tokenizer"):
+                    cut = {"truncation": max_length is not None, "max_length": max_length}
+                    encoded = tokenizer(part, **cut, return_attention_mask=False, return_token_type_ids=False).input_ids
+                else:
+                    encoded = [each.ids for each in tokenizer.encode_batch(part, add_special_tokens=False)]
                 lengths.extend(map(len, encoded))
                 parts.append(np.fromiter(chain(*encoded), dtype=np.int32))
             return {"ids": np.concatenate(parts), "offsets": np.cumsum(lengths, dtype=np.int64)}
@@ -83,10 +86,7 @@ class TokenStore:
         return starts, self.offsets[np.asarray(rows) + 1] - starts
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each.
-
-        With them `prompt_length`, (1,) int64, where the model's pooling looks at it.
-        """
+        """Return `input_ids` and `attention_mask` of the texts with these numbers, (len(rows), width) int64 each."""
         import torch
 
         starts, lengths = self._places(rows)
@@ -128,16 +128,6 @@ def tokenised(model: SentenceTransformer, texts: Sequence[str], *, kind: Kind, c
 def pools_prompts(model: SentenceTransformer) -> bool:
     """Return whether a model's pooling takes in the tokens of the prompt, as nearly all do."""
     return all(getattr(module, "include_prompt", True) for module in model)
-
-
-def _encoded(texts: list[str], tokenizer: Any, max_length: int | None) -> list[list[int]]:
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    cut = {"truncation": max_length is not None, "max_length": max_length}
-    encoded: list[list[int]] = tokenizer(texts, **cut, return_attention_mask=False, return_token_type_ids=False)[
-        "input_ids"
-    ]
-    return encoded
 
 
 def cached(

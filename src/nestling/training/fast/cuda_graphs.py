@@ -64,9 +64,7 @@ class GraphEncoder:
 
     Args:
         model: on one GPU; its parameters must keep their places in memory.
-        dtype: of the transformer's arithmetic.
-        make_capture: takes what embeds a column, parameters by name, their buffers, a column of the shape, and the
-            memory that all captures of such columns share, None without a GPU.
+        make_capture: takes, beside a column of the shape, the memory that all captures of such columns share, if any.
     """
 
     def __init__(self, model: SentenceTransformer, dtype: torch.dtype, make_capture: MakeCapture | None = None) -> None:
@@ -90,22 +88,18 @@ class GraphEncoder:
     def _embedded(self, place: int, column: dict[str, Tensor]) -> Tensor:
         n_texts = len(column["input_ids"])
         column = padded(column, self.padding, widest=self.widest)
-        capture = self._captured(place, column)
-        if capture is None:
-            return self._embed(column)[:n_texts]
-        # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
-        anchor = torch.ones((), requires_grad=True)
-        embeddings: Tensor = _CapturedPass.apply(anchor, self, capture, column)  # type: ignore[no-untyped-call]
-        return embeddings[:n_texts]
-
-    def _captured(self, place: int, column: dict[str, Tensor]) -> Capture | None:
-        n_texts, width = column["input_ids"].shape
-        key = (place, n_texts, width)
+        rows, width = column["input_ids"].shape
+        key = (place, rows, width)
         room = sum(each[0] == place for each in self.captures) < MOST_SHAPES
         # At once: computed as it comes, a batch would want as much memory again beside that of the captures.
         if key not in self.captures and room and not self.failed:
             self._capture(key, column)
-        return self.captures.get(key)
+        if key not in self.captures:
+            return self._embed(column)[:n_texts]
+        # Something must want a gradient for the backward pass to come by; the parameters get theirs on the way.
+        anchor = torch.ones((), requires_grad=True)
+        embeddings: Tensor = _CapturedPass.apply(anchor, self, self.captures[key], column)  # type: ignore[no-untyped-call]
+        return embeddings[:n_texts]
 
     def _capture(self, key: tuple[int, int, int], column: dict[str, Tensor]) -> None:
         place = key[0]
@@ -220,14 +214,12 @@ class CapturedGraph:
         self.embeddings = embeddings.detach()
 
     def forward(self, column: dict[str, Tensor]) -> Tensor:
-        """See Capture."""
         for name, value in self.column.items():
             value.copy_(column[name])
         self.forwards.replay()
         return self.embeddings.detach()
 
     def backward(self, gradient: Tensor) -> None:
-        """See Capture."""
         self.gradient.copy_(gradient)
         self.backwards.replay()
 

@@ -18,9 +18,7 @@ def embed_cast(
 ) -> list[Tensor]:
     """Return the embeddings of columns of texts, (n_texts, dim) float32: the transformer in `dtype`, the rest not.
 
-    Args:
-        columns: of each, `input_ids` and `attention_mask`, (n_texts, width).
-        parameters: to take in place of the model's own, by name; they get the gradients as they are.
+    `parameters`, by name, stand in for the model's own, and get the gradients as they are.
     """
     weights = dict(model.named_parameters()) if parameters is None else parameters
     (first, transformer), *others = model.named_children()

@@ -21,10 +21,8 @@ def settle(model: SentenceTransformer, loss: nn.Module, precision: Precision, *,
 
     On a CPU: plain attention, since the backward pass of torch's fused one takes longer; weights cast once and hidden
     states kept in bf16, where autocast would cast in every layer; all texts of a batch in one row (unpadded.py). On one
-    GPU: all of the transformer in that type, its passes as CUDA graphs (cuda_graphs.py).
-
-    Args:
-        processes: that train together; with several, autocast it is, since only the wrapped model synchronises them.
+    GPU: all of the transformer in that type, its passes as CUDA graphs (cuda_graphs.py). With several processes:
+    autocast, since only the wrapped model synchronises them.
 
     Returns:
         whether the trainer is to autocast, and a remark for the log; empty where nothing was changed.

@@ -71,9 +71,7 @@ def embed_unpadded(
 ) -> list[Tensor]:
     """Return the embeddings of columns of texts, (n_texts, dim) float32, in one pass with hidden states in `dtype`.
 
-    Args:
-        model: one that `can_unpad`; its weights are cast where they are used.
-        columns: of each, `input_ids` and `attention_mask`, (n_texts, width), padded at the end.
+    The model is one that `can_unpad`; its weights are cast where they are used. Columns are padded at the end.
     """
     transformer, *others = model
     blocks: list[list[Block]] = []

@@ -44,7 +44,7 @@ def adapter(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer
     """Prepare InfoNCE on the fixed vectors of the pairs, for a model that `with_adapter` made.
 
     Its layer starts as the rotation of the documents, so that prefixes carry the most. Settings are as in the other
-    contrastive recipes, but for `crops`, which would need texts embedded in every epoch.
+    contrastive recipes, but for `graded`, and for `crops`, which would need texts embedded in every epoch.
     """
     step = spec.settings.finetune
     pairs = positives(judgments, spec)
@@ -54,7 +54,7 @@ def adapter(judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer
     with torch.no_grad():
         layer.linear.weight.copy_(torch.from_numpy(fit_rotation(documents).T.copy()))
     teacher = teacher_for(step, pairs.documents, lambda _: pairs.queries)
-    loss = loss_for(layer, pairs, spec, graded=False, teacher=teacher, teacher_weight=step.bm25)
+    loss = loss_for(layer, pairs, spec, teacher=teacher, teacher_weight=step.bm25)
     return TrainingInputs(
         Dataset.from_dict({"row": np.arange(len(pairs))}),
         CachedEmbeddingsLoss(loss, queries, documents),

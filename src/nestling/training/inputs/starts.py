@@ -41,10 +41,9 @@ def transformer(judgments: Judgments, spec: TrainingSpec) -> SentenceTransformer
 
 def rotates_first(spec: TrainingSpec) -> bool:
     """Return whether the base gets a rotation that is trained with it."""
-    if spec.settings.finetune.rotate_first is not None:
-        return bool(spec.matryoshka) and spec.settings.finetune.rotate_first
+    settings, given = spec.settings, spec.settings.finetune.rotate_first
     # A concatenation is rotated as a whole.
-    return bool(spec.matryoshka) and spec.settings.fast and spec.settings.concat_static is None
+    return bool(spec.matryoshka) and (settings.fast and settings.concat_static is None if given is None else given)
 
 
 def starts_as_base(spec: TrainingSpec) -> bool:

@@ -16,10 +16,6 @@ def gathered(
 
     The backward pass sums gradients over processes; as the trainer then averages over them, and each process computes
     the same whole loss, the outcome is the gradient of one process with the whole batch.
-
-    Args:
-        queries, documents: (n_queries, dim) and (n_documents, dim) of this process, which may differ between processes.
-        numbers: as ContrastiveLoss takes them.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return queries, documents, numbers

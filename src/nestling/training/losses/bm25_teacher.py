@@ -23,10 +23,7 @@ class BM25Teacher:
     """Stemmed BM25 scores of a batch's queries and training documents, by number; texts are scored whole.
 
     To imitate a lexical ranker is how SPAR (Chen et al. 2022, arXiv 2110.06918) brings exact words into a dense model.
-
-    Args:
-        texts: epoch -> the texts of all queries of that epoch, as they are numbered.
-        language: of the stemmer.
+    `texts` gives, for an epoch, all its queries as they are numbered.
     """
 
     def __init__(self, documents: list[str], texts: Callable[[int], list[str]], *, language: str) -> None:

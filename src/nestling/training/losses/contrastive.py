@@ -27,9 +27,7 @@ NOTHING = -1e4
 class PairValues(nn.Module):
     """A lookup, on the loss's own device, of a number for each of some pairs; `missing` for every other pair.
 
-    Args:
-        query, document: (n,) int64, the pairs by number, each once.
-        value: (n,) float.
+    Query, document and value are (n,) each, the pairs by number and each once.
     """
 
     keys: Tensor
@@ -169,11 +167,8 @@ class CachedEmbeddingsLoss(nn.Module):
     """Contrastive loss of a layer's output for a batch's cached vectors, which are looked up by number.
 
     Across processes the numbers' vectors are gathered *before* the layer, so that each process has the whole batch's
-    gradient by itself, and all stay equal without an exchange of gradients.
-
-    Args:
-        contrastive: its model is the layer: features with `sentence_embedding` in and out.
-        queries, documents: (n_queries, dim) and (n_documents, dim) float32.
+    gradient by itself, and all stay equal without an exchange of gradients. The model of `contrastive` is the layer:
+    features with `sentence_embedding` in and out.
     """
 
     queries: Tensor
@@ -198,22 +193,10 @@ class CachedEmbeddingsLoss(nn.Module):
             return self.contrastive.of_embeddings(queries, documents, numbers)
 
 
-def loss_for(
-    model: SentenceTransformer | nn.Module,
-    pairs: Pairs,
-    spec: TrainingSpec,
-    *,
-    graded: bool | None = None,
-    **options: Any,
-) -> ContrastiveLoss:
-    """Return the contrastive loss of a spec, in which the positives are relevant.
-
-    Args:
-        graded: weigh a pair by its score scaled to 0..1, where others weigh 1; by default as the settings say.
-        options: further ones of ContrastiveLoss.
-    """
+def loss_for(model: nn.Module, pairs: Pairs, spec: TrainingSpec, **options: Any) -> ContrastiveLoss:
+    """Return the contrastive loss of a spec, in which the positives are relevant, with further options of the loss."""
     step, (low, high) = spec.settings.finetune, pairs.scale
-    graded = step.loss == "graded" if graded is None else graded
+    graded = step.loss == "graded" and step.start != "adapter"
     scores = pairs.judged_score[pairs.judged_score > pairs.threshold]
     weight = (scores - low) / (high - low) if graded and high > low else np.ones(len(scores))
     return ContrastiveLoss(

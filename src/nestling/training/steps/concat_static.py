@@ -89,10 +89,8 @@ def side_by_side(model: SentenceTransformer, table: SentenceTransformer) -> Sent
     """Return a model of twice the size: a text's vector by the transformer, at length 1, then that by the table.
 
     The latter is the sum of the pieces' vectors over the root of their number, so that it is about as long for a short
-    text as for a long one. The transformer's modules are taken over, not copied.
-
-    Raises:
-        InputError: the two do not have the same pieces and size.
+    text as for a long one. The transformer's modules are taken over, not copied. Raise InputError where the two do not
+    have the same pieces and size.
     """
     full = int(model.get_embedding_dimension() or 0)
     if not isinstance(table[0], StaticEmbedding) or isinstance(model[0], StaticEmbedding):
@@ -138,10 +136,7 @@ def scaled(vectors: Vectors, scale: float) -> Vectors:
 def reduced(both: SentenceTransformer, scale: float, axes: NDArray[np.float32]) -> SentenceTransformer:
     """Return what `side_by_side` made, with the second half multiplied by `scale` and brought to `axes`, in place.
 
-    Its cosines are about the weighted mean of the two models' cosines.
-
-    Args:
-        axes: (2 * full, full) with orthonormal columns.
+    Its cosines are about the weighted mean of the two models' cosines. The axes, (2 * full, full), are orthonormal.
     """
     words = next(module for module in reversed(list(both)) if isinstance(module, WordEmbeddings))
     with torch.no_grad():

@@ -44,14 +44,10 @@ class Context:
     """What a step is given.
 
     Attributes:
-        train, dev: the sides of a split.
         evaluator: on dev, at the sizes that the variant is judged by.
         processes: the arguments of a training, for those of a distributed one.
-        folder: the step's own.
-        model: what the steps before it made.
-        start: the model before its first optimizer step.
+        folder, model, start: the step's own folder, the model of the steps before it, and that before the first.
         say: takes, in a line each, what is chosen and left out.
-        report: called after every optimizer step.
         name: of a training within a step.
     """
 
@@ -102,9 +98,7 @@ class Context:
     ) -> StepResult:
         """Make the step's model in the main process, where no earlier call did, and return the step's result.
 
-        Args:
-            make: returns the model, a folder of one, or None where it stays as it was.
-            trainings: those within this step.
+        `make` returns the model, a folder of one, or None where it stays as it was; `trainings` are within the step.
         """
         with self.main_first():
             if not (self.folder / RESULT).is_file():

@@ -9,19 +9,25 @@ with cross-architecture knowledge distillation" (arXiv 2010.02666), with KL over
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from nestling import atomic
 from nestling.config.training import Distill, TrainingSettings
 from nestling.errors import InputError
+from nestling.judgments.table import Judgments
 from nestling.models.load import ModelSource, find_model, load_model
+from nestling.training.batches.batching import Collator, LengthBatches
 from nestling.training.batches.pseudo_queries import pseudo_queries
-from nestling.training.distill.cross_encoder import (
+from nestling.training.batches.tokens import tokenised
+from nestling.training.cross_encoder import (
     Candidates,
     RerankEvaluator,
     judged_pairs,
@@ -30,10 +36,10 @@ from nestling.training.distill.cross_encoder import (
     measured_rows,
     with_head,
 )
-from nestling.training.distill.student import distilled
 from nestling.training.inputs.contrastive import positives
 from nestling.training.inputs.starts import transformer, untrained
-from nestling.training.spec import TrainingSpec
+from nestling.training.losses.contrastive import PairValues, loss_for
+from nestling.training.spec import TrainingInputs, TrainingSpec
 from nestling.training.steps.context import MODEL, Context, StepResult
 from nestling.training.steps.finetune import Trainee, train
 from nestling.training.steps.guard import Guard
@@ -42,22 +48,18 @@ TEACHER, STUDENT = "cross-encoder", "student"
 """Folders of the two trainings, within the step's."""
 MINED, DEV, SCORED = "mined.npz", "dev.npz", "scored.npz"
 """Candidates of the train side and of dev, and the first of the former with the cross-encoder's scores."""
-N_MINED = 30
-"""Candidates that a cross-encoder's negatives are drawn from."""
-N_SCORED = 16
-"""Candidates of a training query that it scores for its student."""
-N_RERANKED = 20
-"""Candidates of a dev query that it is measured by."""
+N_MINED, N_SCORED, N_RERANKED = 30, 16, 20
+"""Candidates of a query to draw negatives from, to score for the student, and to measure a cross-encoder by on dev."""
 AT_ONCE = 65_536
 """Pairs to score before their logits are written down."""
 KEPT = {"seed", "max_seq_length", "precision", "weight_decay", "checkpoint_seconds", "report_to"}
 """Settings that hold for every training here."""
 OF_TEACHER = {"epochs": 2, "batch_size": 64, "learning_rate": 1e-4}
 """A cross-encoder's training; the two latter at most what the settings say, since they may be what memory allows."""
-QUERIES_A_PAIR = 3 / 8
-"""Queries in a batch of the student against pairs in one of the first training: each brings many documents along."""
-STUDENT_RATE = 0.7
-"""The student's learning rate against that of the first training."""
+DRAWN = 8
+"""Candidates of each query in a batch of the student, and at most so many judged documents, drawn anew each time."""
+QUERIES_A_PAIR, STUDENT_RATE = 3 / 8, 0.7
+"""The student's queries in a batch and learning rate, against the first training's pairs in a batch and its rate."""
 
 
 def distill(step: Distill, context: Context) -> StepResult:
@@ -164,3 +166,59 @@ def _score(
         parts.append(np.load(block))
     replace(candidates, logits=np.concatenate(parts).reshape(candidates.documents.shape)).save(path)
     shutil.rmtree(blocks)
+
+
+@dataclass(frozen=True)
+class QueryCollator(Collator):
+    """Batches of queries with some judged documents and some `candidates`, (n_queries, k) int64, of each."""
+
+    candidates: NDArray[np.int64]
+
+    def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        queries, pairs = np.unique(rows), self.pairs
+        drawn = [self.candidates[query, rng.permutation(self.candidates.shape[1])[:DRAWN]] for query in queries]
+        # Judged pairs are sorted by query.
+        bounds = np.searchsorted(pairs.judged_query, [queries, queries + 1]).T
+        judged = np.concatenate([rng.permutation(np.arange(*each))[:DRAWN] for each in bounds])
+        documents = np.unique(np.concatenate([*drawn, pairs.judged_document[judged]]))
+        own = judged[pairs.judged_score[judged] > pairs.threshold]
+        return {
+            "query": queries,
+            "document": documents,
+            "anchor": np.searchsorted(queries, pairs.judged_query[own]),
+            "positive": np.searchsorted(documents, pairs.judged_document[own]),
+        }
+
+
+def distilled(
+    judgments: Judgments, spec: TrainingSpec, model: SentenceTransformer, candidates: Candidates, pseudo: list[str]
+) -> TrainingInputs:
+    """Prepare the contrastive loss on batches of queries with their candidates, a cross-encoder as its teacher.
+
+    The library's distillation losses know no positives and no batch beside a query's own candidates.
+
+    Args:
+        candidates: with logits, of the raters' queries and of the pseudo-queries after them.
+    """
+    step, weight = spec.settings.finetune, (spec.settings.distill or Distill()).weight
+    pairs = positives(judgments, spec)
+    pairs = replace(pairs, queries=[*pairs.queries, *pseudo])
+    documents = tokenised(model, pairs.documents, kind="document", cache=spec.cache)
+    queries = tokenised(model, pairs.queries, kind="query", cache=spec.cache)
+    n_documents = len(pairs.documents)
+    query, document = candidates.pairs()
+    teacher = PairValues(
+        query, document, candidates.scores_of_both(step.scale).ravel(), n_documents=n_documents, missing=np.nan
+    )
+    judged = pairs.judged_query * n_documents + pairs.judged_document
+    free = ~np.isin(query * n_documents + document, judged)
+    # Likely enough to be right answers that no rater saw.
+    ignored = PairValues(query[free], document[free], np.ones(free.sum()), n_documents=n_documents)
+    loss = loss_for(model, pairs, spec, ignored=ignored, teacher=teacher, teacher_weight=weight)
+    return TrainingInputs(
+        Dataset.from_dict({"row": np.arange(len(pairs.queries))}),
+        loss,
+        QueryCollator(pairs, queries.batch, documents.batch, spec.settings.seed, candidates.documents),
+        partial(LengthBatches, documents.lengths[candidates.documents].sum(axis=1)),
+        vocabulary=np.unique(np.concatenate([queries.ids, documents.ids])),
+    )

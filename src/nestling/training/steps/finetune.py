@@ -39,11 +39,7 @@ SHARES_OF_START = (0.5, 0.8)
 
 @dataclass(frozen=True)
 class Trainee:
-    """What is trained: how the model before its first step, and its data, loss and batches, are made of a train split.
-
-    Attributes:
-        evaluator: measures it on dev; None for embeddings, by recall and MRR.
-    """
+    """What is trained, how it and its data are made of a train split, and what measures it, None for embeddings."""
 
     build: Callable[[Judgments, TrainingSpec], Any]
     inputs: Callable[[Judgments, TrainingSpec, Any], TrainingInputs]

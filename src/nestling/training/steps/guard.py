@@ -18,16 +18,12 @@ Figures = NDArray[np.float64]
 
 
 def choose(options: Sequence[Figures], without: Figures) -> int | None:
-    """Return the place of the option that is best on dev, or None where dev is lower with it than without.
+    """Return the place of the option, the preferred first, that is best on dev, or None where dev is lower with it.
 
     Recall@10 decides, MRR@10 where that is equal, each a mean over queries and sizes; of equal options the first is
     taken. None of the sizes may be lower by itself: the full size not at all, a prefix by no more than `NOISE` standard
     errors of the paired difference. Where dev has few queries, each of them is measured with the option that the others
     choose (leave-one-out), so that several options have no better chance than one.
-
-    Args:
-        options: figures with the step, one for each of its settings, the preferred first.
-        without: figures of the same queries without it.
     """
     places = [place for place, option in enumerate(options) if not _is_lower(option, without)]
     if not places:

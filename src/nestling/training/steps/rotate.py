@@ -50,7 +50,7 @@ def trained(
 
 
 def rotated_sides(vectors: Vectors, axes: NDArray[np.float32]) -> Vectors:
-    """Return queries and documents along these axes, at length 1."""
+    """Return queries and documents along these axes."""
     return rotated(vectors[0], axes), rotated(vectors[1], axes)
 
 

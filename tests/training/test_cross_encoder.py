@@ -19,7 +19,7 @@ from nestling.judgments.toolshed import generate
 from nestling.models.load import find_model, load_model, save_model
 from nestling.retrieval.exact_search import top_k
 from nestling.training.batches.batching import Pairs
-from nestling.training.distill.cross_encoder import (
+from nestling.training.cross_encoder import (
     IGNORED,
     NEGATIVES,
     Candidates,
@@ -48,7 +48,7 @@ def model(tiny_model_path: Path) -> CrossEncoder:
 def test_logits_are_the_models_own_whatever_the_order(
     model: CrossEncoder, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("nestling.training.distill.cross_encoder.AT_ONCE", 2)
+    monkeypatch.setattr("nestling.training.cross_encoder.AT_ONCE", 2)
     pairs = [(QUERIES[q], DOCUMENTS[d]) for q, d in ((1, 2), (2, 0), (0, 1), (0, 0), (1, 1))]
     model.eval()
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_the_first_model_is_measured_as_any_model_is_and_the_two_by_their_sum(
 
 
 def test_of_many_queries_some_are_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nestling.training.distill.cross_encoder.MEASURED", 5)
+    monkeypatch.setattr("nestling.training.cross_encoder.MEASURED", 5)
     qrels = Qrels.from_judgments(JUDGMENTS, threshold=2.5)
     rows = measured_rows(qrels)
     assert len(set(rows.tolist())) == 5

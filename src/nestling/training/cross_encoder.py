@@ -156,9 +156,7 @@ def logits(
 class RerankEvaluator(SentenceEvaluator):  # type: ignore[misc]
     """Measures on dev how the candidates of some queries are ranked by the first model and a cross-encoder together.
 
-    Args:
-        candidates: for the queries of `measured_rows`, documents as columns of `qrels`.
-        scale: of the first model's cosines.
+    The candidates are those of `measured_rows`, as columns of `qrels`; `scale` is of the first model's cosines.
     """
 
     def __init__(self, qrels: Qrels, candidates: Candidates, *, scale: float, precision: Setting = "auto") -> None:

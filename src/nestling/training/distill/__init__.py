@@ -1,1 +1,0 @@
-"""Distillation from a cross-encoder."""
