@@ -51,7 +51,7 @@ def serve(
     from nestling.serving.index.index import Index
     from nestling.serving.service import listening
     from nestling.serving.service.app import create_app
-    from nestling.serving.service.judged import read_judged
+    from nestling.serving.service.compare import read_judged
     from nestling.serving.service.limits import Limits
     from nestling.serving.service.served import Indexes, Source
     from nestling.serving.service.service import Service

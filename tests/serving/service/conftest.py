@@ -11,7 +11,7 @@ import pytest
 from fixtures.served import Shop, make_light_shop, make_service, make_shop
 from nestling.serving.index.index import Index
 from nestling.serving.service.app import create_app
-from nestling.serving.service.judged import read_judged
+from nestling.serving.service.compare import read_judged
 from nestling.serving.service.served import Source
 from nestling.serving.service.service import Service
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from fixtures.served import Shop, make_service
-from nestling.serving.service.app import create_app
+from nestling.serving.service.app import create_app, load_page
 from nestling.serving.service.limits import CHARACTERS
-from nestling.serving.service.page import load_page
 from nestling.serving.service.served import Source
 from nestling.serving.service.service import Service
 

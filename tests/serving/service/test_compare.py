@@ -19,8 +19,7 @@ from nestling.judgments.table import Judgments
 from nestling.retrieval.codec import fit_codec
 from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Index
-from nestling.serving.service.compare import CELLS, Cells, dims_of, make_cell
-from nestling.serving.service.judged import Judged, read_judged
+from nestling.serving.service.compare import CELLS, Cells, Judged, dims_of, make_cell, read_judged
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")

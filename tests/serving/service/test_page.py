@@ -14,8 +14,8 @@ from fixtures.browser import opened
 from fixtures.served import Shop, make_service, serving, write_index
 from nestling.cli.serve import read_key
 from nestling.judgments.split_files import read_split
-from nestling.serving.service.judged import read_judged
-from nestling.serving.service.page import load_page
+from nestling.serving.service.app import load_page
+from nestling.serving.service.compare import read_judged
 from nestling.serving.service.served import Source
 
 pytest.importorskip("fastapi")

@@ -1,8 +1,11 @@
-"""The routes of the server: FastAPI around a Service, with the guard before it."""
+"""The routes of the server and its search page: FastAPI around a Service, with the guard before it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +18,6 @@ from nestling.environment import VERSION
 from nestling.serving.service import shapes
 from nestling.serving.service.answers import RefusedError, error_body
 from nestling.serving.service.guard import Guard
-from nestling.serving.service.page import load_page
 from nestling.serving.service.service import Service
 
 DESCRIPTION = "Search in indexes that nestling index wrote, embeddings, and one query at several sizes side by side."
@@ -121,3 +123,25 @@ def _first_fault(errors: Any) -> tuple[str, str]:
     parts = [str(part)[:40] for part in first["loc"][1:]]
     where = ".".join(part for part in parts if not part.startswith(("constrained-", "function-after[", "list[")))
     return where, str(first["msg"]).removeprefix("Value error, ")
+
+
+def load_page(*, login: bool = False) -> Response:
+    """Return the search page, which holds no data: its script asks the server for all that it displays.
+
+    Its Content-Security-Policy allows its own style and script by their hashes, and requests to its own origin. With
+    `login` it asks for the server's key first.
+    """
+    templates = resources.files("nestling.serving.service") / "templates"
+    style, script, html = ((templates / f"search.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+    html = html.replace(" data-login", "" if login else " hidden")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY"}
+    html = html.replace("/*style*/", style).replace("/*script*/", script)
+    return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

@@ -14,8 +14,7 @@ from nestling.errors import InputError
 from nestling.models.encoder import Encoder, prepare
 from nestling.serving.index.files import Manifest, read_manifest
 from nestling.serving.index.index import Index
-from nestling.serving.service.compare import MOST_DOCUMENTS, Cells
-from nestling.serving.service.judged import Judged
+from nestling.serving.service.compare import MOST_DOCUMENTS, Cells, Judged
 
 logger = logging.getLogger(__name__)
 
