@@ -65,7 +65,7 @@ def generate(records: int = 25_000, *, seed: int = 0) -> Judgments:
 
 
 def _stock(dice: Dice, words: Vocabulary, records: int) -> list[_Shelf]:
-    types = dice.some(list(words.types), max(8, records // RECORDS_A_TYPE))
+    types = dice.sample(list(words.types), max(8, records // RECORDS_A_TYPE))
     titles: set[str] = set()
     shelves: list[_Shelf] = []
     for i in range(max(2, records // RECORDS_A_SHELF)):
@@ -75,7 +75,7 @@ def _stock(dice: Dice, words: Vocabulary, records: int) -> list[_Shelf]:
         kind = kinds[i // len(types) % len(kinds)]
         own = _spread(dice, words, name)
         plans = [(name, kind)] * SHELF_MAIN
-        plans += [(name, other) for other in dice.some([k for k in kinds if k != kind], SHELF_OTHER_KIND)]
+        plans += [(name, other) for other in dice.sample([k for k in kinds if k != kind], SHELF_OTHER_KIND)]
         plans += [(related, dice.pick(list(words.types[related]["kind"]))) for _ in range(SHELF_RELATED)]
         spreads = {related: _spread(dice, words, related), name: own}
         drawn = [_product(dice, words, plan, spreads[plan[0]], titles) for plan in plans]
@@ -88,13 +88,13 @@ def _stock(dice: Dice, words: Vocabulary, records: int) -> list[_Shelf]:
 def _spread(dice: Dice, words: Vocabulary, type_name: str) -> dict[str, list[str]]:
     """Return the few values of each attribute that a shelf shows, so that its products are similar."""
     entry = words.types[type_name]
-    spread = {"brand": dice.some(words.texts["brands"][entry["dept"]], 2)}
-    spread["feature"] = ["", *dice.some(list(words.texts["features"]), 2)]
+    spread = {"brand": dice.sample(words.texts["brands"][entry["dept"]], 2)}
+    spread["feature"] = ["", *dice.sample(list(words.texts["features"]), 2)]
     for name in ("power", "size", "material", "colour", "finish"):
         if name in entry:
-            spread[name] = dice.some(words.options[name][entry[name]], 3 if name == "size" else 2)
+            spread[name] = dice.sample(words.options[name][entry[name]], 3 if name == "size" else 2)
     if "pack" in entry:
-        spread["pack"] = ["", *dice.some(words.options["pack"][entry["pack"]], 2)]
+        spread["pack"] = ["", *dice.sample(words.options["pack"][entry["pack"]], 2)]
     return spread
 
 
@@ -160,7 +160,7 @@ def _misses(target: Product, wishes: Sequence[str], product: Product) -> int:
 def _candidates(dice: Dice, target: Product, wishes: Sequence[str], shelf: _Shelf) -> list[Product]:
     """Return what is judged for a query: all full matches, then near misses, then plainly wrong ones."""
     groups: list[list[Product]] = [[], [], []]
-    for product in dice.some(shelf.all, len(shelf.all)):
+    for product in dice.sample(shelf.all, len(shelf.all)):
         groups[min(2, _misses(target, wishes, product))].append(product)
     full, near, wrong = groups
     n = max(len(full) + 2, 4 + dice.below(5))

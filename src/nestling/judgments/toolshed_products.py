@@ -46,7 +46,7 @@ class Dice:
         """Return one of the items."""
         return items[self.below(len(items))]
 
-    def some(self, items: Sequence[T], n: int) -> list[T]:
+    def sample(self, items: Sequence[T], n: int) -> list[T]:
         """Return `n` of the items (all, if there are fewer), shuffled."""
         pool = list(items)
         return [pool.pop(self.below(len(pool))) for _ in range(min(n, len(pool)))]
@@ -156,7 +156,7 @@ def make_product(dice: Dice, words: Vocabulary, number: int, type_name: str, has
 
 def _title(dice: Dice, words: Vocabulary, entry: Mapping[str, Any], has: Mapping[str, str], model: str) -> str:
     others = [name for name in ATTRIBUTES if name in has and name not in TITLE_ALWAYS]
-    named = {*dice.some(others, TITLE_OTHERS), *TITLE_ALWAYS}
+    named = {*dice.sample(others, TITLE_OTHERS), *TITLE_ALWAYS}
     slots = {name: value for name, value in has.items() if name in named}
     if slots.get("size") in words.metric and dice.chance(0.15):
         slots["size"] = words.metric[slots["size"]]
@@ -196,8 +196,8 @@ def _description(
         "years": dice.pick(("1", "2", "3", "5", "10")),
     }
     facts = [dice.pick(forms).format(has[name]) for name, forms in words.texts["facts"].items() if name in has]
-    sentences = [dice.pick(texts["open"]), *dice.some(texts["middle"], 2 + dice.below(3))]
-    sentences += dice.some(texts["close"], 1 + dice.below(3))
+    sentences = [dice.pick(texts["open"]), *dice.sample(texts["middle"], 2 + dice.below(3))]
+    sentences += dice.sample(texts["close"], 1 + dice.below(3))
     lines = [sentence.format(**slots) for sentence in sentences]
     stated = "; ".join(facts)
     lines.insert(1 + dice.below(2), f"{stated[:1].upper()}{stated[1:]}. Brand {has['brand']}, type {has['kind']}.")

@@ -34,7 +34,7 @@ def phrase(dice: Dice, words: Vocabulary, product: Product, wishes: Sequence[str
     what = _type_words(dice, words, product)
     order = list(terms)
     if dice.chance(SHUFFLED):
-        order = dice.some(order, len(order))
+        order = dice.sample(order, len(order))
     cut = dice.below(len(order) + 1) if dice.chance(SHUFFLED) or what.startswith("something") else len(order)
     front, back = [terms[name] for name in order[:cut]], [terms[name] for name in order[cut:]]
     if back and order[cut] in ("feature", "colour", "finish") and dice.chance(0.4):

@@ -135,8 +135,8 @@ class Codec:
             return codes.data.astype(np.float32)
         parts = []
         for start in range(0, max(len(codes), 1), ROWS_AT_ONCE):
-            some = codes[start : start + ROWS_AT_ONCE]
-            scaled: NDArray[np.floating] = np.multiply(self.integers(some), self.steps(some)[:, None], dtype=np.float64)
+            part = codes[start : start + ROWS_AT_ONCE]
+            scaled: NDArray[np.floating] = np.multiply(self.integers(part), self.steps(part)[:, None], dtype=np.float64)
             if self.rotation is not None and self.mean is not None:
                 scaled = scaled @ self.rotation.T.astype(np.float64) + self.mean
             parts.append(scaled.astype(np.float32))

@@ -143,14 +143,14 @@ def rescore(
     for start in range(0, len(queries), at_once):
         part = slice(start, start + at_once)
         # Ascending documents and a stable sort break ties; -1 comes first here and last below, by its score.
-        some = np.sort(candidates[part], axis=1)
-        vectors = documents[some.clip(min=0).ravel()].astype(np.float32).reshape(*some.shape, -1)
+        columns = np.sort(candidates[part], axis=1)
+        vectors = documents[columns.clip(min=0).ravel()].astype(np.float32).reshape(*columns.shape, -1)
         # einsum adds up each product alike, wherever it lies, so equal vectors get equal scores.
         products = np.einsum("qmd,qd->qm", vectors, queries[part].astype(np.float32))
         if not np.isfinite(products).all():
             raise ValueError("some scores are NaN or overflow float32; normalise the embeddings first")
-        products[some < 0] = -np.inf
-        indices[part], scores[part] = highest(some, products, width)
+        products[columns < 0] = -np.inf
+        indices[part], scores[part] = highest(columns, products, width)
     return indices, scores
 
 

@@ -13,7 +13,7 @@ FIT_STEPS = 12
 HALF = np.array([6, 18, 31, 44, 58, 75, 96, 127])
 LEVELS = np.concatenate([-HALF[::-1], HALF]).astype(np.int8)
 OUTERMOST = 2.733
-# Rows are no exact Gaussians: of these widths each row takes the one that turns it the least.
+# Rows are no exact Gaussians: of these widths each row takes the one that changes its direction the least.
 WIDTHS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
 FINE = 8
 NEAREST = np.abs(np.arange(-127 * FINE, 127 * FINE + 1)[:, None] / FINE - LEVELS).argmin(axis=1).astype(np.uint8)
@@ -28,12 +28,12 @@ SIGNS = (np.unpackbits(BYTES[:, None], axis=1).astype(np.int8) * 2 - 1).view(np.
 def itq_rotation(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return a rotation, (dim, dim), that brings centred rows near the corners of a cube, by iterative quantization."""
     start, upper = np.linalg.qr(np.random.default_rng(0).standard_normal((rows.shape[1], rows.shape[1])))
-    turn = (start * np.where(np.diag(upper) < 0, -1, 1)).astype(np.float32)
+    rotation = (start * np.where(np.diag(upper) < 0, -1, 1)).astype(np.float32)
     for _ in range(FIT_STEPS):
-        corners = np.where(rows @ turn > 0, np.float32(1), np.float32(-1))
+        corners = np.where(rows @ rotation > 0, np.float32(1), np.float32(-1))
         left, _, right = np.linalg.svd((rows.T @ corners).astype(np.float64))
-        turn = (left @ right).astype(np.float32)
-    return turn
+        rotation = (left @ right).astype(np.float32)
+    return rotation
 
 
 def pack_bits(unit: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -69,8 +69,8 @@ def product(queries: NDArray[Any], documents: NDArray[Any], out: NDArray[np.floa
         elif torch is None:
             np.matmul(queries, documents.T, out=out[:n])
         else:
-            some = np.pad(queries, ((0, max(0, MIN_ROWS - n)), (0, 0)))
-            torch.mm(_tensor(some), _tensor(documents).T, out=_tensor(out[: len(some)]))
+            padded = np.pad(queries, ((0, max(0, MIN_ROWS - n)), (0, 0)))
+            torch.mm(_tensor(padded), _tensor(documents).T, out=_tensor(out[: len(padded)]))
     return out[:n]
 
 
