@@ -5,24 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from nestling.config.names import Kind
 from nestling.evaluation.cell_search import Vectors
 from nestling.evaluation.measures import Measure
+from nestling.evaluation.qrels import Qrels
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import embed
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.exact_search import rescore, top_k
 from nestling.retrieval.vectors import truncate
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from nestling.evaluation.qrels import Qrels
 
 K = 10
 LARGEST_LOSS = 0.005

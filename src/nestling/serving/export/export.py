@@ -6,28 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from nestling import atomic
 from nestling.config.names import Kind
 from nestling.config.run_folder import RunFolder
 from nestling.environment import needed, versions
 from nestling.errors import InputError
+from nestling.evaluation.qrels import Qrels
+from nestling.judgments.split import split_judgments
+from nestling.judgments.split_files import read_split
+from nestling.judgments.table import Judgments
+from nestling.judgments.threshold import settle_threshold
+from nestling.judgments.toolshed import generate
+from nestling.models.encoder import SHRUNK, load_shrunk
+from nestling.models.engines.openvino import Inputs
 from nestling.models.exported_encoder import CODEC, INPUTS, MANIFEST, TOKENIZER, VERSION, ExportedEncoder
 from nestling.models.load import ModelSource, find_model, load_model, prompts_of
 from nestling.models.tokens import Tokens
 from nestling.progress import Observer
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from nestling.evaluation.qrels import Qrels
-    from nestling.judgments.table import Judgments
-    from nestling.models.engines.openvino import Inputs
-    from nestling.retrieval.codec import Codec
-    from nestling.serving.export.check import Check
+from nestling.retrieval.codec import Codec
+from nestling.serving.export.check import Check, check_export
+from nestling.serving.export.table import write_table
+from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -84,13 +91,6 @@ def export(
         InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
             than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
-    import torch
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
-    from nestling.serving.export.check import check_export
-    from nestling.serving.export.table import write_table
-    from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
-
     out, observer = Path(out), observer or Observer()
     for value, allowed in ((format, get_args(Format)), (precision, get_args(Precision))):
         if value not in allowed:
@@ -158,8 +158,6 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
 
     One that is searched by rescoring keeps its full size, which the second step needs.
     """
-    from nestling.models.encoder import SHRUNK, load_shrunk
-
     if not (source.folder / SHRUNK).is_file():
         return load_model(source, device="cpu").eval(), None, None
     model, codec, about = load_shrunk(source.folder)
@@ -170,12 +168,6 @@ def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, 
 
 def read_texts(split: Path | None, threshold: float | None) -> tuple[Judgments, Qrels]:
     """Return the judgments to calibrate on and the qrels to check on: of a split, or of the generated catalogue."""
-    from nestling.evaluation.qrels import Qrels
-    from nestling.judgments.split import split_judgments
-    from nestling.judgments.split_files import read_split
-    from nestling.judgments.threshold import settle_threshold
-    from nestling.judgments.toolshed import generate
-
     sides = read_split(split) if split else split_judgments(generate(CATALOGUE, seed=0), dev=0.3)
     settled = settle_threshold(sides.train, threshold if split else None)
     return sides.train, Qrels.from_judgments(sides.dev, threshold=settled)
@@ -183,8 +175,6 @@ def read_texts(split: Path | None, threshold: float | None) -> tuple[Judgments, 
 
 def _write_tokens(model: SentenceTransformer, folder: Path, *, static: bool) -> Tokens:
     """Write the tokenizer with the model's truncation, and return it as the runtime reads it."""
-    from tokenizers import Tokenizer
-
     backend = model.tokenizer if static else getattr(model.tokenizer, "_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise InputError("the model has no fast tokenizer (tokenizer.json), which an export needs")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
 
 from nestling.errors import InputError
 from nestling.models.exported_encoder import TABLE
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> None:
@@ -24,10 +25,6 @@ def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> 
     Args:
         precision: `fp32`, or `int8` with one scale a row.
     """
-    import torch
-    from safetensors.numpy import save_file
-    from sentence_transformers.base.modules import Dense, Normalize
-
     if precision not in ("fp32", "int8"):
         raise InputError(f"a static model's table is exported in fp32 or int8, not in {precision}")
     rows = model[0].embedding.weight.detach().cpu().double().numpy()

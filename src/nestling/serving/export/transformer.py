@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, WordEmbeddings
 from torch import Tensor, nn
 
 from nestling.environment import needed
@@ -28,9 +30,6 @@ INT8 = "--precision int8 of a transformer"
 
 def refuse_unknown(model: SentenceTransformer) -> None:
     """Raise InputError for a model that the runtime would not reproduce."""
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
-    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, WordEmbeddings
-
     for place, module in enumerate(model):
         later = (Pooling, Dense, Normalize, WordEmbeddings, LayerNorm)
         if not isinstance(module, later if place else (Transformer, StaticEmbedding)):
