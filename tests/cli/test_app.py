@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nestling.cli.app import main
+from nestling.cli.console import TerminalObserver
 from nestling.models.load import find_model
 
 NESTLING = [sys.executable, "-m", "nestling"]
@@ -226,7 +228,9 @@ def test_nothing_that_exists_is_replaced_unasked(capsys, shop: Path, tmp_path: P
     assert (mine / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
-def test_run_ends_with_both_tables_and_the_paths(capsys, shop: Path, small: list[str], tmp_path: Path):
+def test_run_ends_with_both_tables_and_the_paths_and_as_json_prints_the_results_alone(
+    capsys, shop: Path, small: list[str], tmp_path: Path
+):
     arguments = ["run", shop, "--query", "q", "--score", "stars", "--runs", tmp_path / "runs", *small]
     code, out, err = call(capsys, *arguments)
     assert code == 0, err
@@ -234,11 +238,7 @@ def test_run_ends_with_both_tables_and_the_paths(capsys, shop: Path, small: list
     assert "recall@10 by embedding size" in out
     assert out.splitlines()[-1] == f"run folder  {tmp_path / 'runs' / 'shop'}"
     assert "\x1b[" not in out
-
-
-def test_run_as_json_prints_the_results_alone(capsys, shop: Path, small: list[str], tmp_path: Path):
-    arguments = ["run", shop, "--query", "q", "--score", "stars", "--runs", tmp_path / "runs", "--json", *small]
-    code, out, _ = call(capsys, *arguments)
+    code, out, _ = call(capsys, *arguments, "--json")
     assert code == 0
     assert {row["variant"] for row in json.loads(out)["results"]} == {
         "pretrained",
@@ -256,44 +256,60 @@ def test_escape_sequences_in_a_name_do_not_reach_the_terminal(capsys):
     assert "\x1b" not in err
 
 
-def test_a_killed_run_resumes_from_its_checkpoint(shop: Path, small: list[str], tmp_path: Path):
-    options = ["--query", "q", "--score", "stars", "--runs", str(tmp_path), *small]
-    options += ["--set", "training.epochs=400", "--set", "training.checkpoint_seconds=0.2"]
-    said = tmp_path / "said.txt"
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen([*NESTLING, "run", str(shop), *options], stderr=said.open("w"), text=True)
-
-    def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert process.poll() is None, said.read_text(encoding="utf-8")
-            assert time.monotonic() < deadline, said.read_text(encoding="utf-8")
-            time.sleep(0.05)
-
-    killed = start()
-    work = tmp_path / "shop" / "training" / "mnrl" / "finetune"
-    wait_for(lambda: list(work.glob("checkpoint-*/trainer_state.json")), killed)
+def test_a_killed_run_resumes_from_its_checkpoint_and_ends_on_ctrl_c_in_a_line(
+    capsys, shop: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ["run", str(shop), "--query", "q", "--score", "stars", "--runs", str(tmp_path), *small]
+    arguments += ["--set", "training.epochs=400", "--set", "training.checkpoint_seconds=0.2"]
+    log = tmp_path / "log.txt"
+    killed = subprocess.Popen([*NESTLING, *arguments], stderr=log.open("w"), text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "shop" / "training" / "mnrl" / "finetune").glob("checkpoint-*/trainer_state.json")):
+        assert killed.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+        time.sleep(0.05)
     killed.kill()
     killed.wait()
-    again = start()
-    wait_for(lambda: "going on from its checkpoint at step" in said.read_text(encoding="utf-8"), again)
-    again.send_signal(signal.SIGINT)
-    assert again.wait(timeout=120) == 130
-    assert "interrupted; the same command goes on from here" in said.read_text(encoding="utf-8")
-    assert "Traceback" not in said.read_text(encoding="utf-8")
+    note = TerminalObserver.note
+
+    def interrupted(self: TerminalObserver, text: str) -> None:
+        note(self, text)
+        if "going on from its checkpoint at step" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TerminalObserver, "note", interrupted)
+    code, _, err = call(capsys, *arguments)
+    assert code == 130
+    assert "going on from its checkpoint at step" in " ".join(err.split())
+    assert "interrupted; the same command goes on from here" in err
+    assert "Traceback" not in err
 
 
-def test_two_processes_train_one_model_and_one_of_them_speaks(shop: Path, tiny_model_path: Path, tmp_path: Path):
+def test_two_processes_train_one_model_and_one_of_them_speaks(
+    capsys, shop: Path, tiny_model_path: Path, tmp_path: Path
+):
     split, model = tmp_path / "split", tmp_path / "model"
-    main_options = ["split", str(shop), str(split), "--query", "q", "--score", "stars"]
-    subprocess.run([*NESTLING, *main_options], check=True, capture_output=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ["train", str(split), str(model), "--base", str(tiny_model_path), "--recipe", "graded"]
-    settings = ["--set", "epochs=3", "--set", "batch_size=4", "--set", "checkpoint_seconds=0", "--dims", "32,8"]
-    done = subprocess.run([*launch, "-m", "nestling", *options, *settings], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("dev_recall@10") == 1
+    assert call(capsys, "split", shop, split, "--query", "q", "--score", "stars")[0] == 0
+    options = ["train", str(split), str(model), "--base", str(tiny_model_path), "--recipe", "graded", "--dims", "32,8"]
+    settings = ["--set", "epochs=1", "--set", "batch_size=8", "--set", "checkpoint_seconds=0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # As torchrun and accelerate launch start them, without a launcher that imports torch first.
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [*NESTLING, *options, *settings],
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    written = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], written
+    assert [out.count("dev_recall@10") for out, _ in written] == [1, 0]
     assert (model / "modules.json").is_file()
 
 

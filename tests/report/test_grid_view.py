@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -138,9 +137,3 @@ def test_the_full_embedding_itself_is_not_called_smaller():
     lines = advice_lines(row(1.0, 1.0, 384, "float32", "none", 0, 1536), measure="recall@10", full=384, documents=1)
     assert lines[0].startswith("384 dims, float32: 1,536 bytes a vector, no smaller than 1,536; keeps 100.0%")
     assert "100.0% of what" in lines[2]
-
-
-@pytest.mark.parametrize(("full", "documents"), [(0, 5), (5, 0)])
-def test_advice_for_no_documents_or_dims_is_an_error(full: int, documents: int):
-    with pytest.raises(ValueError, match="1 or more"):
-        advice_lines(row(1, 1, 4, "int8", "none", 0, 6), measure="recall@10", full=full, documents=documents)

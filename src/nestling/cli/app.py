@@ -10,17 +10,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 from nestling.atomic import FULL
-from nestling.cli import encode, export, index, postgres, push, serve
-from nestling.cli import measure as cli_measuring
-from nestling.cli import report as cli_report
-from nestling.cli import tune as cli_tuning
-from nestling.cli.console import observer
+from nestling.cli import encode, export, index, measure, postgres, push, report, serve, tune
+from nestling.cli.console import observer, print_results, print_tables, speaks
 from nestling.cli.options import (
     Columns,
     Data,
@@ -32,13 +29,10 @@ from nestling.cli.options import (
     Source,
     as_changes,
     numbers,
+    save_picture,
 )
 from nestling.environment import VERSION, grow_gpu_memory, missing, share_cores
 from nestling.errors import InputError, clean
-
-if TYPE_CHECKING:
-    from nestling.config.experiment import DataSettings
-    from nestling.progress import Observer
 
 DEFAULT = "all-MiniLM-L6-v2"
 
@@ -62,30 +56,22 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
-    import polars as pl
-
-    from nestling.report import tables
-    from nestling.report.render.terminal import terminal
-    from nestling.study import run as pipeline
+    from nestling.study import run as study
 
     chosen = options.experiment(experiment)
-    done = pipeline.run(chosen, runs=options.runs, overwrite=overwrite, observer=_observer())
+    done = study.run(chosen, runs=options.runs, overwrite=overwrite, observer=observer())
     if as_json:
         print((done.folder / "results.json").read_text(encoding="utf-8"))
         return
-    out = Console()
     settings = done.experiment.evaluation
-    caption = f"{settings.protocol}, {done.queries:,} test queries; recall@10 can reach {done.ceiling:.4f} at most" + (
-        f"; gain over {done.reference}" if done.reference else ""
+    print_results(
+        done.results,
+        done.comparisons,
+        settings.measures,
+        caption=f"{settings.protocol}, {done.queries:,} test queries; recall@10 can reach {done.ceiling:.4f} at most",
+        reference=done.reference,
+        regressions=done.regressions,
     )
-    full = tables.full_size(done.results, reference=done.reference)
-    out.print(terminal(tables.narrow_full_size_table(full, caption=caption, regressions=done.regressions)))
-    rows = tables.by_dim(done.results)
-    for measure in settings.measures[:2]:
-        out.print(terminal(tables.by_dim_table(rows, measure)))
-    first = done.comparisons.filter(pl.col("measure") == settings.measures[0])
-    if not first.is_empty():
-        out.print(terminal(tables.comparison_table(first)))
     for picture in done.pictures:
         print(f"picture     {picture}")
     print(f"report      {done.report}")
@@ -104,22 +90,19 @@ def inspect(
 ) -> None:
     """Say what the data holds: counts, lengths, the score histogram, its dip, and what each threshold keeps."""
     from nestling.report import data_tables
-    from nestling.report.render.terminal import terminal
     from nestling.study.data import inspect as inspect_data
 
-    settings = _data(data, columns)
-    found = inspect_data(settings, model=model, threshold=settings.threshold, seed=seed)
+    settings = columns.settings(data)
+    inspection = inspect_data(settings, model=model, threshold=settings.threshold, seed=seed)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(inspection.as_dict()))
     else:
-        out = Console()
-        for table in (data_tables.counts_table, data_tables.histogram_table, data_tables.thresholds_table):
-            out.print(terminal(table(found)))
+        tables = (data_tables.counts_table, data_tables.histogram_table, data_tables.thresholds_table)
+        print_tables(*(table(inspection) for table in tables))
     if picture is not None:
-        from nestling.report import charts
+        from nestling.report.charts import score_histogram
 
-        stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
-        for path in charts.save(charts.score_histogram(found), stem):
+        for path in save_picture(score_histogram(inspection), picture):
             print(f"picture  {path}", file=sys.stderr)
 
 
@@ -144,23 +127,22 @@ def split(
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.data_tables import split_table
-    from nestling.report.render.terminal import terminal
     from nestling.study.split import split as split_data
 
-    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists; give another folder, or --overwrite")
-    if out.exists() and not (out / SUMMARY).exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists and is no split, so it is not replaced; give another folder")
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        if not overwrite:
+            raise InputError(f"{out} exists; give another folder, or --overwrite")
+        if not (out / SUMMARY).exists():
+            raise InputError(f"{out} exists and is no split, so it is not replaced; give another folder")
     settings = make_settings(SplitSettings, test=test, dev=dev, method=method, seed=seed)
-    made = split_data(_data(data, columns), out=out, settings=settings)
-    summary = summarise(made)
-    for note in (*made.train.notes, made.warning):
-        if note and _speaks():
-            observer().note(note)
+    sides = split_data(columns.settings(data), out=out, settings=settings)
+    summary = summarise(sides)
+    for note in filter(None, (*sides.train.notes, sides.warning)):
+        observer().note(note)
     if as_json:
         print(json.dumps(summary))
         return
-    Console().print(terminal(split_table(summary, source=summary["source"])))
+    print_tables(split_table(summary, source=summary["source"]))
     print(f"split  {out}")
 
 
@@ -201,35 +183,28 @@ def train(
         settings=make_settings(TrainingSettings, **as_changes(change)),
         threshold=threshold,
         prompts=prompts.given(),
-        observer=_observer(),
+        observer=observer(),
     )
-    if not _speaks():
+    if not speaks():
         return
     if as_json:
         print(json.dumps(result.as_dict()))
         return
     before, after = result.before, result.after
-    for measure in before:
-        aside = f" (base model {result.base[measure]:.4f})" if result.base != before else ""
-        print(f"{measure:<14} {before[measure]:.4f} -> {after[measure]:.4f}{aside}")
+    for name in before:
+        aside = f" (base model {result.base[name]:.4f})" if result.base != before else ""
+        print(f"{name:<14} {before[name]:.4f} -> {after[name]:.4f}{aside}")
     if result.regression:
         Console().print(f"[bold red]REGRESSION[/]: the trained model retrieves worse on dev than {result.beaten_by}")
     print(f"{result.pairs_per_second:.1f} pairs/s, {result.seconds:.0f} s in steps")
     print(f"model  {out}")
 
 
-app.command(cli_measuring.evaluate)
-app.command(cli_measuring.shrink)
-app.command(cli_report.report)
-app.command(push.push)
-app.command(export.export)
-app.command(index.index)
-app.command(index.search)
-app.command(serve.serve)
-app.command(postgres.postgres)
-app.command(encode.encode)
-app.command(cli_tuning.tune)
-app.command(cli_tuning.curve)
+for verb in (
+    *(measure.evaluate, measure.shrink, report.report, push.push, export.export, index.index, index.search),
+    *(serve.serve, postgres.postgres, encode.encode, tune.tune, tune.curve),
+):
+    app.command(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -270,28 +245,12 @@ def _as_setting(error: UnknownOptionError) -> str | None:
     verb = " ".join(error.command_chain or ())
     option = (error.token.keyword or error.token.value).split("=")[0]
     name = option.lstrip("-").replace("-", "_")
-    before = {"train": "", "run": "training.", "tune": "training.", "curve": "training."}.get(verb)
-    if before is None or name not in TrainingSettings.model_fields:
+    if verb not in ("train", "run", "tune", "curve") or name not in TrainingSettings.model_fields:
         return None
+    section = "" if verb == "train" else "training."
     value = re.search(rf"{re.escape(option)}[= ]([^\s-]\S*)", " ".join(error.root_input_tokens or ()))
     given = value[1] if value else "VALUE"
-    return f"Unknown option: {option}. It is a setting of the training: give --set {before}{name}={given}"
-
-
-def _data(source: str, columns: Columns) -> DataSettings:
-    from nestling.config.experiment import DataSettings
-    from nestling.config.yaml_files import make_settings
-
-    return make_settings(DataSettings, source=source, **columns.given())
-
-
-def _observer() -> Observer | None:
-    return observer() if _speaks() else None
-
-
-def _speaks() -> bool:
-    """Whether this is the one of several processes (accelerate launch, torchrun) that talks to the user."""
-    return os.environ.get("RANK", "0") == "0"
+    return f"Unknown option: {option}. It is a setting of the training: give --set {section}{name}={given}"
 
 
 def _quiet_libraries() -> None:

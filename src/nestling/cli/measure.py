@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.console import observer
-from nestling.cli.options import Dims, Json, PromptOptions, named_models, numbers
+from nestling.cli.console import observer, print_results, print_tables
+from nestling.cli.options import Dims, Json, PromptOptions, named_files, named_models, numbers, save_picture
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def evaluate(
     from nestling.config.names import LEXICAL
     from nestling.config.yaml_files import make_settings
     from nestling.evaluation.recommend import kept_by
-    from nestling.report import grid_view, tables
-    from nestling.report.render.terminal import terminal
+    from nestling.report.grid_view import grid_table
+    from nestling.report.tables import slices_table
     from nestling.study import evaluate as evaluating
 
     if not models:
@@ -74,36 +74,29 @@ def evaluate(
         fusion=fusion,
         engine=engine,
     )
-    found = evaluating.evaluate(
+    measured = evaluating.evaluate(
         split,
         named,
         settings=settings,
         threshold=threshold,
         prompts=prompts.given(),
-        runs=_runs(run),
+        runs=named_files(run),
         cache=cache,
         observer=observer(),
     )
     if as_json:
-        written = {name: getattr(found, name).to_dicts() for name in ("results", "comparisons", "slices")}
-        print(json.dumps({"protocol": protocol, "ceiling@10": found.ceiling, **written}))
+        tables = {name: getattr(measured, name).to_dicts() for name in ("results", "comparisons", "slices")}
+        print(json.dumps({"protocol": protocol, "ceiling@10": measured.ceiling, **tables}))
         return
-    out = Console()
-    first = next(iter(named))
-    caption = f"{protocol}; recall@10 can reach {found.ceiling:.4f} at most; gain over {first}"
-    full = tables.full_size(found.results, reference=first)
-    out.print(terminal(tables.narrow_full_size_table(full, caption=caption)))
-    rows = tables.by_dim(found.results)
-    for measure in settings.measures[:2]:
-        out.print(terminal(tables.by_dim_table(rows, measure)))
-    of_first = pl.col("measure") == settings.measures[0]
-    if not found.comparisons.is_empty():
-        out.print(terminal(tables.comparison_table(found.comparisons.filter(of_first))))
-    out.print(terminal(tables.slices_table(found.slices.filter(of_first))))
+    first = settings.measures[0]
+    caption = f"{protocol}; recall@10 can reach {measured.ceiling:.4f} at most"
+    results = (measured.results, measured.comparisons, settings.measures)
+    print_results(*results, caption=caption, reference=next(iter(named)))
+    print_tables(slices_table(measured.slices.filter(pl.col("measure") == first)))
     if len(settings.precisions) > 1 or rotate or oversampling:
         for name in named:
-            kept = kept_by(found.per_query.filter(pl.col("variant") == name).drop("variant"), settings.measures[0])
-            out.print(grid_view.grid_table(kept, settings.measures[0], title=name))
+            cells = measured.per_query.filter(pl.col("variant") == name).drop("variant")
+            print_tables(grid_table(kept_by(cells, first), first, title=name))
 
 
 def shrink(
@@ -168,53 +161,39 @@ def shrink(
     )
     pictures: tuple[Path, ...] = ()
     if picture is not None:
-        from nestling.report import charts, grid_charts
+        from nestling.report.grid_charts import pareto
 
-        stem = picture.with_suffix("") if picture.suffix in (".png", ".svg") else picture
-        chart = grid_charts.pareto(found.kept, measure, subtitle=f"{Path(model).name}, on dev", keep=keep)
-        pictures = tuple(charts.save(chart, stem))
+        chart = pareto(found.kept, measure, subtitle=f"{Path(model).name}, on dev", keep=keep)
+        pictures = save_picture(chart, picture)
     if as_json:
         print(json.dumps({**asdict(found), "kept": found.kept.to_dicts(), "out": out and str(out)}))
         return
-    console = Console()
-    _print_advice(console, found, documents=int(documents))
+    _print_advice(found, documents=int(documents))
     for path in pictures:
-        console.print(f"picture     {path}", soft_wrap=True, highlight=False)
+        print(f"picture     {path}")
     if out is not None:
-        console.print(f"model       {out}", soft_wrap=True, highlight=False)
+        print(f"model       {out}")
 
 
-def _print_advice(out: Console, found: Shrunk, *, documents: int) -> None:
-    from nestling.report import grid_view
-    from nestling.report.render.terminal import terminal
+def _print_advice(found: Shrunk, *, documents: int) -> None:
+    from nestling.report.grid_view import advice_lines, grid_table
 
-    out.print(terminal(grid_view.grid_table(found.kept, found.measure, front_only=True)))
-    for choice in (found.alone, found.rescored):
-        if choice is not None:
-            lines = grid_view.advice_lines(
-                choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents
-            )
-            for line in [*lines, *_doubt(choice, found)]:
-                out.print(line, highlight=False, markup=False)
+    print_tables(grid_table(found.kept, found.measure, front_only=True))
+    lines = []
+    for choice in filter(None, (found.alone, found.rescored)):
+        lines += advice_lines(choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents)
+        lines += _doubt(choice, found)
     if found.alone is None:
         lower = " at the lower end of its interval (--no-strict asks for the share itself)" if found.strict else ""
-        text = f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev{lower}"
-        out.print(text, highlight=False, soft_wrap=True)
+        lines.append(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev{lower}")
+    console = Console()
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
 
 
 def _doubt(choice: Choice, found: Shrunk) -> list[str]:
-    """Say that test does not bear the choice out: the smallest of many cells is partly the luckiest."""
+    """Return a line where test does not bear the choice out: the smallest of many cells is partly the luckiest."""
     if choice.test["kept"] >= found.keep:
         return []
     advice = "a higher --keep leaves a margin" if found.strict else "--strict chooses with a margin"
     return [f"on test that is less than the {found.keep:.1%} asked for: {advice}"]
-
-
-def _runs(texts: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or not name or not path:
-            raise InputError(f"--run {text!r}: give NAME=FILE")
-        found[name] = Path(path)
-    return found

@@ -14,7 +14,9 @@ from cyclopts import Parameter
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
-    from nestling.config.experiment import Experiment
+    from altair import LayerChart
+
+    from nestling.config.experiment import DataSettings, Experiment
     from nestling.judgments.catalogue import Catalogue
     from nestling.progress import Observer
 
@@ -66,6 +68,13 @@ class Columns:
             values["document"] = with_commas(values["document"])
         return values
 
+    def settings(self, source: str) -> DataSettings:
+        """Return the settings of a source of judgments."""
+        from nestling.config.experiment import DataSettings
+        from nestling.config.yaml_files import make_settings
+
+        return make_settings(DataSettings, source=source, **self.given())
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -86,9 +95,8 @@ class RunOptions:
         if source and path is None:
             # Not the demo's sizes: someone else's data are taken whole, with the defaults of a study.
             changes = {"name": run_name(source), "data": {"source": source}, "training": {}}
-        changes.update({f"data.{key}": value for key, value in self.columns.given().items()})
-        if self.name:
-            changes["name"] = self.name
+        changes |= {f"data.{key}": value for key, value in self.columns.given().items()}
+        changes |= {"name": self.name} if self.name else {}
         return load_experiment(path, {**changes, **as_changes(self.change)})
 
 
@@ -137,18 +145,16 @@ class PromptOptions:
 
 
 def as_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE texts; values as in YAML.
-
-    Raises:
-        InputError: a text has no equals sign, or its value is no YAML.
-    """
-    changes = {}
+    """Read KEY=VALUE texts; values as in YAML."""
+    changes: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise InputError(f"--set {text!r}: give KEY=VALUE, as in training.epochs=1")
         try:
-            changes[key.strip()] = _value(value)
+            # YAML reads 1e-4 as text, for want of a dot.
+            scientific = re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+            changes[key.strip()] = float(value) if scientific else yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"--set {text!r}: the value is no valid YAML") from None
     return changes
@@ -160,11 +166,7 @@ def with_commas(texts: Sequence[str]) -> list[str]:
 
 
 def numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """Read numbers with commas between.
-
-    Raises:
-        InputError: one is no number.
-    """
+    """Read numbers with commas between."""
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
@@ -172,11 +174,7 @@ def numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
-    """Read MODEL or NAME=MODEL texts; a model without a name is called by the last part of its path.
-
-    Raises:
-        InputError: two get the same name.
-    """
+    """Read MODEL or NAME=MODEL texts; a model without a name is called by the last part of its path."""
     models: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
@@ -188,12 +186,33 @@ def named_models(texts: Sequence[str]) -> dict[str, str]:
     return models
 
 
+def named_files(texts: Sequence[str]) -> dict[str, Path]:
+    """Read the NAME=FILE texts of --run."""
+    files = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise InputError(f"--run {text!r}: give NAME=FILE")
+        files[name] = Path(path)
+    return files
+
+
+def run_path(run: Path, runs: Path) -> Path:
+    """Return the folder of a run, given by itself or by its name in `runs`."""
+    for folder in (run, runs / run):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"there is no run {run}, here or in {runs}; give the folder of a finished nestling run")
+
+
+def save_picture(chart: LayerChart, path: Path) -> tuple[Path, Path]:
+    """Write a chart as PATH.png and PATH.svg, whether PATH has one of these endings or none."""
+    from nestling.report.charts import save
+
+    return save(chart, path.with_suffix("") if path.suffix in (".png", ".svg") else path)
+
+
 def run_name(source: str) -> str:
     """Return a run's name from the source of its data: the file's name without endings, or the preset's."""
     stem = Path(source.removeprefix("hf:").split(":")[0].rstrip("/")).name.split(".")[0]
     return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "run"
-
-
-def _value(text: str) -> Any:
-    # YAML reads 1e-4 as text, for want of a dot.
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from nestling.cli.options import Json, Runs
-from nestling.errors import InputError, clean
+from nestling.cli.console import print_tables
+from nestling.cli.options import Json, Runs, run_path
 
 
 def push(
@@ -34,12 +31,10 @@ def push(
     The token is that of hf auth login, or HF_TOKEN.
     """
     from nestling.report.format import size
+    from nestling.report.table import Table, row
     from nestling.study import push as publishing
 
-    folder = run if run.is_dir() else runs / run
-    if not folder.is_dir():
-        raise InputError(f"there is no run {run}, here or in {runs}; give the folder of a finished nestling run")
-    upload = publishing.plan(folder, variant, hub_id, force=force)
+    upload = publishing.plan(run_path(run, runs), variant, hub_id, force=force)
     sizes = upload.sizes
     url = None
     if not dry_run:
@@ -47,11 +42,7 @@ def push(
     if as_json:
         print(json.dumps({"repository": hub_id, "files": sizes, "bytes": sum(sizes.values()), "commit": url}))
         return
-    table = Table("file", title=f"{'Would be sent' if dry_run else 'Sent'} to {hub_id}", title_justify="left")
-    table.add_column("size", justify="right")
-    for name, count in sizes.items():
-        table.add_row(escape(clean(name)), size(count))
-    table.add_section()
-    table.add_row("all", size(sum(sizes.values())))
-    Console().print(table)
+    lines = [row(name, size(count)) for name, count in sizes.items()]
+    groups = [("", lines), ("", [row("all", size(sum(sizes.values())))])]
+    print_tables(Table("", ["file", "size"], groups, title=f"{'Would be sent' if dry_run else 'Sent'} to {hub_id}"))
     print(f"commit  {url}" if url else "nothing was sent")

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.options import Json
+from nestling.cli.console import print_tables
+from nestling.cli.options import Json, Runs, run_path
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
     from nestling.config.run_folder import RunFolder
-    from nestling.report.runs_data import RunsData
 
 COMPARISON = "comparison.html"
 
 
 def report(
     *run: Annotated[Path, Parameter(help="Finished runs: their folders, or their names in RUNS.")],
-    runs: Annotated[Path, Parameter(help="The folder that holds runs.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     out: Annotated[
         Path | None, Parameter(help=f"Where the comparison of several runs goes (RUNS/{COMPARISON}).")
     ] = None,
@@ -36,7 +36,7 @@ def report(
 
     if not run:
         raise InputError("report needs at least one run; give the folder of a finished nestling run, or its name")
-    folders = [RunFolder(_found(one, runs)) for one in run]
+    folders = [RunFolder(run_path(one, runs)) for one in run]
     if len(folders) > 1:
         _compare(folders, out or runs / COMPARISON, as_json=as_json)
         return
@@ -44,21 +44,16 @@ def report(
         raise InputError(
             "--out is for the comparison of several runs; the page of one run is report.html in its folder"
         )
-    _one(folders[0], as_json=as_json)
-
-
-def _one(folder: RunFolder, *, as_json: bool) -> None:
     from nestling.report.page import write_pages
 
-    path = write_pages(folder)
+    path = write_pages(folders[0])
     if as_json:
-        print(json.dumps({**json.loads(folder.results_json.read_text(encoding="utf-8")), "path": str(path)}))
+        print(json.dumps({**json.loads(folders[0].results_json.read_text(encoding="utf-8")), "path": str(path)}))
         return
-    _print_path(Console(), path)
+    _print_path(path)
 
 
 def _compare(folders: list[RunFolder], out: Path, *, as_json: bool) -> None:
-    from nestling.report.render.terminal import terminal
     from nestling.report.runs_data import load_runs
     from nestling.report.runs_page import check_out, narrow_full_table, verdict, write_runs_page
 
@@ -66,52 +61,13 @@ def _compare(folders: list[RunFolder], out: Path, *, as_json: bool) -> None:
     data = load_runs(folders)
     path = write_runs_page(data, out)
     if as_json:
-        print(json.dumps({**_as_json(data), "path": str(path)}))
+        print(json.dumps({**data.as_dict(), "path": str(path)}))
         return
-    console = Console()
-    console.print(terminal(narrow_full_table(data)))
+    print_tables(narrow_full_table(data))
     for answer in verdict(data):
-        console.print(f"{answer.question} {answer.word}. {answer.text}", highlight=False, markup=False)
-    _print_path(console, path)
+        Console().print(f"{answer.question} {answer.word}. {answer.text}", highlight=False, markup=False)
+    _print_path(path)
 
 
-def _found(run: Path, runs: Path) -> Path:
-    folder = run if run.is_dir() else runs / run
-    if not folder.is_dir():
-        raise InputError(f"there is no run {run}, here or in {runs}; give the folder of a finished nestling run")
-    return folder
-
-
-def _print_path(console: Console, path: Path) -> None:
-    size = path.stat().st_size / 1e6
-    console.print(f"page        {path}  ({size:.2f} MB)", soft_wrap=True, highlight=False, markup=False)
-
-
-def _as_json(data: RunsData) -> dict[str, Any]:
-    dev, ranked = data.dev, data.ranked
-    runs = [
-        {
-            "name": name,
-            "folder": str(folder),
-            "finished": page.study.get("finished"),
-            "pick": pick,
-            "dev_recall@10": dev.get(n),
-        }
-        for n, (name, folder, page, pick) in enumerate(
-            zip(data.labels, data.folders, data.pages, data.picks, strict=True)
-        )
-    ]
-    return {
-        "runs": runs,
-        "settings": data.settings,
-        "environment": data.environment,
-        "best_on_dev": data.picks[ranked[0]] if ranked else None,
-        "reference": data.reference,
-        "variants": [
-            {"name": line.name, "variant": line.variant, "runs": [data.labels[n] for n in line.runs]}
-            for line in data.lines
-        ],
-        "results": data.results.to_dicts(),
-        "gains": data.gains.to_dicts(),
-        "pairs": data.pairs.to_dicts(),
-    }
+def _print_path(path: Path) -> None:
+    print(f"page        {path}  ({path.stat().st_size / 1e6:.2f} MB)")

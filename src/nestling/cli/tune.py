@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.console import observer
+from nestling.cli.console import observer, print_tables
 from nestling.cli.options import Json, RunOptions, Source, numbers
 
 VariantName = Annotated[str | None, Parameter(help="The variant to train; by default the first that is trained.")]
@@ -35,7 +36,6 @@ def tune(
 
     Called again it goes on; called in several terminals at once, the workers share the trials.
     """
-    from nestling.report.render.terminal import terminal
     from nestling.study.tune import view
     from nestling.study.tune.search import tune as search
     from nestling.study.tune.space import load_space
@@ -55,12 +55,10 @@ def tune(
         trials_ = [asdict(trial) for trial in found.trials]
         print(json.dumps({"best": best, "before": found.before, "importance": found.importance, "trials": trials_}))
         return
-    out = Console()
-    out.print(terminal(view.trials_table(found)))
+    print_tables(view.trials_table(found))
     if found.importance:
-        out.print(view.importance_line(found), highlight=False)
-    for path in found.files:
-        print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}")
+        Console().print(view.importance_line(found), highlight=False)
+    _print_files(found.files)
     print(f"next        nestling run {found.files[0]}")
 
 
@@ -74,7 +72,6 @@ def curve(
     as_json: Json = False,
 ) -> None:
     """Train one variant on growing shares of the training data: would more judgments help?"""
-    from nestling.report.render.terminal import terminal
     from nestling.study.curve import curve as learn
     from nestling.study.tune import view
 
@@ -89,7 +86,10 @@ def curve(
     if as_json:
         print((found.folder / "curve.json").read_text(encoding="utf-8"))
         return
-    out = Console()
-    out.print(terminal(view.curve_table(found)))
-    for path in found.files:
+    print_tables(view.curve_table(found))
+    _print_files(found.files)
+
+
+def _print_files(paths: Sequence[Path]) -> None:
+    for path in paths:
         print(f"{'picture' if path.suffix == '.png' else 'file':<10}  {path}")

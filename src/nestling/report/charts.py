@@ -51,14 +51,11 @@ def short_source(source: str) -> str:
 
 
 def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt.LayerChart:
-    """Return the chart of a measure over embedding size: size on a log axis, rising to the right, a line a variant.
-
-    Plain cells of models alone, without their fusions. Bands are intervals of 95 %, where the table has them. What has
-    no size, as BM25, is a dashed rule across, named at its end.
+    """Return the chart of a measure over embedding size: a line a model, bands of its intervals, BM25 as a rule across.
 
     Args:
-        results: long table, columns as `evaluation.grid.SCHEMA`; variants in the order of the legend.
-        subtitle: one line under the title, say protocol and number of queries.
+        results: long table, columns as `evaluation.grid.SCHEMA`; variants in the order of the legend. Fusions and cells
+            that are not plain are not drawn.
 
     Raises:
         ValueError: no variant has a plain cell with this measure.
@@ -77,6 +74,7 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
     y = value_axis(label(measure), ".3f" if span < FINE else ".2f")
     one_row = sum(len(name) + 4 for name in variants) < LEGEND_CHARACTERS
     legend = top_legend(direction="horizontal", columns=len(variants) if one_row else 3)
+    colours, shapes, dashes = _looks(variants, legend)
     tooltip = [
         *(alt.Tooltip("variant:N"), alt.Tooltip("dim:Q"), alt.Tooltip("value:Q", format=".4f", title=label(measure))),
         *(alt.Tooltip(f"{end}:Q", format=".4f") for end in ("low", "high")),
@@ -84,11 +82,10 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
     base = chart_of(sized.to_dicts()).encode(
         x=x,
         y=y,
-        color=coded(alt.Color, "variant:N", variants, _cycled(COLOURS, variants), legend),
-        shape=coded(alt.Shape, "variant:N", variants, _cycled(SHAPES, variants, turn=1), legend),
+        color=colours,
+        shape=shapes,
         tooltip=tooltip,
     )
-    dashes = coded(alt.StrokeDash, "variant:N", variants, _cycled(DASHES, variants, turn=1), legend)
     names = lexical.sort("value").select("value", "variant").iter_rows()
     across = [(value, name, RULES[n % len(RULES)]) for n, (value, name) in enumerate(names)]
     layers = [
@@ -102,7 +99,7 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
 
 def _intervals(rows: pl.DataFrame, variants: list[str], x: alt.X, y: alt.Y) -> list[Any]:
     layers = []
-    # Colours of the marks themselves, as an encoding would put bands into the legend, or take lines out of it.
+    # Colours of the marks, as an encoding would put bands into the legend, or take lines out of it.
     for variant, colour in zip(variants, _cycled(COLOURS, variants), strict=True):
         own = rows.filter(pl.col("variant") == variant).drop_nulls(["low", "high"]).select("dim", "low", "high")
         base = chart_of(own.to_dicts()).encode(x=x, y=alt.Y("low:Q", scale=y["scale"]), y2="high:Q")
@@ -149,33 +146,25 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
         rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
     legend = alt.Legend(title=None, orient="top")
     x_scale = alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False)
-    columns = (
-        chart_of(bars)
-        .mark_bar()
-        .encode(
-            x=alt.X("low:Q", title="score", scale=x_scale, axis=alt.Axis(grid=False)),
-            x2="high:Q",
-            y=alt.Y("count:Q", title="records", scale=alt.Scale(zero=True), axis=alt.Axis(format="~s")),
-            # Without an end of its own a bar from low to high floats at its count.
-            y2=alt.Y2Datum(0),
-            color=coded(alt.Color, "kept:N", ["not relevant", "relevant"], ["#c3c8d1", COLOURS[1]], legend),
-        )
+    columns = chart_of(bars).encode(
+        x=alt.X("low:Q", title="score", scale=x_scale, axis=alt.Axis(grid=False)),
+        x2="high:Q",
+        y=alt.Y("count:Q", title="records", scale=alt.Scale(zero=True), axis=alt.Axis(format="~s")),
+        # Without an end of its own a bar from low to high floats at its count.
+        y2=alt.Y2Datum(0),
+        color=coded(alt.Color, "kept:N", ["not relevant", "relevant"], ["#c3c8d1", COLOURS[1]], legend),
     )
     names = [rule["what"] for rule in rules]
     dashes = coded(alt.StrokeDash, "what:N", names, [[1, 0], [4, 4]][: len(names)], legend)
     lines = chart_of(rules).mark_rule(strokeWidth=1.6, color=INK).encode(x="at:Q", strokeDash=dashes)
     subtitle = f"{len(inspection.judgments):,} records, {inspection.share:.1%} above {inspection.threshold:g}"
-    return styled([columns, lines], "Scores", subtitle, (620, 260))
+    return styled([columns.mark_bar(), lines], "Scores", subtitle, (620, 260))
 
 
 def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt.LayerChart]:
-    """Return a chart for each curve that any training logged, by its title.
-
-    Args:
-        trainings: variant -> a training's summary with its `history`; dev recall@10 before the first step is in
-            `before`.
-    """
-    names, charts = list(trainings), {}
+    """Return a chart for each curve that any training logged, by its title; `trainings` are summaries by variant."""
+    charts = {}
+    colours, shapes, dashes = _looks(list(trainings))
     for key, title, number in CURVES:
         rows = [
             {"variant": name, "epoch": entry["epoch"], "value": entry[key]}
@@ -187,12 +176,10 @@ def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt
         base = chart_of(rows).encode(
             x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(grid=False, tickCount=5)),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=axis),
-            color=coded(alt.Color, "variant:N", names, _cycled(COLOURS, names)),
+            color=colours,
         )
-        dashes = coded(alt.StrokeDash, "variant:N", names, _cycled(DASHES, names))
         layers = [base.mark_line(strokeWidth=2).encode(strokeDash=dashes)]
         if key.startswith("eval"):
-            shapes = coded(alt.Shape, "variant:N", names, _cycled(SHAPES, names))
             layers.append(base.mark_point(filled=True, size=50, opacity=1).encode(shape=shapes))
         if rows:
             charts[title] = styled(layers, title, "", CURVE_SIZE)
@@ -201,7 +188,7 @@ def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt
 
 def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
     """Write `STEM.png` (twice the size, for sharp screens) and `STEM.svg`; return both paths."""
-    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
     with atomic.new_file(png) as temporary:
         chart.save(str(temporary), format="png", scale_factor=2)
     with atomic.new_file(svg) as temporary:
@@ -252,6 +239,16 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
         moved.append(max(value, moved[-1] + gap) if moved else value)
     shift = (sum(moved) - sum(values)) / max(1, len(moved))
     return [value - shift for value in moved]
+
+
+def _looks(variants: list[str], legend: alt.Legend | None = None) -> tuple[Any, Any, Any]:
+    """Return encodings of variants by colour, by shape and by dash."""
+    looks = ((alt.Color, COLOURS, 0), (alt.Shape, SHAPES, 1), (alt.StrokeDash, DASHES, 1))
+    colours, shapes, dashes = (
+        coded(channel, "variant:N", variants, _cycled(values, variants, turn=turn), legend)
+        for channel, values, turn in looks
+    )
+    return colours, shapes, dashes
 
 
 def _cycled(values: list[Any], variants: list[str], *, turn: int = 0) -> list[Any]:

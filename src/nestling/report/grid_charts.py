@@ -87,46 +87,32 @@ class Plane(NamedTuple):
         return self.top - (self.top - self.bottom) * y / HEIGHT
 
 
-def pareto(
-    kept: pl.DataFrame, measure: str, *, subtitle: str, keep: float | None = None, absolute: bool = False
-) -> alt.LayerChart:
+def pareto(kept: pl.DataFrame, measure: str, *, subtitle: str, keep: float | None = None) -> alt.LayerChart:
     """Return the chart of a grid: a mark a cell, bytes on a log axis, the front joined and its cells named.
 
     The front is drawn as steps, since up to a cell's bytes nothing better is to be had. Cells that rescore are hollow;
-    where there are any, a dashed line is the front of the others alone.
-
-    Args:
-        kept: columns as `evaluation.recommend.KEPT`, one row or more.
-        measure: which it is of.
-        subtitle: one line under the title, say of which model and side.
-        keep: a share of full quality, drawn as a line.
-        absolute: draw the measure itself, not the share of the full embedding's.
+    where there are any, a dashed line is the front of the others alone. `keep` is a share of full quality, drawn as a
+    line; `kept` has the columns of `evaluation.recommend.KEPT`.
     """
     # Of the row that keeps most, since others may keep nothing.
     best = kept.sort("kept").row(-1, named=True)
     full = float(best["value"] / best["kept"])
-    unit = full if absolute else 1.0
-    at = pl.col("value" if absolute else "kept").alias("at")
-    cells = kept.with_columns(front_alone(kept), at).sort("bytes", "at").to_dicts()
+    cells = kept.with_columns(front_alone(kept)).sort("bytes", "kept").to_dicts()
     for cell in cells:
         cell["name"] = cell_label(cell["dim"], cell["precision"], cell["rotation"], cell["oversampling"])
     front = [cell for cell in cells if cell["front"]]
     alone = [cell for cell in cells if cell["alone"]]
-    lines = [(unit, f"full {label(measure)} {full:.4f}", [1, 0])]
+    lines = [(1.0, f"full {label(measure)} {full:.4f}", [1, 0])]
     if keep is not None:
-        lines.append((keep * unit, f"keep {100 * keep:.4g}%", [5, 4]))
+        lines.append((keep, f"keep {100 * keep:.4g}%", [5, 4]))
     named = [*front, *(cell for cell in alone if not cell["front"])]
     plane = _plane(cells, [value for value, *_ in lines], named)
     sizes = [cell["bytes"] for cell in cells]
     ticks = apart(sizes, (max(sizes) / min(sizes)) ** (40 / WIDTH))
     x = log_axis("bytes:Q", "bytes a vector (log scale)", (plane.left, plane.right), ticks=ticks, format=",.0f")
-    fine = plane.top - plane.bottom < FINE
-    y = alt.Y(
-        "at:Q",
-        title=label(measure) if absolute else f"{label(measure)} kept",
-        scale=alt.Scale(domain=[plane.bottom, plane.top], nice=False, zero=False),
-        axis=alt.Axis(format=(".3f" if fine else ".2f") if absolute else ".1%" if fine else ".0%"),
-    )
+    axis = alt.Axis(format=".1%" if plane.top - plane.bottom < FINE else ".0%")
+    scale = alt.Scale(domain=[plane.bottom, plane.top], nice=False, zero=False)
+    y = alt.Y("kept:Q", title=f"{label(measure)} kept", scale=scale, axis=axis)
     rescored = any(cell["oversampling"] for cell in cells)
     gap = LINE * (plane.top - plane.bottom) / HEIGHT
     layers = [
@@ -147,7 +133,7 @@ def cell_label(dim: int, precision: str, rotation: str, oversampling: int) -> st
 
 def _plane(cells: Sequence[dict[str, Any]], lines: Sequence[float], named: Sequence[dict[str, Any]]) -> Plane:
     """Return a plane with room at the left, at the top and at the bottom for labels."""
-    sizes, values = [cell["bytes"] for cell in cells], [*(cell["at"] for cell in cells), *lines]
+    sizes, values = [cell["bytes"] for cell in cells], [*(cell["kept"] for cell in cells), *lines]
     left, right = 12 + max(map(_width, named)), 70
     top, bottom = LINE * min(2 + sum(cell["front"] for cell in named) / 2, 8), 2 * LINE
     # All in the same place, as with a single cell, still need a scale.
@@ -168,7 +154,7 @@ def _width(cell: dict[str, Any]) -> float:
 
 def _steps(cells: Sequence[dict[str, Any]], plane: Plane, x: alt.X, y: alt.Y, **look: Any) -> Any:
     # On to the right edge: with more bytes there is nothing better.
-    rows = [*cells, *({"bytes": plane.right, "at": last["at"]} for last in cells[-1:])]
+    rows = [*cells, *({"bytes": plane.right, "kept": last["kept"]} for last in cells[-1:])]
     return chart_of(rows).mark_line(interpolate="step-after", **look).encode(x=x, y=y)
 
 
@@ -199,19 +185,18 @@ def _labels(
     y: alt.Y,
 ) -> list[Any]:
     """Return the names of cells, those that are far from their mark with a line to it."""
-    marks = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in cells]
+    marks = [(plane.x(cell["bytes"]), plane.y(cell["kept"])) for cell in cells]
     drawn = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
-    corners = [(plane.x(cell["bytes"]), plane.y(cell["at"])) for cell in front]
+    corners = [(plane.x(cell["bytes"]), plane.y(cell["kept"])) for cell in front]
     drawn += [Box(x, y - 1, next_x, y + 1) for (x, y), (next_x, _) in pairwise([*corners, (WIDTH, 0)])]
     drawn += [Box(next_x - 1, next_y, next_x + 1, y) for (_, y), (next_x, next_y) in pairwise(corners)]
     # Nor should a label leave the plot.
     drawn += [Box(-1e4, -1e4, 0, 1e4), Box(-1e4, -1e4, 1e4, 0), Box(WIDTH, -1e4, 1e4, 1e4), Box(-1e4, HEIGHT, 1e4, 1e4)]
-    points = [(plane.x(cell["bytes"]), plane.y(cell["at"]), _width(cell), cell["front"]) for cell in named]
+    points = [(plane.x(cell["bytes"]), plane.y(cell["kept"]), _width(cell), cell["front"]) for cell in named]
     rows = []
     for cell, (_, mark_y, *_), (box, below) in zip(named, points, place(points, drawn), strict=True):
         near = box.top if below else box.bottom
-        row = {"name": cell["name"], "bytes": cell["bytes"], "at": cell["at"], "foot": plane.value(near)}
-        rows.append({**row, "below": below, "lifted": abs(near - mark_y) > LINE})
+        rows.append({**cell, "foot": plane.value(near), "below": below, "lifted": abs(near - mark_y) > LINE})
     rule = chart_of([row for row in rows if row["lifted"]]).mark_rule(color=MUTED, strokeWidth=0.8)
     layers: list[Any] = [rule.encode(x=x, y=y, y2="foot:Q")]
     for below, align, baseline, dx in ((False, "right", "bottom", 0), (True, "left", "top", BESIDE)):

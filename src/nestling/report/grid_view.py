@@ -66,12 +66,7 @@ def advice_lines(
         test: its row on the side that nothing was chosen on.
         measure: rescoring fetches candidates for as many results as stand behind its @.
         full: the model's own size in dims.
-
-    Raises:
-        ValueError: `full` or `documents` is below 1.
     """
-    if full < 1 or documents < 1:
-        raise ValueError(f"full and documents must be 1 or more, not {full} and {documents}")
     small, whole = int(dev["bytes"]), FULL_BYTES * full
     cell = f"{dev['dim']:,} dims, {stored_as(dev['precision'], dev['rotation'], dev['oversampling'], long=True)}"
     times = f"{whole / small:.1f}"

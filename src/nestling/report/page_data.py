@@ -56,17 +56,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class PageData(Figures):
-    """A finished run as tables.
+    """A finished run as tables, of which some may be missing in its folder.
 
     Attributes:
         study: what `results.json` holds.
-        comparisons: columns as `significance.SCHEMA`.
-        slices: groups of queries; None where the run has none.
-        rankings: the documents on top, columns as `grid.RANKED`; None where the run kept none.
-        test: the test side's judgments, for texts; None where the split is gone.
-        leaks: what two sides share, as `Split.leaks` says it of the tables; None where the split is gone.
-        histogram: the SVG of the score histogram; None where it is gone.
-        findings: the results of a search of settings and a learning curve in the same folder.
+        comparisons, slices, rankings: as in `evaluation.results.Results`.
+        test: the test side's judgments, for texts.
+        leaks: what two sides share, as `Split.leaks` counts it in the tables.
+        histogram: the SVG of the score histogram.
+        findings: of a search of settings and a learning curve in the same folder.
     """
 
     study: dict[str, Any]

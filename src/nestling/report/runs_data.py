@@ -105,6 +105,31 @@ class RunsData(Figures):
         below = {line.name: self.pages[line.runs[0]].regressions.get(line.variant) for line in self.lines}
         return {name: worse for name, worse in below.items() if worse}
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the comparison as what JSON can hold."""
+        runs = zip(self.labels, self.folders, self.pages, self.picks, strict=True)
+        return {
+            "runs": [
+                {
+                    "name": name,
+                    "folder": str(folder),
+                    "finished": page.study.get("finished"),
+                    "pick": pick,
+                    "dev_recall@10": self.dev.get(n),
+                }
+                for n, (name, folder, page, pick) in enumerate(runs)
+            ],
+            "settings": self.settings,
+            "environment": self.environment,
+            "best_on_dev": next((self.picks[run] for run in self.ranked), None),
+            "reference": self.reference,
+            "variants": [
+                {"name": line.name, "variant": line.variant, "runs": [self.labels[n] for n in line.runs]}
+                for line in self.lines
+            ],
+            **{name: getattr(self, name).to_dicts() for name in ("results", "gains", "pairs")},
+        }
+
 
 def load_runs(folders: Sequence[RunFolder]) -> RunsData:
     """Read finished runs and put them side by side.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +11,7 @@ import polars as pl
 from nestling.config.names import FUSED, PRETRAINED
 from nestling.report.format import SIGNIFICANT, bounds, label, p_equation, p_value, percent, points, size
 from nestling.report.table import Cell, Table, number_cell, row
+from nestling.training.result import RECALL as DEV_RECALL
 
 MOST = 4
 """Variants that fit beside each other in 80 columns."""
@@ -90,8 +91,7 @@ def full_size_table(
         for each in rows.iter_rows(named=True):
             cells.append(value_cell(each, bounds(each["low"], each["high"])))
             if each["measure"] in gains:
-                p = proofs.get((each["variant"], each["measure"]))
-                cells.append(Cell(percent(each["change"]), "" if p is None else p_equation(p), each["change"]))
+                cells.append(Cell(percent(each["change"]), _proof(each, proofs), each["change"]))
         body.append(cells)
     return Table(caption, columns, [("", body)])
 
@@ -101,13 +101,12 @@ def narrow_full_size_table(
     *,
     caption: str,
     title: str = "Models at full size",
-    regressions: Sequence[str] = (),
+    regressions: Collection[str] = (),
     proofs: Mapping[tuple[str, str], float] = NOTHING,
 ) -> Table:
-    """Return the table of `full_size` for a terminal, marking `regressions`, the variants that fell on dev.
+    """Return the same in 80 columns of a terminal, marking `regressions`, the variants that fell on dev.
 
-    The first two measures have the gain beside the value, and below it the interval and the p of the gain if there is
-    one; the others the value alone.
+    The first two measures have gain, interval and p in one cell; the others the value alone.
     """
     measures = _distinct(full, "measure")
     detailed = measures[:2]
@@ -118,16 +117,20 @@ def narrow_full_size_table(
     for (variant, dim), rows in full.group_by("variant", "dim", maintain_order=True):
         cells = row(Cell(str(variant), "REGRESSION on dev" if variant in regressions else ""), str(dim or "-"))
         for each in rows.iter_rows(named=True):
-            text, small = f"{each['value']:.4f}", ""
             if each["measure"] in detailed:
-                text = f"{text} {percent(each['change']):>7}".rstrip()
-                p = proofs.get((each["variant"], each["measure"]))
-                small = bounds(each["low"], each["high"]) + ("" if p is None else f" {p_equation(p)}")
-            cells.append(Cell(text, small))
+                text = f"{each['value']:.4f} {percent(each['change']):>7}".rstrip()
+                cells.append(Cell(text, f"{bounds(each['low'], each['high'])} {_proof(each, proofs)}".strip()))
+            else:
+                cells.append(value_cell(each, ""))
         body.append(cells)
     columns = ["variant", "dims", *(label(measure) + (gain if measure in detailed else "") for measure in measures)]
     words = (0, *range(2, 2 + len(detailed)))
     return Table(caption, columns, [("", body)], title=title + below, words=words)
+
+
+def _proof(figure: Mapping[str, Any], proofs: Mapping[tuple[str, str], float]) -> str:
+    p = proofs.get((figure["variant"], figure["measure"]))
+    return "" if p is None else p_equation(p)
 
 
 def by_dim_table(rows: pl.DataFrame, measure: str) -> Table:
@@ -135,7 +138,7 @@ def by_dim_table(rows: pl.DataFrame, measure: str) -> Table:
     dims = sorted(_distinct(rows, "dim"), reverse=True)
     cells = {
         (each["variant"], each["dim"]): value_cell(each, percent(each["change"]))
-        for each in rows.filter(pl.col("measure") == measure).iter_rows(named=True)
+        for each in rows.filter(measure=measure).iter_rows(named=True)
     }
     body = [
         [Cell(variant), *(cells.get((variant, dim), Cell("")) for dim in dims)]
@@ -147,25 +150,21 @@ def by_dim_table(rows: pl.DataFrame, measure: str) -> Table:
 
 
 def comparison_table(compared: pl.DataFrame) -> Table:
-    """Return the table of comparisons, in the order given; measures, if several, a group each.
-
-    Args:
-        compared: columns as `evaluation.significance.SCHEMA`, values in 0..1.
-    """
+    """Return the table of comparisons, rows of `significance.SCHEMA`; several measures are a group each."""
     measures, references = _distinct(compared, "measure"), _distinct(compared, "a")
     inside = f" in {label(measures[0])}" if len(measures) == 1 else ""
     against = f" against {references[0]}" if len(references) == 1 else ""
     groups = []
     for measure in measures:
-        body = [
-            [
-                Cell(row["b"], "" if against else f"against {row['a']}"),
-                Cell(points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}", row["difference"]),
-                Cell(p_value(row["p_holm"]), "" if row["p_holm"] < SIGNIFICANT else "not significant", row["p_holm"]),
-                *(number_cell(row[name]) for name in ("wins", "ties", "losses")),
+        body = []
+        for each in compared.filter(measure=measure).iter_rows(named=True):
+            p, interval = each["p_holm"], f"{points(each['low'])} to {points(each['high'])}"
+            cells = [
+                Cell(each["b"], "" if against else f"against {each['a']}"),
+                Cell(points(each["difference"]), interval, each["difference"]),
+                Cell(p_value(p), "" if p < SIGNIFICANT else "not significant", p),
             ]
-            for row in compared.filter(pl.col("measure") == measure).iter_rows(named=True)
-        ]
+            body.append([*cells, *(number_cell(each[name]) for name in ("wins", "ties", "losses"))])
         groups.append(("" if inside else label(measure), body))
     columns = ["variant", "difference", "p", "wins", "ties", "losses"]
     return Table(COMPARED, columns, groups, title=f"Differences{inside}{against}")
@@ -212,27 +211,21 @@ def slices_table(
 
 
 def training_table(trainings: Mapping[str, Mapping[str, Any]], regressions: Mapping[str, str]) -> Table:
-    """Return what each training cost and what it did on dev.
-
-    Args:
-        trainings: variant -> a training's summary.
-        regressions: variant -> what it ended below on dev.
-    """
+    """Return what each training cost and what it did on dev, of summaries and of what each ended below, by variant."""
     body = []
     for name, training in trainings.items():
-        before, after = training["before"]["dev_recall@10"], training["after"]["dev_recall@10"]
+        before, after = training["before"][DEV_RECALL], training["after"][DEV_RECALL]
         notes = [*([f"below {regressions[name]}"] if name in regressions else []), *training.get("left_out", ())]
-        body.append(
-            [
-                Cell(name, "; ".join(notes)),
-                number_cell(training["examples"]),
-                number_cell(training["steps"]),
-                number_cell(training["seconds"], f"{training['seconds']:,.1f}"),
-                number_cell(training["pairs_per_second"], f"{training['pairs_per_second']:,.0f}"),
-                number_cell(training["peak_memory"], size(training["peak_memory"])),
-                number_cell(after, f"{before:.4f} → {after:.4f}", training["precision"]),
-            ]
-        )
+        texts = {
+            "examples": "",
+            "steps": "",
+            "seconds": f"{training['seconds']:,.1f}",
+            "pairs_per_second": f"{training['pairs_per_second']:,.0f}",
+            "peak_memory": size(training["peak_memory"]),
+        }
+        cells = [number_cell(training[key], text) for key, text in texts.items()]
+        dev = number_cell(after, f"{before:.4f} → {after:.4f}", training["precision"])
+        body.append([Cell(name, "; ".join(notes)), *cells, dev])
     columns = ["variant", "examples", "steps", "seconds in steps", "pairs/s", "peak memory", "dev recall@10"]
     caption = (
         "What training took, and recall@10 on dev before and after; below it the precision of the arithmetic. "
