@@ -46,11 +46,7 @@ class Measure:
 
     @classmethod
     def parse(cls, text: str) -> Measure:
-        """Read `name@k`; upper and lower case are the same.
-
-        Raises:
-            InputError: the text is not of this form, the name is unknown, or k is below 1.
-        """
+        """Read `name@k`, in upper or lower case; InputError where it is none."""
         match = re.fullmatch(r"([a-z]+)@([0-9]{1,9})", text.strip().lower())
         if match is None:
             raise InputError(_grammar(text))
@@ -121,9 +117,9 @@ def _find(
     n_rows = len(indptr) - 1
     # Rows and columns are sorted, so one number for (row, column) makes the whole table one sorted list.
     stored = np.repeat(np.arange(n_rows), np.diff(indptr)) * n_documents + columns
-    wanted = np.arange(n_rows)[:, None] * n_documents + ranking
-    entry = np.searchsorted(stored, wanted).clip(max=len(stored) - 1)
-    return entry, (stored[entry] == wanted) & (ranking >= 0)
+    keys = np.arange(n_rows)[:, None] * n_documents + ranking
+    entry = np.searchsorted(stored, keys).clip(max=len(stored) - 1)
+    return entry, (stored[entry] == keys) & (ranking >= 0)
 
 
 def _grammar(text: str) -> str:

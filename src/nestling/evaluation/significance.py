@@ -74,14 +74,11 @@ def compare_all(
 ) -> pl.DataFrame:
     """Compare every pair of systems, or each with a reference, on every measure, by queries.
 
-    p is of Fisher's paired randomisation test, which Smucker, Allan and Carterette (2007) recommend for retrieval: were
-    the systems equally good, each query's difference would be as likely to have the other sign. All assignments of
-    signs are tried where there are no more of them than `resamples`, which makes p exact; else as many random ones, and
-    the one observed counts as one more, so p is never 0 (Phipson and Smyth 2010). Values that differ by rounding alone
-    are ties.
-
-    The interval of a difference is of a paired bootstrap's percentiles, which here hold the true one more often than
-    BCa, since most differences are 0. With fewer than 50 queries it promises too much.
+    p is of Fisher's paired randomisation test, as Smucker, Allan and Carterette (2007) recommend for retrieval: exact
+    where there are no more assignments of signs than `resamples`; else of as many random ones and the one observed, so
+    never 0 (Phipson and Smyth 2010). Values that differ by rounding alone are ties. The interval of a difference is of
+    a paired bootstrap's percentiles, which here hold the true one more often than BCa, since most differences are 0.
+    With fewer than 50 queries it promises too much.
 
     Args:
         series: system -> (n_queries,) or (n_measures, n_queries), finite, the queries in the same order in all.

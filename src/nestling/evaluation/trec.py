@@ -46,11 +46,10 @@ def read_run(path: Path) -> pl.DataFrame:
     """Read a run and rank it anew, as trec_eval does: by falling score in single precision, then by falling id.
 
     Returns:
-        query_id, document_id, rank (Int64 from 1), score (Float64), tag. Queries in the order of the file, best first.
+        query_id, document_id, rank (from 1), score, tag. Queries in the order of the file, best first.
 
     Raises:
-        InputError: there is no such file, a line is malformed, a score is not a finite number, or a document is twice
-            in one query's list.
+        InputError: there is no such file, or a line is malformed, its score not finite, or its document a second one.
     """
     frame = _read(path)
     scores = frame["score"].cast(pl.Float64, strict=False)

@@ -35,7 +35,7 @@ INPUTS = ("input_ids", "attention_mask")
 
 
 class ExportedEncoder:
-    """A model that `nestling export` wrote, ready to encode, also from several threads; `open` makes one.
+    """A model that `nestling export` wrote, also for several threads; `open` makes one.
 
     Attributes:
         dim: size of the vectors.
@@ -157,10 +157,10 @@ def _manifest(folder: Path) -> _Manifest:
 def _check(path: Path, digest: str) -> None:
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
         raise unread(path, error, f"{path}: no such file, but {MANIFEST} lists it; {ADVICE}") from None
-    if found != digest:
+    if actual != digest:
         raise InputError(f"{path}: damaged, its SHA-256 is not the one in {MANIFEST}; {ADVICE}")
 
 
@@ -239,6 +239,6 @@ class Table:
         for row, pieces in enumerate(ids):
             if pieces:
                 places = np.asarray(pieces)
-                found = self.rows[places].astype(np.float32, copy=False)
-                means[row] = (found if self.scales is None else found * self.scales[places, None]).mean(axis=0)
+                vectors = self.rows[places].astype(np.float32, copy=False)
+                means[row] = (vectors if self.scales is None else vectors * self.scales[places, None]).mean(axis=0)
         return means

@@ -48,11 +48,7 @@ def choose_precision(setting: Setting) -> Precision:
 
 
 def keep_freed_memory() -> bool:
-    """Keep the C library from handing memory back to the system after every step; return whether it can.
-
-    Batches of differing shapes otherwise spend much of a training on a CPU in page faults. For the whole process, and
-    only where its C library is glibc.
-    """
+    """Keep glibc from handing memory back to the system after every step, which costs page faults; return success."""
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -70,10 +66,9 @@ def give_back_freed_memory() -> None:
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep 64 compiled kernels in place of 1,024, unless the environment says otherwise.
+    """Let oneDNN keep 64 compiled kernels in place of 1,024, which lie scattered over freed memory.
 
-    A batch of another size needs kernels of its own, which lie scattered so that freed memory cannot be handed back.
-    To be called before the process first computes with oneDNN.
+    To be called before the process first computes with oneDNN; the environment's own setting stays.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 

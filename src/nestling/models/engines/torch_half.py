@@ -18,7 +18,7 @@ class Float32Output(nn.Module):
         self.config = inner.config
 
     def forward(self, **features: Any) -> Any:
-        """Take and return what the transformer does."""
+        """As the transformer's, its floats in float32."""
         output = self.inner(**features)
         for name, value in output.items():
             if isinstance(value, Tensor) and value.is_floating_point():
