@@ -44,7 +44,8 @@ def tiny_model(tiny_model_path: Path) -> SentenceTransformer:
     return SentenceTransformer(str(tiny_model_path), device="cpu")
 
 
-@pytest.fixture(scope="session")
+# Playwright leaves an event loop running in this thread, which other modules' tests may not meet.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with started() as running:
         yield running

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,14 +16,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from fixtures.served import Running, Shop, ids_of, running
-from nestling.errors import InputError
+from fixtures.served import START, Running, Shop, ids_of, running
 from nestling.serving.index.index import Index
-from nestling.serving.service.app import create_app
-from nestling.serving.service.limits import Limits
-from nestling.serving.service.listening import bind, serve
-from nestling.serving.service.served import Indexes, Source
-from nestling.serving.service.service import Service
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -151,16 +147,22 @@ def test_another_host_name_is_refused(server: Running):
 
 
 def test_an_index_that_cannot_be_opened_ends_the_server_with_a_line(light_shop: Shop):
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = [signal.getsignal(number) for number in signals]
-    source = Source("shop", light_shop.folder, model=str(light_shop.folder / "none"))
-    service = Service(Indexes([source]), Limits())
-    try:
-        with bind("127.0.0.1", 0) as sock, pytest.raises(InputError, match="shop/none"):
-            serve(service, create_app(service), sock)
-    finally:
-        for number, handler in zip(signals, handlers, strict=True):
-            signal.signal(number, handler)
+    none = light_shop.folder / "none"
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT + START,
+        "serve",
+        str(light_shop.folder),
+        "--port",
+        "0",
+        "--model",
+        str(none),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"nestling: {none} is no folder that nestling")
+    assert "Traceback" not in done.stderr
 
 
 def test_errors_of_a_served_index_are_json(server: Running):
