@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from markupsafe import Markup
@@ -21,19 +20,13 @@ SETTINGS_FROM = 6
 """Columns of trials.parquet that are not settings come before this one."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of a search or a curve in a sentence.
-
-    Attributes:
-        pictures: the name of each and its SVG.
-        files: the same as PNG, as far as they are there.
-    """
+class Finding(NamedTuple):
+    """The result of a search or a curve in a sentence, its pictures as (name, SVG), and the PNG files of them."""
 
     title: str
     text: str
     pictures: tuple[tuple[str, Markup], ...]
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
 
 
 def findings(folder: RunFolder) -> list[Finding]:
@@ -45,11 +38,10 @@ def findings(folder: RunFolder) -> list[Finding]:
     ):
         try:
             text = sentence(path)
-            svgs = {name: path / f"{name}.svg" for name in pictures}
             inlined = tuple(
-                (name, inline(svg.read_text(encoding="utf-8"), name=f"{title}: {name}"))
-                for name, svg in svgs.items()
-                if svg.is_file()
+                (name, inline((path / f"{name}.svg").read_text(encoding="utf-8"), name=f"{title}: {name}"))
+                for name in pictures
+                if (path / f"{name}.svg").is_file()
             )
         except FileNotFoundError:
             continue
