@@ -23,13 +23,12 @@ DASHES = [[5, 4], [1, 0], [1, 0], [1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [3, 3]]
 RULES = [[2, 3], [7, 3], [7, 3, 2, 3]]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "square"]
 INK, MUTED, GRID, BACKGROUND = "#1f2430", "#9aa1ad", "#e6e8ec", "#ffffff"
-SIZE = (620, 380)
+SIZE, CURVE_SIZE = (620, 380), (330, 220)
 FINE = 0.08
 """An axis that spans less needs a third decimal."""
 LABEL_LINE = 15
 """Pixels from one line of small text to the next."""
 LEGEND_CHARACTERS = 90
-CURVE_SIZE = (330, 220)
 CURVES = (
     ("loss", "loss", ".3~g"),
     ("eval_" + DEV_RECALL, "recall@10 on dev", ".3f"),
@@ -130,9 +129,9 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
         wider = width if bar.low == bar.high else 0
         kept = "relevant" if (bar.low + bar.high) / 2 > inspection.threshold else "not relevant"
         bars.append({"low": bar.low - wider, "high": bar.high + wider, "count": bar.count, "kept": kept})
-    rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
+    rules = {f"threshold {inspection.threshold:g}": inspection.threshold}
     if inspection.dip is not None:
-        rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
+        rules[f"dip {inspection.dip:.2f}"] = inspection.dip
     legend = alt.Legend(title=None, orient="top")
     x_scale = alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False)
     columns = chart_of(bars).encode(
@@ -143,11 +142,10 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
         y2=alt.Y2Datum(0),
         color=coded(alt.Color, "kept:N", ["not relevant", "relevant"], ["#c3c8d1", COLOURS[1]], legend),
     )
-    names = [rule["what"] for rule in rules]
-    dashes = coded(alt.StrokeDash, "what:N", names, [[1, 0], [4, 4]][: len(names)], legend)
-    lines = chart_of(rules).mark_rule(strokeWidth=1.6, color=INK).encode(x="at:Q", strokeDash=dashes)
+    dashes = coded(alt.StrokeDash, "what:N", list(rules), [[1, 0], [4, 4]][: len(rules)], legend)
+    lines = chart_of([{"at": at, "what": name} for name, at in rules.items()]).mark_rule(strokeWidth=1.6, color=INK)
     subtitle = f"{len(inspection.judgments):,} records, {inspection.share:.1%} above {inspection.threshold:g}"
-    return styled([columns.mark_bar(), lines], "Scores", subtitle, (620, 260))
+    return styled([columns.mark_bar(), lines.encode(x="at:Q", strokeDash=dashes)], "Scores", subtitle, (620, 260))
 
 
 def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt.LayerChart]:

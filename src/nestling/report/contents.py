@@ -20,7 +20,6 @@ from nestling.report.table import Table
 from nestling.report.verdict import verdict
 
 SLICED_VARIANTS = 6
-"""Columns of the table of slices at most."""
 
 
 def contents(data: PageData) -> dict[str, Any]:
@@ -60,6 +59,12 @@ def contents(data: PageData) -> dict[str, Any]:
 def summary(data: PageData) -> dict[str, Any]:
     """Return what a model's card shows too: the data in a sentence, leaks, the ceiling of recall, reproduction."""
     study, inspection = data.study, data.study["inspection"]
+    promise = study["split"].get("promise", "sides share no query and no document")
+    leak_check = f"Leak check: counted in the tables, {promise}."
+    if data.leaks is None:
+        leak_check = "Leak check: not made, since the split is not in the run folder."
+    elif data.leaks:
+        leak_check = f"Leak, so the figures are too good: {'; '.join(data.leaks)}."
     return {
         "name": data.name,
         "inspection": inspection,
@@ -69,7 +74,7 @@ def summary(data: PageData) -> dict[str, Any]:
             f"{study['threshold']:g}: {inspection['kept']:,} pairs, {inspection['share']:.1%}."
         ),
         "leaks": data.leaks,
-        "leak_check": data.leak_check,
+        "leak_check": leak_check,
         "warning": study["split"].get("warning"),
         "ceiling": study["test"]["ceiling@10"],
         "reproduce": _reproduction(data),

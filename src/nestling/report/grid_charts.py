@@ -24,11 +24,8 @@ LOOKS = {
 """Colour and shape of each precision: Okabe and Ito's colours, as in charts.py."""
 Cells = Sequence[dict[str, Any]]
 WIDTH, HEIGHT = 760, 440
-FONT_SIZE = 11
-LINE = 14
-"""Height of a label, pixels."""
-MARK = 4
-"""Half the width of a mark, pixels."""
+FONT_SIZE, LINE, MARK = 11, 14, 4
+"""Pixels: of a label's letters, of its height, and half the width of a mark."""
 ABOVE, BESIDE = 6, 5
 """Pixels between a mark and its label: up to one above, and down and right to one below."""
 NEAR, FARTHEST = 2, 40

@@ -62,8 +62,7 @@ def advice_lines(
     """
     small, whole = int(dev["bytes"]), FULL_BYTES * full
     cell = f"{dev['dim']:,} dims, {stored_as(dev['precision'], dev['rotation'], dev['oversampling'], long=True)}"
-    times = f"{whole / small:.1f}"
-    smaller = f"{times} times smaller than {whole:,}" if small < whole else f"no smaller than {whole:,}"
+    smaller = f"{whole / small:.1f} times smaller than {whole:,}" if small < whole else f"no smaller than {whole:,}"
     on_test = "" if test is None else f", {test['kept']:.1%} on test"
     lines = [
         f"{cell}: {small:,} bytes a vector, {smaller}; keeps {dev['kept']:.1%} of {label(measure)} on dev "

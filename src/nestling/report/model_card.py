@@ -133,9 +133,8 @@ def _settings(data: PageData, variant: str) -> TrainingSettings:
         experiment = Experiment.model_validate(data.study["experiment"])
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError(
-            f"the run's setting {where} does not fit this version, so an earlier one wrote it; run nestling run again"
-        ) from None
+        advice = "so an earlier one wrote it; run nestling run again"
+        raise InputError(f"the run's setting {where} does not fit this version, {advice}") from None
     return experiment.training_of(next(each for each in experiment.variants if each.name == variant))
 
 

@@ -25,7 +25,6 @@ from nestling.report.render.html import inline, picture, render, shortened
 
 REPORT = "report.md"
 EXTREMES = 5
-"""Queries among the biggest wins and losses."""
 
 
 def write_pages(folder: RunFolder) -> Path:

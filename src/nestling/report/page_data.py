@@ -51,13 +51,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class PageData(Figures):
-    """A finished run as tables, of which some may be missing in its folder.
-
-    Attributes:
-        study: what `results.json` holds.
-        leaks: what two sides share, as `Split.leaks` counts it in the tables.
-        histogram: the SVG of the score histogram.
-    """
+    """A finished run as tables, of which some may be missing in its folder; `study` is what `results.json` holds."""
 
     study: dict[str, Any]
     comparisons: pl.DataFrame
@@ -112,16 +106,6 @@ class PageData(Figures):
             for name, training in self.study["training"].items()
         }
         return {name: words[where] for name, where in below.items() if where}
-
-    @property
-    def leak_check(self) -> str:
-        """The result of counting in the tables what sides share; begins with "Leak," where it is too much."""
-        if self.leaks is None:
-            return "Leak check: not made, since the split is not in the run folder."
-        if self.leaks:
-            return f"Leak, so the figures are too good: {'; '.join(self.leaks)}."
-        promise = self.study["split"].get("promise", "sides share no query and no document")
-        return f"Leak check: counted in the tables, {promise}."
 
     @property
     def lexical(self) -> str | None:

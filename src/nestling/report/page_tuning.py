@@ -16,9 +16,6 @@ from nestling.training.result import MEAN, RECALL, worded
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FROM = 6
-"""Columns of trials.parquet that are not settings come before this one."""
-
 
 class Finding(NamedTuple):
     """The result of a search or a curve in a sentence, its pictures as (name, SVG), and the PNG files of them."""
@@ -59,7 +56,8 @@ def _search(path: Path) -> str:
     complete = trials.filter(pl.col("state") == "complete")
     metric = RECALL + MEAN if RECALL + MEAN in trials.columns else RECALL
     best = complete.sort(metric, "trial", descending=[True, False]).row(0, named=True)
-    settings = ", ".join(f"{name} {_setting(best[name])}" for name in trials.columns[SETTINGS_FROM:])
+    # The first six columns are no settings.
+    settings = ", ".join(f"{name} {_setting(best[name])}" for name in trials.columns[6:])
     pruned = len(trials) - len(complete)
     ended = f", {pruned:,} of them ended early" if pruned else ""
     return (

@@ -16,21 +16,14 @@ from nestling.errors import InputError, clean
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all
+from nestling.report import runs_settings
+from nestling.report.changes import ALPHA
 from nestling.report.page_data import Figures, PageData, load_page_data
-from nestling.report.runs_settings import (
-    Values,
-    differing_environment,
-    differing_settings,
-    distinct_names,
-    setting_text,
-)
 from nestling.report.tables import is_fused, plain
 from nestling.training.result import RECALL as DEV_RECALL
 
 FEWEST, MOST = 2, 8
 """Runs that one comparison takes."""
-ROUNDING = 1e-12
-"""Figures that differ by less are the same."""
 COMPARABLE = (
     ("were given other judgments", "data", ("data", "fingerprint")),
     ("count other documents as relevant", "the threshold", ("threshold",)),
@@ -76,8 +69,8 @@ class RunsData(Figures):
     dev: dict[int, float]
     gains: pl.DataFrame
     pairs: pl.DataFrame
-    settings: Values
-    environment: Values
+    settings: runs_settings.Values
+    environment: runs_settings.Values
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -137,14 +130,14 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
     if twice:
         raise InputError(f"{twice[0]} is given twice; give each run once")
     pages = [load_page_data(folder) for folder in folders]
-    labels = [clean(label) for label in distinct_names([page.name for page in pages], paths)]
+    labels = [clean(label) for label in runs_settings.distinct_names([page.name for page in pages], paths)]
     for page, label in zip(pages[1:], labels[1:], strict=True):
         _check_comparable(pages[0], page, labels[0], label)
     _check_queries(pages, folders)
     lines = _lines(pages, labels)
-    picks = [_name_of(lines, run, page.pick) for run, page in enumerate(pages)]
-    first = pages[0].reference
-    reference = picks[0] if first is None else _name_of(lines, 0, first)
+    names = {(run, line.variant): line.name for line in lines for run in line.runs}
+    picks = [names[run, page.pick] for run, page in enumerate(pages)]
+    reference = names[0, pages[0].reference or pages[0].pick]
     trained = [page.study["training"].get(page.pick) for page in pages]
     dev = {run: float(training["after"][DEV_RECALL]) for run, training in enumerate(trained) if training}
     # The better on dev comes later, so that differences are its gains.
@@ -164,8 +157,8 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
         dev=dev,
         gains=_compared(figures, [line.name for line in lines], pages[0].measures, reference),
         pairs=_compared(figures, list(dict.fromkeys(picks[run] for run in rising)), pages[0].measures, None),
-        settings=differing_settings(pages, labels),
-        environment=differing_environment(pages, labels),
+        settings=runs_settings.differing_settings(pages, labels),
+        environment=runs_settings.differing_environment(pages, labels),
     )
 
 
@@ -177,10 +170,8 @@ def _check_comparable(a: PageData, b: PageData, first: str, second: str) -> None
         causes = {setting: values}
         if setting in ("data", "split"):
             causes = _causes(a.study["experiment"], b.study["experiment"], setting)
-        why = ", ".join(
-            f"{name} is {setting_text(one)} in {first} and {setting_text(other)} in {second}"
-            for name, (one, other) in causes.items()
-        )
+        texts = {name: [runs_settings.setting_text(value) for value in pair] for name, pair in causes.items()}
+        why = ", ".join(f"{name} is {one} in {first} and {other} in {second}" for name, (one, other) in texts.items())
         unknown = f"their settings of {setting} are the same, so the source or the version of Nestling has changed"
         raise InputError(
             f"runs {first} and {second} {claim}, so nothing can be said of which is better: {why or unknown}; "
@@ -239,7 +230,7 @@ def _same(a: PageData, b: PageData, variant: str) -> bool:
         return False
     both = a.cells(variant).join(b.cells(variant), on=[*CELL, "query_id"], suffix="_b")
     measures = a.study["experiment"]["evaluation"]["measures"]
-    return all(bool(((both[name] - both[f"{name}_b"]).abs() < ROUNDING).all()) for name in measures)
+    return all(bool(((both[name] - both[f"{name}_b"]).abs() < ALPHA).all()) for name in measures)
 
 
 def _combined(lines: Sequence[Line], tables: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
@@ -257,10 +248,6 @@ def _compared(figures: Figures, names: Sequence[str], measures: Sequence[str], r
         return pl.DataFrame(schema=COMPARED)
     series = [(measure, figures.at_full_size(names, (measure,))) for measure in measures]
     return pl.concat([compare_all(values, measures=(measure,), reference=reference) for measure, values in series])
-
-
-def _name_of(lines: Sequence[Line], run: int, variant: str) -> str:
-    return next(line.name for line in lines if run in line.runs and line.variant == variant)
 
 
 def _at(page: PageData, *keys: str) -> Any:

@@ -8,6 +8,7 @@ import polars as pl
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.report import tables
 from nestling.report.changes import ALPHA, Change, changes_of, outcome_of, sentence, unchanged
 from nestling.report.charts import short_source
 from nestling.report.contents import measure_pictures
@@ -16,21 +17,10 @@ from nestling.report.render.html import render, shortened
 from nestling.report.runs_data import RunsData
 from nestling.report.runs_settings import Values, setting_text
 from nestling.report.table import Cell, Table, row
-from nestling.report.tables import (
-    by_dim,
-    by_dim_table,
-    comparison_table,
-    full_size,
-    full_size_table,
-    narrow_full_size_table,
-    training_table,
-)
 from nestling.report.verdict import TONES, Answer
 
 GENERATOR = "Nestling comparison of runs"
 """What the head of the page says, so that a later page knows what it may replace."""
-HEAD = 2_000
-"""Bytes at the start of a page in which that stands."""
 
 
 def check_out(path: Path) -> None:
@@ -39,7 +29,7 @@ def check_out(path: Path) -> None:
         raise InputError(f"{path} is a folder; give a file with --out")
     if path.exists():
         with path.open("rb") as file:
-            if f'content="{GENERATOR}"'.encode() not in file.read(HEAD):
+            if f'content="{GENERATOR}"'.encode() not in file.read(2_000):
                 raise InputError(f"{path} exists and is no comparison of runs; give another file with --out")
 
 
@@ -54,7 +44,13 @@ def page(data: RunsData) -> str:
     """Return the page as HTML: one file that needs no network, with style, script and pictures in it."""
     study = data.pages[0].study
     unfused = [line.name for line in data.lines if not line.fused]
-    sizes = by_dim(data.results)
+    trained = {
+        line.name: training
+        for line in data.lines
+        for run in line.runs
+        if (training := data.pages[run].study["training"].get(line.variant)) and not line.fused
+    }
+    sizes = tables.by_dim(data.results)
     return render(
         "runs.html",
         generator=GENERATOR,
@@ -69,11 +65,11 @@ def page(data: RunsData) -> str:
         answers=verdict(data),
         runs=runs_table(data),
         full=full_table(data),
-        by_dim=[by_dim_table(sizes, measure) for measure in data.measures],
+        by_dim=[tables.by_dim_table(sizes, measure) for measure in data.measures],
         curves=measure_pictures(data.results.filter(pl.col("variant").is_in(unfused)), data.measures, study),
         ceiling=study["test"]["ceiling@10"],
-        pairs=None if data.pairs.is_empty() else comparison_table(data.pairs),
-        training=_training_table(data),
+        pairs=None if data.pairs.is_empty() else tables.comparison_table(data.pairs),
+        training=tables.training_table(trained, data.regressions) if trained else None,
         machines=machines_table(data) if data.environment else None,
     )
 
@@ -156,19 +152,20 @@ def full_table(data: RunsData) -> Table:
         f"over {data.reference}; p of a paired randomisation test, corrected for the {len(data.lines) - 1} comparisons "
         "of a measure (Holm). What has the same figures in every run stands once, without a run's name."
     )
-    full = full_size(data.results, reference=data.reference)
-    return full_size_table(full, caption=caption, gains=data.measures, notes=notes, proofs=_proofs(data))
+    full = tables.full_size(data.results, reference=data.reference)
+    return tables.full_size_table(full, caption=caption, gains=data.measures, notes=notes, proofs=_proofs(data))
 
 
 def narrow_full_table(data: RunsData) -> Table:
     """Return the first measures of every variant with their gains, for a terminal."""
-    full = full_size(data.results, reference=data.reference).filter(pl.col("measure").is_in(data.measures))
+    full = tables.full_size(data.results, reference=data.reference).filter(pl.col("measure").is_in(data.measures))
     caption = (
         f"gain over {data.reference}; p of a paired randomisation test, corrected for {len(data.lines) - 1} "
         "comparisons (Holm); what has the same figures in every run stands once, without a run's name"
     )
-    title, regressions = "Runs at full size, on test", data.regressions
-    return narrow_full_size_table(full, caption=caption, title=title, regressions=regressions, proofs=_proofs(data))
+    return tables.narrow_full_size_table(
+        full, caption=caption, title="Runs at full size, on test", regressions=data.regressions, proofs=_proofs(data)
+    )
 
 
 def _proofs(data: RunsData) -> dict[tuple[str, str], str]:
@@ -191,13 +188,3 @@ def _settings_table(caption: str, data: RunsData, body: list[list[Cell]], values
         body.append(row(key, *(texts.get(run, "–") for run in data.labels)))
     columns = ["", *data.labels]
     return Table(caption, columns, [("", body)], words=range(len(columns)), sortable=False)
-
-
-def _training_table(data: RunsData) -> Table | None:
-    trained = {
-        line.name: training
-        for line in data.lines
-        for run in line.runs
-        if (training := data.pages[run].study["training"].get(line.variant)) and not line.fused
-    }
-    return training_table(trained, data.regressions) if trained else None

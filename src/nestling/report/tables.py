@@ -224,7 +224,7 @@ def reference_of(variants: Sequence[tuple[str, str, str]]) -> str | None:
     """
     untrained = [(name, base) for name, recipe, base in variants if recipe == PRETRAINED]
     bases = [base for _, recipe, base in variants if recipe != PRETRAINED][:1]
-    return next(iter([*(name for name, base in untrained if base in bases), *(name for name, _ in untrained)]), None)
+    return min(untrained, key=lambda one: one[1] not in bases, default=(None, ""))[0]
 
 
 def value_cell(figure: Mapping[str, Any], below: str) -> Cell:

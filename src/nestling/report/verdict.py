@@ -167,12 +167,11 @@ def _bm25(data: PageData, chosen: str, changes: OverLexical) -> Reply:
 def _size(data: PageData, chosen: str, small: Small) -> Reply:
     nested = [one["name"] for one in data.variants if one["matryoshka"] is not None and one["name"] != chosen]
     # Another may be smaller, as a run may hold several models with the Matryoshka loss.
-    others = [_how_small(data, name) for name in nested]
-    best = min((small, *others), key=lambda one: one[0]["bytes"] if one[0] is not None else math.inf)
-    row, text = best
+    cells = [small, *(_how_small(data, name) for name in nested)]
+    row, text = min(cells, key=lambda cell: cell[0]["bytes"] if cell[0] is not None else math.inf)
     if row is None:
         return "Not below full size", small[1], "open"
-    texts = [text, *([small[1]] if best is not small else []), f"{PICKED.capitalize()}."]
+    texts = dict.fromkeys((text, small[1], f"{PICKED.capitalize()}."))
     return f"{row['bytes']:,} bytes a vector", " ".join(texts), "good"
 
 
