@@ -64,10 +64,9 @@ def sentence(changes: Sequence[Change]) -> str:
 def changes_of(
     compared: pl.DataFrame, series: Mapping[str, NDArray[np.float64]], a: str, b: str, measures: Sequence[str]
 ) -> list[Change]:
-    """Return the change of each measure from `a` to `b`, as far as the two were compared.
+    """Return the change of each measure from `a` to `b`, as far as they are in `compared` (`significance.SCHEMA`).
 
     Args:
-        compared: columns as `significance.SCHEMA`.
         series: (n_measures, n_queries) of both.
     """
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ DASHES = [[5, 4], [1, 0], [1, 0], [1, 0], [8, 3], [2, 2], [8, 3, 2, 3], [3, 3]]
 RULES = [[2, 3], [7, 3], [7, 3, 2, 3]]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "circle", "square"]
 INK, MUTED, GRID, BACKGROUND = "#1f2430", "#9aa1ad", "#e6e8ec", "#ffffff"
-SIZE = (620, 380)
+SIZE, CURVE_SIZE = (620, 380), (330, 220)
 FINE = 0.08
 """An axis that spans less needs a third decimal."""
 LABEL_LINE = 15
 """Pixels from one line of small text to the next."""
 LEGEND_CHARACTERS = 90
-CURVE_SIZE = (330, 220)
 CURVES = (
     ("loss", "loss", ".3~g"),
     ("eval_" + DEV_RECALL, "recall@10 on dev", ".3f"),
@@ -54,8 +54,7 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
     """Return the chart of a measure over embedding size: a line a model, bands of its intervals, BM25 as a rule across.
 
     Args:
-        results: long table, columns as `evaluation.grid.SCHEMA`; variants in the order of the legend. Fusions and cells
-            that are not plain are not drawn.
+        results: columns as `evaluation.grid.SCHEMA`; fusions and cells that are not plain are not drawn.
 
     Raises:
         ValueError: no variant has a plain cell with this measure.
@@ -79,13 +78,7 @@ def measure_by_dim(results: pl.DataFrame, measure: str, *, subtitle: str) -> alt
         *(alt.Tooltip("variant:N"), alt.Tooltip("dim:Q"), alt.Tooltip("value:Q", format=".4f", title=label(measure))),
         *(alt.Tooltip(f"{end}:Q", format=".4f") for end in ("low", "high")),
     ]
-    base = chart_of(sized.to_dicts()).encode(
-        x=x,
-        y=y,
-        color=colours,
-        shape=shapes,
-        tooltip=tooltip,
-    )
+    base = chart_of(sized.to_dicts()).encode(x=x, y=y, color=colours, shape=shapes, tooltip=tooltip)
     names = lexical.sort("value").select("value", "variant").iter_rows()
     across = [(value, name, RULES[n % len(RULES)]) for n, (value, name) in enumerate(names)]
     layers = [
@@ -114,12 +107,7 @@ def _intervals(rows: pl.DataFrame, variants: list[str], x: alt.X, y: alt.Y) -> l
 def lines_across(
     lines: Sequence[tuple[float, str, list[int]]], gap: float, right: float, x: alt.X, y: alt.Y, **look: Any
 ) -> list[Any]:
-    """Return a line across for each (value, name, dash), named at its right end where nothing is covered.
-
-    Args:
-        gap: how far apart names must stand, on the axis of the values.
-        right: the right end of the horizontal axis.
-    """
+    """Return a line across for each (value, name, dash), named at the `right` end of x, names `gap` apart on y."""
     order = sorted(lines)
     layers = []
     for (value, name, dash), at in zip(order, spread([value for value, *_ in order], gap), strict=True):
@@ -141,9 +129,9 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
         wider = width if bar.low == bar.high else 0
         kept = "relevant" if (bar.low + bar.high) / 2 > inspection.threshold else "not relevant"
         bars.append({"low": bar.low - wider, "high": bar.high + wider, "count": bar.count, "kept": kept})
-    rules: list[dict[str, Any]] = [{"at": inspection.threshold, "what": f"threshold {inspection.threshold:g}"}]
+    rules = {f"threshold {inspection.threshold:g}": inspection.threshold}
     if inspection.dip is not None:
-        rules.append({"at": inspection.dip, "what": f"dip {inspection.dip:.2f}"})
+        rules[f"dip {inspection.dip:.2f}"] = inspection.dip
     legend = alt.Legend(title=None, orient="top")
     x_scale = alt.Scale(domain=[low - 2 * width, high + 2 * width], nice=False)
     columns = chart_of(bars).encode(
@@ -154,11 +142,10 @@ def score_histogram(inspection: Inspection) -> alt.LayerChart:
         y2=alt.Y2Datum(0),
         color=coded(alt.Color, "kept:N", ["not relevant", "relevant"], ["#c3c8d1", COLOURS[1]], legend),
     )
-    names = [rule["what"] for rule in rules]
-    dashes = coded(alt.StrokeDash, "what:N", names, [[1, 0], [4, 4]][: len(names)], legend)
-    lines = chart_of(rules).mark_rule(strokeWidth=1.6, color=INK).encode(x="at:Q", strokeDash=dashes)
+    dashes = coded(alt.StrokeDash, "what:N", list(rules), [[1, 0], [4, 4]][: len(rules)], legend)
+    lines = chart_of([{"at": at, "what": name} for name, at in rules.items()]).mark_rule(strokeWidth=1.6, color=INK)
     subtitle = f"{len(inspection.judgments):,} records, {inspection.share:.1%} above {inspection.threshold:g}"
-    return styled([columns.mark_bar(), lines], "Scores", subtitle, (620, 260))
+    return styled([columns.mark_bar(), lines.encode(x="at:Q", strokeDash=dashes)], "Scores", subtitle, (620, 260))
 
 
 def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt.LayerChart]:
@@ -188,12 +175,11 @@ def training_curves(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, alt
 
 def save(chart: alt.LayerChart, stem: Path) -> tuple[Path, Path]:
     """Write `STEM.png` (twice the size, for sharp screens) and `STEM.svg`; return both paths."""
-    png, svg = Path(f"{stem}.png"), Path(f"{stem}.svg")
-    with atomic.new_file(png) as temporary:
-        chart.save(str(temporary), format="png", scale_factor=2)
-    with atomic.new_file(svg) as temporary:
-        chart.save(str(temporary), format="svg")
-    return png, svg
+    paths = Path(f"{stem}.png"), Path(f"{stem}.svg")
+    for path in paths:
+        with atomic.new_file(path) as temporary:
+            chart.save(str(temporary), scale_factor=2)
+    return paths
 
 
 def chart_of(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
@@ -234,21 +220,18 @@ def coded(channel: Any, field: str, names: list[str], values: list[Any], legend:
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
     """Return rising values moved as little as keeps neighbours `gap` apart, with the same mean."""
-    moved: list[float] = []
-    for value in values:
-        moved.append(max(value, moved[-1] + gap) if moved else value)
+    moved = list(accumulate(values, lambda last, value: max(value, last + gap)))
     shift = (sum(moved) - sum(values)) / max(1, len(moved))
     return [value - shift for value in moved]
 
 
 def _looks(variants: list[str], legend: alt.Legend | None = None) -> tuple[Any, Any, Any]:
     """Return encodings of variants by colour, by shape and by dash."""
-    looks = ((alt.Color, COLOURS, 0), (alt.Shape, SHAPES, 1), (alt.StrokeDash, DASHES, 1))
-    colours, shapes, dashes = (
-        coded(channel, "variant:N", variants, _cycled(values, variants, turn=turn), legend)
-        for channel, values, turn in looks
+    return (
+        coded(alt.Color, "variant:N", variants, _cycled(COLOURS, variants), legend),
+        coded(alt.Shape, "variant:N", variants, _cycled(SHAPES, variants, turn=1), legend),
+        coded(alt.StrokeDash, "variant:N", variants, _cycled(DASHES, variants, turn=1), legend),
     )
-    return colours, shapes, dashes
 
 
 def _cycled(values: list[Any], variants: list[str], *, turn: int = 0) -> list[Any]:

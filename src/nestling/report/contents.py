@@ -20,14 +20,13 @@ from nestling.report.table import Table
 from nestling.report.verdict import verdict
 
 SLICED_VARIANTS = 6
-"""Columns of the table of slices at most."""
 
 
 def contents(data: PageData) -> dict[str, Any]:
     """Return what page and report.md show, by the names of their templates; a part without tables is empty."""
-    study, sized = data.study, any(dims[0] for dims in data.dims.values())
-    by_dim = tables.by_dim(data.results)
+    study, by_dim = data.study, tables.by_dim(data.results)
     cleaning = study["inspection"]["cleaning"].items()
+    over = f" Gains are over {data.reference}." if data.reference else ""
     return {
         **summary(data),
         "measures": data.measures,
@@ -39,14 +38,18 @@ def contents(data: PageData) -> dict[str, Any]:
             "finished": str(study.get("finished", ""))[:10],
         },
         "answers": verdict(data),
-        "inspection": study["inspection"],
         "cleaning": [f"{count:,} {name.replace('_', ' ')}" for name, count in cleaning if name != "read" and count],
         "notes": study["inspection"].get("notes", ()),
         "findings": data.findings,
         "split": split_table(study["split"]),
         "lengths": lengths_table(study["inspection"]),
-        "full": _full_size_table(data),
-        "by_dim": [tables.by_dim_table(by_dim, measure) for measure in data.measures] if sized else [],
+        "full": tables.full_size_table(
+            tables.full_size(data.results, reference=data.reference),
+            caption=f"Models at full size, on test. Below each value its interval of 95 % over queries.{over}",
+            gains=data.measures if data.reference else (),
+            notes={name: f"on dev below {worse}" for name, worse in data.regressions.items()},
+        ),
+        "by_dim": [tables.by_dim_table(by_dim, measure) for measure in data.measures if by_dim.height],
         "training": tables.training_table(study["training"], data.regressions) if study["training"] else None,
         "slices": _slices_table(data),
         "significance": None if data.comparisons.is_empty() else tables.comparison_table(data.comparisons),
@@ -56,48 +59,41 @@ def contents(data: PageData) -> dict[str, Any]:
 def summary(data: PageData) -> dict[str, Any]:
     """Return what a model's card shows too: the data in a sentence, leaks, the ceiling of recall, reproduction."""
     study, inspection = data.study, data.study["inspection"]
+    promise = study["split"].get("promise", "sides share no query and no document")
+    leak_check = f"Leak check: counted in the tables, {promise}."
+    if data.leaks is None:
+        leak_check = "Leak check: not made, since the split is not in the run folder."
+    elif data.leaks:
+        leak_check = f"Leak, so the figures are too good: {'; '.join(data.leaks)}."
     return {
         "name": data.name,
+        "inspection": inspection,
         "judged": (
             f"{inspection['records']:,} judged records of {inspection['queries']:,} queries and "
             f"{inspection['documents']:,} documents. A document is relevant where its score is above "
             f"{study['threshold']:g}: {inspection['kept']:,} pairs, {inspection['share']:.1%}."
         ),
         "leaks": data.leaks,
-        "leak_check": data.leak_check,
+        "leak_check": leak_check,
         "warning": study["split"].get("warning"),
         "ceiling": study["test"]["ceiling@10"],
         "reproduce": _reproduction(data),
     }
 
 
-def _full_size_table(data: PageData) -> Table:
-    over = f" Gains are over {data.reference}." if data.reference else ""
-    return tables.full_size_table(
-        tables.full_size(data.results, reference=data.reference),
-        caption=f"Models at full size, on test. Below each value its interval of 95 % over queries.{over}",
-        gains=data.measures if data.reference else (),
-        notes={name: f"on dev below {worse}" for name, worse in data.regressions.items()},
-    )
-
-
 def _slices_table(data: PageData) -> Table | None:
-    """Return the first measure by group of queries, a column a variant."""
+    """Return the first measure by group of queries, columns of models, the stronger BM25 and the pick's fusion."""
     if data.slices is None:
         return None
-    slices = data.slices.filter(pl.col("measure") == data.measures[0])
-    variants = _sliced_variants(tables.unfused_first(slices["variant"].unique(maintain_order=True).to_list()), data)
-    reference = data.reference if data.reference in variants else None
-    return tables.slices_table(slices, variants=variants, reference=reference, rest="in slices.parquet")
-
-
-def _sliced_variants(every: Sequence[str], data: PageData) -> list[str]:
-    """Return the variants that matter most, in their order: models, the stronger BM25, the pick's fusion."""
+    slices = data.slices.filter(measure=data.measures[0])
+    every = tables.unfused_first(slices["variant"].unique(maintain_order=True).to_list())
     models = [name for name in every if not tables.is_fused(name, every) and data.dims.get(name, [0])[0]]
     first = [name for name in (data.reference, data.pick) if name in models]
     extra = [name for name in (data.lexical, data.fused(data.pick)) if name in every]
     chosen = list(dict.fromkeys([*first, *extra, *models]))[:SLICED_VARIANTS]
-    return [name for name in every if name in chosen]
+    variants = [name for name in every if name in chosen]
+    reference = data.reference if data.reference in variants else None
+    return tables.slices_table(slices, variants=variants, reference=reference, rest="in slices.parquet")
 
 
 def measure_pictures(results: pl.DataFrame, measures: Sequence[str], study: Mapping[str, Any]) -> list[Markup]:

@@ -70,14 +70,10 @@ def thresholds_table(inspection: Inspection) -> Table:
 
 def split_table(summary: Mapping[str, Any], *, source: str = "") -> Table:
     """Return sizes and shares by side, with the method and what was dropped; `summary` as `summarise` returns it."""
-    body = [
-        [
-            Cell(name),
-            *(number_cell(side[count]) for count in ("records", "queries", "documents")),
-            Cell(f"{summary['reached'][name]:.1%}", f"asked {summary['asked'][name]:.1%}"),
-        ]
-        for name, side in summary["sides"].items()
-    ]
+    body = []
+    for name, side in summary["sides"].items():
+        counts = (number_cell(side[count]) for count in ("records", "queries", "documents"))
+        body.append(row(name, *counts, Cell(f"{summary['reached'][name]:.1%}", f"asked {summary['asked'][name]:.1%}")))
     dropped = summary["dropped"]
     were = "record was" if dropped == 1 else "records were"
     promise = f"; {summary['promise']}" if "promise" in summary else ""

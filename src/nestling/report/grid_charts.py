@@ -10,18 +10,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import polars as pl
 
-from nestling.report.charts import (
-    FINE,
-    INK,
-    MUTED,
-    apart,
-    chart_of,
-    coded,
-    lines_across,
-    log_axis,
-    styled,
-    top_legend,
-)
+from nestling.report.charts import FINE, INK, MUTED, apart, chart_of, coded, lines_across, log_axis, styled, top_legend
 from nestling.report.format import label, stored_as
 from nestling.report.grid_view import front_alone
 
@@ -33,12 +22,10 @@ LOOKS = {
     "binary": ("#CC79A7", "cross"),
 }
 """Colour and shape of each precision: Okabe and Ito's colours, as in charts.py."""
+Cells = Sequence[dict[str, Any]]
 WIDTH, HEIGHT = 760, 440
-FONT_SIZE = 11
-LINE = 14
-"""Height of a label, pixels."""
-MARK = 4
-"""Half the width of a mark, pixels."""
+FONT_SIZE, LINE, MARK = 11, 14, 4
+"""Pixels: of a label's letters, of its height, and half the width of a mark."""
 ABOVE, BESIDE = 6, 5
 """Pixels between a mark and its label: up to one above, and down and right to one below."""
 NEAR, FARTHEST = 2, 40
@@ -75,11 +62,11 @@ class Plane(NamedTuple):
     top: float
 
     def x(self, n_bytes: float) -> float:
-        """Return how far right a number of bytes lies, in pixels."""
+        """Return the pixels from the left of a number of bytes."""
         return WIDTH * math.log(n_bytes / self.left) / math.log(self.right / self.left)
 
     def y(self, value: float) -> float:
-        """Return how far down a value lies, in pixels."""
+        """Return the pixels from the top of a value."""
         return HEIGHT * (self.top - value) / (self.top - self.bottom)
 
     def value(self, y: float) -> float:
@@ -88,11 +75,10 @@ class Plane(NamedTuple):
 
 
 def pareto(kept: pl.DataFrame, measure: str, *, subtitle: str, keep: float | None = None) -> alt.LayerChart:
-    """Return the chart of a grid: a mark a cell, bytes on a log axis, the front joined and its cells named.
+    """Return the chart of a grid: a mark a cell, bytes on a log axis, the front joined as steps and its cells named.
 
-    The front is drawn as steps, since up to a cell's bytes nothing better is to be had. Cells that rescore are hollow;
-    where there are any, a dashed line is the front of the others alone. `keep` is a share of full quality, drawn as a
-    line; `kept` has the columns of `evaluation.recommend.KEPT`.
+    Cells that rescore are hollow; where there are any, a dashed line is the front of the others alone. `keep` is a
+    share of full quality, drawn as a line; `kept` has the columns of `evaluation.recommend.KEPT`.
     """
     # Of the row that keeps most, since others may keep nothing.
     best = kept.sort("kept").row(-1, named=True)
@@ -131,7 +117,7 @@ def cell_label(dim: int, precision: str, rotation: str, oversampling: int) -> st
     return f"{dim} {stored_as(precision, rotation, oversampling).replace(',', '').replace('rescored ', '')}"
 
 
-def _plane(cells: Sequence[dict[str, Any]], lines: Sequence[float], named: Sequence[dict[str, Any]]) -> Plane:
+def _plane(cells: Cells, lines: Sequence[float], named: Cells) -> Plane:
     """Return a plane with room at the left, at the top and at the bottom for labels."""
     sizes, values = [cell["bytes"] for cell in cells], [*(cell["kept"] for cell in cells), *lines]
     left, right = 12 + max(map(_width, named)), 70
@@ -152,13 +138,13 @@ def _width(cell: dict[str, Any]) -> float:
     return 0.62 * FONT_SIZE * len(cell["name"]) + 4
 
 
-def _steps(cells: Sequence[dict[str, Any]], plane: Plane, x: alt.X, y: alt.Y, **look: Any) -> Any:
+def _steps(cells: Cells, plane: Plane, x: alt.X, y: alt.Y, **look: Any) -> Any:
     # On to the right edge: with more bytes there is nothing better.
     rows = [*cells, *({"bytes": plane.right, "kept": last["kept"]} for last in cells[-1:])]
     return chart_of(rows).mark_line(interpolate="step-after", **look).encode(x=x, y=y)
 
 
-def _marks(cells: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
+def _marks(cells: Cells, x: alt.X, y: alt.Y) -> list[Any]:
     names = [name for name in LOOKS if any(cell["precision"] == name for cell in cells)]
     legend = top_legend(direction="horizontal", symbolSize=80, symbolType="circle", symbolStrokeWidth=alt.Undefined)
     colour = coded(alt.Color, "precision:N", names, [LOOKS[name][0] for name in names], legend)
@@ -176,18 +162,10 @@ def _marks(cells: Sequence[dict[str, Any]], x: alt.X, y: alt.Y) -> list[Any]:
     return layers
 
 
-def _labels(
-    named: Sequence[dict[str, Any]],
-    cells: Sequence[dict[str, Any]],
-    front: Sequence[dict[str, Any]],
-    plane: Plane,
-    x: alt.X,
-    y: alt.Y,
-) -> list[Any]:
+def _labels(named: Cells, cells: Cells, front: Cells, plane: Plane, x: alt.X, y: alt.Y) -> list[Any]:
     """Return the names of cells, those that are far from their mark with a line to it."""
-    marks = [(plane.x(cell["bytes"]), plane.y(cell["kept"])) for cell in cells]
+    marks, corners = ([(plane.x(cell["bytes"]), plane.y(cell["kept"])) for cell in each] for each in (cells, front))
     drawn = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
-    corners = [(plane.x(cell["bytes"]), plane.y(cell["kept"])) for cell in front]
     drawn += [Box(x, y - 1, next_x, y + 1) for (x, y), (next_x, _) in pairwise([*corners, (WIDTH, 0)])]
     drawn += [Box(next_x - 1, next_y, next_x + 1, y) for (_, y), (next_x, next_y) in pairwise(corners)]
     # Nor should a label leave the plot.
@@ -199,25 +177,21 @@ def _labels(
         rows.append({**cell, "foot": plane.value(near), "below": below, "lifted": abs(near - mark_y) > LINE})
     rule = chart_of([row for row in rows if row["lifted"]]).mark_rule(color=MUTED, strokeWidth=0.8)
     layers: list[Any] = [rule.encode(x=x, y=y, y2="foot:Q")]
+    foot = alt.Y("foot:Q", scale=y["scale"])
     for below, align, baseline, dx in ((False, "right", "bottom", 0), (True, "left", "top", BESIDE)):
-        base = chart_of([row for row in rows if row["below"] == below])
+        base = chart_of([row for row in rows if row["below"] == below]).encode(x=x, y=foot, text="name:N")
         text: dict[str, Any] = {"align": align, "baseline": baseline, "dx": dx, "fontSize": FONT_SIZE}
-        halo = base.mark_text(**text, stroke="white", strokeWidth=3, color="white")
-        for layer in (halo, base.mark_text(**text, color=INK)):
-            layers.append(layer.encode(x=x, y=alt.Y("foot:Q", scale=y["scale"]), text="name:N"))
+        layers.append(base.mark_text(**text, stroke="white", strokeWidth=3, color="white"))
+        layers.append(base.mark_text(**text, color=INK))
     return layers
 
 
 def place(points: Sequence[tuple[float, float, float, bool]], drawn: Sequence[Box] = ()) -> list[Label]:
     """Place labels one after the other, each as near to its mark as those before it and `drawn` allow.
 
-    Left of a cell of the front and above it there is none other, so a label there covers no mark; others may also stand
-    below.
-
     Args:
-        points: x and y of each mark, the width of its label, and whether that may only go up; from left to right where
-            labels go up, so that no line from a label to its mark meets a label.
-        drawn: what no label should cover.
+        points: x and y of each mark, the width of its label, and whether that may only go up, as above a cell of the
+            front nothing is covered; from left to right, so that no line from a label to its mark meets a label.
     """
     taken, labels = list(drawn), []
     for x, y, width, upwards in points:

@@ -16,15 +16,9 @@ FRONT, ALONE = "*", "+"
 
 
 def grid_table(kept: pl.DataFrame, measure: str, *, title: str | None = None, front_only: bool = False) -> Table:
-    """Return the table of a grid: a line a cell, largest first, the Pareto front starred.
+    """Return the table of a grid (columns as `evaluation.recommend.KEPT`): a line a cell, largest first.
 
-    Where cells are rescored too, a plus marks those that are on the front of the cells without rescoring alone.
-
-    Args:
-        kept: columns as `evaluation.recommend.KEPT`.
-        measure: which it is of.
-        title: what stands before the title, say a variant's name.
-        front_only: leave out all cells but those on either front.
+    Marked are the Pareto front, and that of the cells without rescoring alone; `front_only` leaves out all others.
     """
     mark = pl.when("front").then(pl.lit(FRONT)).when(front_alone(kept)).then(pl.lit(ALONE)).otherwise(pl.lit(" "))
     shown = kept.with_columns(mark.alias("mark")).filter((pl.col("mark") != " ") | (not front_only))
@@ -63,14 +57,12 @@ def advice_lines(
 
     Args:
         dev: the cell's row of `evaluation.recommend.KEPT` on the side that it was chosen on.
-        test: its row on the side that nothing was chosen on.
         measure: rescoring fetches candidates for as many results as stand behind its @.
         full: the model's own size in dims.
     """
     small, whole = int(dev["bytes"]), FULL_BYTES * full
     cell = f"{dev['dim']:,} dims, {stored_as(dev['precision'], dev['rotation'], dev['oversampling'], long=True)}"
-    times = f"{whole / small:.1f}"
-    smaller = f"{times} times smaller than {whole:,}" if small < whole else f"no smaller than {whole:,}"
+    smaller = f"{whole / small:.1f} times smaller than {whole:,}" if small < whole else f"no smaller than {whole:,}"
     on_test = "" if test is None else f", {test['kept']:.1%} on test"
     lines = [
         f"{cell}: {small:,} bytes a vector, {smaller}; keeps {dev['kept']:.1%} of {label(measure)} on dev "
@@ -92,24 +84,21 @@ def advice_lines(
 
 def front_alone(kept: pl.DataFrame) -> pl.Series:
     """Return which cells no other cell without rescoring beats in quality with as few bytes, a bool a row."""
-    ordered = kept.with_row_index("row").filter(pl.col("oversampling") == 0)
-    ordered = ordered.sort("bytes", "value", "rotation", descending=[False, True, False])
+    rows = kept.with_row_index("row")
+    ordered = rows.filter(oversampling=0).sort("bytes", "value", "rotation", descending=[False, True, False])
     best_before = pl.col("value").cum_max().shift(1, fill_value=-1.0)
-    rows = ordered.filter(pl.col("value") > best_before)["row"].to_list()
-    return pl.Series("alone", [row in set(rows) for row in range(kept.height)], dtype=pl.Boolean)
+    front = ordered.filter(pl.col("value") > best_before)["row"]
+    return rows.select(pl.col("row").is_in(front.implode()).alias("alone")).to_series()
 
 
 def _legend(shown: pl.DataFrame) -> str:
-    parts = [
-        "kept: share of the full float32 embedding's quality, with its 95% interval",
-        f"{FRONT}: no other cell is better with as few bytes",
-    ]
-    if (shown["mark"] == ALONE).any():
-        parts.append(f"{ALONE}: no other without rescoring is")
-    if (shown["rotation"] == "trained").any():
-        parts.append("rotated: turned before it is cut, so that prefixes rank like the whole")
-    if (shown["rotation"] == "pca").any():
-        parts.append("PCA: turned by its principal axes before it is cut")
-    if (shown["oversampling"] > 0).any():
-        parts.append("rescored xN: N times as many candidates, scored by the full embedding from disk")
-    return "; ".join(parts)
+    marks, rotations, rescored = (set(shown[name]) for name in ("mark", "rotation", "oversampling"))
+    parts = (
+        ("kept: share of the full float32 embedding's quality, with its 95% interval", True),
+        (f"{FRONT}: no other cell is better with as few bytes", True),
+        (f"{ALONE}: no other without rescoring is", ALONE in marks),
+        ("rotated: turned before it is cut, so that prefixes rank like the whole", "trained" in rotations),
+        ("PCA: turned by its principal axes before it is cut", "pca" in rotations),
+        ("rescored xN: N times as many candidates, scored by the full embedding from disk", any(rescored)),
+    )
+    return "; ".join(text for text, applies in parts if applies)

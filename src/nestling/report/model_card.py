@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -56,11 +55,7 @@ Changes = dict[tuple[str, int], Change]
 
 
 def write_cards(folder: RunFolder, data: PageData) -> list[Path]:
-    """Write `README.md` into the model folder of each trained variant that is there; return the paths.
-
-    Raises:
-        InputError: an earlier version wrote the run's settings.
-    """
+    """Write `README.md` into the model folder of each trained variant that is there; return the paths."""
     paths = []
     for variant in data.trained:
         model = folder.model(variant)
@@ -86,7 +81,6 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
 
     Raises:
         InputError: an earlier version wrote the run's settings.
-        ValueError: no such variant was trained.
     """
     if variant not in data.trained or variant not in data.study["training"]:
         raise ValueError(f"{variant!r} was not trained in this run")
@@ -98,10 +92,14 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
     measures = data.study["experiment"]["evaluation"]["measures"]
     rows = by_dim(data.results).filter(pl.col("variant") == variant, pl.col("measure").is_in(measures))
     figures = [each for measure in measures for each in rows.filter(measure=measure).sort("dim").reverse().to_dicts()]
-    untrained = [one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, chosen["base"])]
-    before = next(iter(untrained), None)
+    untrained = (one["name"] for one in data.variants if (one["recipe"], one["base"]) == (PRETRAINED, chosen["base"]))
+    before = next(untrained, None)
     rivals = {name: changes_over(data, variant, name) for name in (before, data.lexical) if name}
-    changes = _opening_changes(data, variant, before, rivals[before]) if before else []
+    changes = []
+    if before:
+        series = data.at_full_size((before, variant), data.measures)
+        studied = {one.measure: one for one in changes_of(data.comparisons, series, before, variant, data.measures)}
+        changes = [studied.get(measure, rivals[before][measure, dims[0]]) for measure in data.measures]
     tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "nestling", single_line(recipe)]
     tags += ["matryoshka"] if nested is not None else []
     return render(
@@ -126,7 +124,6 @@ def model_card(data: PageData, variant: str, *, newest: bool = False) -> str:
         memory=size(training["peak_memory"]),
         changed_settings=_settings_table(settings),
         settings=settings,
-        inspection=data.study["inspection"],
         lexical=data.lexical,
     )
 
@@ -136,9 +133,8 @@ def _settings(data: PageData, variant: str) -> TrainingSettings:
         experiment = Experiment.model_validate(data.study["experiment"])
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise InputError(
-            f"the run's setting {where} does not fit this version, so an earlier one wrote it; run nestling run again"
-        ) from None
+        advice = "so an earlier one wrote it; run nestling run again"
+        raise InputError(f"the run's setting {where} does not fit this version, {advice}") from None
     return experiment.training_of(next(each for each in experiment.variants if each.name == variant))
 
 
@@ -169,14 +165,6 @@ def _front_matter(base: Base, tags: list[str], source: str, figures: list[dict[s
     return Markup(head.to_yaml())
 
 
-def _opening_changes(data: PageData, variant: str, before: str, by_size: Changes) -> list[Change]:
-    """Return the changes over the base at full size: the study's own where it compared the two."""
-    series = data.at_full_size((before, variant), data.measures)
-    studied = changes_of(data.comparisons, series, before, variant, data.measures)
-    by_measure = {change.measure: change for change in studied}
-    return [by_measure.get(measure, by_size[measure, data.dims[variant][0]]) for measure in data.measures]
-
-
 def changes_over(data: PageData, variant: str, name: str) -> Changes:
     """Return the variant's changes over another at each size, p corrected over the sizes."""
     measures, theirs, full = data.study["experiment"]["evaluation"]["measures"], data.dims[name], data.dims[variant][0]
@@ -189,9 +177,7 @@ def changes_over(data: PageData, variant: str, name: str) -> Changes:
     )
     cells = [(measure, dim) for dim in sizes for measure in measures]
     # In one call, since all share the draws; each measure is a question of its own.
-    compared = compare_all(
-        {name: a, variant: b}, measures=[f"{measure} {dim}" for measure, dim in cells], reference=name
-    )
+    compared = compare_all({name: a, variant: b}, measures=list(map(str, cells)), reference=name)
     p = np.apply_along_axis(holm, 0, compared["p"].to_numpy().reshape(len(sizes), len(measures))).ravel()
     ends = zip(a.mean(axis=1), b.mean(axis=1), compared["low"], compared["high"], p, strict=True)
     return {cell: Change(cell[0], *map(float, figures)) for cell, figures in zip(cells, ends, strict=True)}
@@ -206,15 +192,14 @@ def results_table(data: PageData, figures: list[dict[str, Any]], rivals: Mapping
     for each in figures:
         cells = row(f"{each['dim']:,}", Cell(f"{each['value']:.4f}", bounds(each["low"], each["high"])))
         for changes in rivals.values():
-            change = changes.get((each["measure"], each["dim"]))
-            if change is None:
+            if change := changes.get((each["measure"], each["dim"])):
+                cells += row(
+                    f"{change.base:.4f}",
+                    Cell(points(change.value - change.base), f"{points(change.low)} to {points(change.high)}"),
+                    Cell(p_value(change.p), "not significant" if change.outcome == "open" else ""),
+                )
+            else:
                 cells += row("–", "–", "–")
-                continue
-            cells += row(
-                f"{change.base:.4f}",
-                Cell(points(change.value - change.base), f"{points(change.low)} to {points(change.high)}"),
-                Cell(p_value(change.p), "not significant" if change.outcome == "open" else ""),
-            )
         groups.setdefault(label(each["measure"]), []).append(cells)
     test = data.study["test"]
     caption = (
@@ -226,11 +211,9 @@ def results_table(data: PageData, figures: list[dict[str, Any]], rivals: Mapping
 
 
 def _settings_table(settings: TrainingSettings) -> Table | None:
-    """Return the settings and steps that differ from the defaults; None where none does."""
-    defaults = TrainingSettings()
     body = []
     for name in setting_names():
-        own, default = value_of(settings, name), value_of(defaults, name)
+        own, default = (value_of(each, name) for each in (settings, TrainingSettings()))
         if name in STEPS:
             own, default = ("left out" if step is None else "made" for step in (own, default))
         if name not in UNLISTED and own != default and own is not None:
@@ -239,8 +222,7 @@ def _settings_table(settings: TrainingSettings) -> Table | None:
     return Table("Settings that differ from the defaults.", columns, [("", body)], words=(0, 1, 2)) if body else None
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(NamedTuple):
     """The model that training began with: its name without folders, its hub id if it has one, and its license."""
 
     name: str
@@ -252,25 +234,23 @@ def base_of(name: str) -> Base:
     """Return what is known of a base model; the license is looked up in its card where that is at hand."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
 
     folder = Path(name).expanduser()
     if name not in BUNDLED_NAMES and (folder.is_dir() or name.startswith((".", "/", "~"))):
         return Base(folder.name, None, _license(folder / CARD))
     hub_id, _, revision = (DEFAULT_MODEL if name in BUNDLED_NAMES else name).partition("@")
     hub_id = hub_id if "/" in hub_id else f"sentence-transformers/{hub_id}"
-    try:
-        validate_repo_id(hub_id)
-    except HFValidationError:
-        return Base(Path(name).name, None, {})
     if hub_id in LICENSES:
         return Base(hub_id, hub_id, {"license": LICENSES[hub_id]})
-    cached = try_to_load_from_cache(hub_id, CARD, revision=revision or None)
+    try:
+        cached = try_to_load_from_cache(hub_id, CARD, revision=revision or None)
+    except HFValidationError:
+        return Base(Path(name).name, None, {})
     return Base(hub_id, hub_id, _license(Path(cached)) if isinstance(cached, str) else {})
 
 
 def _license(card: Path) -> dict[str, str]:
-    """Return the license fields of a card's front matter; empty where it names none."""
+    """Return the license fields of a card's front matter."""
     from huggingface_hub import ModelCard
 
     try:

@@ -25,15 +25,10 @@ from nestling.report.render.html import inline, picture, render, shortened
 
 REPORT = "report.md"
 EXTREMES = 5
-"""Queries among the biggest wins and losses."""
 
 
 def write_pages(folder: RunFolder) -> Path:
-    """Write a finished run's report.html, report.md and a card in each trained model's folder; return the first.
-
-    Raises:
-        InputError: the run is not finished, or its tables are damaged or of an earlier version.
-    """
+    """Write a finished run's report.html, report.md and a card in each trained model's folder; return the first."""
     data = load_page_data(folder)
     shared = contents(data)
     atomic.write_text(folder.report, page(data, shared))
@@ -43,11 +38,7 @@ def write_pages(folder: RunFolder) -> Path:
 
 
 def page(data: PageData, shared: Mapping[str, Any]) -> str:
-    """Return the page as HTML: one file that needs no network, 5 MB at most, style, script and pictures in it.
-
-    Args:
-        shared: the `contents` of the study.
-    """
+    """Return the page as HTML: one file that needs no network, 5 MB at most; `shared` is the study's `contents`."""
     # Where the pick is the reference itself, it is compared with BM25.
     first = data.reference if data.reference != data.pick else data.lexical
     trainings = charts.training_curves(data.study["training"])
@@ -64,18 +55,11 @@ def page(data: PageData, shared: Mapping[str, Any]) -> str:
 
 
 def study_markdown(shared: Mapping[str, Any], folder: RunFolder | None = None) -> str:
-    """Return the study as GitHub Markdown, for a repository or a chat.
-
-    Args:
-        shared: the `contents` of the study.
-        folder: the text's folder; the pictures in it are shown.
-    """
+    """Return the study's `contents` as GitHub Markdown, with the pictures in `folder`, which is the text's own."""
     images = defaultdict(list)
     if folder is not None:
-        stems = {measure: folder.picture(measure) for measure in shared["measures"]}
-        files = [
-            ("Results", f"{measure} over sizes", stem.with_name(f"{stem.name}.png")) for measure, stem in stems.items()
-        ]
+        stems = [(measure, folder.picture(measure)) for measure in shared["measures"]]
+        files = [("Results", f"{measure} over sizes", Path(f"{stem}.png")) for measure, stem in stems]
         files += [(one.title, f"{one.title}: {path.stem}", path) for one in shared["findings"] for path in one.files]
         for part, alt, path in files:
             if path.is_file():
@@ -85,17 +69,15 @@ def study_markdown(shared: Mapping[str, Any], folder: RunFolder | None = None) -
 
 def _fronts(data: PageData) -> list[tuple[str, Markup]]:
     """Return the picture of each model's grid, where more than plain cells were measured."""
-    fronts = []
-    measure = data.measures[0]
+    fronts, measure = [], data.measures[0]
     for name in (variant["name"] for variant in data.variants):
         cells = data.cells(name)
         if cells.select("precision", "rotation", "oversampling").n_unique() < 2:
             continue
+        # One resample, since the picture shows no intervals; a model that finds nothing has nothing to keep.
         try:
-            # One resample, since the picture shows no intervals.
             kept = kept_by(cells, measure, resamples=1)
         except InputError:
-            # A model that finds nothing has nothing to keep.
             continue
         chart = grid_charts.pareto(kept, measure, subtitle=f"{name}, on test")
         fronts.append((name, picture(chart, name=f"{name}: {label(measure)} by bytes a vector")))

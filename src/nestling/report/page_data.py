@@ -28,12 +28,7 @@ NEEDED = ("experiment", "inspection", "split", "test", "training", "data", "seco
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of several variants on the same queries.
-
-    Attributes:
-        results: long table, columns as `grid.SCHEMA`.
-        per_query: a row for each variant, cell and query; a column a measure.
-    """
+    """Figures of several variants on the same queries; `results` and `per_query` as in `evaluation.results.Results`."""
 
     results: pl.DataFrame
     per_query: pl.DataFrame
@@ -56,16 +51,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class PageData(Figures):
-    """A finished run as tables, of which some may be missing in its folder.
-
-    Attributes:
-        study: what `results.json` holds.
-        comparisons, slices, rankings: as in `evaluation.results.Results`.
-        test: the test side's judgments, for texts.
-        leaks: what two sides share, as `Split.leaks` counts it in the tables.
-        histogram: the SVG of the score histogram.
-        findings: of a search of settings and a learning curve in the same folder.
-    """
+    """A finished run as tables, of which some may be missing in its folder; `study` is what `results.json` holds."""
 
     study: dict[str, Any]
     comparisons: pl.DataFrame
@@ -122,16 +108,6 @@ class PageData(Figures):
         return {name: words[where] for name, where in below.items() if where}
 
     @property
-    def leak_check(self) -> str:
-        """The result of counting in the tables what sides share; begins with "Leak," where it is too much."""
-        if self.leaks is None:
-            return "Leak check: not made, since the split is not in the run folder."
-        if self.leaks:
-            return f"Leak, so the figures are too good: {'; '.join(self.leaks)}."
-        promise = self.study["split"].get("promise", "sides share no query and no document")
-        return f"Leak check: counted in the tables, {promise}."
-
-    @property
     def lexical(self) -> str | None:
         """The strongest plain BM25 that was measured: stemmed, else unstemmed, else None."""
         return next((name for name in ("bm25-stemmed", "bm25") if name in self.dims), None)
@@ -151,14 +127,12 @@ def load_page_data(folder: RunFolder) -> PageData:
     Raises:
         InputError: the folder holds no finished run, or a table is damaged or of an earlier version.
     """
-    missing = f"{folder.path} holds no finished run: it has no {folder.results_json.name}; finish it with nestling run"
-    advice = "make it again with nestling run"
-    study: dict[str, Any] = read_json(folder.results_json, dict[str, Any], advice=advice, missing=missing)
+    path = folder.results_json
+    missing = f"{folder.path} holds no finished run: it has no {path.name}; finish it with nestling run"
+    study: dict[str, Any] = read_json(path, dict[str, Any], advice="make it again with nestling run", missing=missing)
     for key in NEEDED:
         if key not in study:
-            raise InputError(
-                f"{folder.results_json} lacks {key!r}, so an earlier version wrote it; run nestling run again"
-            )
+            raise InputError(f"{path} lacks {key!r}, so an earlier version wrote it; run nestling run again")
     tables = Results.read(folder)
     split = read_split(folder.split) if folder.split.is_dir() else None
     histogram = folder.path / "scores.svg"

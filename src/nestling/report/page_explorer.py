@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,14 +26,13 @@ LENGTHS = (240, 120, 80)
 SCALE = 65_535
 """Steps from a system's lowest score or figure to its highest."""
 
-_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 System = tuple[str, int]
 """A variant and its dims, 0 for BM25."""
 
 
-@dataclass(frozen=True)
-class Explorer:
+class Explorer(NamedTuple):
     """The data of the explorer, to stand in a script element, and a sentence for each thing that was left out."""
 
     json: Markup
@@ -44,27 +42,30 @@ class Explorer:
 def explorer(data: PageData, *, first: str | None, second: str, budget: int = BUDGET) -> Explorer | None:
     """Return the explorer's data; None where the run kept no rankings or no texts.
 
-    Each variant is there at its full and at its smallest size. What does not fit is left out in this order: characters
-    of long texts, fusions at the smallest size, then queries from the end of the list.
+    Each variant is there at its full and at its smallest size. What does not fit into `budget` bytes is left out in
+    this order: characters of long texts, fusions at the smallest size, then queries from the end of the list.
 
     Args:
         first, second: the variants that are compared when the page opens.
-        budget: bytes that the JSON may take.
     """
     if data.rankings is None or data.test is None:
         return None
     protocol = data.study["experiment"]["evaluation"]["protocol"]
     qrels = Qrels.from_judgments(data.test, threshold=data.study["threshold"], protocol=protocol)
     ranked = set(data.rankings.select("variant", "dim").unique().rows())
-    ends = [(variant, dim) for variant, dims in data.dims.items() for dim in dict.fromkeys((dims[0], dims[-1]))]
+    ends = dict.fromkeys((variant, dims[end]) for variant, dims in data.dims.items() for end in (0, -1))
     every = [system for system in ends if system in ranked]
-    few = [(name, dim) for name, dim in every if not is_fused(name, list(data.dims)) or dim == data.dims[name][0]]
-    order = _by_difference(data, qrels, first, second)
+    few = [(name, dim) for name, dim in every if not is_fused(name, data.dims) or dim == data.dims[name][0]]
+    # The place of each query in the order of ids, which is that of `PageData.values`.
+    by_id = np.argsort(np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable"))
+    values = [data.values(name, data.dims[name][0], data.measures[:1])[0] for name in (second, first) if name]
+    change = np.abs(values[0] - values[1]) if first else values[0]
+    order = np.argsort(-change[by_id], kind="stable")
     attempts = [(every, length, qrels.n_queries) for length in LENGTHS]
     attempts += [(few, LENGTHS[-1], qrels.n_queries >> halvings) for halvings in range(qrels.n_queries.bit_length())]
     for systems, length, n_queries in attempts:
         rows = np.sort(order[:n_queries])
-        text, cut = _payload(data, qrels, systems, rows, length, (first, second))
+        text, cut = _payload(data, qrels, systems, rows, by_id[rows], length, (first, second))
         if len(text.encode()) <= budget or n_queries <= 1:
             break
     notes = []
@@ -85,22 +86,7 @@ def explorer(data: PageData, *, first: str | None, second: str, budget: int = BU
 def safe_json(value: Any) -> str:
     """Return `value` as JSON that ends no script element and opens no comment, wherever it stands in HTML."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    for character, escaped in _UNSAFE.items():
-        text = text.replace(character, escaped)
-    return text
-
-
-def _by_difference(data: PageData, qrels: Qrels, first: str | None, second: str) -> NDArray[np.intp]:
-    """Return the rows of `qrels`, those queries first on which the two variants differ most."""
-    names = [name for name in (second, first) if name is not None]
-    values = [figures[0] for figures in data.at_full_size(names, data.measures[:1]).values()]
-    change = np.abs(values[0] - (values[1] if len(values) > 1 else 0.0))
-    return np.argsort(-change[_rank_of_id(qrels)], kind="stable")
-
-
-def _rank_of_id(qrels: Qrels) -> NDArray[np.intp]:
-    """Return the place of each query in the order of ids, which is that of `PageData.values`."""
-    return np.argsort(np.argsort(np.array(qrels.query_ids, dtype=object), kind="stable"))
+    return text.translate(_UNSAFE)
 
 
 def _payload(
@@ -108,17 +94,18 @@ def _payload(
     qrels: Qrels,
     systems: Sequence[System],
     rows: NDArray[np.intp],
+    by_id: NDArray[np.intp],
     length: int,
     start: Sequence[str | None],
 ) -> tuple[str, int]:
-    """Return the JSON of these systems on these rows of `qrels`, and how many texts were cut."""
+    """Return the JSON of these systems on `rows` of `qrels`, `by_id` of the figures; and how many texts were cut."""
     assert data.rankings is not None
     row_of = {qrels.query_ids[row]: n for n, row in enumerate(rows)}
     ranked = data.rankings.filter(pl.col("query_id").is_in(list(row_of)), pl.col("rank") <= TOP)
     columns = np.full((len(systems), len(rows), TOP), -1)
     scores = np.full(columns.shape, np.nan)
     for n, (variant, dim) in enumerate(systems):
-        table = ranked.filter(pl.col("variant") == variant, pl.col("dim") == dim)
+        table = ranked.filter(variant=variant, dim=dim)
         for query, rank, document, score in table.select("query_id", "rank", "document_id", "score").iter_rows():
             columns[n, row_of[query], rank - 1] = qrels.column_of[document]
             scores[n, row_of[query], rank - 1] = score
@@ -132,7 +119,6 @@ def _payload(
     texts = [qrels.documents[column] for column in shown]
     queries = [qrels.queries[row] for row in rows]
     full = [(name, data.dims[name][0]) if name else None for name in start]
-    ids = _rank_of_id(qrels)[rows]
     payload = {
         "systems": [f"{variant}, {dim} dims" if dim else variant for variant, dim in systems],
         "start": [systems.index(one) if one in systems else 0 for one in full],
@@ -144,7 +130,7 @@ def _payload(
         "none": none,
         "ranks": [_base64(place[one]) for one in columns],
         "scores": [_steps(one) for one in scores],
-        "values": [[_base64(_whole(row[ids])) for row in data.values(*system, data.measures)] for system in systems],
+        "values": [[_base64(_whole(row[by_id])) for row in data.values(*system, data.measures)] for system in systems],
         "scale": SCALE,
     }
     return safe_json(payload), sum(len(text) > length for text in (*texts, *queries))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from markupsafe import Markup
@@ -17,23 +16,14 @@ from nestling.training.result import MEAN, RECALL, worded
 
 logger = logging.getLogger(__name__)
 
-SETTINGS_FROM = 6
-"""Columns of trials.parquet that are not settings come before this one."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of a search or a curve in a sentence.
-
-    Attributes:
-        pictures: the name of each and its SVG.
-        files: the same as PNG, as far as they are there.
-    """
+class Finding(NamedTuple):
+    """The result of a search or a curve in a sentence, its pictures as (name, SVG), and the PNG files of them."""
 
     title: str
     text: str
     pictures: tuple[tuple[str, Markup], ...]
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
 
 
 def findings(folder: RunFolder) -> list[Finding]:
@@ -45,11 +35,10 @@ def findings(folder: RunFolder) -> list[Finding]:
     ):
         try:
             text = sentence(path)
-            svgs = {name: path / f"{name}.svg" for name in pictures}
             inlined = tuple(
-                (name, inline(svg.read_text(encoding="utf-8"), name=f"{title}: {name}"))
-                for name, svg in svgs.items()
-                if svg.is_file()
+                (name, inline((path / f"{name}.svg").read_text(encoding="utf-8"), name=f"{title}: {name}"))
+                for name in pictures
+                if (path / f"{name}.svg").is_file()
             )
         except FileNotFoundError:
             continue
@@ -67,7 +56,8 @@ def _search(path: Path) -> str:
     complete = trials.filter(pl.col("state") == "complete")
     metric = RECALL + MEAN if RECALL + MEAN in trials.columns else RECALL
     best = complete.sort(metric, "trial", descending=[True, False]).row(0, named=True)
-    settings = ", ".join(f"{name} {_setting(best[name])}" for name in trials.columns[SETTINGS_FROM:])
+    # The first six columns are no settings.
+    settings = ", ".join(f"{name} {_setting(best[name])}" for name in trials.columns[6:])
     pruned = len(trials) - len(complete)
     ended = f", {pruned:,} of them ended early" if pruned else ""
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,21 +16,14 @@ from nestling.errors import InputError, clean
 from nestling.evaluation.grid import CELL
 from nestling.evaluation.significance import SCHEMA as COMPARED
 from nestling.evaluation.significance import compare_all
+from nestling.report import runs_settings
+from nestling.report.changes import ALPHA
 from nestling.report.page_data import Figures, PageData, load_page_data
-from nestling.report.runs_settings import (
-    Values,
-    differing_environment,
-    differing_settings,
-    distinct_names,
-    setting_text,
-)
-from nestling.report.tables import plain
+from nestling.report.tables import is_fused, plain
 from nestling.training.result import RECALL as DEV_RECALL
 
 FEWEST, MOST = 2, 8
 """Runs that one comparison takes."""
-ROUNDING = 1e-12
-"""Figures that differ by less are the same."""
 COMPARABLE = (
     ("were given other judgments", "data", ("data", "fingerprint")),
     ("count other documents as relevant", "the threshold", ("threshold",)),
@@ -41,15 +34,10 @@ COMPARABLE = (
 """How runs may differ that cannot be compared: what to say of them, the setting, and its place in results.json."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One variant of the comparison.
+class Line(NamedTuple):
+    """One variant, of several runs (by their place) where it was not trained and has the same figures in them.
 
-    Attributes:
-        name: `RUN: VARIANT`, or the variant's name alone where it has the same figures in every run.
-        variant: its name in its run.
-        runs: the runs that it is of, by their place; several where an untrained variant has the same figures in them.
-        fused: it is a fusion with BM25.
+    It is called `RUN: VARIANT`, or by the variant's name alone where it is of every run.
     """
 
     name: str
@@ -64,16 +52,12 @@ class RunsData(Figures):
 
     Attributes:
         labels: what each run is called: its name, with folders before it where two have the same.
-        folders: where each lies.
-        pages: each run's tables.
-        lines: every variant of every run; models first, then BM25, then fusions.
+        lines: models first, then BM25, then fusions.
         reference: the line that gains are counted from: the first run's pretrained variant, or its pick.
         picks: the line of each run's pick, the trained variant that is best on dev.
         dev: recall@10 on dev of the pick of each run that trained one, by the run's place.
         gains: every other line against the reference at full size; columns as `significance.SCHEMA`.
         pairs: the picks against each other at full size, the one better on dev as `b`.
-        settings: where the experiments differ.
-        environment: where versions and machines differ.
     """
 
     labels: tuple[str, ...]
@@ -85,8 +69,8 @@ class RunsData(Figures):
     dev: dict[int, float]
     gains: pl.DataFrame
     pairs: pl.DataFrame
-    settings: Values
-    environment: Values
+    settings: runs_settings.Values
+    environment: runs_settings.Values
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -107,17 +91,16 @@ class RunsData(Figures):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as what JSON can hold."""
-        runs = zip(self.labels, self.folders, self.pages, self.picks, strict=True)
         return {
             "runs": [
                 {
-                    "name": name,
-                    "folder": str(folder),
+                    "name": self.labels[n],
+                    "folder": str(self.folders[n]),
                     "finished": page.study.get("finished"),
-                    "pick": pick,
+                    "pick": self.picks[n],
                     "dev_recall@10": self.dev.get(n),
                 }
-                for n, (name, folder, page, pick) in enumerate(runs)
+                for n, page in enumerate(self.pages)
             ],
             "settings": self.settings,
             "environment": self.environment,
@@ -138,8 +121,7 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
     comparisons on the same measure (Holm), for the gains and for the pairs apart.
 
     Raises:
-        InputError: there are fewer than 2 or more than 8, one is given twice, one is not finished or damaged, or
-            they did not measure the same queries in the same way.
+        InputError: their number is not 2 to 8, one is given twice, not finished or damaged, or their queries differ.
     """
     if not FEWEST <= len(folders) <= MOST:
         raise InputError(f"a comparison takes {FEWEST} to {MOST} runs, not {len(folders)}")
@@ -148,25 +130,24 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
     if twice:
         raise InputError(f"{twice[0]} is given twice; give each run once")
     pages = [load_page_data(folder) for folder in folders]
-    labels = [clean(label) for label in distinct_names([page.name for page in pages], paths)]
+    labels = [clean(label) for label in runs_settings.distinct_names([page.name for page in pages], paths)]
     for page, label in zip(pages[1:], labels[1:], strict=True):
         _check_comparable(pages[0], page, labels[0], label)
     _check_queries(pages, folders)
     lines = _lines(pages, labels)
-    picks = [_name_of(lines, run, page.pick) for run, page in enumerate(pages)]
-    first = pages[0].reference
-    reference = picks[0] if first is None else _name_of(lines, 0, first)
-    trained = {run: page.study["training"].get(page.pick) for run, page in enumerate(pages)}
-    dev = {run: float(training["after"][DEV_RECALL]) for run, training in trained.items() if training}
+    names = {(run, line.variant): line.name for line in lines for run in line.runs}
+    picks = [names[run, page.pick] for run, page in enumerate(pages)]
+    reference = names[0, pages[0].reference or pages[0].pick]
+    trained = [page.study["training"].get(page.pick) for page in pages]
+    dev = {run: float(training["after"][DEV_RECALL]) for run, training in enumerate(trained) if training}
     # The better on dev comes later, so that differences are its gains.
     rising = sorted(range(len(pages)), key=lambda run: -dev.get(run, -1.0))[::-1]
-    figures = Figures(
-        results=_combined(lines, [page.results for page in pages], [*CELL, "measure"]),
-        per_query=_combined(lines, [plain(page.per_query) for page in pages], [*CELL, "query_id"]),
-    )
+    results = _combined(lines, [page.results for page in pages], [*CELL, "measure"])
+    per_query = _combined(lines, [plain(page.per_query) for page in pages], [*CELL, "query_id"])
+    figures = Figures(results, per_query)
     return RunsData(
-        results=figures.results,
-        per_query=figures.per_query,
+        results=results,
+        per_query=per_query,
         labels=tuple(labels),
         folders=tuple(paths),
         pages=tuple(pages),
@@ -176,25 +157,21 @@ def load_runs(folders: Sequence[RunFolder]) -> RunsData:
         dev=dev,
         gains=_compared(figures, [line.name for line in lines], pages[0].measures, reference),
         pairs=_compared(figures, list(dict.fromkeys(picks[run] for run in rising)), pages[0].measures, None),
-        settings=differing_settings(pages, labels),
-        environment=differing_environment(pages, labels),
+        settings=runs_settings.differing_settings(pages, labels),
+        environment=runs_settings.differing_environment(pages, labels),
     )
 
 
 def _check_comparable(a: PageData, b: PageData, first: str, second: str) -> None:
     for claim, setting, keys in COMPARABLE:
         values = [_at(page, *keys) for page in (a, b)]
-        same = sorted(values[0]) == sorted(values[1]) if isinstance(values[0], list) else values[0] == values[1]
-        if same:
+        if values[0] == values[1] or (isinstance(values[0], list) and sorted(values[0]) == sorted(values[1])):
             continue
+        causes = {setting: values}
         if setting in ("data", "split"):
             causes = _causes(a.study["experiment"], b.study["experiment"], setting)
-        else:
-            causes = {setting: values}
-        why = ", ".join(
-            f"{name} is {setting_text(one)} in {first} and {setting_text(other)} in {second}"
-            for name, (one, other) in causes.items()
-        )
+        texts = {name: [runs_settings.setting_text(value) for value in pair] for name, pair in causes.items()}
+        why = ", ".join(f"{name} is {one} in {first} and {other} in {second}" for name, (one, other) in texts.items())
         unknown = f"their settings of {setting} are the same, so the source or the version of Nestling has changed"
         raise InputError(
             f"runs {first} and {second} {claim}, so nothing can be said of which is better: {why or unknown}; "
@@ -203,7 +180,6 @@ def _check_comparable(a: PageData, b: PageData, first: str, second: str) -> None
 
 
 def _causes(a: Mapping[str, Any], b: Mapping[str, Any], section: str) -> dict[str, list[Any]]:
-    """Return the settings of a section that two experiments have different values of."""
     pairs = {key: [a[section].get(key), b[section].get(key)] for key in (*a[section], *b[section])}
     causes = {f"{section}.{key}": pair for key, pair in pairs.items() if pair[0] != pair[1]}
     seeds = [a["split"]["seed"], b["split"]["seed"]]
@@ -225,30 +201,26 @@ def _check_queries(pages: Sequence[PageData], folders: Sequence[RunFolder]) -> N
             expected = expected or ids
             complete = set(measures) <= set(rows.columns) and len(set(ids)) == len(ids) > 0 and ids == expected
             if not complete or not np.isfinite(page.values(variant, dims[0], measures)).all():
-                raise InputError(
-                    f"{folder.per_query} does not fit results.json and results.parquet; make it again with nestling run"
-                )
+                advice = "make it again with nestling run"
+                raise InputError(f"{folder.per_query} does not fit results.json and results.parquet; {advice}")
 
 
 def _lines(pages: Sequence[PageData], labels: Sequence[str]) -> list[Line]:
     groups: list[tuple[str, list[int]]] = []
     for run, page in enumerate(pages):
         for variant in page.dims:
-            twins = (runs for name, runs in groups if name == variant and _same(pages[runs[0]], page, variant))
-            twin = next(twins, None)
-            if twin is None:
-                groups.append((variant, [run]))
-            else:
-                twin.append(run)
-    lines = []
+            same = (runs for name, runs in groups if name == variant and _same(pages[runs[0]], page, variant))
+            runs = next(same, [])
+            if not runs:
+                groups.append((variant, runs))
+            runs.append(run)
+    ordered = []
     for variant, runs in groups:
+        dims = pages[runs[0]].dims
         of = "" if len(runs) == len(pages) else f"{', '.join(labels[run] for run in runs)}: "
-        fused = variant.endswith(FUSED) and variant.removesuffix(FUSED) in pages[runs[0]].dims
-        lines.append(Line(of + clean(variant), variant, tuple(runs), fused))
-    is_lexical = {line.name: pages[line.runs[0]].dims[line.variant] == [0] for line in lines}
-    return sorted(
-        lines, key=lambda line: (line.fused, is_lexical[line.name], len(line.runs) < len(pages), line.runs[0])
-    )
+        line = Line(of + clean(variant), variant, tuple(runs), is_fused(variant, dims))
+        ordered.append(((line.fused, dims[variant] == [0], len(runs) < len(pages), runs[0]), line))
+    return [line for _, line in sorted(ordered, key=lambda pair: pair[0])]
 
 
 def _same(a: PageData, b: PageData, variant: str) -> bool:
@@ -258,17 +230,16 @@ def _same(a: PageData, b: PageData, variant: str) -> bool:
         return False
     both = a.cells(variant).join(b.cells(variant), on=[*CELL, "query_id"], suffix="_b")
     measures = a.study["experiment"]["evaluation"]["measures"]
-    return all(bool(((both[name] - both[f"{name}_b"]).abs() < ROUNDING).all()) for name in measures)
+    return all(bool(((both[name] - both[f"{name}_b"]).abs() < ALPHA).all()) for name in measures)
 
 
 def _combined(lines: Sequence[Line], tables: Sequence[pl.DataFrame], key: Sequence[str]) -> pl.DataFrame:
-    """Put the rows of all lines into one table, those of several runs only the first time."""
+    """Concatenate the rows of all lines, those of several runs only the first time."""
     parts = []
     for line in lines:
         # Runs may measure the same model at other sizes.
-        rows = pl.concat([tables[run].filter(pl.col("variant") == line.variant) for run in line.runs], how="diagonal")
-        first = rows.unique(key, keep="first", maintain_order=True)
-        parts.append(first.with_columns(pl.lit(line.name).alias("variant")))
+        rows = pl.concat([tables[run].filter(variant=line.variant) for run in line.runs], how="diagonal")
+        parts.append(rows.unique(key, keep="first", maintain_order=True).with_columns(variant=pl.lit(line.name)))
     return pl.concat(parts, how="diagonal")
 
 
@@ -277,10 +248,6 @@ def _compared(figures: Figures, names: Sequence[str], measures: Sequence[str], r
         return pl.DataFrame(schema=COMPARED)
     series = [(measure, figures.at_full_size(names, (measure,))) for measure in measures]
     return pl.concat([compare_all(values, measures=(measure,), reference=reference) for measure, values in series])
-
-
-def _name_of(lines: Sequence[Line], run: int, variant: str) -> str:
-    return next(line.name for line in lines if run in line.runs and line.variant == variant)
 
 
 def _at(page: PageData, *keys: str) -> Any:

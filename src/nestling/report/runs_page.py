@@ -3,57 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from nestling import atomic
 from nestling.errors import InputError
+from nestling.report import tables
 from nestling.report.changes import ALPHA, Change, changes_of, outcome_of, sentence, unchanged
 from nestling.report.charts import short_source
 from nestling.report.contents import measure_pictures
-from nestling.report.format import label, size
+from nestling.report.format import label, p_equation, size
 from nestling.report.render.html import render, shortened
 from nestling.report.runs_data import RunsData
 from nestling.report.runs_settings import Values, setting_text
-from nestling.report.table import Cell, Table
-from nestling.report.tables import (
-    by_dim,
-    by_dim_table,
-    comparison_table,
-    full_size,
-    full_size_table,
-    narrow_full_size_table,
-    training_table,
-)
+from nestling.report.table import Cell, Table, row
 from nestling.report.verdict import TONES, Answer
 
 GENERATOR = "Nestling comparison of runs"
 """What the head of the page says, so that a later page knows what it may replace."""
-HEAD = 2_000
-"""Bytes at the start of a page in which that stands."""
 
 
 def check_out(path: Path) -> None:
-    """Check that the page may be written to `path`.
-
-    Raises:
-        InputError: it is there and is no such page.
-    """
+    """Raise an `InputError` where `path` is there and is no comparison of runs, so that it may not be replaced."""
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file with --out")
     if path.exists():
         with path.open("rb") as file:
-            if f'content="{GENERATOR}"'.encode() not in file.read(HEAD):
+            if f'content="{GENERATOR}"'.encode() not in file.read(2_000):
                 raise InputError(f"{path} exists and is no comparison of runs; give another file with --out")
 
 
 def write_runs_page(data: RunsData, path: Path) -> Path:
-    """Write the page to `path`, which may hold an earlier such page; return `path`.
-
-    Raises:
-        InputError: `path` holds something else.
-    """
+    """Write the page to `path`, after `check_out`; return `path`."""
     check_out(path)
     atomic.write_text(path, page(data))
     return path
@@ -63,7 +44,13 @@ def page(data: RunsData) -> str:
     """Return the page as HTML: one file that needs no network, with style, script and pictures in it."""
     study = data.pages[0].study
     unfused = [line.name for line in data.lines if not line.fused]
-    sizes = by_dim(data.results)
+    trained = {
+        line.name: training
+        for line in data.lines
+        for run in line.runs
+        if (training := data.pages[run].study["training"].get(line.variant)) and not line.fused
+    }
+    sizes = tables.by_dim(data.results)
     return render(
         "runs.html",
         generator=GENERATOR,
@@ -78,11 +65,11 @@ def page(data: RunsData) -> str:
         answers=verdict(data),
         runs=runs_table(data),
         full=full_table(data),
-        by_dim=[by_dim_table(sizes, measure) for measure in data.measures],
+        by_dim=[tables.by_dim_table(sizes, measure) for measure in data.measures],
         curves=measure_pictures(data.results.filter(pl.col("variant").is_in(unfused)), data.measures, study),
         ceiling=study["test"]["ceiling@10"],
-        pairs=None if data.pairs.is_empty() else comparison_table(data.pairs),
-        training=_training_table(data),
+        pairs=None if data.pairs.is_empty() else tables.comparison_table(data.pairs),
+        training=tables.training_table(trained, data.regressions) if trained else None,
         machines=machines_table(data) if data.environment else None,
     )
 
@@ -90,13 +77,14 @@ def page(data: RunsData) -> str:
 def verdict(data: RunsData) -> list[Answer]:
     """Return which run is best by dev and what test says of it, and whether it beats the untouched model."""
     question = "Which run is best?"
-    if not data.dev:
-        return [
-            Answer(question, "Cannot be said", "No run trained a model, so dev has nothing to choose from.", "open")
-        ]
     if not data.ranked:
-        why = "The runs' dev sides are not the same, so figures on dev do not rank them, and test chooses nothing."
-        return [Answer(question, "Cannot be said", f"{why} Run against run is below.", "open")]
+        why = "No run trained a model, so dev has nothing to choose from."
+        if data.dev:
+            why = (
+                "The runs' dev sides are not the same, so figures on dev do not rank them, and test chooses nothing. "
+                "Run against run is below."
+            )
+        return [Answer(question, "Cannot be said", why, "open")]
     best, *others = data.ranked
     name = data.picks[best]
     warning = f" On dev it ended below {data.regressions[name]}." if name in data.regressions else ""
@@ -124,7 +112,6 @@ def verdict(data: RunsData) -> list[Answer]:
 
 
 def _over_untrained(data: RunsData, name: str) -> list[Answer]:
-    """Answer whether the best on dev beats the pretrained model, where there is one."""
     if data.pages[0].reference is None:
         return []
     changes = _changes(data, data.gains, data.reference, name)
@@ -144,11 +131,10 @@ def _changes(data: RunsData, compared: pl.DataFrame, base: str, name: str) -> li
 
 def runs_table(data: RunsData) -> Table:
     """Return the runs, a column each: when, what dev chose, and every setting in which they differ."""
-    variants = {line.name: line.variant for line in data.lines}
     finished = [Cell(str(page.study.get("finished", ""))[:10]) for page in data.pages]
     picked = [
-        Cell(variants[pick], f"recall@10 {data.dev[n]:.4f}" if n in data.dev else "nothing was trained")
-        for n, pick in enumerate(data.picks)
+        Cell(page.pick, f"recall@10 {data.dev[n]:.4f}" if n in data.dev else "nothing was trained")
+        for n, page in enumerate(data.pages)
     ]
     differ = "the settings in which they differ; all others are the same" if data.settings else "no setting differs"
     caption = f"The runs, what dev chose, and {differ}. The settings are those of the experiments."
@@ -158,36 +144,32 @@ def runs_table(data: RunsData) -> Table:
 
 def full_table(data: RunsData) -> Table:
     """Return every variant of every run at its own full size, with intervals, gains and what they prove."""
-    trained = {data.picks[run] for run in data.dev}
-    notes = {}
-    for line in data.lines:
-        worse = data.regressions.get(line.name)
-        below = f"on dev below {worse}" if worse else ""
-        notes[line.name] = "; ".join(filter(None, ("its run's best on dev" if line.name in trained else "", below)))
+    notes = {data.picks[run]: "its run's best on dev" for run in data.dev}
+    for name, worse in data.regressions.items():
+        notes[name] = f"{notes[name]}; on dev below {worse}" if name in notes else f"on dev below {worse}"
     caption = (
         "Every variant at its own full size, on test; below each value its interval of 95 % over queries. Gains are "
         f"over {data.reference}; p of a paired randomisation test, corrected for the {len(data.lines) - 1} comparisons "
         "of a measure (Holm). What has the same figures in every run stands once, without a run's name."
     )
-    full = full_size(data.results, reference=data.reference)
-    return full_size_table(full, caption=caption, gains=data.measures, notes=notes, proofs=_proofs(data))
+    full = tables.full_size(data.results, reference=data.reference)
+    return tables.full_size_table(full, caption=caption, gains=data.measures, notes=notes, proofs=_proofs(data))
 
 
 def narrow_full_table(data: RunsData) -> Table:
     """Return the first measures of every variant with their gains, for a terminal."""
-    full = full_size(data.results, reference=data.reference).filter(pl.col("measure").is_in(data.measures))
+    full = tables.full_size(data.results, reference=data.reference).filter(pl.col("measure").is_in(data.measures))
     caption = (
         f"gain over {data.reference}; p of a paired randomisation test, corrected for {len(data.lines) - 1} "
         "comparisons (Holm); what has the same figures in every run stands once, without a run's name"
     )
-    title = "Runs at full size, on test"
-    return narrow_full_size_table(
-        full, caption=caption, title=title, regressions=list(data.regressions), proofs=_proofs(data)
+    return tables.narrow_full_size_table(
+        full, caption=caption, title="Runs at full size, on test", regressions=data.regressions, proofs=_proofs(data)
     )
 
 
-def _proofs(data: RunsData) -> dict[tuple[str, str], float]:
-    return {(row["b"], row["measure"]): row["p_holm"] for row in data.gains.iter_rows(named=True)}
+def _proofs(data: RunsData) -> dict[tuple[str, str], str]:
+    return {(each["b"], each["measure"]): p_equation(each["p_holm"]) for each in data.gains.iter_rows(named=True)}
 
 
 def machines_table(data: RunsData) -> Table:
@@ -201,20 +183,8 @@ def machines_table(data: RunsData) -> Table:
 
 def _settings_table(caption: str, data: RunsData, body: list[list[Cell]], values: Values) -> Table:
     """Return a table with a column a run: `body`, then a line for each setting."""
-
-    def cell(of_runs: dict[str, Any], run: str) -> Cell:
-        return Cell(shortened(setting_text(of_runs[run]), 80) if run in of_runs else "–")
-
-    rows = [[Cell(key), *(cell(of_runs, run) for run in data.labels)] for key, of_runs in values.items()]
+    for key, of_runs in values.items():
+        texts = {run: shortened(setting_text(value), 80) for run, value in of_runs.items()}
+        body.append(row(key, *(texts.get(run, "–") for run in data.labels)))
     columns = ["", *data.labels]
-    return Table(caption, columns, [("", body + rows)], words=range(len(columns)), sortable=False)
-
-
-def _training_table(data: RunsData) -> Table | None:
-    trained = {
-        line.name: training
-        for line in data.lines
-        for run in line.runs
-        if (training := data.pages[run].study["training"].get(line.variant)) and not line.fused
-    }
-    return training_table(trained, data.regressions) if trained else None
+    return Table(caption, columns, [("", body)], words=range(len(columns)), sortable=False)

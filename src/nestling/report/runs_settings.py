@@ -33,12 +33,11 @@ def differing_settings(pages: Sequence[PageData], labels: Sequence[str]) -> Valu
 
 def differing_environment(pages: Sequence[PageData], labels: Sequence[str]) -> Values:
     """Return the versions and parts of the machine that are not the same in all runs."""
-    pairs = zip(labels, pages, strict=True)
-    return _differing({label: {**page.study["hardware"], **page.study["versions"]} for label, page in pairs})
+    studies = {label: page.study for label, page in zip(labels, pages, strict=True)}
+    return _differing({label: study["hardware"] | study["versions"] for label, study in studies.items()})
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with the names of their sections before theirs, without the name of the whole."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if key == "variants":
@@ -61,7 +60,7 @@ def _distinct(values: Mapping[str, Any]) -> int:
 
 
 def _without_folders(key: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return values without the folders of this machine, but for as many as it takes to tell models apart."""
+    """Return values without this machine's folders, but for as many as it takes to distinguish models."""
     if key == "data.source":
         return {run: charts.short_source(str(value)) for run, value in values.items()}
     if key != "model" and not key.endswith(": base"):

@@ -17,13 +17,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column heads its rows.
+    """A table of groups (title, rows), the title empty where there is but one; the first column heads the rows.
 
-    Attributes:
-        columns: headings; a terminal shows none where all are empty.
-        groups: (title, rows); the title is empty where there is but one group.
-        title: what it is of, which pages show before the caption and terminals above the table.
-        words: the columns that hold words; all others hold numbers.
+    Columns hold numbers, but for those of `words`. A terminal shows no headings where all are empty.
     """
 
     caption: str

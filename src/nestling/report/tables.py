@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 
 from nestling.config.names import FUSED, PRETRAINED
-from nestling.report.format import SIGNIFICANT, bounds, label, p_equation, p_value, percent, points, size
+from nestling.report.format import SIGNIFICANT, bounds, label, p_value, percent, points, size
 from nestling.report.table import Cell, Table, number_cell, row
 from nestling.training.result import RECALL as DEV_RECALL
 
@@ -19,21 +18,15 @@ COMPARED = (
     "In points of 100, below each difference its interval of 95 % over queries; p of a paired randomisation test, "
     "corrected for the number of comparisons (Holm). Wins are queries on which the variant is better."
 )
-NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 def full_size(results: pl.DataFrame, *, reference: str | None) -> pl.DataFrame:
-    """Select each variant's plain cell at its own full size.
-
-    Args:
-        results: columns as `evaluation.grid.SCHEMA`, variants in the order to show.
-        reference: the variant that `change` is counted from.
+    """Select each variant's plain cell at its own full size from `results` (columns as `evaluation.grid.SCHEMA`).
 
     Returns:
-        The rows, with `change` in percent; null for the reference, and where it has 0 or is missing.
+        The rows, with `change` from the reference in percent; null for itself, and where it has 0 or is missing.
     """
-    results = plain(results)
-    full = results.filter(pl.col("dim") == pl.col("dim").max().over("variant"))
+    full = plain(results).filter(pl.col("dim") == pl.col("dim").max().over("variant"))
     return _with_change(full, pl.col("variant") == pl.lit(reference, pl.String), "measure")
 
 
@@ -62,7 +55,7 @@ def unfused_first(variants: Sequence[str]) -> list[str]:
     return sorted(variants, key=lambda name: is_fused(name, variants))
 
 
-def is_fused(variant: str, variants: Sequence[str]) -> bool:
+def is_fused(variant: str, variants: Collection[str]) -> bool:
     """Return whether a variant is the fusion of another one with BM25, by its name."""
     return variant.endswith(FUSED) and variant.removesuffix(FUSED) in variants
 
@@ -72,15 +65,14 @@ def full_size_table(
     *,
     caption: str,
     gains: Sequence[str] = (),
-    notes: Mapping[str, str] = NOTHING,
-    proofs: Mapping[tuple[str, str], float] = NOTHING,
+    notes: Mapping[str, str] = {},
+    proofs: Mapping[tuple[str, str], str] = {},
 ) -> Table:
-    """Return the table of `full_size` for a page: below each measure its interval.
+    """Return the table of `full_size` for a page: below each measure its interval, beside each of `gains` its gain.
 
     Args:
-        gains: the measures whose gain stands beside them.
         notes: small print below a variant's name.
-        proofs: the p of a gain, by variant and measure.
+        proofs: what stands below a gain, by variant and measure: its p.
     """
     columns = ["variant", "dims"]
     for measure in _distinct(full, "measure"):
@@ -91,7 +83,8 @@ def full_size_table(
         for each in rows.iter_rows(named=True):
             cells.append(value_cell(each, bounds(each["low"], each["high"])))
             if each["measure"] in gains:
-                cells.append(Cell(percent(each["change"]), _proof(each, proofs), each["change"]))
+                proof = proofs.get((each["variant"], each["measure"]), "")
+                cells.append(Cell(percent(each["change"]), proof, each["change"]))
         body.append(cells)
     return Table(caption, columns, [("", body)])
 
@@ -102,12 +95,9 @@ def narrow_full_size_table(
     caption: str,
     title: str = "Models at full size",
     regressions: Collection[str] = (),
-    proofs: Mapping[tuple[str, str], float] = NOTHING,
+    proofs: Mapping[tuple[str, str], str] = {},
 ) -> Table:
-    """Return the same in 80 columns of a terminal, marking `regressions`, the variants that fell on dev.
-
-    The first two measures have gain, interval and p in one cell; the others the value alone.
-    """
+    """Return the same in 80 columns of a terminal, the first two measures with gain, interval and p in one cell."""
     measures = _distinct(full, "measure")
     detailed = measures[:2]
     shown = full.filter(pl.col("measure").is_in(detailed))
@@ -119,18 +109,14 @@ def narrow_full_size_table(
         for each in rows.iter_rows(named=True):
             if each["measure"] in detailed:
                 text = f"{each['value']:.4f} {percent(each['change']):>7}".rstrip()
-                cells.append(Cell(text, f"{bounds(each['low'], each['high'])} {_proof(each, proofs)}".strip()))
+                proof = proofs.get((each["variant"], each["measure"]), "")
+                cells.append(Cell(text, f"{bounds(each['low'], each['high'])} {proof}".strip()))
             else:
                 cells.append(value_cell(each, ""))
         body.append(cells)
     columns = ["variant", "dims", *(label(measure) + (gain if measure in detailed else "") for measure in measures)]
     words = (0, *range(2, 2 + len(detailed)))
     return Table(caption, columns, [("", body)], title=title + below, words=words)
-
-
-def _proof(figure: Mapping[str, Any], proofs: Mapping[tuple[str, str], float]) -> str:
-    p = proofs.get((figure["variant"], figure["measure"]))
-    return "" if p is None else p_equation(p)
 
 
 def by_dim_table(rows: pl.DataFrame, measure: str) -> Table:
@@ -140,10 +126,8 @@ def by_dim_table(rows: pl.DataFrame, measure: str) -> Table:
         (each["variant"], each["dim"]): value_cell(each, percent(each["change"]))
         for each in rows.filter(measure=measure).iter_rows(named=True)
     }
-    body = [
-        [Cell(variant), *(cells.get((variant, dim), Cell("")) for dim in dims)]
-        for variant in unfused_first(_distinct(rows, "variant"))
-    ]
+    variants = unfused_first(_distinct(rows, "variant"))
+    body = [[Cell(variant), *(cells.get((variant, dim), Cell("")) for dim in dims)] for variant in variants]
     caption = "Below each value the change against the same model's full size."
     columns, title = ["variant", *map(str, dims)], f"{label(measure)} by embedding size"
     return Table(caption, columns, [("", body)], title=title)
@@ -182,7 +166,6 @@ def slices_table(
     Args:
         slices: what `evaluation.slices.slice_table` returns, of one measure and of every variant at one size.
         variants: the columns; by default the first `MOST`, fusions last, and changes against the first.
-        reference: the variant that changes are counted from.
         rest: where the variants without a column are.
 
     Raises:
@@ -216,16 +199,16 @@ def training_table(trainings: Mapping[str, Mapping[str, Any]], regressions: Mapp
     for name, training in trainings.items():
         before, after = training["before"][DEV_RECALL], training["after"][DEV_RECALL]
         notes = [*([f"below {regressions[name]}"] if name in regressions else []), *training.get("left_out", ())]
-        texts = {
-            "examples": "",
-            "steps": "",
-            "seconds": f"{training['seconds']:,.1f}",
-            "pairs_per_second": f"{training['pairs_per_second']:,.0f}",
-            "peak_memory": size(training["peak_memory"]),
-        }
-        cells = [number_cell(training[key], text) for key, text in texts.items()]
-        dev = number_cell(after, f"{before:.4f} → {after:.4f}", training["precision"])
-        body.append([Cell(name, "; ".join(notes)), *cells, dev])
+        cells = [
+            Cell(name, "; ".join(notes)),
+            number_cell(training["examples"]),
+            number_cell(training["steps"]),
+            number_cell(training["seconds"], f"{training['seconds']:,.1f}"),
+            number_cell(training["pairs_per_second"], f"{training['pairs_per_second']:,.0f}"),
+            number_cell(training["peak_memory"], size(training["peak_memory"])),
+            number_cell(after, f"{before:.4f} → {after:.4f}", training["precision"]),
+        ]
+        body.append(cells)
     columns = ["variant", "examples", "steps", "seconds in steps", "pairs/s", "peak memory", "dev recall@10"]
     caption = (
         "What training took, and recall@10 on dev before and after; below it the precision of the arithmetic. "
@@ -235,14 +218,13 @@ def training_table(trainings: Mapping[str, Mapping[str, Any]], regressions: Mapp
 
 
 def reference_of(variants: Sequence[tuple[str, str, str]]) -> str | None:
-    """Return the variant that gains are counted from: the first pretrained one, of the first variant's base if it can.
+    """Return the variant, of (name, recipe, base), that gains are counted from.
 
-    Args:
-        variants: (name, recipe, base) in the order of the experiment.
+    It is the first pretrained one, of the first trained variant's base where there is such a one.
     """
     untrained = [(name, base) for name, recipe, base in variants if recipe == PRETRAINED]
     bases = [base for _, recipe, base in variants if recipe != PRETRAINED][:1]
-    return next(iter([*(name for name, base in untrained if base in bases), *(name for name, _ in untrained)]), None)
+    return min(untrained, key=lambda one: one[1] not in bases, default=(None, ""))[0]
 
 
 def value_cell(figure: Mapping[str, Any], below: str) -> Cell:

@@ -40,10 +40,7 @@ def environment(finalize: Callable[[Any], Any]) -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page made from a template, with its style sheet and the script, the only one that may run in it.
-
-    Texts are escaped wherever they stand, and without control characters.
-    """
+    """Return a page with its style and the only script that may run in it; texts are escaped."""
     pages = environment(lambda value: without_controls(value) if type(value) is str else value)
     files = resources.files("nestling.report") / "templates"
     style, script = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
@@ -74,13 +71,10 @@ def picture(chart: Any, *, name: str) -> Markup:
 
 
 def inline(svg: str, *, name: str) -> Markup:
-    """Return an SVG that is safe to stand in a page as it is.
+    """Return an SVG that is safe to stand in a page as it is, and that a screen reader calls by its `name`.
 
     Elements and attributes that a static chart does not need are dropped: scripts, links, styles, ids and handlers.
     What is drawn in a chart's own white and ink follows the page by its style sheet, which selects by these colours.
-
-    Args:
-        name: what a screen reader calls the picture.
 
     Raises:
         ValueError: it is no well-formed SVG.
@@ -92,9 +86,7 @@ def inline(svg: str, *, name: str) -> Markup:
     if root.tag != f"{{{SVG}}}svg":
         raise ValueError(f"no SVG, but {root.tag}")
     kept = _kept(root)
-    kept.set("role", "img")
-    kept.set("aria-label", name)
-    kept.set("class", "chart")
+    kept.attrib |= {"role": "img", "aria-label": name, "class": "chart"}
     # Scaled by the style sheet; the view box keeps the shape.
     for side in ("width", "height"):
         kept.attrib.pop(side, None)
@@ -108,12 +100,11 @@ def _kept(element: ElementTree.Element) -> ElementTree.Element:
         if ATTRIBUTES.fullmatch(name) and "url(" not in value.lower()
     }
     copy = ElementTree.Element(element.tag.removeprefix(f"{{{SVG}}}"), safe)
-    copy.text = element.text
-    label = element.get("aria-label", "")
+    copy.text, label = element.text, element.get("aria-label", "")
     if element.get("aria-roledescription") in VALUES and label:
+        copy.set("class", "value")
         title = ElementTree.SubElement(copy, "title")
         title.text = "; ".join(dict.fromkeys(part for part in label.split("; ") if not part.startswith(REPEATED)))
-        copy.set("class", "value")
     for child in element:
         if isinstance(child.tag, str) and TAGS.fullmatch(child.tag.removeprefix(f"{{{SVG}}}")):
             copy.append(_kept(child))

@@ -40,11 +40,10 @@ def _shown_in_markdown(value: Any) -> Markup:
 def markdown(table: Table) -> str:
     """Return the caption, then a Markdown table for each group under the group's title."""
     parts = [escaped(table.description)]
-    ruler = "".join("|---:" if number else "|:---" for number in table.numeric) + "|"
+    head = [_row(map(escaped, table.columns)), "".join("|---:" if n else "|:---" for n in table.numeric) + "|"]
     for title, rows in table.groups:
         parts += [f"**{escaped(title)}**"] if title else []
-        lines = [_row(map(escaped, table.columns)), ruler]
-        parts.append("\n".join([*lines, *(_row(map(_cell, each)) for each in rows)]))
+        parts.append("\n".join([*head, *(_row(map(_cell, each)) for each in rows)]))
     return "\n\n".join(parts)
 
 
@@ -52,13 +51,12 @@ def escaped(text: str) -> str:
     """Return `text` as one line that Markdown and HTML show as it is: no markup, link or table cell of its own.
 
     What is active in either becomes a character reference, which no parser reads as structure (CommonMark 0.31, 2.5).
-    Control characters, marks of direction and lone surrogates become U+FFFD, and white space single spaces.
     """
     return _ACTIVE.sub(lambda match: _NAMED.get(match[0], f"&#{ord(match[0])};"), single_line(text))
 
 
 def single_line(text: str) -> str:
-    """Return `text` on one line without characters that cannot be shown, not escaped."""
+    """Return `text` on one line, not escaped; control characters, marks of direction and surrogates become U+FFFD."""
     return _showable(" ".join(text.split()))
 
 

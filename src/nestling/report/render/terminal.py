@@ -9,9 +9,6 @@ from rich.text import Text
 from nestling.errors import clean
 from nestling.report.table import Cell, Table
 
-ALARM = "REGRESSION"
-"""What small print begins with to be shown in red."""
-
 
 def terminal(table: Table) -> rich.Table:
     """Return the terminal table: title above, caption below, groups under their titles; no text is markup."""
@@ -40,5 +37,5 @@ def terminal(table: Table) -> rich.Table:
 def _cell(cell: Cell) -> Text:
     text = Text(clean(cell.text))
     if cell.below:
-        text.append(f"\n{clean(cell.below)}", style="bold red" if cell.below.startswith(ALARM) else None)
+        text.append(f"\n{clean(cell.below)}", style="bold red" if cell.below.startswith("REGRESSION") else None)
     return text
