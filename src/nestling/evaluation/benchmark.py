@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 from nestling.config.experiment import EvaluationSettings
@@ -44,18 +44,13 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A test side, and the sides that may be learnt from.
-
-    Attributes:
-        dev: where weights of fusions are chosen; None for no fusion.
-        train: what rotations and codecs are fitted on; None takes dev's queries (without dev those of test), and the
-            test side's documents. No judgment is used.
-        language: of the stemmer.
-    """
+    """A test side, and the sides that may be learnt from."""
 
     test: Qrels
     dev: Qrels | None
+    """Where weights of fusions are chosen; None for no fusion."""
     train: Judgments | None
+    """What rotations and codecs are fitted on; None takes the queries of dev (else test) and the documents of test."""
     measures: tuple[Measure, ...]
     language: str = "english"
 
@@ -69,15 +64,8 @@ class Benchmark:
         side: Literal["dev", "test"] = "test",
         observer: Observer | None = None,
     ) -> Benchmark:
-        """Make one side of a split the test side, or a table as it is; a dev that is measured is not learnt from.
-
-        Raises:
-            InputError: nothing on that side is relevant.
-        """
-
-        def qrels(judgments: Judgments) -> Qrels:
-            return Qrels.from_judgments(judgments, threshold=threshold, protocol=settings.protocol)
-
+        """Make one side of a split the test side, or a table as it is; a dev that is measured is not learnt from."""
+        qrels = partial(Qrels.from_judgments, threshold=threshold, protocol=settings.protocol)
         test = qrels(data if isinstance(data, Judgments) else data.sides[side])
         if test.n_merged and observer is not None:
             observer.note(f"{test.n_merged:,} documents have the text of another one and count as one with it")
@@ -167,7 +155,6 @@ class Benchmark:
 
     @property
     def _depth(self) -> int:
-        # A ranking that is measured deeper would end with its candidates.
         return max(CANDIDATES, self._deepest)
 
     @cached_property

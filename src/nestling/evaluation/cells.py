@@ -16,9 +16,8 @@ class Cell:
     """How documents are stored, and how they are searched.
 
     Embeddings are rotated (if at all), cut to `dim`, brought to length 1 and stored in `precision`. With `oversampling`
-    (0 for none, else 2 or more) that store gives a shortlist, so many times as long, which the full-size float16
-    embedding rescores. At a small dim in float32 that is the funnel of adaptive retrieval (Kusupati et al. 2022, arXiv
-    2205.13147).
+    (0 for none, else 2 or more) that gives a shortlist, so many times as long, which the full-size float16 embedding
+    rescores, as in adaptive retrieval (Kusupati et al. 2022, arXiv 2205.13147).
     """
 
     dim: int
@@ -59,10 +58,7 @@ def cells_of(
     rotations: Sequence[str] = ("none",),
     oversampling: Sequence[int] = (),
 ) -> list[Cell]:
-    """Return the grid of sizes (falling, the full size first), but for what cannot differ from a plainer cell.
-
-    That is the full size in float32 rotated or rescored.
-    """
+    """Return the grid of sizes (falling, the full size first), but for that one in float32 rotated or rescored."""
     cells = []
     plainest = min(rotations, key=ROTATIONS.index)
     for rotation, dim, precision in product(rotations, sizes, precisions):

@@ -17,12 +17,7 @@ TRUST = 50
 
 
 def fit_fusion(
-    dense: Top,
-    lexical: Top,
-    qrels: Qrels,
-    *,
-    dense_scores: PairScores,
-    lexical_scores: PairScores,
+    dense: Top, lexical: Top, qrels: Qrels, *, dense_scores: PairScores, lexical_scores: PairScores
 ) -> Fusion:
     r"""Return the fusion whose weight suits judged queries (those of dev, never those that it is tested on).
 

@@ -26,27 +26,18 @@ CELL = {
 NO_CELL = (0, "", "none", 0, 0)
 """Values of `CELL` where no embedding is stored, as for BM25."""
 SCHEMA = {"variant": pl.String, **CELL, **MEANS}
-RANKED = {
-    "dim": pl.Int64,
-    "query_id": pl.String,
-    "rank": pl.Int64,
-    "document_id": pl.String,
-    "score": pl.Float64,
-}
+RANKED = {"dim": pl.Int64, "query_id": pl.String, "rank": pl.Int64, "document_id": pl.String, "score": pl.Float64}
 SHOWN = 10
 """Documents of a ranking that are kept for people to look at."""
 
 
 class System(NamedTuple):
-    """Figures of one system: a model, its fusion with BM25, or a ranking without embeddings.
-
-    Attributes:
-        per_query: the columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query.
-        ranked: the documents on top in the plain float32 cells, columns as `RANKED`.
-    """
+    """Figures of one system: a model, its fusion with BM25, or a ranking without embeddings."""
 
     per_query: pl.DataFrame
+    """The columns of `CELL`, then `query_id`, `query`, and one a measure; a row for each cell and query."""
     ranked: pl.DataFrame
+    """The documents on top in the plain float32 cells, columns as `RANKED`."""
 
     @classmethod
     def of(cls, tops: Iterable[tuple[Cell | None, Top]], qrels: Qrels, measures: Sequence[Measure]) -> System:
@@ -85,11 +76,7 @@ def _ranked(cell: Cell | None, top: Top, qrels: Qrels) -> pl.DataFrame:
 
 
 def sizes_of(full: int, dims: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the sizes of a model of `full` dims: its own, then those of `dims` (a half, quarter, eighth) below it.
-
-    Raises:
-        InputError: one of `dims` is larger than the model's embedding.
-    """
+    """Return the sizes of a model of `full` dims: its own, then those of `dims` (a half, quarter, eighth) below it."""
     if dims is None:
         dims = [full // part for part in (2, 4, 8) if full >= part]
     larger = [dim for dim in dims if dim > full]

@@ -31,10 +31,8 @@ class Measure:
       (Järvelin and Kekäläinen 2002, with linear gains: trec_eval's ndcg_cut). Gains come from the scores, so a
       document below the threshold has some.
 
-    Example:
-        >>> measure = Measure.parse("nDCG@10")
-        >>> str(measure), measure.k
-        ('ndcg@10', 10)
+    >>> Measure.parse("nDCG@10").k
+    10
     """
 
     name: str
@@ -58,12 +56,8 @@ class Measure:
     def per_query(self, ranking: Ranking, qrels: Qrels) -> PerQuery:
         """Return the measure for each query, (n_queries,) float64.
 
-        Args:
-            ranking: (n_queries, min(k, n_documents) or more) int64: document columns of `qrels`, best first, none twice
-                in a row; -1 pads a row that has no more documents.
-
-        Raises:
-            ValueError: the ranking does not fit the qrels, or is too shallow.
+        The ranking is (n_queries, min(k, n_documents) or more) int64: document columns of `qrels`, best first, none
+        twice in a row; -1 pads a row that has no more documents. ValueError: it does not fit, or is too shallow.
         """
         depth = min(self.k, qrels.n_documents)
         if ranking.ndim != 2 or len(ranking) != qrels.n_queries:
@@ -94,15 +88,12 @@ def _ndcg(ranking: Ranking, qrels: Qrels, k: int) -> PerQuery:
     return np.asarray(np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0), dtype=np.float64)
 
 
-def _map(hits: Hits, n_relevant: NDArray[np.int64], k: int) -> PerQuery:
-    precisions = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    return np.asarray((precisions * hits).sum(axis=1) / np.minimum(k, n_relevant), dtype=np.float64)
-
-
 BINARY: dict[str, Callable[[Hits, NDArray[np.int64], int], PerQuery]] = {
     "recall": lambda hits, n_relevant, _: hits.sum(axis=1) / n_relevant,
     "mrr": lambda hits, *_: np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0),
-    "map": _map,
+    "map": lambda hits, n_relevant, k: (
+        (hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1) * hits).sum(axis=1) / np.minimum(k, n_relevant)
+    ),
     "hit": lambda hits, *_: hits.any(axis=1).astype(np.float64),
     "precision": lambda hits, _, k: hits.sum(axis=1) / k,
 }

@@ -31,8 +31,6 @@ class Qrels:
         protocol: "per-query": records with the same normalised query are one query with all its relevant documents.
             "per-pair": each positive record is a query of its own, with that document alone judged.
         query_ids: unique; in "per-pair" the query's id, a slash and the document's id.
-        relevant_indptr, judged_indptr: (n_queries + 1,) int64.
-        relevant_columns, judged_columns: (n pairs,) int64.
         gains: (n judged pairs,) float64: score minus the lowest score of the scale.
         column_of: the column of each document id of the table, those of merged documents too.
     """
@@ -54,10 +52,7 @@ class Qrels:
         """Build the qrels of a table; a document is relevant when its score is above the threshold.
 
         A query without a relevant document is no row; its documents stay in the corpus. Rows are sorted by normalised
-        query, then (in "per-pair") by document id.
-
-        Raises:
-            InputError: no score is above the threshold, or the protocol is unknown.
+        query, then (in "per-pair") by document id. InputError: no score is above the threshold.
         """
         if protocol not in PROTOCOLS:
             raise InputError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")

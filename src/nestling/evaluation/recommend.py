@@ -21,13 +21,9 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES
     Args:
         per_query: `System.per_query` of one model, with this measure.
 
-    Returns:
-        A row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval of
-        95 % over queries; `front` marks the cells that no other beats in quality with as few bytes. Of cells equal in
-        both, the one without rescoring, then without rotation, is on it.
-
-    Raises:
-        InputError: there is no float32 cell, or the full embedding finds nothing.
+    Returns a row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval
+    of 95 % over queries; `front` marks the cells that no other beats in quality with as few bytes. Of cells equal in
+    both, the one without rescoring, then without rotation, is on it.
     """
     tables = per_query.partition_by(list(CELL), maintain_order=True, as_dict=True)
     cells = {Cell(*row[:4]): table[measure].to_numpy() for row, table in tables.items()}
@@ -56,13 +52,10 @@ def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES
 
 
 def smallest(kept: pl.DataFrame, keep: float, *, strict: bool = False, rescored: bool = False) -> Cell | None:
-    """Return the cell of the fewest bytes that keeps enough, of equal bytes the best; None where none does.
+    """Return the cell of the fewest bytes that keeps a share of full quality, the best of equal ones, or None.
 
-    Args:
-        kept: what `kept_by` returns.
-        keep: share of full quality, as in 0.98.
-        strict: the interval's lower end must reach `keep`, not the share itself.
-        rescored: whether cells may rescore, and so need the full embedding on disk.
+    With `strict` the interval's lower end must reach `keep`, not the share itself; with `rescored` cells may rescore,
+    and so need the full embedding on disk.
     """
     enough = kept.filter(pl.col("kept_low" if strict else "kept") >= keep - 1e-12)
     if not rescored:

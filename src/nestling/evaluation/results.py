@@ -32,35 +32,33 @@ LATER = ("slices", "rankings")
 
 @dataclass(frozen=True)
 class Results:
-    """Tables of an evaluation.
-
-    Attributes:
-        results: long table, columns as `grid.SCHEMA`: means over queries with their intervals.
-        per_query: variant, the columns of `grid.CELL`, query_id, query and one column a measure.
-        comparisons: variants at full size against the reference, columns as `significance.SCHEMA`; p is corrected
-            for the number of comparisons on the same measure.
-        slices: variants at full size by group of queries (`slices.slice_table`).
-        rankings: variant, and the documents on top in the plain float32 cells, columns as `grid.RANKED`.
-    """
+    """Tables of an evaluation, with the columns of `COLUMNS` at least."""
 
     results: pl.DataFrame
+    """Means over queries with their intervals."""
     per_query: pl.DataFrame
     comparisons: pl.DataFrame
+    """Variants at full size against the reference, p corrected for the number of comparisons on the same measure."""
     slices: pl.DataFrame
+    """Variants at full size by group of queries."""
     rankings: pl.DataFrame
+    """The documents on top in the plain float32 cells."""
 
     @classmethod
     def of(
         cls, systems: Mapping[str, System], test: Qrels, *, train: Judgments | None, reference: str | None
     ) -> Results:
-        """Make the tables of variants that were measured on one test side.
+        """Make the tables of variants that were measured on one test side, trained on `train`.
 
-        Args:
-            train: what the models were trained on, for the slices of what training knew.
-            reference: the variant that all are compared with; None compares each with each.
+        All are compared with the reference variant; None compares each with each.
         """
         per_query = _named({name: system.per_query for name, system in systems.items()})
-        full = {name: _full_rows(system.per_query) for name, system in systems.items()}
+        # Figures of BM25 have no precision.
+        is_plain = pl.col("precision").is_in(["float32", ""])
+        plain = {
+            name: system.per_query.filter(is_plain, rotation="none", oversampling=0) for name, system in systems.items()
+        }
+        full = {name: table.filter(pl.col("dim") == pl.col("dim").max()) for name, table in plain.items()}
         return cls(
             results=means_by(per_query, ["variant", *CELL]).select(list(SCHEMA)),
             per_query=per_query,
@@ -76,11 +74,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: RunFolder) -> Results:
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: a table is missing, damaged or of an earlier version.
-        """
+        """Read what `write` wrote; refuse a table that is missing, damaged or of an earlier version."""
         return cls(**{name: _read(getattr(folder, name), name) for name in COLUMNS})
 
 
@@ -110,22 +104,11 @@ def _named(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([table.select(pl.lit(name).alias("variant"), pl.all()) for name, table in tables.items()])
 
 
-def _full_rows(per_query: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of a variant's full float32 embedding (of BM25: all)."""
-    plain = per_query.filter(
-        pl.col("precision").is_in(["float32", ""]), pl.col("rotation") == "none", pl.col("oversampling") == 0
-    )
-    return plain.filter(pl.col("dim") == pl.col("dim").max())
-
-
 def _compared(full: Mapping[str, pl.DataFrame], reference: str | None) -> pl.DataFrame:
     if len(full) < 2:
         return pl.DataFrame(schema=COMPARED)
-    measures = next(iter(full.values())).select(pl.selectors.float()).columns
-    series = [{name: table[measure].to_numpy() for name, table in full.items()} for measure in measures]
-    return pl.concat(
-        [
-            compare_all(values, measures=(measure,), reference=reference)
-            for measure, values in zip(measures, series, strict=True)
-        ]
-    )
+    tables = []
+    for measure in next(iter(full.values())).select(pl.selectors.float()).columns:
+        values = {name: table[measure].to_numpy() for name, table in full.items()}
+        tables.append(compare_all(values, measures=(measure,), reference=reference))
+    return pl.concat(tables)

@@ -35,13 +35,8 @@ def interval(values: ArrayLike, *, resamples: int = RESAMPLES) -> tuple[Floats, 
 
     BCa (Efron 1987) and not plain percentiles, since values pile up at 0 or 1 and a slice has few of them. The result
     depends neither on the order of the queries nor, but for the last bits, on the other series. Where all values of a
-    series are equal, as of a single query, both are that value.
-
-    Args:
-        values: (n_queries,) or (n_series, n_queries), finite; measures, in 0..1.
-
-    Raises:
-        ValueError: there is no query, or a value is not finite.
+    series are equal, as of a single query, both are that value. Values are (n_queries,) or (n_series, n_queries),
+    finite, in 0..1.
     """
     array = np.asarray(values, dtype=np.float64)
     low, high = _bootstrap(_checked(array), resamples, "BCa")
@@ -51,9 +46,7 @@ def interval(values: ArrayLike, *, resamples: int = RESAMPLES) -> tuple[Floats, 
 def means_by(per_query: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return the mean of every measure over queries, with its interval, for each system: columns `by` and `MEANS`.
 
-    Args:
-        per_query: a row for each system and query, as many queries in all; floating-point columns are measures.
-        by: the columns that name a system.
+    `per_query` has a row for each system and query, as many queries in all; floating-point columns are measures.
     """
     measures = per_query.select(pl.selectors.float()).columns
     tables = per_query.partition_by(by, maintain_order=True, as_dict=True)
@@ -84,15 +77,10 @@ def compare_all(
         series: system -> (n_queries,) or (n_measures, n_queries), finite, the queries in the same order in all.
         reference: the system that all others are compared with; by default every pair is compared.
 
-    Returns:
-        A row for each pair, in the order of `series`, and measure, columns as `SCHEMA`: `difference` is the mean of
-        b - a, and a is the reference or the earlier one; `p_holm` is corrected for the number of rows, so call once for
-        each measure where they are separate questions; wins, ties and losses are queries on which b is better than,
-        equal to, worse than a.
-
-    Raises:
-        InputError: there is no such reference, or no second system.
-        ValueError: shapes do not fit, there is no query, or a value is not finite.
+    Returns a row for each pair, in the order of `series`, and measure, columns as `SCHEMA`: `difference` is the mean of
+    b - a, and a is the reference or the earlier one; `p_holm` is corrected for the number of rows, so call once for
+    each measure where they are separate questions; wins, ties and losses are queries on which b is better than, equal
+    to, worse than a.
     """
     if reference is not None and reference not in series:
         raise InputError(f"cannot compare with {reference!r}: no such system; choose one of {', '.join(series)}")
@@ -102,11 +90,13 @@ def compare_all(
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or next(iter(shapes))[0] != len(measures):
         raise ValueError(f"values of shapes {sorted(shapes)} do not fit {len(measures)} measures of the same queries")
-    pairs = [(a, b) for a, b in combinations(arrays, 2) if reference is None]
-    pairs += [(reference, name) for name in arrays if reference not in (None, name)]
+    pairs = list(combinations(arrays, 2))
+    if reference is not None:
+        pairs = [(reference, name) for name in arrays if name != reference]
     names = [(*pair, measure) for pair in pairs for measure in measures]
 
-    differences = np.concatenate([_differences(arrays[a], arrays[b]) for a, b in pairs])
+    ones, others = (np.concatenate([arrays[pair[side]] for pair in pairs]) for side in (0, 1))
+    differences = np.where(np.isclose(ones, others, rtol=1e-12, atol=0), 0.0, others - ones)
     wins, losses = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
     ties = differences.shape[1] - wins - losses
     p = _sign_flips(differences, resamples)
@@ -182,12 +172,6 @@ def _sign_flips(differences: Floats, resamples: int) -> Floats:
         extreme += (sums >= bar[many]).sum(axis=0)
     p[many] = (extreme + 1) / (resamples + 1)
     return p
-
-
-def _differences(a: Floats, b: Floats) -> Floats:
-    differences = b - a
-    rounding = 1e-12 * np.maximum(np.abs(a), np.abs(b))
-    return np.where(np.abs(differences) <= rounding, 0.0, differences)
 
 
 def _checked(values: Floats) -> Floats:

@@ -42,9 +42,7 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
 
     A kind that puts every query under one label is left out: so the last two on a split whose sides share nothing, and
     the second with protocol "per-pair". Without `train`, the data that models were trained on, the last two are too.
-
-    Returns:
-        Columns as `SCHEMA`, in the order of kinds, labels and rows of `qrels`.
+    Columns are as `SCHEMA`, rows in the order of kinds, labels and `qrels`.
     """
     keys = [normalise(query) for query in qrels.queries]
     kinds: dict[str, Groups] = {
@@ -58,8 +56,11 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
     if train is not None:
         known = set(train.query_keys)
         kinds["query in training"] = np.array([key not in known for key in keys], dtype=np.int64), ["seen", "new"]
-        seen = _mean_over_relevant(_seen(qrels, train)[qrels.relevant_columns], qrels)
-        kinds[SEEN] = 2 - _steps(seen), ["all seen", "some seen", "none seen"]
+        ids, texts = set(train.frame["document_id"]), set(train.document_keys)
+        corpus = zip(qrels.document_ids, qrels.documents, strict=True)
+        seen = np.array([name in ids or normalise(text) in texts for name, text in corpus], dtype=np.float64)
+        shares = _mean_over_relevant(seen[qrels.relevant_columns], qrels)
+        kinds[SEEN] = 2 - _steps(shares), ["all seen", "some seen", "none seen"]
     rows = [
         (qrels.query_ids[row], kind, labels[groups[row]])
         for kind, (groups, labels) in kinds.items()
@@ -72,13 +73,8 @@ def slices_of(qrels: Qrels, *, train: Judgments | None = None) -> pl.DataFrame:
 def slice_table(per_query: pl.DataFrame, slices: pl.DataFrame) -> pl.DataFrame:
     """Return the mean of every measure on every group, with its bootstrap interval over the group's queries.
 
-    Args:
-        per_query: a row for each system and query: `query_id`, `query`, one floating-point column a measure, and
-            further columns (variant, dim ...) that together name the system. All systems have the same queries.
-        slices: what `slices_of` returns; a group none of whose queries is in `per_query` is left out.
-
-    Returns:
-        Columns slice, label, queries (how many), those that name the system, measure, value, low, high.
+    `per_query` has a row for each system and query: `query_id`, `query`, one floating-point column a measure, and
+    further columns (variant, dim ...) that together name the system. A group without a query in it is left out.
     """
     system = per_query.select(pl.selectors.exclude("query_id", "query", pl.selectors.float()))
     columns: dict[str, Any] = {"slice": pl.String, "label": pl.String, "queries": pl.Int64, **system.schema, **MEANS}
@@ -104,16 +100,11 @@ def _bands(counts: NDArray[np.int64], noun: str) -> Groups:
     if len(bands) > 1 and size < FULL / 2 * len(counts):
         last = bands.pop()
         bands[-1] += last
-    starts = np.array([band[0] for band in bands])
-    names = [_band_name(band, noun, last=band is bands[-1]) for band in bands]
-    return np.searchsorted(starts, counts, side="right") - 1, names
-
-
-def _band_name(band: list[int], noun: str, *, last: bool) -> str:
-    first, end = band[0], band[-1]
-    if first == end:
-        return f"{first} {noun}" if first == 1 else f"{first} {noun}s"
-    return f"{first} or more {noun}s" if last else f"{first}-{end} {noun}s"
+    names = []
+    for first, *rest in bands:
+        span = f"{first}" if not rest else f"{first} or more" if first == bands[-1][0] else f"{first}-{rest[-1]}"
+        names.append(f"{span} {noun}" if span == "1" else f"{span} {noun}s")
+    return np.searchsorted([band[0] for band in bands], counts, side="right") - 1, names
 
 
 def _steps(shares: NDArray[np.float64], *between: float) -> NDArray[np.int64]:
@@ -133,13 +124,5 @@ def _overlap(keys: list[str], qrels: Qrels) -> NDArray[np.float64]:
     return _mean_over_relevant(shares, qrels)
 
 
-def _seen(qrels: Qrels, train: Judgments) -> NDArray[np.float64]:
-    """Return 1 for each document of the corpus that is in training, else 0."""
-    ids, keys = set(train.frame["document_id"]), set(train.document_keys)
-    texts = zip(qrels.document_ids, qrels.documents, strict=True)
-    return np.array([name in ids or normalise(text) in keys for name, text in texts], dtype=np.float64)
-
-
 def _mean_over_relevant(entries: NDArray[np.float64], qrels: Qrels) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = np.add.reduceat(entries, qrels.relevant_indptr[:-1]) / qrels.n_relevant
-    return means
+    return np.asarray(np.add.reduceat(entries, qrels.relevant_indptr[:-1]) / qrels.n_relevant)

@@ -1,8 +1,4 @@
-"""TREC runs, so that any engine's ranking can be measured here.
-
-A run has lines `query Q0 document rank score tag`; fields are separated by white space, files are UTF-8, plain or
-gzipped.
-"""
+"""TREC runs of any engine: lines `query Q0 document rank score tag` in UTF-8, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -26,14 +22,10 @@ _SPACE = r"[ \t\r\x0b\x0c]"
 
 
 class RunRanking(NamedTuple):
-    """A run as a ranking of the corpus.
+    """A run as a ranking of the corpus, (n_queries, depth) int64, for `Measure.per_query`, and what did not fit.
 
-    Attributes:
-        ranking: (n_queries, depth) int64, for `Measure.per_query`. -1 pads a row, and stands between documents where
-            the run has one outside the corpus: not relevant, but it takes its place.
-        unknown_queries: queries of the run that the qrels lack; they are dropped.
-        missing_queries: queries of the qrels that the run lacks; every measure of them is 0, as with trec_eval -c.
-        unknown_documents: distinct documents, for queries that the qrels have, that the corpus lacks.
+    -1 pads a row, and stands between documents where the run has one outside the corpus: not relevant, but it takes its
+    place. Unknown queries are dropped; every measure of missing ones is 0, as with trec_eval -c.
     """
 
     ranking: NDArray[np.int64]
@@ -45,11 +37,7 @@ class RunRanking(NamedTuple):
 def read_run(path: Path) -> pl.DataFrame:
     """Read a run and rank it anew, as trec_eval does: by falling score in single precision, then by falling id.
 
-    Returns:
-        query_id, document_id, rank (from 1), score, tag. Queries in the order of the file, best first.
-
-    Raises:
-        InputError: there is no such file, or a line is malformed, its score not finite, or its document a second one.
+    Columns are query_id, document_id, rank (from 1), score, tag; queries in the order of the file, best first.
     """
     frame = _read(path)
     scores = frame["score"].cast(pl.Float64, strict=False)
@@ -67,9 +55,6 @@ def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking
 
     Documents of equal text are one in qrels: the first of them in the run counts, and the others take no place. Where
     the corpus has fewer documents than a measure's k, documents outside it can push others out that trec_eval counts.
-
-    Raises:
-        InputError: no query of the run is in the qrels.
     """
     rows = pl.DataFrame({"query_id": qrels.query_ids, "row": np.arange(qrels.n_queries)})
     columns = pl.DataFrame(
@@ -89,12 +74,8 @@ def run_to_ranking(run: pl.DataFrame, qrels: Qrels, *, depth: int) -> RunRanking
     top = known.filter(pl.col("rank") <= depth)
     ranking[top["row"].to_numpy(), top["rank"].to_numpy() - 1] = top["column"].fill_null(-1).to_numpy()
     n_known = known["row"].n_unique()
-    return RunRanking(
-        ranking,
-        unknown_queries=run["query_id"].n_unique() - n_known,
-        missing_queries=qrels.n_queries - n_known,
-        unknown_documents=known.filter(pl.col("column").is_null())["document_id"].n_unique(),
-    )
+    unknown_documents = known.filter(pl.col("column").is_null())["document_id"].n_unique()
+    return RunRanking(ranking, run["query_id"].n_unique() - n_known, qrels.n_queries - n_known, unknown_documents)
 
 
 def _read(path: Path) -> pl.DataFrame:

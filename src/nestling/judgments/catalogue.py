@@ -22,17 +22,13 @@ OWN = ("document_id", "document")
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Documents, each once, in the order in which the source first names them.
-
-    Attributes:
-        frame: columns `document_id` and `document` (strings, none empty), then the fields, strings too.
-        source: where it came from, as a person would name it.
-        notes: a line for each thing about the reading, and each kind of row or id not taken as it is.
-    """
+    """Documents, each once, in the order in which the source first names them."""
 
     frame: pl.DataFrame
+    """Columns `document_id` and `document` (strings, none empty), then the fields, strings too."""
     source: str = "memory"
     notes: tuple[str, ...] = ()
+    """A line for each thing about the reading, and each kind of row or id not taken as it is."""
 
     def __len__(self) -> int:
         return self.frame.height
@@ -63,9 +59,6 @@ def load_catalogue(
             and scores), and the parts of a text that was joined.
         split, revision: of a hub data set.
         max_unpacked: MiB that a packed file may unpack to.
-
-    Raises:
-        InputError: the source is not there or cannot be read, lacks a column, or holds no document.
     """
     is_text = str(source).lower().endswith(TEXT_FILES)
     raw = _lines(str(source), max_unpacked) if is_text else read_raw(source, split, revision, max_unpacked)
@@ -89,9 +82,7 @@ def load_catalogue(
 
 
 def _lines(source: str, max_unpacked: int) -> Raw:
-    data = files.read_bytes(Path(source), source)
-    if source.lower().endswith(".gz"):
-        data = files.gunzip(data, source, max_unpacked)
+    _, data = files.unpack(source, files.read_bytes(Path(source), source), source, max_unpacked=max_unpacked)
     lines = files.decode(data, source)[0].removeprefix("\ufeff").splitlines()
     return Raw(pl.DataFrame({"document": pl.Series(lines, dtype=pl.String)}), source)
 

@@ -30,11 +30,10 @@ class Raw:
 
     Attributes:
         name: the source, as a person would name it.
-        encoding: of text, where there was any to find out.
+        notes: a line for each thing about the reading that a person should know.
         scale: lowest and highest score, where the source itself settles them.
         aliases: further names of columns.
         absent: columns that the source may lack, with what to do about it.
-        notes: a line for each thing about the reading that a person should know.
     """
 
     frame: pl.DataFrame

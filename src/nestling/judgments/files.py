@@ -65,12 +65,7 @@ def read_bytes(path: Path, source: str) -> bytes:
 
 
 def parse(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> Raw:
-    """Parse the bytes of a file called `name`, whose extensions say how it is packed and which format it has.
-
-    Args:
-        source: the file's name in messages.
-        max_unpacked: MiB that it may unpack to.
-    """
+    """Parse a file, whose name says how it is packed and which format it has; `source` names it in messages."""
     name, data = unpack(name, data, source, max_unpacked=max_unpacked)
     kind = PurePosixPath(name).suffix.lower()
     if kind not in FORMATS:
@@ -101,7 +96,9 @@ def unpack(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPAC
             raise InputError(f"{source}: archives in archives, more than {_DEEPEST} deep; unpack it first")
         depth += 1
         if packing == ".gz":
-            name, data = PurePosixPath(name).stem, gunzip(data, source, max_unpacked)
+            opened = partial(gzip.open, io.BytesIO(data))
+            data = _read(opened, source, "is not gzip, or is cut short", max_unpacked)
+            name = PurePosixPath(name).stem
             continue
         inside = members(data, source, max_unpacked=max_unpacked)
         tables = [member for member in inside if _TABLE.fullmatch(member)]
@@ -110,11 +107,6 @@ def unpack(name: str, data: bytes, source: str, *, max_unpacked: int = MAX_UNPAC
             raise InputError(f"{source}: {what}; give a zip with exactly one file of {', '.join(FORMATS)}")
         name, data = PurePosixPath(tables[0]).name, inside[tables[0]]()
     return name, data
-
-
-def gunzip(data: bytes, source: str, max_unpacked: int = MAX_UNPACKED) -> bytes:
-    """Return what gzip packed; refuse what is damaged, or unpacks to more than `max_unpacked` MiB."""
-    return _read(partial(gzip.open, io.BytesIO(data)), source, "is not gzip, or is cut short", max_unpacked)
 
 
 def members(data: bytes, source: str, *, max_unpacked: int = MAX_UNPACKED) -> dict[str, Callable[[], bytes]]:

@@ -31,18 +31,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The figures of a table of judgments.
-
-    Attributes:
-        per_query: quantiles 0, 0.25, 0.5, 0.75, 1 of the number of judged documents a query.
-        dip: where the score density is lowest between its two humps; None if it has but one.
-        threshold: the one in use; `kept` and `share` are the pairs above it.
-    """
+    """The figures of a table of judgments; `kept` and `share` are the pairs above the threshold in use."""
 
     judgments: Judgments
     queries: int
     documents: int
     per_query: tuple[float, ...]
+    """Quantiles 0, 0.25, 0.5, 0.75, 1 of the number of judged documents a query."""
     query_lengths: Lengths
     document_lengths: Lengths
     bars: list[Bar]

@@ -36,11 +36,8 @@ def load(path: Path, source: str, max_unpacked: int = MAX_UNPACKED) -> Raw | Non
     """Return the records of a folder, zip or `train.csv` in the layout of the competition; None if it is no such thing.
 
     `train.csv` may be packed as .zip or .gz, and so may `product_descriptions.csv` and `attributes.csv`, which are
-    joined where they lie beside it or in the same archive.
-
-    Returns:
-        The columns of `train.csv`, and where their files are there `product_description`, `brand` and `attributes`
-        ("name: value; name: value"), empty for a product that has none. One row a record, in the file's order.
+    joined where they lie beside it or in the same archive: `product_description`, `brand` and `attributes` ("name:
+    value; name: value"), empty for a product that has none.
     """
     entries = _entries(path, source, max_unpacked)
     train = _find(entries, "train.csv")

@@ -59,11 +59,7 @@ def load_judgments(
         revision: the branch, tag or commit of a hub data set.
         records: how many records to generate, 25,000 by default. It and `seed` concern `toolshed` only; take a part
             of other sources with `Judgments.sample`.
-        seed: the generator's seed.
         max_unpacked: MiB that a packed file may unpack to.
-
-    Raises:
-        InputError: the source is not there, cannot be read, or lacks a column; or a score is not a number.
     """
     given = {"query": query, "document": document, "score": score, "query_id": query_id, "document_id": document_id}
     roles = {role: as_names(names) for role, names in given.items()}

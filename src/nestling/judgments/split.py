@@ -30,7 +30,6 @@ class Split:
     """Three tables that share no query, and unless the method is `queries-only` no document; and how they were made.
 
     Attributes:
-        method, reason: `components`, `queries` or `queries-only`, and why, in words.
         shares: share of the records requested for each side, in the order train, dev, test.
         records, dropped: how many were split, and how many of them left out as query and document fell to two sides.
         components, largest_component: of the query-document graph: their number, and records of the largest.
@@ -193,8 +192,7 @@ def _connected(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     right = right + left.max(initial=-1) + 1
     size = int(right.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(size, size))
-    labels: np.ndarray = connected_components(edges, directed=False)[1].astype(np.int64)[left]
-    return labels
+    return np.asarray(connected_components(edges, directed=False)[1][left], dtype=np.int64)
 
 
 def _codes(values: pl.Series) -> np.ndarray:

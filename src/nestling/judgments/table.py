@@ -54,7 +54,6 @@ class Judgments:
         frame: columns `query_id`, `query`, `document_id`, `document` (strings) and `score` (float64), then any
             document fields. Sorted by normalised query, then document id. A pair is (normalised query, document id).
         scale: lowest and highest score that a rater can give.
-        source, encoding: where the table came from, as a person would name it, and the encoding of text there.
         notes: a line for each thing about the reading that a person should know.
     """
 
@@ -79,11 +78,8 @@ class Judgments:
         """Clean a table with at least the columns `query`, `document` and `score`.
 
         A missing or empty `query_id` or `document_id` is derived from the normalised text, `score` may be text that
-        reads as numbers, further columns are document fields.
-
-        Args:
-            scale: by default the lowest and highest score seen, or 0 and the score where all scores are the same.
-            score_name: the name of the score column in the source, for messages.
+        reads as numbers (`score_name` names it in messages), further columns are document fields. The scale is by
+        default the lowest and highest score seen, or 0 and the score where all scores are the same.
         """
         missing = [name for name in ("query", "document", "score") if name not in frame.columns]
         if missing:
@@ -146,8 +142,7 @@ class Judgments:
 
     def relevant(self, threshold: float) -> np.ndarray:
         """Return which records' documents are relevant, (n_records,) bool: those with a score above the threshold."""
-        rows: np.ndarray = self.frame["score"].to_numpy() > threshold
-        return rows
+        return np.asarray(self.frame["score"].to_numpy() > threshold)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
         """Return the records with these row numbers, in the table's own order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import polars as pl
 
@@ -32,8 +32,7 @@ FIELDS = ("brand", "product_type", "size", "material", "colour", "finish", "powe
 _Row = tuple[str | float, ...]
 
 
-@dataclass(frozen=True)
-class _Shelf:
+class _Shelf(NamedTuple):
     main: list[Product]
     all: list[Product]
 
@@ -41,8 +40,7 @@ class _Shelf:
 def generate(records: int = 25_000, *, seed: int = 0) -> Judgments:
     """Return the judgments of a generated catalogue: the same bytes for the same arguments on every machine.
 
-    The document of a record is the product's title; the longer description and the attributes are document fields. The
-    catalogue grows with the records, of which there are exactly as many as given.
+    The document of a record is the product's title; the longer description and the attributes are document fields.
     """
     if records < MINIMUM_RECORDS:
         raise InputError(f"toolshed: {records} records are too few; give --records {MINIMUM_RECORDS} or more")

@@ -58,18 +58,13 @@ class Dice:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of toolshed.yaml, with every size and power spelled out.
-
-    Attributes:
-        types: a product type's name to its entry.
-        options: attribute, then set name, to the values as titles write them.
-        asks, metric: a value as titles write it to the ways in which shoppers ask for it, and to metric units.
-        texts: the whole file.
-    """
+    """The words of toolshed.yaml (`texts`, the whole file), with every size and power spelled out."""
 
     types: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Mapping[str, list[str]]]
+    """Attribute, then set name, to the values as titles write them."""
     asks: dict[str, list[str]]
+    """A value as titles write it to the ways in which shoppers ask for it."""
     metric: dict[str, str]
     texts: Mapping[str, Any]
 

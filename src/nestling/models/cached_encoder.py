@@ -30,9 +30,8 @@ READ_AT_ONCE = 1 << 22
 class CachedEncoder:
     """An encoder that encodes only what no earlier call, of this process or another, has encoded.
 
-    One file an entry, `KEY.npy`, which numpy reads; a CRC-32 of all before it follows the numbers. A damaged one is
-    made again. Of processes that need the same entry at once, one encodes. Where the folder or the disk cannot take the
-    entry, the embeddings are returned all the same, with a warning in the log. Any file may be deleted at any time.
+    One file an entry, `KEY.npy`; a CRC-32 of all before it follows the numbers, and a damaged one is made again. Of
+    processes that need the same entry at once, one encodes. Where the disk cannot take it, a warning goes to the log.
     """
 
     def __init__(self, encoder: TorchEncoder, folder: Path | None) -> None:
@@ -59,12 +58,10 @@ class CachedEncoder:
         return fingerprint(settings, size=16)
 
     def _from_file(self, entry: Path, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
-        embeddings = read_entry(entry, len(texts), np.float32)
-        if embeddings is not None:
+        if (embeddings := read_entry(entry, len(texts), np.float32)) is not None:
             return embeddings
         with _locked(entry) as writeable:
-            embeddings = read_entry(entry, len(texts), np.float32)
-            if embeddings is not None:
+            if (embeddings := read_entry(entry, len(texts), np.float32)) is not None:
                 return embeddings
             embeddings = self.encoder.encode(texts, kind=kind)
             if writeable:

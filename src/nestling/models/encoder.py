@@ -53,15 +53,10 @@ def prepare(
 
 
 def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> Encoder:
-    """Open what encodes with a model.
+    """Open what encodes with a folder that `nestling export` or `nestling shrink` wrote, or a name as of `find_model`.
 
-    Args:
-        model: a folder that `nestling export` or `nestling shrink` wrote, or a name as `find_model` takes it.
-        engine: of a model that was not exported; see `engine_for`.
-        threads: of an exported model.
-
-    Raises:
-        InputError: there is no such model, or it needs a package that is not installed.
+    Threads are those of an exported model, the engine (see `engine_for`) that of another. InputError: there is no such
+    model, or it needs a package that is not installed.
     """
     folder = Path(model).expanduser()
     if (folder / MANIFEST).is_file():
@@ -81,15 +76,7 @@ def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int 
 
 
 def load_shrunk(folder: Path | str) -> tuple[SentenceTransformer, Codec, dict[str, Any]]:
-    """Return a model that `shrink` wrote, the codec for its documents, and what was chosen and why.
-
-    Example:
-        >>> model, codec, about = load_shrunk("small")  # doctest: +SKIP
-        >>> codes = codec.encode(model.encode(documents))  # doctest: +SKIP
-
-    Raises:
-        InputError: the folder was not written by `shrink`.
-    """
+    """Return a model that `shrink` wrote, the codec for its documents, and what was chosen and why."""
     folder = Path(folder)
     missing = f"{folder}: holds no {SHRUNK}; give a folder that nestling shrink wrote"
     about: dict[str, Any] = read_json(folder / SHRUNK, dict[str, Any], advice=AGAIN, missing=missing)

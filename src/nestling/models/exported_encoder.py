@@ -44,8 +44,6 @@ class ExportedEncoder:
         oversampling: how many times as long as the result that shortlist is; 0 without rescoring.
         fingerprint: of the model that was exported, the same in every format and precision.
         max_seq_length: tokens after which a text is cut; None for no limit.
-        format, precision: `onnx`, `openvino` or `table`; `fp32`, `bf16` or `int8`.
-        prompts: put before a text, by kind.
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
@@ -70,22 +68,15 @@ class ExportedEncoder:
     def open(cls, folder: Path | str, *, threads: int | None = None) -> ExportedEncoder:
         """Read an exported folder; its files are checked against their SHA-256.
 
-        Args:
-            threads: of a forward pass; by default the engine's own choice, about one a core.
-
-        Raises:
-            InputError: the folder was not written by an export, is damaged, or needs a package that is missing.
+        `threads` are those of a forward pass, by default about one a core. InputError: the folder was not written by
+        an export, is damaged, or needs a package that is missing.
         """
         return cls(Path(folder), threads=threads)
 
     def encode(self, texts: Sequence[str], *, kind: Kind = "document", batch_size: int = BATCH_SIZE) -> Matrix:
         """Encode texts, each distinct one once, in batches of like token count; the kind picks the prompt.
 
-        Returns:
-            (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
-
-        Raises:
-            ValueError: `kind` is neither of the two, the batch size is below 1, or `texts` is one string.
+        Returns (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
@@ -103,9 +94,7 @@ class ExportedEncoder:
         for start in range(0, len(order), step):
             rows = order[start : start + step]
             vectors[rows] = truncate(self._forward([ids[row] for row in rows]), self.dim)
-        if len(place) == len(texts):
-            return vectors
-        return vectors[[place[text] for text in texts]]
+        return vectors if len(place) == len(texts) else vectors[[place[text] for text in texts]]
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> Matrix:
         return self._run(dict(zip(INPUTS, self._tokens.padded(ids), strict=True)))

@@ -23,11 +23,7 @@ PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
 def locate(name: str) -> tuple[Path, Path | None]:
-    """Return a model's folder, and the bundled one beside it where the default model lies in the hub's cache.
-
-    Raises:
-        InputError: there is no such model, or it has no safe weights.
-    """
+    """Return a model's folder, and the bundled one beside it where the default model lies in the hub's cache."""
     folder, beside = _find(name)
     _check_weights(folder, name)
     return folder, beside
@@ -71,7 +67,7 @@ def _check_bundled(folder: Path) -> None:
 
 
 def _cached_default() -> Path | None:
-    """Return the default model's folder in the hub's cache, if it is there; nothing is downloaded."""
+    """Return the default model's folder in the hub's cache, if it is there."""
     from huggingface_hub import snapshot_download
 
     try:

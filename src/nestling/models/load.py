@@ -41,17 +41,14 @@ PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The files of a model of some name.
-
-    Attributes:
-        given: prompts by kind of text, in place of those of the files.
-        beside: another folder of the same model, for the fingerprint to count files that `folder` lacks.
-    """
+    """The files of a model of some name."""
 
     name: str
     folder: Path
     given: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Prompts by kind of text, in place of those of the files."""
     beside: Path | None = None
+    """Another folder of the same model, for the fingerprint to count files that `folder` lacks."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,9 +83,6 @@ def find_model(name: str, *, prompts: Mapping[str, str] | None = None) -> ModelS
         name: a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id, optionally with `@REVISION`. A
             bare name is looked up in the `sentence-transformers` organisation.
         prompts: what to put before a `query` and a `document`, in place of what the model stores.
-
-    Raises:
-        InputError: there is no such model, or it has no safe weights.
     """
     folder, beside = locate(name)
     return ModelSource(name, folder, dict(prompts or {}), beside)
@@ -104,9 +98,6 @@ def load_model(
     """Load a model in float32 from safetensors, without remote code and without access to the network.
 
     Dropouts replace the configuration's where the model has such.
-
-    Raises:
-        InputError: there is no such model, or the folder does not hold one.
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
@@ -217,11 +208,7 @@ def no_bars() -> Iterator[None]:
 
 
 def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], np.ndarray], int]:
-    """Return what counts the tokens of texts, special ones and prompt included, and the model's limit; loads no torch.
-
-    Raises:
-        InputError: the folder has no `tokenizer.json`.
-    """
+    """Return what counts tokens of texts, special ones and prompt included, and the model's limit; loads no torch."""
     from tokenizers import Tokenizer
 
     places = [source.folder / TOKENIZER, source.folder / f"0_{STATIC}" / TOKENIZER]
@@ -236,15 +223,13 @@ def token_counter(source: ModelSource) -> tuple[Callable[[Sequence[str], Kind], 
         encodings = tokenizer.encode_batch([source.prompts[kind] + text for text in texts])
         return np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
 
-    limits = (
-        _read_json(source.folder / file).get(key)
-        for file, key in (
-            ("sentence_bert_config.json", "max_seq_length"),
-            # Of sentence-transformers 6.
-            (TOKENIZER_CONFIG, "model_max_length"),
-            ("config.json", "max_position_embeddings"),
-        )
-    )
+    files = {
+        "sentence_bert_config.json": "max_seq_length",
+        # Of sentence-transformers 6.
+        TOKENIZER_CONFIG: "model_max_length",
+        "config.json": "max_position_embeddings",
+    }
+    limits = (_read_json(source.folder / file).get(key) for file, key in files.items())
     return count, next((int(limit) for limit in limits if limit and limit < 1 << 31), 512)
 
 

@@ -24,11 +24,7 @@ class Precision:
 
 
 def choose_precision(setting: Setting) -> Precision:
-    """Settle `auto`, and check that the machine has what was chosen.
-
-    Raises:
-        InputError: `fp16` without a GPU, which torch does not train in.
-    """
+    """Settle `auto`; refuse `fp16` without a GPU, which torch does not train in."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -66,10 +62,7 @@ def give_back_freed_memory() -> None:
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep 64 compiled kernels in place of 1,024, which lie scattered over freed memory.
-
-    To be called before the process first computes with oneDNN; the environment's own setting stays.
-    """
+    """Let oneDNN keep 64 compiled kernels in place of 1,024, unless the environment says so; call before its first."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 

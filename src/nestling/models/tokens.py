@@ -26,9 +26,7 @@ class Tokens:
     pad_side: Literal["left", "right"] = "right"
 
     @classmethod
-    def from_file(
-        cls, path: Path, *, special: bool = True, pad_id: int = 0, pad_side: Literal["left", "right"] = "right"
-    ) -> Tokens:
+    def from_file(cls, path: Path, **padding: Any) -> Tokens:
         """Read a tokenizer.json; InputError where the package is missing or the file cannot be read."""
         package = needed(str(path.parent), "tokenizers")
         try:
@@ -37,7 +35,7 @@ class Tokens:
             what = f"{path}: cannot be read as a tokenizer ({error}); export the model again"
             raise unread(path, error, what) from None
         tokenizer.no_padding()
-        return cls(tokenizer, special, pad_id, pad_side)
+        return cls(tokenizer, **padding)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, truncated; a lone surrogate, which is no character, is read as "?"."""

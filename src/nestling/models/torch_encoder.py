@@ -58,7 +58,7 @@ class TorchEncoder:
         return self._engine or self.prepare(None)
 
     def prepare(self, sample: Sample | None) -> Engine:
-        """Settle the engine by a sample of the texts to encode; see `engine_for`."""
+        """Settle the engine; see `engine_for`."""
         from nestling.models.engines.engine import engine_for
 
         self._engine = engine_for(self.engine_name, self.model, sample=sample)
@@ -97,13 +97,11 @@ def embed(
     `SentenceTransformer.encode` sorts by characters, and so pads more.
 
     Args:
-        kind: picks `encode_query` or `encode_document`, and with it the model's prompt.
         batch_size: texts in a forward pass, where the engine does not go by tokens.
         progress: called with (distinct texts done, distinct texts in all) after each batch.
         engine: made of the model by `engine_for`; without one the model encodes as it is.
 
-    Returns:
-        (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
+    Returns (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
     """
     if kind not in ("query", "document"):
         raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
@@ -130,9 +128,7 @@ def embed(
                 progress(done, len(distinct))
     assert embeddings is not None
     normalise(embeddings)
-    if len(distinct) == len(texts):
-        return embeddings
-    return embeddings[[place[text] for text in texts]]
+    return embeddings if len(distinct) == len(texts) else embeddings[[place[text] for text in texts]]
 
 
 def _batches(

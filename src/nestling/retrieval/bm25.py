@@ -1,8 +1,7 @@
 """BM25 over a corpus, plain or stemmed: the lexical baseline beside dense models, and one half of a fusion.
 
-Scores are those of Lucene's BM25 (Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and
-beyond"; the variant as Kamphuis et al. 2020 write it, without the constant factor k1 + 1), computed by bm25s (Lù 2024,
-arXiv 2407.03618). Words are stemmed by Snowball (PyStemmer).
+Scores are those of Lucene (the variant as Kamphuis et al. 2020 write it, without the constant factor k1 + 1), computed
+by bm25s (Lù 2024, arXiv 2407.03618). Words are stemmed by Snowball (PyStemmer).
 """
 
 from __future__ import annotations
@@ -49,24 +48,20 @@ _FRACTION = re.compile("([\u00bc-\u00be\u2150-\u215f\u2189])")
 
 @dataclass(frozen=True, eq=False)
 class Lexical:
-    """BM25 over a corpus. `fit` makes one, `load` reads one that `save` wrote.
-
-    Attributes:
-        language: the Snowball stemmer that words go through, as PyStemmer names it; None leaves words as they are.
-        index: the library's index. Its vocabulary holds stems.
-    """
+    """BM25 over a corpus. `fit` makes one, `load` reads one that `save` wrote."""
 
     language: str | None
+    """The Snowball stemmer that words go through, as PyStemmer names it; None leaves words as they are."""
     n_documents: int
     index: bm25s.BM25
+    """The library's index; its vocabulary holds stems."""
 
     @classmethod
     def fit(cls, documents: Sequence[str], *, stem: bool = True, language: str = "english") -> Lexical:
         """Index a corpus, one text a column, some of them empty; NoWordsError where no document holds a word.
 
-        Args:
-            stem: bring words to their stems, so that "drills" finds "drill".
-            language: the stemmer's, where `stem` is true. Scripts without spaces between words are not segmented.
+        With `stem`, words are brought to their stems in the language, so that "drills" finds "drill". Scripts without
+        spaces between words are not segmented.
         """
         name = language if stem else None
         words, distinct = _words(documents)
@@ -87,13 +82,10 @@ class Lexical:
         """Return the `k` documents of the highest scores for each query, best first; equal scores by lower column.
 
         A document that shares no word with the query is not retrieved, as in Lucene and so in its TREC runs; -1 with
-        a score of 0 pads the row. A word that a query repeats counts as often.
+        a score of 0 pads the row. A word that a query repeats counts as often. Only documents of `allowed`,
+        (n_documents,) bool, are ranked, by default all.
 
-        Args:
-            allowed: (n_documents,) bool, of the documents to rank; by default all.
-
-        Returns:
-            indices: (n_queries, min(k, n_documents)) int64, and scores: the same shape, float32, descending.
+        Returns indices, (n_queries, min(k, n_documents)) int64, and scores, the same shape, float32, descending.
         """
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")

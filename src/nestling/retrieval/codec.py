@@ -1,9 +1,8 @@
 """Codecs that store an embedding in few bytes: float32, float16, int8, int4 and binary, fitted on documents.
 
-A quantized row is `mean + scale * rotation @ c`, with small integers c that are stored, one scale a row that is stored
-beside them, and a mean and a rotation that the codec holds once. Queries stay as they are: the codes of documents are
-scored against the query itself (asymmetric distance; Jégou, Douze and Schmid 2011, "Product quantization for nearest
-neighbor search").
+A quantized row is `mean + scale * rotation @ c`, with small integers c and one scale a row that are stored, and a mean
+and a rotation that the codec holds once. The codes of documents are scored against the query itself (asymmetric
+distance; Jégou, Douze and Schmid 2011, "Product quantization for nearest neighbor search").
 """
 
 from __future__ import annotations
@@ -31,17 +30,14 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Encoded rows. `len`, and rows by slice or by an array of row numbers, as of an array.
-
-    Attributes:
-        data: (n, dim) float32, float16 or int8; of int4 (n, ceil(dim / 2)) uint8; of binary (n, ceil(dim / 8)) uint8.
-        scales: (n,) float16, or None where the precision has none.
-        codec: fingerprint of the codec that made them.
-    """
+    """Encoded rows. `len`, and rows by slice or by an array of row numbers, as of an array."""
 
     data: NDArray[np.generic]
+    """(n, dim) float32, float16 or int8; of int4 (n, ceil(dim / 2)) uint8; of binary (n, ceil(dim / 8)) uint8."""
     scales: NDArray[np.float16] | None
+    """(n,), or None where the precision has none."""
     codec: str
+    """Fingerprint of the codec that made them."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -57,18 +53,13 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """A precision with what was fitted for it; `fit_codec` makes one. Equal when all of it is equal.
-
-    Attributes:
-        dim: size of the rows.
-        mean, rotation: of int4 and binary, (dim,) and orthogonal (dim, dim) float32; `(row - mean) @ rotation` is
-            quantized. Otherwise None.
-    """
+    """A precision with what was fitted for rows of `dim`; `fit_codec` makes one. Equal when all of it is equal."""
 
     precision: str
     dim: int
     mean: NDArray[np.float32] | None = None
     rotation: NDArray[np.float32] | None = None
+    """Of int4 and binary, (dim, dim) and orthogonal: `(row - mean) @ rotation` is quantized."""
 
     @property
     def bytes_per_vector(self) -> int:
@@ -147,8 +138,7 @@ class Codec:
         if self.precision == "int8":
             return codes.data.astype(np.int8, copy=False)
         table = NIBBLES if self.precision == "int4" else SIGNS
-        unpacked: NDArray[np.int8] = table[codes.data].view(np.int8)[:, : self.dim]
-        return unpacked
+        return np.asarray(table[codes.data].view(np.int8)[:, : self.dim])
 
     def steps(self, codes: Codes) -> NDArray[np.float32]:
         """Return what one unit of `integers` is worth in each row, (n,) float32."""
@@ -156,11 +146,7 @@ class Codec:
         return codes.scales.astype(np.float32) / np.float32(1 if self.precision == "binary" else 127)
 
     def project(self, queries: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Bring queries to where the integers are: a document scores `projected @ (step * integers) + shift`.
-
-        Returns:
-            projected: (n, dim) float32, and shift: (n,) float32, the inner product of each query with the mean.
-        """
+        """Return (n, dim) `projected` and (n,) `shift`: a document scores `projected @ (step * integers) + shift`."""
         rows = np.concatenate([block for _, block in _blocks(queries, self.dim)])
         if self.rotation is None or self.mean is None:
             return rows, np.zeros(len(rows), dtype=np.float32)

@@ -38,16 +38,13 @@ def top_k(
 
     Scores are inner products with a matrix's rows, or with what codes stand for, queries rounded to int8 where the
     codes are integers. Equal scores go to the lower row, also at the cut, whatever the blocks are. Each block of scores
-    is held against the k-th best so far, and groups of columns whose maximum does not pass are dropped unread, so the
-    cost stays near that of the product.
+    is held against the k-th best so far, and groups of columns whose maximum does not pass are dropped unread.
 
     Args:
-        queries: (n_queries, dim) float, finite.
         documents: (n_documents, dim) float32, finite; or codes, with their codec.
         rows: of the documents to search, rising; by default all.
 
-    Returns:
-        indices: (n_queries, min(k, n_documents)) int64, and scores: the same shape, float32, descending.
+    Returns indices, (n_queries, min(k, n_documents)) int64, and scores, the same shape, float32, descending.
     """
     if k < 1:
         raise ValueError(f"k must be 1 or more, got k={k}")
@@ -116,15 +113,11 @@ def rescore(
 ) -> tuple[NDArray[np.int64], Matrix]:
     """Score candidates exactly and return the `k` best of each query; equal scores go to the lower document.
 
-    The second step of a search in two: candidates come from few bytes or few dims, then are scored by more of them.
-
     Args:
-        queries, documents: (n_queries, dim) and (n_documents, dim) float.
         candidates: (n_queries, m) int64 rows of `documents`, none twice for one query; -1 for no candidate.
 
-    Returns:
-        indices: (n_queries, min(k, m)) int64, and scores: the same shape, float32, descending. A query with fewer
-        candidates has -1 and -inf in its last places.
+    Returns indices, (n_queries, min(k, m)) int64, and scores, the same shape, float32, descending. A query with fewer
+    candidates has -1 and -inf in its last places.
     """
     if k < 1:
         raise ValueError(f"k must be 1 or more, got k={k}")
@@ -189,8 +182,7 @@ def _keys(scores: Matrix | np.float32, columns: NDArray[np.int64] | np.int64) ->
     """Return whole numbers that sort as (score, column falling) does, of columns below 2 to the 32nd."""
     # Bits of floats sort as integers once those of negative ones are turned round; adding 0 makes -0 the same as 0.
     bits = (np.asarray(scores, dtype=np.float32) + np.float32(0)).view(np.int32)
-    keys: NDArray[np.int64] = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | (LOW - columns)
-    return keys
+    return np.asarray((bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | (LOW - columns))
 
 
 def _values(keys: NDArray[np.int64]) -> tuple[Matrix, NDArray[np.int64]]:

@@ -24,14 +24,10 @@ PAIRS_AT_ONCE = 32768
 
 @dataclass(frozen=True)
 class Fusion:
-    """A weighted sum: dense score + `weight` * lexical score, over the best documents of either side.
+    """A weighted sum: dense score + `weight` * lexical score, over the best `depth` documents of either side.
 
     Both scores of each candidate are exact, also where only one side has it. (Bruch, Gai and Ingber 2023, "An analysis
     of fusion functions for hybrid retrieval", find such a convex combination better than reciprocal ranks.)
-
-    Attributes:
-        weight: 0 or more; 0 is the dense ranking alone.
-        depth: candidates that each side brings.
     """
 
     weight: float
@@ -47,14 +43,10 @@ class Fusion:
         """Return the `k` best candidates of each query by the sum, best first; equal sums by lower column.
 
         Args:
-            dense: the dense side's best documents. The first `depth` are candidates, all where there are fewer.
-            lexical: the lexical side's.
             dense_scores: scores pairs that `dense` lacks (`inner_products`).
             lexical_scores: scores pairs that `lexical` lacks (`Lexical.pair_scores`).
 
-        Returns:
-            indices: (n_queries, k) int64, -1 where there are no more candidates, and scores: float32, descending, -inf
-            there.
+        Returns (n_queries, k) int64 indices, -1 where there are no more candidates, and float32 scores, -inf there.
         """
         (dense, lexical) = ((top[0][:, : self.depth], top[1][:, : self.depth]) for top in (dense, lexical))
         candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)
@@ -79,14 +71,10 @@ class Fusion:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The documents that either side brings, with both scores of each.
-
-    Attributes:
-        columns: (n_queries, n) int64, ascending in each row, none twice; -1 pads a row at its end.
-        dense, lexical: (n_queries, n) float32; of no meaning at the padding.
-    """
+    """The documents that either side brings, with both scores of each, (n_queries, n) all."""
 
     columns: NDArray[np.int64]
+    """Ascending in each row, none twice; -1 pads a row at its end, where scores have no meaning."""
     dense: NDArray[np.float32]
     lexical: NDArray[np.float32]
 
@@ -133,10 +121,8 @@ def inner_products(queries: NDArray[np.float32], documents: NDArray[np.floating]
 def _union(*rankings: Ranking) -> NDArray[np.int64]:
     """Return the documents of each row that any ranking names, ascending; -1 pads at the end."""
     columns = np.sort(np.concatenate(rankings, axis=1), axis=1)
-    again = np.zeros(columns.shape, dtype=bool)
-    again[:, 1:] = columns[:, 1:] == columns[:, :-1]
     last = np.iinfo(np.int64).max
-    columns[again | (columns < 0)] = last
+    columns[(np.diff(columns, axis=1, prepend=-1) == 0) | (columns < 0)] = last
     columns.sort(axis=1)
     columns[columns == last] = -1
     return columns[:, : int((columns >= 0).sum(axis=1).max(initial=0))]

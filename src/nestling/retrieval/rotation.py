@@ -51,16 +51,12 @@ def fit_search_rotation(queries: NDArray[np.float32], documents: NDArray[np.floa
 
 
 def principal_axes(moment: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the eigenvectors of a symmetric (dim, dim) matrix as columns, the strongest first, float64, orthogonal.
-
-    The component of each that is largest in magnitude is positive.
-    """
+    """Return the eigenvectors of a symmetric (dim, dim) matrix as columns, the strongest first, float64, orthogonal."""
     _, axes = np.linalg.eigh(moment)
     axes = axes[:, ::-1]
-    # The sign of an axis is the solver's whim.
+    # The sign of an axis is the solver's whim: the largest component in magnitude becomes positive.
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
-    signed: NDArray[np.float64] = axes * np.where(largest < 0, -1.0, 1.0)
-    return signed
+    return np.asarray(axes * np.where(largest < 0, -1.0, 1.0))
 
 
 def rotated(embeddings: NDArray[np.float32], rotation: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -51,11 +51,11 @@ def train_search_rotation(
 
     is brought down by Adam over orthogonal matrices (Cayley transforms of skew-symmetric ones: Helfrich, Willmott and
     Ye 2018, arXiv 1707.09520; torch's parametrisation). Some queries are held out; that rotation is taken whose
-    prefixes have the most in common with the whole's ten best, or none.
+    prefixes have the most in common with the whole's ten best, or none. Returns (dim, size) float32, with orthonormal
+    columns, of (n, dim) embeddings of training texts.
 
     Args:
-        queries, documents: (n, dim) float, of training texts.
-        size: how many of the axes to keep; all by default. Returns (dim, size) float32, with orthonormal columns.
+        size: how many of the axes to keep; all by default.
         dims: the prefixes d below `size`. A half, a quarter and an eighth of it by default.
     """
     import torch
@@ -116,8 +116,7 @@ def train_search_rotation(
                 common = overlap(rotation)
             if common > most:
                 best, most = rotation.cpu(), common
-    exact: NDArray[np.float64] = axes.astype(np.float64) @ best.double().numpy()
-    return exact.astype(np.float32)
+    return np.asarray(axes.astype(np.float64) @ best.double().numpy(), dtype=np.float32)
 
 
 def _top(scores: torch.Tensor) -> torch.Tensor:

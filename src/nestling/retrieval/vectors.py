@@ -47,10 +47,8 @@ def product(queries: NDArray[Any], documents: NDArray[Any], out: NDArray[np.floa
     """Multiply queries and documents, both float32 or both int8: `queries @ documents.T`, in the memory of `out`.
 
     Of int8 it is exact up to float32's rounding. Of float32, equal documents get equal products wherever they lie:
-    of few queries, or where torch is loaded (numpy's own product of many rows differs in the last bit).
-
-    Args:
-        out: (n_queries or more, and `MIN_ROWS` or more, n_documents) float32.
+    of few queries, or where torch is loaded (numpy's own product of many rows differs in the last bit). `out` has
+    `MIN_ROWS` rows or more, and as many as there are queries.
     """
     n, dim = queries.shape
     torch = sys.modules.get("torch")

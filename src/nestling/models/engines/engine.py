@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,37 +51,29 @@ Judged = tuple[Sequence[str], Sequence[str], Sequence[NDArray[np.int64]]]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Texts that an int8 engine is calibrated on and tried with.
-
-    Attributes:
-        queries: may be none; the first words of documents then stand in for them.
-        texts: about how many are to be encoded; None for a service, which has no end.
-        judged: a dev side, on which recall@10 must not fall.
-    """
+    """Texts that an int8 engine is calibrated on and tried with."""
 
     queries: Sequence[str]
+    """May be none; the first words of documents then stand in for them."""
     documents: Sequence[str]
     texts: int | None
+    """About how many are to be encoded; None for a service, which has no end."""
     judged: Judged | None = None
+    """A dev side, on which recall@10 must not fall."""
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A model made ready to encode in one way.
-
-    Attributes:
-        name: never `auto`.
-        model: the model itself for `torch-fp32`, else a view with its weights as they are now: a later training of the
-            model does not reach its transformer.
-        tokens: in a forward pass; None leaves it to `embed`'s number of texts.
-        calibration: fingerprint of the texts that int8 was calibrated on.
-    """
+    """A model made ready to encode in one way."""
 
     name: str
     reason: str
     model: SentenceTransformer
+    """The model itself for `torch-fp32`, else a view with its weights as they are now."""
     tokens: int | None = None
+    """In a forward pass; None leaves it to `embed`'s number of texts."""
     calibration: str = ""
+    """Fingerprint of the texts that int8 was calibrated on."""
 
     @property
     def key(self) -> str:
@@ -97,12 +90,10 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
     something other than a transformer.
 
     An engine's transformer must agree with float32 on a few texts; and int8 must find the documents that float32 finds,
-    and lose no recall on dev, on a sample. Where it does not, `auto` falls back to the next best.
-
-    On a CPU, keeps the memory that is freed for the whole process unless the engine is `torch-fp32`.
+    and lose no recall on dev, on a sample. Where it does not, `auto` falls back to the next best. On a CPU, engines
+    other than `torch-fp32` keep the memory that is freed for the whole process.
 
     Args:
-        name: one of `ENGINES`. `openvino-...` needs the package `openvino`, `openvino-int8` also `nncf`.
         model: in float32, on the device that it is to run on.
         sample: of the texts to encode. Without one `auto` converts nothing, and int8 is calibrated and tried on the
             generated catalogue.
@@ -115,7 +106,7 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
     if name not in ENGINES:
         raise InputError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
     choices = _choices(model, sample) if name == "auto" else [(name, "as asked")]
-    for place, (choice, reason) in enumerate(choices):
+    for (choice, reason), (after, _) in pairwise([*choices, (STOCK, "")]):
         if choice == STOCK:
             break
         if not isinstance(model[0], Transformer):
@@ -126,7 +117,6 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
         except InputError as error:
             if name != "auto":
                 raise
-            after = choices[place + 1][0] if place + 1 < len(choices) else STOCK
             logger.warning("%s; %s it is", str(error).partition("; choose ")[0], after)
             reason = f"{choice} cannot run this model"
     return Engine(STOCK, reason, model)
@@ -165,7 +155,12 @@ def _make(name: str, reason: str, model: SentenceTransformer, sample: Sample | N
     calibration = ""
     try:
         if name == INT8:
-            view, calibration, fault = _int8(model, sample or _generated())
+            if sample is None:
+                from nestling.judgments.toolshed import generate
+
+                frame = generate(1500, seed=0).frame
+                sample = Sample(frame["query"].to_list(), frame["document"].to_list(), None)
+            view, calibration, fault = _int8(model, sample)
         else:
             view = with_transformer(model, _transformer(name, model))
             fault = disagreement(model, view)
@@ -261,10 +256,3 @@ def _places(total: int, n: int) -> NDArray[np.int64]:
 
 def _first_words(text: str) -> str:
     return " ".join(text.split()[:4])
-
-
-def _generated() -> Sample:
-    from nestling.judgments.toolshed import generate
-
-    frame = generate(1500, seed=0).frame
-    return Sample(frame["query"].to_list(), frame["document"].to_list(), None)

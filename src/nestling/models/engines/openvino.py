@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -48,20 +48,14 @@ class _Traced(nn.Module):
         self.transformer = transformer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden: Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[OUTPUT]
-        return hidden
+        return cast(Tensor, self.transformer(input_ids=input_ids, attention_mask=attention_mask)[OUTPUT])
 
 
 def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
     """Convert the transformer of a module to a graph in float32 for `compile_graph`.
 
-    Args:
-        precision: the engine's, `bf16`, `fp32` or `int8`.
-        vocabulary: ids of the example that is traced are below it.
-
-    Raises:
-        InputError: openvino is missing or cannot convert it, the CPU has no bf16, or the module gives no last
-            hidden state of a text.
+    Ids of the example that is traced are below `vocabulary`. InputError: openvino is missing or cannot convert it, the
+    CPU has no bf16 for an engine of that precision, or the module gives no last hidden state of a text.
     """
     openvino = needed(f"engine openvino-{precision}", "openvino")
     text = module.modality_config.get("text", {})
@@ -95,12 +89,8 @@ def quantize(graph: Any, inputs: Sequence[Inputs], what: str, *, keep: tuple[str
     """Return a graph (OpenVINO's or ONNX's) whose matrix products NNCF made int8.
 
     SmoothQuant (Xiao et al. 2023, arXiv 2211.10438) moves outliers of the activations into the weights, and biases
-    are corrected for what rounding shifts.
-
-    Args:
-        inputs: of forward passes to calibrate on.
-        what: needs it, for messages.
-        keep: types of operations that stay in float32.
+    are corrected for what rounding shifts. It is calibrated on inputs of forward passes. Operations of the types in
+    `keep` stay in float32; `what` names the caller in messages.
     """
     nncf = needed(what, "nncf")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) bf16 -> (..., out_features) bf16."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "none")
-        return product
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "none"))
 
 
 def cast_copy(transformer: nn.Module, dtype: torch.dtype) -> nn.Module:
