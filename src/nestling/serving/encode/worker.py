@@ -21,12 +21,9 @@ from nestling.serving.encode.partitions import Slice, Source
 
 @dataclass
 class Worker:
-    """An encoder, and where it reads and writes.
+    """An encoder, and where it reads and writes; `model` and `out` are the same places wherever a worker runs.
 
-    Attributes:
-        model: a name or path that leads to the same model wherever a worker runs.
-        out: the folder, as an absolute path.
-        encoder: None opens one when it is first needed, for Ray hides what is wrong before that.
+    `encoder` None opens one when it is first needed, for Ray hides what is wrong before that.
     """
 
     model: str
@@ -39,9 +36,6 @@ class Worker:
         """Return a partition's file and True where it is there and unchanged; else encode and write it.
 
         A partition is encoded in one call, so that its vectors depend on nothing outside of it.
-
-        Raises:
-            InputError: the partition cannot be read, or the model or the folder is not the one that it is elsewhere.
         """
         ids, texts = self.source.read(part)
         hashes = text_hashes(texts)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nestling import atomic
@@ -68,18 +67,16 @@ def index(
     encoded, so that a second call goes on after the last.
 
     Args:
-        encoder: an encoder, or a model's name: see `open_encoder`.
-        catalogue: documents, or their source: see `load_catalogue`.
-        model: the name of an encoder that is given as such, for whoever opens the index.
+        encoder: an encoder, or a model's name for `open_encoder`.
+        catalogue: documents, or their source for `load_catalogue`.
+        model: name of an encoder that is given as such, for whoever opens the index.
         fusion: how BM25 is added; by default as the study of a run's model chose it.
         queries: for which a search is to meet the target; by default a run's model takes those of its dev side, and
             any other a few words of documents, which need longer shortlists than what people type.
         rebuild: take nothing over, and replace what is there even where it was made by another model.
 
     Raises:
-        InputError: `out` is something else, or was made with another model or other settings; or another call works
-            on it.
-        ValueError: an encoder without its model's name.
+        InputError: `out` is something else, or was made with another model or settings, or another call works on it.
     """
     observer, settings, out = observer or Observer(), settings or IndexSettings(), Path(out)
     if isinstance(encoder, str | Path):
@@ -98,7 +95,7 @@ def index(
         queries = study_queries(model) or ()
     frame = catalogue.frame
     texts = frame["document"].to_list()
-    with _locked(out):
+    with files.locked(out, {files.MANIFEST, files.LOCK, WORK, "model"}, "index", "an index"):
         old = None if rebuild else _earlier(out, encoder, settings)
         dim, precision = settings.cell(len(texts), encoder.dim, encoder.codec)
         # An inverted file holds no floating-point numbers.
@@ -131,7 +128,10 @@ def index(
                 observer=observer,
             )
             del vectors
-            _write_documents(folder, catalogue)
+            with atomic.new_file(folder / files.TABLE) as temporary:
+                frame.write_parquet(temporary)
+            fields = {name: frame[name].to_list() for name in catalogue.fields}
+            documents.write(folder, frame["document_id"].to_list(), texts, fields)
             has_lexical = settings.bm25 and _write_lexical(folder, texts, settings.language, observer)
             manifest = Manifest(
                 generation=generation,
@@ -165,35 +165,19 @@ def index(
     )
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    if out.is_file():
-        raise InputError(f"{out} is a file; give a folder for the index")
-    known = {files.MANIFEST, WORK, ".lock", "model"}
-    if out.is_dir() and not any((out / name).exists() for name in known) and any(out.iterdir()):
-        raise InputError(f"{out} holds something else than an index, so nothing is written there; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"{out}: another nestling index works on it; wait for it to end") from None
-
-
 def _earlier(out: Path, encoder: Encoder, settings: IndexSettings) -> Manifest | None:
     """Return the manifest of the index to bring up to date, which must be whole, of this model and shortlist."""
     if not (out / files.MANIFEST).exists():
         return None
     old = files.read_manifest(out)
     files.check(out, old, content=TAKEN_OVER)
-    difference = ""
+    codes = old.settings.get("shortlist")
+    if old.fingerprint == encoder.fingerprint and codes == settings.shortlist:
+        return old
+    difference = f"has a shortlist of {codes}, not {settings.shortlist}"
     if old.fingerprint != encoder.fingerprint:
         difference = f"was made with another model ({old.model})"
-    elif old.settings.get("shortlist") != settings.shortlist:
-        difference = f"has a shortlist of {old.settings.get('shortlist')}, not {settings.shortlist}"
-    if difference:
-        raise InputError(f"{out} {difference}; give another folder, or --rebuild to replace it")
-    return old
+    raise InputError(f"{out} {difference}; give another folder, or --rebuild to replace it")
 
 
 def _codec(vectors: NDArray[np.float16], dim: int, precision: str, before: Path | None) -> Codec:
@@ -214,14 +198,6 @@ def _calibration_queries(encoder: Encoder, queries: Sequence[str], texts: Sequen
 
     rng = np.random.default_rng(0)
     return encoder.encode([crop(text, rng) for text in texts[:: -(-len(texts) // CALIBRATED_ON)]], kind="query")
-
-
-def _write_documents(folder: Path, catalogue: Catalogue) -> None:
-    frame = catalogue.frame
-    with atomic.new_file(folder / files.TABLE) as temporary:
-        frame.write_parquet(temporary)
-    fields = {name: frame[name].to_list() for name in catalogue.fields}
-    documents.write(folder, frame["document_id"].to_list(), frame["document"].to_list(), fields)
 
 
 def _write_lexical(folder: Path, texts: Sequence[str], language: str, observer: Observer) -> bool:

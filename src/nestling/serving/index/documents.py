@@ -32,8 +32,6 @@ class DamagedError(InputError):
 
 @dataclass
 class Document:
-    """A document, as its row holds it."""
-
     id: str
     text: str
     fields: dict[str, str]
@@ -51,11 +49,7 @@ class Documents:
 
     @classmethod
     def load(cls, folder: Path) -> Documents:
-        """Open what `write` wrote.
-
-        Raises:
-            OSError, ValueError, KeyError: its files are missing or damaged.
-        """
+        """Open what `write` wrote; OSError, ValueError or InputError where files are missing or damaged."""
         offsets = np.load(folder / OFFSETS, mmap_mode="r")
         size = (folder / ROWS).stat().st_size
         if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets) or int(offsets[-1]) != size:

@@ -52,9 +52,7 @@ class Hit:
 class Index:
     """An index that `nestling index` wrote; `Index.open` reads one. Safe to search from several threads.
 
-    Attributes:
-        vectors: (n, dim) float16, mapped.
-        lexical, fusion: BM25 and how it is added; None where it is not.
+    `vectors` are (n, dim) float16, mapped; `lexical` and `fusion` are BM25 and how it is added.
     """
 
     path: Path
@@ -76,7 +74,7 @@ class Index:
         threads: int | None = None,
         verify: bool = False,
     ) -> Index:
-        """Open an index.
+        """Open an index; InputError where the folder is none, or is damaged, or its model is another or missing.
 
         Args:
             model: the encoder of queries; by default the index's folder `model` where there is one, else the model
@@ -84,9 +82,6 @@ class Index:
             engine: of a model that was not exported.
             threads: of an exported model.
             verify: compare every file's checksum; sizes are always compared.
-
-        Raises:
-            InputError: the folder is no index or a damaged one, or its model cannot be had or is another.
         """
         path = Path(path)
         manifest = files.read_manifest(path)
@@ -103,12 +98,10 @@ class Index:
 
     @classmethod
     def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: Encoder) -> Index:
-        lists = manifest.lists
+        lists, n = manifest.lists, manifest.documents
         if lists and not has_library():
-            logger.warning(
-                "faiss is not installed, so all of %d documents are scanned, which is slower", manifest.documents
-            )
             lists = 0
+            logger.warning("faiss is not installed, so all of %d documents are scanned, which is slower", n)
         try:
             codec = Codec.load(folder / files.CODEC)
             # With an inverted file the codes are for filters only, so they stay in the file.
@@ -121,7 +114,7 @@ class Index:
                 shortlist = Inverted(library().read_index(str(folder / files.INVERTED)), exact, lists)
             documents = Documents.load(folder)
             vectors = np.load(folder / files.VECTORS, mmap_mode="r")
-            if not len(documents) == len(vectors) == len(codes) == manifest.documents:
+            if not len(documents) == len(vectors) == len(codes) == n:
                 raise ValueError("its files are of different numbers of documents")
             lexical = Lexical.load(folder / files.LEXICAL) if (folder / files.LEXICAL).is_dir() else None
             fusion = Fusion.from_dict(manifest.fusion) if manifest.fusion else None
@@ -136,7 +129,7 @@ class Index:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The ways in which this index can be searched, the best first."""
+        """The ways to search this index, the best first."""
         if self.lexical is None:
             return ("dense",)
         return ("dense", "lexical") if self.fusion is None else ("fused", "dense", "lexical")
@@ -154,15 +147,12 @@ class Index:
         """Return the `k` best documents of each query, best first; fewer where fewer fit.
 
         Args:
-            queries: texts; not one string.
             mode: `dense`, `lexical`, or `fused`: their weighted sum; by default the first of `modes`.
-            filters: field -> a value or several of which one is enough; all fields must fit.
             vectors: of the queries, by the index's own encoder; (n_queries, dim).
             cell: codes to search instead of the index's own.
 
         Raises:
             InputError: the index cannot be searched in that way, or has no such field; or a query is blank.
-            ValueError: k is below 1, or `queries` is one string.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
@@ -202,14 +192,12 @@ class Index:
         return rescore(vectors, candidates, self.vectors, k)
 
     def _hits(self, top: Top) -> list[list[Hit]]:
-        return [
-            [
-                Hit(rank, document.id, float(score), document.text, document.fields, int(row))
-                for rank, (row, score) in enumerate(zip(rows[rows >= 0], scores[rows >= 0], strict=True), start=1)
-                for document in [self.documents[int(row)]]
-            ]
-            for rows, scores in zip(*top, strict=True)
-        ]
+        def hit(rank: int, row: int, score: float) -> Hit:
+            document = self.documents[row]
+            return Hit(rank, document.id, score, document.text, document.fields, row)
+
+        kept = ((rows[rows >= 0].tolist(), scores[rows >= 0].tolist()) for rows, scores in zip(*top, strict=True))
+        return [list(map(hit, range(1, len(rows) + 1), rows, scores)) for rows, scores in kept]
 
 
 def _encoder(path: Path, manifest: Manifest, model: str | None, engine: str, threads: int | None) -> Encoder:

@@ -60,12 +60,7 @@ class Exact:
     def pair_scores(self, queries: NDArray[np.float32]) -> PairScores:
         """Return what scores pairs of (n, full) queries and documents."""
         cut = truncate(queries, self.codec.dim)
-
-        def of_pairs(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-            scores: NDArray[np.float32] = np.einsum("nd,nd->n", cut[rows], self.codec.decode(self.codes[columns]))
-            return scores
-
-        return of_pairs
+        return lambda rows, columns: np.einsum("nd,nd->n", cut[rows], self.codec.decode(self.codes[columns]))
 
     def candidates(self, queries: NDArray[np.float32], m: int, allowed: Allowed = None) -> NDArray[np.int64]:
         """Return rows for (n_queries, full) queries, (n_queries, m) int64, best first; -1 where there are no more."""

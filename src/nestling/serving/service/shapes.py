@@ -18,7 +18,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _texts_alone(filters: Any) -> Any:
+def _texts_only(filters: Any) -> Any:
     try:
         check_filters(filters)
     except InputError as error:
@@ -33,7 +33,7 @@ Value = Annotated[str, Field(max_length=1_000)]
 Filters = Annotated[
     dict[Name, Value | Annotated[list[Value], Field(max_length=VALUES)]],
     Field(max_length=FIELDS, description="Field to a value or several of which one is enough; all fields must fit."),
-    BeforeValidator(_texts_alone),
+    BeforeValidator(_texts_only),
 ]
 Precision = Literal["float32", "float16", "int8", "int4", "binary"]
 IndexName = Annotated[Name | None, Field(description="By default the first that is served.")]
@@ -57,7 +57,6 @@ class SearchRequest(Strict):
 
     @property
     def texts(self) -> list[str]:
-        """The queries."""
         return [self.query] if self.query is not None else list(self.queries or ())
 
     @model_validator(mode="after")
@@ -70,8 +69,6 @@ class SearchRequest(Strict):
 
 
 class Hit(BaseModel):
-    """A result."""
-
     rank: int
     id: str
     score: float
@@ -80,15 +77,11 @@ class Hit(BaseModel):
 
 
 class Result(BaseModel):
-    """The results of one query, best first."""
-
     query: str
     hits: list[Hit]
 
 
 class SearchAnswer(BaseModel):
-    """The results of each query, in their order."""
-
     index: str
     mode: Mode
     results: list[Result]
@@ -128,7 +121,6 @@ class EmbedRequest(BaseModel):
 
     @property
     def texts(self) -> list[str]:
-        """The texts."""
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
@@ -141,8 +133,6 @@ class Embedding(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """As OpenAI's embeddings API answers."""
-
     object: Literal["list"]
     data: list[Embedding]
     model: str
@@ -152,8 +142,6 @@ class EmbedAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A name that is taken as a model, as OpenAI describes one."""
-
     id: str
     object: Literal["model"]
     created: int
@@ -177,8 +165,6 @@ class Column(Strict):
 
 
 class CompareRequest(Strict):
-    """One query, searched in one or two ways."""
-
     query: Text
     columns: Annotated[list[Column], Field(min_length=1, max_length=2)]
     k: Annotated[int, Field(ge=1, le=100)] = 10
@@ -205,16 +191,12 @@ class ColumnAnswer(BaseModel):
 
 
 class CompareAnswer(BaseModel):
-    """A column for each way."""
-
     query: str
     judged: bool
     columns: list[ColumnAnswer]
 
 
 class SizesRequest(Strict):
-    """One query at every size of an index."""
-
     query: Text
     index: IndexName = None
     precision: Precision = "float32"
@@ -254,8 +236,6 @@ class IndexAnswer(BaseModel):
 
 
 class IndexesAnswer(BaseModel):
-    """All indexes, the default first."""
-
     indexes: list[IndexAnswer]
     judged: int
 

@@ -52,9 +52,8 @@ class Connection:
     def __init__(self, dsn: str, *, observer: Observer | None = None) -> None:
         """Connect, or raise InputError where the server is not there or lets nobody in."""
         self._dsn, self.observer = dsn, observer or Observer()
-        self._connection: Psycopg | None = None
         try:
-            self._connection = self._open()
+            self._connection: Psycopg | None = self._open()
         except psycopg.Error as error:
             raise InputError(_refused(error)) from None
 

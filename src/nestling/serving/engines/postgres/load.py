@@ -14,7 +14,7 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
 from nestling.serving.engines.postgres.connection import Connection, Psycopg
-from nestling.serving.engines.postgres.sql import Names
+from nestling.serving.engines.postgres.schema import Names
 
 LONGEST_ID = 2_000
 """Bytes: what the primary key's index takes, with room to spare."""

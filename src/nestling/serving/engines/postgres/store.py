@@ -12,10 +12,10 @@ from nestling.errors import InputError
 from nestling.judgments.catalogue import Catalogue
 from nestling.models.encoder import Encoder
 from nestling.progress import Observer
+from nestling.serving.engines.postgres import schema
 from nestling.serving.engines.postgres.connection import Connection
 from nestling.serving.engines.postgres.load import check_ids, storable, upsert
-from nestling.serving.engines.postgres.schema import Meta, other_model, read_meta, set_up
-from nestling.serving.engines.postgres.sql import INDEXES, KINDS, Names, Shortlist
+from nestling.serving.engines.postgres.schema import Meta, Names, Shortlist
 from nestling.serving.index.documents import Filters, check_filters
 from nestling.serving.index.index import Hit, refuse_blank
 
@@ -48,15 +48,13 @@ class Store:
     def connect(cls, dsn: str, *, table: str = "nestling_documents", observer: Observer | None = None) -> Store:
         """Connect to a database, where nothing is made or changed; InputError where the server lets nobody in.
 
-        Args:
-            dsn: as libpq takes it; what it leaves out comes from PGHOST, PGPASSWORD and the like.
-            table: TABLE or SCHEMA.TABLE.
+        `dsn` is as libpq takes it; what it leaves out comes from PGHOST, PGPASSWORD and the like.
         """
         names = Names.parse(table)
         connection = Connection(dsn, observer=observer)
         if not names.schema:
-            [(schema,)] = connection.rows("SELECT current_schema()")
-            names = Names.parse(f"{schema}.{table}")
+            [(current,)] = connection.rows("SELECT current_schema()")
+            names = Names.parse(f"{current}.{table}")
         return cls(names, connection)
 
     def __enter__(self) -> Store:
@@ -66,12 +64,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
     def meta(self) -> Meta | None:
         """Return what the table was made with; None where Nestling has made none."""
-        return self._connection.run(lambda c: read_meta(c, self.names))
+        return self._connection.run(lambda c: schema.read_meta(c, self.names))
 
     def sync(
         self,
@@ -96,16 +93,13 @@ class Store:
             batch: documents in a transaction.
             remove_missing: delete documents that the catalogue no longer has.
             adopt: take a table that Nestling did not make, if its columns fit.
-
-        Raises:
-            InputError: an id cannot be stored, the server refuses or does not come back, or see `set_up`.
         """
         if batch < 1:
             raise InputError(f"--batch must be 1 or more, not {batch}")
         check_ids(catalogue)
         observer, loaded, given = self._connection.observer, Loaded(), shortlist is not None
         meta = Meta(model, encoder.fingerprint, encoder.dim, _shortlist(encoder, shortlist))
-        meta = self._connection.run(lambda c: set_up(c, self.names, meta, shortlist_given=given, adopt=adopt))
+        meta = self._connection.run(lambda c: schema.set_up(c, self.names, meta, shortlist_given=given, adopt=adopt))
         # The next one has the types of pgvector, which may just have been added.
         self._connection.close()
         observer.stage("load", f"{len(catalogue):,} documents into {self.names}")
@@ -124,8 +118,8 @@ class Store:
             observer.note(f"{loaded.replaced:,} {what}")
         observer.stage("index", f"shortlist of {meta.shortlist}")
         # After the documents, since building an index at once is faster; once there it is kept up to date.
-        code, operators = meta.shortlist.code("embedding"), SQL(KINDS[meta.shortlist.kind][1])
-        self._connection.rows(self.names.sql(INDEXES, code=code, operators=operators))
+        code, operators = meta.shortlist.code("embedding"), SQL(schema.KINDS[meta.shortlist.kind][1])
+        self._connection.rows(self.names.sql(schema.INDEXES, code=code, operators=operators))
         if remove_missing:
             observer.stage("remove", "documents that the catalogue no longer has")
             kept = catalogue.frame["document_id"].to_list()
@@ -149,14 +143,9 @@ class Store:
         Scores are cosines, and `row` is -1, since a table has no rows by number.
 
         Args:
-            encoder: the model that the table was made with.
-            filters: field -> a value or several of which one is enough; all fields must fit. Upper and lower case
-                count, since PostgreSQL compares.
+            filters: as of an index, but upper and lower case count, since PostgreSQL compares.
             shortlist: candidates to rescore; by default 400, or 20 times k where that is more. 0 compares the query
                 with every document, without the index.
-
-        Raises:
-            InputError: the table is missing or another model's, a query is blank, or the server refuses.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
@@ -166,7 +155,7 @@ class Store:
         if meta is None:
             raise InputError(f"there is no table {self.names} of Nestling's; load a catalogue with nestling postgres")
         if meta.fingerprint != encoder.fingerprint:
-            raise InputError(f"{other_model(self.names, meta, encoder.fingerprint)}; search with its own")
+            raise InputError(f"{schema.other_model(self.names, meta, encoder.fingerprint)}; search with its own")
         accepted = {
             storable(name): [storable(value) for value in ([values] if isinstance(values, str) else values)]
             for name, values in (filters or {}).items()
@@ -174,9 +163,8 @@ class Store:
         # In the order of a Hit's, whose row has no number here.
         columns = "document_id, score, document, coalesce(fields, '{{}}'), -1"
         call = self.names.sql(f"SELECT {columns} FROM {{search}}(%s, %s, %s, %s::jsonb)")
-        vectors = encoder.encode(list(queries), kind="query")
         results = []
-        for vector in vectors:
+        for vector in encoder.encode(list(queries), kind="query"):
             rows = self._connection.rows(call, [vector, k, shortlist, json.dumps(accepted)])
             results.append([Hit(rank, *row) for rank, row in enumerate(rows, 1)])
         return results
