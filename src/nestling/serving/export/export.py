@@ -33,8 +33,7 @@ from nestling.models.tokens import Tokens
 from nestling.progress import Observer
 from nestling.retrieval.codec import Codec
 from nestling.serving.export.check import Check, check_export
-from nestling.serving.export.table import write_table
-from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
+from nestling.serving.export.formats import refuse_unknown, write_onnx, write_openvino, write_table
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -47,11 +46,7 @@ PROBES = ("", "drill", "Écru DRILL-bit 3/8 in. 漢字 \u00ad\u200b\U0001f528 [M
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was written: its folder, of `size` bytes, and its check against torch.
-
-    Attributes:
-        format: `onnx`, `openvino`, or `table` of a static model.
-    """
+    """An export that was written, of `size` bytes; `format` is `onnx`, `openvino`, or `table` of a static model."""
 
     folder: Path
     format: str
@@ -79,7 +74,6 @@ def export(
 
     Args:
         model: a folder, also one that `shrink` wrote, a bundled name or a hub id.
-        out: a folder that does not exist.
         precision: bf16 is for OpenVINO alone; int8 is weights and activations in 8 bits, calibrated on training texts.
         split: a folder that `nestling split` wrote, to calibrate on its training side and check on its dev side; by
             default that of the model's run, else the generated catalogue.
