@@ -86,10 +86,6 @@ def encode_catalogue(
         engine: `local` encodes in this process; `ray` on a cluster.
         address: of the cluster; None starts one on this machine.
         workers: of the cluster; by default as many as there is room for.
-
-    Raises:
-        InputError: the source or the model cannot be read; `out` is something else, was encoded otherwise, or another
-            call works on it; the cluster does not answer or has too few CPUs.
     """
     settings, observer = settings or EncodeSettings(), observer or Observer()
     if engine == "local" and (address is not None or workers is not None):

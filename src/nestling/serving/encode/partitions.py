@@ -62,14 +62,11 @@ def open_source(
     document_id: str | None = None,
     max_unpacked: int = MAX_UNPACKED,
 ) -> Source:
-    """Cut a catalogue into partitions.
+    """Cut a catalogue into partitions of so many rows at most.
 
     A folder of Parquet files is not loaded: each file is cut by itself, in the order of their names, each row is a
-    document, and an id that comes twice stays twice. Any other source is loaded and written to `work` as Parquet.
-
-    Args:
-        work: a folder for what has to be kept while partitions are read.
-        partition: most rows of one.
+    document, and an id that comes twice stays twice. Any other source is loaded and written to `work` as Parquet,
+    which has to be kept while partitions are read.
     """
     notes: list[str] = []
     folder = Path(source).expanduser()

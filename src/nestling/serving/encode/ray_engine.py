@@ -50,10 +50,8 @@ class Cluster:
 def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine that ends with the block.
 
-    Where the process is connected already, that cluster is used and left connected.
-
-    Args:
-        address: HOST:PORT of a cluster, `auto`, or None for one of our own with so many CPUs.
+    Where the process is connected already, that cluster is used and left connected. The address is HOST:PORT, `auto`,
+    or None for a cluster of our own with so many CPUs.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray tells of each pool of workers, on standard error, that its retries might fail.

@@ -33,10 +33,7 @@ class Worker:
     encoder: Encoder | None = None
 
     def encode(self, part: Slice) -> tuple[Part, bool]:
-        """Return a partition's file and True where it is there and unchanged; else encode and write it.
-
-        A partition is encoded in one call, so that its vectors depend on nothing outside of it.
-        """
+        """Return a partition's file, and True if it is there and unchanged; else encode it in one call and write it."""
         ids, texts = self.source.read(part)
         hashes = text_hashes(texts)
         current = Part.of(part.file, self.recipe, ids, hashes)

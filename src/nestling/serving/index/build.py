@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +19,7 @@ from nestling import atomic
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
+from nestling.models.cached_encoder import read_entry, texts_fingerprint, write_entry
 from nestling.models.encoder import Encoder, open_encoder, prepare
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
@@ -26,14 +29,18 @@ from nestling.serving.index import documents, files, shortlist
 from nestling.serving.index.calibration import write_shortlist
 from nestling.serving.index.files import Manifest
 from nestling.serving.index.settings import IndexSettings, study_fusion, study_queries
-from nestling.serving.index.vectors import encode_chunks, write_vectors
 
 logger = logging.getLogger(__name__)
 
 CALIBRATED_ON = 256
 WORK = ".work"
+CHUNK = 4_096
+"""Texts encoded between two saves: what an interruption can cost."""
+ROWS = 65_536
 TAKEN_OVER = (files.VECTORS, files.TABLE, files.CODEC)
 """Files that an update reads of the index that is there, so checked by content: damage would get fresh checksums."""
+Chunk = tuple[Sequence[str], Path]
+"""Texts and the file of their vectors, (n, dim) float16."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,12 @@ def index(
     encoded, so that a second call goes on after the last.
 
     Args:
-        encoder: an encoder, or a model's name for `open_encoder`.
+        encoder: an encoder, with its name as `model`, or a model's name for `open_encoder`.
         catalogue: documents, or their source for `load_catalogue`.
-        model: name of an encoder that is given as such, for whoever opens the index.
         fusion: how BM25 is added; by default as the study of a run's model chose it.
         queries: for which a search is to meet the target; by default a run's model takes those of its dev side, and
             any other a few words of documents, which need longer shortlists than what people type.
         rebuild: take nothing over, and replace what is there even where it was made by another model.
-
-    Raises:
-        InputError: `out` is something else, or was made with another model or settings, or another call works on it.
     """
     observer, settings, out = observer or Observer(), settings or IndexSettings(), Path(out)
     if isinstance(encoder, str | Path):
@@ -113,11 +116,11 @@ def index(
         known, distinct = set(table["document"]), list(dict.fromkeys(texts))
         missing = [text for text in distinct if text not in known]
         prepare(encoder, lambda: distinct, queries=queries, texts=len(missing))
-        chunks = encode_chunks(encoder, missing, out / WORK / encoder.fingerprint, observer)
+        chunks = _encode_chunks(encoder, missing, out / WORK / encoder.fingerprint, observer)
         if before:
             chunks.append((table["document"].to_list(), before / files.VECTORS))
         with atomic.new_folder(out / generation) as folder:
-            vectors = write_vectors(folder / files.VECTORS, texts, encoder.dim, chunks)
+            vectors = _write_vectors(folder / files.VECTORS, texts, encoder.dim, chunks)
             codec, calibrated, warning = write_shortlist(
                 folder,
                 vectors,
@@ -215,3 +218,45 @@ def _tidy(out: Path, kept: Container[str | None]) -> None:
     for path in out.iterdir():
         if path.name not in kept and (path.name.isdigit() or path.name.endswith((".part", ".old"))):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
+    """Encode distinct texts chunk by chunk into files under `work`; whole ones of an earlier call are kept."""
+    chunks = []
+    if texts:
+        observer.stage("encode", f"{len(texts):,} texts")
+    try:
+        for start in range(0, len(texts), CHUNK):
+            chunk = texts[start : start + CHUNK]
+            path = work / f"{texts_fingerprint(chunk)}.npy"
+            if read_entry(path, len(chunk), np.float16) is None:
+                write_entry(path, encoder.encode(chunk, kind="document").astype(np.float16))
+            chunks.append((chunk, path))
+            observer.encoding("", start + len(chunk), len(texts))
+    finally:
+        observer.done()
+    return chunks
+
+
+def _write_vectors(path: Path, texts: Sequence[str], dim: int, chunks: Sequence[Chunk]) -> NDArray[np.float16]:
+    """Write a vector for each document, (len(texts), dim) float16, and return the file mapped for reading.
+
+    Every text is in one of the chunks. Raises OSError where the disk has no room.
+    """
+    vectors: Any = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), dim))
+    atomic.reserve(path)
+    place = {text: n for n, text in enumerate(chain.from_iterable(chunk for chunk, _ in chunks))}
+    places = np.array([place[text] for text in texts], dtype=np.int64)
+    order = np.argsort(places, kind="stable")
+    start = 0
+    for chunk, file in chunks:
+        first, last = np.searchsorted(places, [start, start + len(chunk)], sorter=order)
+        source = np.load(file, mmap_mode="r")
+        for block in range(first, last, ROWS):
+            rows = order[block : min(block + ROWS, last)]
+            vectors[rows] = source[places[rows] - start]
+        start += len(chunk)
+    vectors.flush()
+    del vectors
+    mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return mapped

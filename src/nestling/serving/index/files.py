@@ -117,11 +117,7 @@ def describe(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def check(folder: Path, manifest: Manifest, *, content: Container[str] = ()) -> Path:
-    """Return the folder in force, or raise InputError where a file is not of the manifest's size.
-
-    Args:
-        content: files whose BLAKE2b is compared too.
-    """
+    """Return the folder in force; InputError where a file has another size, or one of `content` another BLAKE2b."""
     generation = folder / manifest.generation
     for name, (size, digest) in manifest.files.items():
         path = generation / name

@@ -150,9 +150,6 @@ class Index:
             mode: `dense`, `lexical`, or `fused`: their weighted sum; by default the first of `modes`.
             vectors: of the queries, by the index's own encoder; (n_queries, dim).
             cell: codes to search instead of the index's own.
-
-        Raises:
-            InputError: the index cannot be searched in that way, or has no such field; or a query is blank.
         """
         if isinstance(queries, str):
             raise ValueError("search takes a list of queries, not one string")
@@ -178,10 +175,7 @@ class Index:
         return self._hits(top)
 
     def top_k(self, vectors: NDArray[np.float32], k: int, allowed: Allowed = None) -> Top:
-        """Return the rows of the `k` best by vectors and their cosines, (n_queries, k) each; -1 and -inf pad.
-
-        A vector of zeros finds nothing.
-        """
+        """Return rows and cosines of the `k` best, (n_queries, k), padded by -1 and -inf; a zero vector has none."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         k = min(k, len(self))

@@ -25,8 +25,6 @@ class IndexSettings:
             whole float32 vectors up to `exact_up_to` documents and one bit a dim beyond.
         exact_up_to: with more documents than this an inverted file is built.
         target: share of the exact top 10 that a search must find, on queries made of the documents' words.
-        bm25: index the words too.
-        language: of BM25's stemmer.
     """
 
     shortlist: str = AUTO

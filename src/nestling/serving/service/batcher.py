@@ -102,11 +102,9 @@ class Batcher:
         return len(self._few) + len(self._many)
 
     def submit(self, encoder: Encoder, texts: Sequence[str], kind: Kind = "query") -> Future[Vectors]:
-        """Queue texts; the future gives (len(texts), dim) float32. Cancelling it takes back what no call has begun.
+        """Queue texts, or raise QueueFullError; the future gives (len(texts), dim) float32.
 
-        Raises:
-            QueueFullError: the queue has no room for all of them.
-            ValueError: there is no text, or the batcher was closed.
+        Cancelling it takes back what no call has begun.
         """
         if not texts:
             raise ValueError("a request needs at least one text")

@@ -1,4 +1,4 @@
-"""The requests of a server, apart from HTTP: encode, search, compare."""
+"""The requests of a server, apart from HTTP: encode, search, compare; and its counters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from pydantic import Field
 from starlette.responses import Response
 
@@ -24,7 +25,6 @@ from nestling.serving.service.answers import RefusedError, encoded
 from nestling.serving.service.batcher import Batcher, Threads
 from nestling.serving.service.compare import recall
 from nestling.serving.service.limits import EMBED_CHARACTERS, TEXTS, Limits
-from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
 
@@ -35,7 +35,30 @@ QUERIES = 1_000
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
 """The model that LangChain and LlamaIndex send when none was named."""
+BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BUCKETS_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Vectors = NDArray[np.float32]
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._all = every = CollectorRegistry()
+        ProcessCollector(registry=every)
+        about = "Requests by route and status."
+        self.requests = Counter("nestling_requests", about, ("route", "status"), registry=every)
+        about = "From the headers of a request to the end of its answer."
+        self.seconds = Histogram("nestling_request_seconds", about, ("route",), buckets=BUCKETS_SECONDS, registry=every)
+        about = "Texts of a call of the encoder."
+        self.batch = Histogram("nestling_encoder_batch_texts", about, buckets=BUCKETS_TEXTS, registry=every)
+        self.queue = Gauge("nestling_queue_texts", "Texts that wait for the encoder.", registry=every)
+        self.rejected = Counter("nestling_rejected", "Requests refused, by reason.", ("reason",), registry=every)
+        self.swaps = Counter("nestling_index_swaps", "New generations of an index.", ("outcome",), registry=every)
+
+    def text(self) -> bytes:
+        """Return all of it, in the text exposition format 0.0.4 of Prometheus."""
+        return generate_latest(self._all)
 
 
 def in_time(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[Response]]:

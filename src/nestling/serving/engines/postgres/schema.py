@@ -121,9 +121,7 @@ def read_meta(connection: Psycopg, names: Names) -> Meta | None:
 def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bool, adopt: bool) -> Meta:
     """Make the table and what belongs to it, unless it is there; return what it was made with.
 
-    Args:
-        shortlist_given: refuse a table with another shortlist.
-        adopt: take a table that Nestling did not make.
+    `shortlist_given` refuses a table with another shortlist; `adopt` takes one that Nestling did not make.
     """
     # Two calls at a time would each make it.
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"nestling {names}"])

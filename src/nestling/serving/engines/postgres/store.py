@@ -91,7 +91,6 @@ class Store:
             shortlist: `DIM:halfvec` or `DIM:bit`; by default what the table has, what a shrunk model brings, or
                 48:halfvec. A model of fewer dims takes all of its own.
             batch: documents in a transaction.
-            remove_missing: delete documents that the catalogue no longer has.
             adopt: take a table that Nestling did not make, if its columns fit.
         """
         if batch < 1:
