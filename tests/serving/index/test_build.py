@@ -25,14 +25,12 @@ from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import build as indexing
-from nestling.serving.index import calibration
 from nestling.serving.index import index as reading
 from nestling.serving.index.build import WORK, index
-from nestling.serving.index.calibration import calibrate
 from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.index.settings import IndexSettings, fusion_for, study_fusion
-from nestling.serving.index.shortlist import Exact, Inverted
+from nestling.serving.index.shortlist import Exact, Inverted, calibrate
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -318,7 +316,7 @@ class Scattered(WordEncoder):
 
 
 def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(calibration, "LENGTHS", (50,))
+    monkeypatch.setattr(indexing.shortlist, "LENGTHS", (50,))
     notes: list[str] = []
 
     class Told(Observer):

@@ -53,10 +53,8 @@ class Worker:
         opened = (encoder.fingerprint, *runtime_of(encoder))
         expected = (self.recipe.fingerprint, self.recipe.runtime, self.recipe.device)
         if opened != expected:
-            raise InputError(
-                f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}; "
-                "put the same model under the same name on every machine"
-            )
+            what = f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}"
+            raise InputError(f"{what}; put the same model under the same name on every machine")
         if not self.out.is_dir():
             raise InputError(f"{self.out}: not there for a worker; give a folder that every machine of the cluster has")
         return encoder

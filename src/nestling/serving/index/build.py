@@ -26,7 +26,6 @@ from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import documents, files, shortlist
-from nestling.serving.index.calibration import write_shortlist
 from nestling.serving.index.files import Manifest
 from nestling.serving.index.settings import IndexSettings, study_fusion, study_queries
 
@@ -121,7 +120,7 @@ def index(
             chunks.append((table["document"].to_list(), before / files.VECTORS))
         with atomic.new_folder(out / generation) as folder:
             vectors = _write_vectors(folder / files.VECTORS, texts, encoder.dim, chunks)
-            codec, calibrated, warning = write_shortlist(
+            codec, calibrated = shortlist.write_shortlist(
                 folder,
                 vectors,
                 encoder.codec or _codec(vectors, dim, precision, before),
@@ -142,10 +141,7 @@ def index(
                 fingerprint=encoder.fingerprint,
                 documents=len(texts),
                 dim=encoder.dim,
-                shortlist=calibrated.shortlist,
-                lists=calibrated.lists,
-                agreement=calibrated.agreement,
-                warning=warning,
+                **vars(calibrated),
                 fusion=fusion.as_dict() if fusion and has_lexical else None,
                 fields=catalogue.fields,
                 settings=asdict(settings),

@@ -100,10 +100,8 @@ def check_filters(filters: Any) -> None:
     for name, values in filters.items() if isinstance(filters, Mapping) else ():
         for value in values if isinstance(values, Sequence) else [values]:
             if isinstance(value, bool | int | float):
-                raise InputError(
-                    f'the field {str(name)[:40]} is compared as text; give "{json.dumps(value)[:40]}", or however the '
-                    "catalogue writes it"
-                )
+                advice = f'give "{json.dumps(value)[:40]}", or however the catalogue writes it'
+                raise InputError(f"the field {str(name)[:40]} is compared as text; {advice}")
 
 
 def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> None:

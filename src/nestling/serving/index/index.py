@@ -30,8 +30,10 @@ LONGER = 4
 """A shortlist is at least so many times as long as the list of results."""
 
 
-def refuse_blank(queries: Sequence[str]) -> None:
-    """Refuse a query without words, whose vector would be near to nothing or to anything."""
+def check_queries(queries: Sequence[str]) -> None:
+    """Refuse one string, and a query without words, whose vector would be near to nothing or to anything."""
+    if isinstance(queries, str):
+        raise ValueError("search takes a list of queries, not one string")
     if not all(query.strip() for query in queries):
         raise InputError("the query is blank; give words to search for")
 
@@ -151,9 +153,7 @@ class Index:
             vectors: of the queries, by the index's own encoder; (n_queries, dim).
             cell: codes to search instead of the index's own.
         """
-        if isinstance(queries, str):
-            raise ValueError("search takes a list of queries, not one string")
-        refuse_blank(queries)
+        check_queries(queries)
         chosen = mode or self.modes[0]
         if chosen not in self.modes:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")
@@ -204,8 +204,7 @@ def _encoder(path: Path, manifest: Manifest, model: str | None, engine: str, thr
         more = "" if model else f"; give the model of {path} with --model, or put it into {inside}"
         raise InputError(f"{error}{more}") from None
     if encoder.fingerprint != manifest.fingerprint:
-        raise InputError(
-            f"{path} was made with another model than {name} (fingerprint {manifest.fingerprint}, not "
-            f"{encoder.fingerprint}); give its own with --model, or index again"
-        )
+        fingerprints = f"fingerprint {manifest.fingerprint}, not {encoder.fingerprint}"
+        what = f"{path} was made with another model than {name} ({fingerprints})"
+        raise InputError(f"{what}; give its own with --model, or index again")
     return encoder

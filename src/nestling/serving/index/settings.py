@@ -97,8 +97,6 @@ def fusion_for(model: str, weight: str | None) -> Fusion | None:
     except ValueError:
         if fusion := study_fusion(weight):
             return fusion
-        raise InputError(
-            f"--bm25-weight {weight!r}: give a number, as in 0.1, or a run's model whose weight to take, as in "
-            "runs/NAME/models/VARIANT"
-        ) from None
+        model_form = "a run's model whose weight to take, as in runs/NAME/models/VARIANT"
+        raise InputError(f"--bm25-weight {weight!r}: give a number, as in 0.1, or {model_form}") from None
     return Fusion(value)

@@ -126,22 +126,18 @@ def _first_fault(errors: Any) -> tuple[str, str]:
 
 
 def load_page(*, login: bool = False) -> Response:
-    """Return the search page, which holds no data: its script asks the server for all that it displays.
+    """Return the search page, which holds no data: its script asks the server, with `login` for the key first.
 
-    Its Content-Security-Policy allows its own style and script by their hashes, and requests to its own origin. With
-    `login` it asks for the server's key first.
+    Its Content-Security-Policy allows its own style and script by their hashes, and requests to its own origin.
     """
     templates = resources.files("nestling.serving.service") / "templates"
     style, script, html = ((templates / f"search.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
     html = html.replace(" data-login", "" if login else " hidden")
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; connect-src 'self'; "
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY"}
     html = html.replace("/*style*/", style).replace("/*script*/", script)
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

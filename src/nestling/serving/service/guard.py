@@ -74,9 +74,8 @@ class Guard:
     def _refused(self, path: str, headers: Headers) -> RefusedError | None:
         if self.key is not None and path not in WITHOUT_KEY:
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(
-                given.strip().encode("latin-1"), self.key.encode()
-            ):
+            is_key = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode())
+            if scheme.lower() != "bearer" or not is_key:
                 message = "this server wants its key, as in Authorization: Bearer KEY"
                 challenge = {"WWW-Authenticate": "Bearer"}
                 return RefusedError(401, message, reason="key", code="invalid_api_key", headers=challenge)

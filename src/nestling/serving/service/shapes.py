@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nestling.config.names import Kind
 from nestling.errors import InputError
 from nestling.serving.index.documents import check_filters
 from nestling.serving.index.index import Mode
@@ -36,6 +37,8 @@ Filters = Annotated[
     BeforeValidator(_texts_only),
 ]
 Precision = Literal["float32", "float16", "int8", "int4", "binary"]
+Timings = dict[Literal["encode_ms", "search_ms", "total_ms"], float]
+Usage = dict[Literal["prompt_tokens", "total_tokens"], int]
 IndexName = Annotated[Name | None, Field(description="By default the first that is served.")]
 
 
@@ -85,10 +88,7 @@ class SearchAnswer(BaseModel):
     index: str
     mode: Mode
     results: list[Result]
-    timings: Annotated[
-        dict[Literal["encode_ms", "search_ms", "total_ms"], float],
-        Field(description="Encoding includes the wait for other requests to be encoded with."),
-    ]
+    timings: Annotated[Timings, Field(description="Encoding includes the wait for other requests to be encoded with.")]
 
 
 class EmbedRequest(BaseModel):
@@ -97,26 +97,21 @@ class EmbedRequest(BaseModel):
     input: Annotated[
         LongText | Annotated[list[LongText], Field(min_length=1, max_length=EMBED_TEXTS)],
         Field(
-            description="A text or several; lists of tokens are not taken. "
-            f"Of a text the first {EMBED_CHARACTERS:,} characters are read, as far as the model does."
+            description=f"A text or several, not lists of tokens; of a text {EMBED_CHARACTERS:,} characters are read."
         ),
     ]
     model: Annotated[Name | None, Field(description="A served index or its model; by default the first.")] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int | None, Field(ge=1, description="Keep so many, brought back to length 1.")] = None
-    input_type: Annotated[
-        Literal["query", "document"], Field(description="Picks the model's prompt, where it has one.")
-    ] = "document"
+    input_type: Annotated[Kind, Field(description="Picks the model's prompt, where it has one.")] = "document"
 
     @field_validator("input", mode="before")
     @classmethod
     def _no_tokens(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items[:EMBED_TEXTS]):
-            raise ValueError(
-                "lists of tokens are not taken, since they belong to another tokenizer; send texts (LangChain: "
-                "OpenAIEmbeddings(..., check_embedding_ctx_length=False))"
-            )
+            advice = "send texts (LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False))"
+            raise ValueError(f"lists of tokens are not taken, since they belong to another tokenizer; {advice}")
         return value
 
     @property
@@ -136,9 +131,7 @@ class EmbedAnswer(BaseModel):
     object: Literal["list"]
     data: list[Embedding]
     model: str
-    usage: Annotated[
-        dict[Literal["prompt_tokens", "total_tokens"], int], Field(description="Tokens read, after truncation.")
-    ]
+    usage: Annotated[Usage, Field(description="Tokens read, after truncation.")]
 
 
 class ModelAnswer(BaseModel):

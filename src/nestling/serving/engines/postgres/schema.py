@@ -50,10 +50,8 @@ class Names:
         """Read SCHEMA.TABLE, or TABLE, whose schema stays empty; InputError where a name is not plain, or too long."""
         parts = text.split(".")
         if len(parts) > 2 or not all(NAME.fullmatch(part) for part in parts):
-            raise InputError(
-                f"--table {text[:80]!r}: give TABLE or SCHEMA.TABLE, each of small letters, digits and _, not "
-                "beginning with a digit, at most 50 long"
-            )
+            form = "small letters, digits and _, not beginning with a digit, at most 50 long"
+            raise InputError(f"--table {text[:80]!r}: give TABLE or SCHEMA.TABLE, each of {form}")
         return cls(parts[0] if len(parts) == 2 else "", parts[-1])
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from nestling.serving.engines.postgres.connection import Connection
 from nestling.serving.engines.postgres.load import check_ids, storable, upsert
 from nestling.serving.engines.postgres.schema import Meta, Names, Shortlist
 from nestling.serving.index.documents import Filters, check_filters
-from nestling.serving.index.index import Hit, refuse_blank
+from nestling.serving.index.index import Hit, check_queries
 
 SHORTLIST = "48:halfvec"
 DELETE_OTHERS = """
@@ -146,9 +146,7 @@ class Store:
             shortlist: candidates to rescore; by default 400, or 20 times k where that is more. 0 compares the query
                 with every document, without the index.
         """
-        if isinstance(queries, str):
-            raise ValueError("search takes a list of queries, not one string")
-        refuse_blank(queries)
+        check_queries(queries)
         check_filters(filters)
         meta = self.meta()
         if meta is None:
