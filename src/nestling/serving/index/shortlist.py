@@ -177,8 +177,7 @@ def write_shortlist(
     if inverted:
         ways.insert(0, ("an inverted file", codec, True))
     for name, codec, is_inverted in ways:
-        exact = _write_codes(folder, vectors, codec)
-        file = None
+        exact, file = _write_codes(folder, vectors, codec), None
         if is_inverted:
             observer.stage("inverted file", f"{len(vectors):,} documents")
             file = build_inverted(vectors, exact, folder / files.INVERTED)
