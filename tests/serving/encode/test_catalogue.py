@@ -24,13 +24,13 @@ from nestling.models.encoder import open_encoder
 from nestling.models.exported_encoder import ExportedEncoder
 from nestling.models.torch_encoder import TorchEncoder
 from nestling.progress import Observer
-from nestling.serving.encode import catalogue as module
 from nestling.serving.encode import ray_engine as encode_ray
 from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
 from nestling.serving.encode.files import MANIFEST, Part, Recipe, read_encoded, text_hashes
 from nestling.serving.encode.partitions import Slice, open_source
 from nestling.serving.encode.worker import Worker
 from nestling.serving.export.export import export
+from nestling.serving.index.files import locked
 
 TITLES = products(50)
 SMALL = EncodeSettings(partition=20, threads=1)
@@ -288,7 +288,10 @@ def test_bad_settings_and_places_are_one_clear_line(static_model_path: Path, tmp
 
 def test_two_calls_on_one_folder_are_kept_apart(static_model_path: Path, tmp_path: Path):
     out = tmp_path / "out"
-    with module._locked(out), pytest.raises(InputError, match="another nestling encode works on it"):
+    with (
+        locked(out, set(), "encode", "vectors"),
+        pytest.raises(InputError, match="another nestling encode works on it"),
+    ):
         encode_catalogue(str(static_model_path), written(tmp_path / "c.parquet"), out)
 
 

@@ -23,9 +23,8 @@ from nestling.retrieval.vectors import truncate
 from nestling.serving.engines.postgres import connection as postgres_connection
 from nestling.serving.engines.postgres import schema as postgres_schema
 from nestling.serving.engines.postgres import server as postgres_server
-from nestling.serving.engines.postgres.load import storable
-from nestling.serving.engines.postgres.sql import Names, Shortlist
-from nestling.serving.engines.postgres.store import Store
+from nestling.serving.engines.postgres.schema import Names, Shortlist
+from nestling.serving.engines.postgres.store import Store, storable
 
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed")
 

@@ -147,7 +147,7 @@ def test_a_static_model_in_int8_is_near_and_a_quarter_of_the_size(tiny_model_pat
 def test_int8_is_near_float32(
     format: Any, tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr("nestling.serving.export.transformer.LARGE_TABLE", 1000)
+    monkeypatch.setattr("nestling.serving.export.formats.LARGE_TABLE", 1000)
     done = export(str(tiny_model_path), tmp_path / "out", format=format, precision="int8", force=True)
     found, expected = ExportedEncoder.open(done.folder).encode(TEXTS), fresh(tiny_model_path).encode(TEXTS)
     assert (found * expected).sum(axis=1).min() > 0.97

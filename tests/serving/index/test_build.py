@@ -25,15 +25,12 @@ from nestling.progress import Observer
 from nestling.retrieval.codec import Codec, fit_codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import build as indexing
-from nestling.serving.index import calibration
 from nestling.serving.index import index as reading
-from nestling.serving.index import vectors as stored
 from nestling.serving.index.build import WORK, index
-from nestling.serving.index.calibration import calibrate
 from nestling.serving.index.files import CODEC, TABLE, VECTORS, read_manifest
 from nestling.serving.index.index import Index
 from nestling.serving.index.settings import IndexSettings, fusion_for, study_fusion
-from nestling.serving.index.shortlist import Exact, Inverted
+from nestling.serving.index.shortlist import Exact, Inverted, calibrate
 from nestling.serving.service.served import Indexes, Source
 
 TITLES = products(60)
@@ -89,7 +86,7 @@ def test_equal_texts_are_encoded_once_and_have_one_vector(tmp_path: Path):
 
 
 def test_an_interrupted_call_goes_on_after_its_last_chunk(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(stored, "CHUNK", 10)
+    monkeypatch.setattr(indexing, "CHUNK", 10)
 
     class Stopped(WordEncoder):
         def encode(self, texts, *, kind="document"):
@@ -132,8 +129,8 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from fixtures.serving import WordEncoder, catalogue, indexed, products
-from nestling.serving.index import vectors as stored
-stored.CHUNK = 5
+from nestling.serving.index import build
+build.CHUNK = 5
 class Slow(WordEncoder):
     def encode(self, texts, *, kind="document"):
         time.sleep(0.05)
@@ -167,7 +164,7 @@ def test_killed_at_any_time_it_leaves_the_old_index_or_none_and_a_second_call_en
             read_manifest(folder)
     encoder = WordEncoder()
     mp = pytest.MonkeyPatch()
-    mp.setattr(stored, "CHUNK", 5)
+    mp.setattr(indexing, "CHUNK", 5)
     indexed(folder, catalogue(titles), encoder=encoder)
     mp.undo()
     assert len(encoder.encoded) == (180 if there_before else 200) - 5 * saved
@@ -218,7 +215,7 @@ def test_a_damaged_chunk_is_not_believed_but_encoded_again(tmp_path: Path):
             return super().encode(texts, kind=kind)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored, "CHUNK", 30)
+        patch.setattr(indexing, "CHUNK", 30)
         with pytest.raises(KeyboardInterrupt):
             indexed(tmp_path / "i", catalogue(TITLES), encoder=Stopped())
         [chunk] = (tmp_path / "i" / WORK).rglob("*.npy")
@@ -319,7 +316,7 @@ class Scattered(WordEncoder):
 
 
 def test_where_nothing_short_finds_the_target_whole_vectors_are_searched_and_it_is_said(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(calibration, "LENGTHS", (50,))
+    monkeypatch.setattr(indexing.shortlist, "LENGTHS", (50,))
     notes: list[str] = []
 
     class Told(Observer):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from filelock import FileLock, Timeout
 
 from nestling.config.names import MAX_UNPACKED
 from nestling.environment import needed, versions
@@ -22,9 +20,10 @@ from nestling.serving.encode.files import MANIFEST, EncodedFolder, Recipe, read_
 from nestling.serving.encode.partitions import open_source
 from nestling.serving.encode.ray_engine import encode_on_ray, ray_cluster
 from nestling.serving.encode.worker import Worker, runtime_of
+from nestling.serving.index.files import LOCK, locked
 
 Precision = Literal["float32", "float16"]
-LOCK, WORK = ".lock", ".work"
+WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class EncodeSettings:
 
     Attributes:
         partition: most documents of a file.
-        batch: texts of a forward pass.
         dim: of the vectors, cut and brought back to length 1; None keeps the model's.
         threads: of an encoder, on which last bits may depend; None takes the folder's, else what the machine has.
     """
@@ -83,16 +81,11 @@ def encode_catalogue(
     Where Ray has several machines, the model, the catalogue and `out` have to be the same places for all of them.
 
     Args:
-        model: as `open_encoder` takes it.
-        source: as `load_catalogue` takes it; or a folder of Parquet files, see `open_source`.
+        model: for `open_encoder`.
+        source: for `load_catalogue`, as are `document`, `document_id` and `max_unpacked`; or a folder of Parquet files.
         engine: `local` encodes in this process; `ray` on a cluster.
         address: of the cluster; None starts one on this machine.
         workers: of the cluster; by default as many as there is room for.
-        document, document_id, max_unpacked: as `load_catalogue` takes them.
-
-    Raises:
-        InputError: the source or the model cannot be read; `out` is something else, was encoded otherwise, or another
-            call works on it; the cluster does not answer or has too few CPUs.
     """
     settings, observer = settings or EncodeSettings(), observer or Observer()
     if engine == "local" and (address is not None or workers is not None):
@@ -100,7 +93,7 @@ def encode_catalogue(
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, not {workers}")
     needed("nestling encode", "pyarrow")
-    with _locked(out), ExitStack() as stack:
+    with locked(out, {MANIFEST, LOCK}, "encode", "vectors"), ExitStack() as stack:
         earlier = read_encoded(out) if (out / MANIFEST).exists() else None
         # Before the cluster, so that it goes after Ray's workers have.
         stack.callback(shutil.rmtree, out / WORK, ignore_errors=True)
@@ -121,14 +114,7 @@ def encode_catalogue(
                 differing = f"another model ({earlier.model}), not with {model} as it is now"
             raise InputError(f"{out} was encoded with {differing}; give another folder, or remove this one")
         at_once = cluster.workers(recipe, workers, observer) if cluster else None
-        opened = open_source(
-            source,
-            out / WORK,
-            partition=settings.partition,
-            document=document,
-            document_id=document_id,
-            max_unpacked=max_unpacked,
-        )
+        opened = open_source(source, out / WORK, settings.partition, document, document_id, max_unpacked)
         for note in opened.notes:
             observer.note(note)
         # Ray's workers have another working directory.
@@ -163,18 +149,3 @@ def _encode(model: str, worker: Worker, ray_workers: int | None, observer: Obser
         if path.name not in parts:
             path.unlink(missing_ok=True)
     return Encoded(folder, len(parts) - kept, kept, ray_workers or 1)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give a folder for the vectors")
-    if out.is_dir() and not any((out / name).exists() for name in (MANIFEST, LOCK)) and any(out.iterdir()):
-        raise InputError(f"{out} holds something else than vectors, so nothing is written there; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(out / LOCK).acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out}: another nestling encode works on it; wait for it to end") from None
-    with lock:
-        yield

@@ -65,7 +65,6 @@ class EncodedFolder:
 
     @property
     def rows(self) -> int:
-        """Documents in all."""
         return sum(part.rows for part in self.partitions)
 
     def write(self, folder: Path) -> None:
@@ -94,9 +93,7 @@ def write_part(
 ) -> None:
     """Write a partition's file, whole or not at all: document_id, text_hash, embedding (a list of fixed size).
 
-    Args:
-        vectors: (len(ids), dim) float16 or float32.
-        fingerprint: of its `Part`, kept in the file.
+    `vectors` are (len(ids), dim) float16 or float32; `fingerprint` is that of its `Part`, kept in the file.
     """
     import pyarrow as pa
     from pyarrow import parquet

@@ -30,12 +30,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Source:
-    """Where partitions are read. It holds no texts, so it travels to other processes.
+    """Where partitions are read: columns of the text, joined by newlines, and of the id, None to derive it from texts.
 
-    Attributes:
-        document: columns of the text, joined by newlines.
-        document_id: column of the id; None derives ids from the texts.
-        notes: on the reading; none of a folder, where nothing is counted.
+    It holds no texts, so it travels to other processes.
     """
 
     name: str
@@ -60,26 +57,22 @@ class Source:
 def open_source(
     source: str | Path,
     work: Path,
-    *,
     partition: int,
     document: Sequence[str] = (),
     document_id: str | None = None,
     max_unpacked: int = MAX_UNPACKED,
 ) -> Source:
-    """Cut a catalogue into partitions.
+    """Cut a catalogue into partitions of so many rows at most.
 
     A folder of Parquet files is not loaded: each file is cut by itself, in the order of their names, each row is a
-    document, and an id that comes twice stays twice. Any other source is loaded and written to `work` as Parquet.
-
-    Args:
-        work: a folder for what has to be kept while partitions are read.
-        partition: most rows of one.
-
-    Raises:
-        InputError: a source that cannot be read, or lacks a column.
+    document, and an id that comes twice stays twice. Any other source is loaded and written to `work` as Parquet,
+    which has to be kept while partitions are read.
     """
     notes: list[str] = []
-    paths = _parquet_files(Path(source).expanduser())
+    folder = Path(source).expanduser()
+    found = (path.relative_to(folder) for path in folder.rglob("*.parquet") if path.is_file())
+    # Writers of Parquet keep what is not data under names that start so.
+    paths = sorted(folder / path for path in found if not any(part[0] in "._" for part in path.parts))
     if not paths:
         catalogue = load_catalogue(
             source, document=document or None, document_id=document_id, fields=(), max_unpacked=max_unpacked
@@ -102,13 +95,6 @@ def open_source(
     slices = tuple(Slice(f"part-{number:05d}.parquet", *part) for number, part in enumerate(parts))
     key = next(iter(columns.get("document_id", ())), None)
     return Source(str(source), columns["document"], key, slices, tuple(notes))
-
-
-def _parquet_files(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder and its folders; none of anything else."""
-    paths = (path for path in folder.rglob("*.parquet") if path.is_file())
-    # Writers of Parquet keep what is not data under names that start so.
-    return sorted(path for path in paths if not any(p[0] in "._" for p in path.relative_to(folder).parts))
 
 
 def _collected(scan: pl.LazyFrame, path: str) -> pl.DataFrame:

@@ -50,13 +50,8 @@ class Cluster:
 def ray_cluster(address: str | None, *, cpus: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine that ends with the block.
 
-    Where the process is connected already, that cluster is used and left connected.
-
-    Args:
-        address: HOST:PORT of a cluster, `auto`, or None for one of our own with so many CPUs.
-
-    Raises:
-        InputError: Ray is missing, or nothing answers at the address.
+    Where the process is connected already, that cluster is used and left connected. The address is HOST:PORT, `auto`,
+    or None for a cluster of our own with so many CPUs.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray tells of each pool of workers, on standard error, that its retries might fail.
@@ -90,11 +85,7 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
     """Encode partitions on the cluster that is connected, and yield what `Worker.encode` returns, in any order.
 
     Each of the workers is an actor with as many CPUs as the recipe has threads, and an encoder of its own. A partition
-    whose worker dies is encoded again, `TRIES` times in all.
-
-    Raises:
-        InputError: a worker could not open the model or read a partition, or a partition's workers all died.
-        OSError: a worker could not write, as on a full disk.
+    whose worker dies is encoded again, `TRIES` times in all. Raises what a worker raised: InputError or OSError.
     """
     import ray
     from ray.util import ActorPool

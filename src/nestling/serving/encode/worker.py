@@ -21,12 +21,9 @@ from nestling.serving.encode.partitions import Slice, Source
 
 @dataclass
 class Worker:
-    """An encoder, and where it reads and writes.
+    """An encoder, and where it reads and writes; `model` and `out` are the same places wherever a worker runs.
 
-    Attributes:
-        model: a name or path that leads to the same model wherever a worker runs.
-        out: the folder, as an absolute path.
-        encoder: None opens one when it is first needed, for Ray hides what is wrong before that.
+    `encoder` None opens one when it is first needed, for Ray hides what is wrong before that.
     """
 
     model: str
@@ -36,13 +33,7 @@ class Worker:
     encoder: Encoder | None = None
 
     def encode(self, part: Slice) -> tuple[Part, bool]:
-        """Return a partition's file and True where it is there and unchanged; else encode and write it.
-
-        A partition is encoded in one call, so that its vectors depend on nothing outside of it.
-
-        Raises:
-            InputError: the partition cannot be read, or the model or the folder is not the one that it is elsewhere.
-        """
+        """Return a partition's file, and True if it is there and unchanged; else encode it in one call and write it."""
         ids, texts = self.source.read(part)
         hashes = text_hashes(texts)
         current = Part.of(part.file, self.recipe, ids, hashes)
@@ -62,10 +53,8 @@ class Worker:
         opened = (encoder.fingerprint, *runtime_of(encoder))
         expected = (self.recipe.fingerprint, self.recipe.runtime, self.recipe.device)
         if opened != expected:
-            raise InputError(
-                f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}; "
-                "put the same model under the same name on every machine"
-            )
+            what = f"{self.model} is {' '.join(opened)} for a worker, not {' '.join(expected)}"
+            raise InputError(f"{what}; put the same model under the same name on every machine")
         if not self.out.is_dir():
             raise InputError(f"{self.out}: not there for a worker; give a folder that every machine of the cluster has")
         return encoder

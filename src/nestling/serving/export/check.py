@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,6 @@ class Check:
         recall_torch, recall_exported: mean recall@10, searched as the model stores documents.
         agreement: share of torch's ten nearest documents that are among the exported encoder's ten.
         cosine_mean, cosine_lowest: between the two vectors of a text, over queries and documents.
-        threads: that either side had.
     """
 
     texts: str
@@ -82,7 +82,6 @@ class Check:
         return ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON takes it."""
         return {**asdict(self), "loss": self.loss, "fault": self.fault}
 
 
@@ -132,21 +131,15 @@ def agreement(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
 
 def speeds(sides: Sequence[Encode], queries: Sequence[str], documents: Sequence[str]) -> list[Speed]:
     """Measure several sides in turn, share by share and query by query, so that what else runs falls on all alike."""
+
+    def seconds_of(texts: Sequence[str], kind: Kind) -> list[float]:
+        return [timeit(partial(encode, texts, kind), number=1) for encode in sides]
+
     timed = documents[:TIMED_DOCUMENTS]
     shares = [timed[start::SHARES] for start in range(min(SHARES, len(timed)))]
     # The first round and the first query warm up; the fastest round counts.
-    rounds = [[_seconds(sides, share, "document") for share in shares] for _ in range(ROUNDS + 1)]
-    single = [_seconds(sides, [query], "query") for query in [queries[0], *queries[:TIMED_QUERIES]]]
+    rounds = [[seconds_of(share, "document") for share in shares] for _ in range(ROUNDS + 1)]
+    single = [seconds_of([query], "query") for query in [queries[0], *queries[:TIMED_QUERIES]]]
     seconds = np.min(rounds, axis=0).sum(axis=0)
     p50, p95 = np.quantile(single[1:], [0.5, 0.95], axis=0) * 1000
     return [Speed(len(timed) / float(t), float(a), float(b)) for t, a, b in zip(seconds, p50, p95, strict=True)]
-
-
-def _seconds(sides: Sequence[Encode], texts: Sequence[str], kind: Kind) -> list[float]:
-    """Return the seconds that each side takes for the same texts."""
-    seconds = []
-    for encode in sides:
-        start = time.perf_counter()
-        encode(texts, kind)
-        seconds.append(time.perf_counter() - start)
-    return seconds

@@ -33,8 +33,7 @@ from nestling.models.tokens import Tokens
 from nestling.progress import Observer
 from nestling.retrieval.codec import Codec
 from nestling.serving.export.check import Check, check_export
-from nestling.serving.export.table import write_table
-from nestling.serving.export.transformer import refuse_unknown, write_onnx, write_openvino
+from nestling.serving.export.formats import refuse_unknown, write_onnx, write_openvino, write_table
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -47,11 +46,7 @@ PROBES = ("", "drill", "Écru DRILL-bit 3/8 in. 漢字 \u00ad\u200b\U0001f528 [M
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was written: its folder, of `size` bytes, and its check against torch.
-
-    Attributes:
-        format: `onnx`, `openvino`, or `table` of a static model.
-    """
+    """An export that was written, of `size` bytes; `format` is `onnx`, `openvino`, or `table` of a static model."""
 
     folder: Path
     format: str
@@ -75,21 +70,17 @@ def export(
 ) -> Exported:
     """Write a model as a folder that `ExportedEncoder` reads without torch.
 
-    A static model becomes a table, whatever the format.
+    A static model becomes a table, whatever the format. InputError where the model cannot be exported, or loses more
+    than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
 
     Args:
         model: a folder, also one that `shrink` wrote, a bundled name or a hub id.
-        out: a folder that does not exist.
         precision: bf16 is for OpenVINO alone; int8 is weights and activations in 8 bits, calibrated on training texts.
         split: a folder that `nestling split` wrote, to calibrate on its training side and check on its dev side; by
             default that of the model's run, else the generated catalogue.
         threshold: a document is relevant above it; 2.5 on a scale of 1 to 3 by default.
         prompts: what to put before a query and a document, for models that store none; see `find_model`.
         force: write the folder also where it loses too much.
-
-    Raises:
-        InputError: the model cannot be had or exported, `out` exists, a package is missing, or the export loses more
-            than 0.5 % of torch's recall@10 (without a split: agrees on less than 90 % of the ten nearest).
     """
     out, observer = Path(out), observer or Observer()
     for value, allowed in ((format, get_args(Format)), (precision, get_args(Precision))):
@@ -143,9 +134,8 @@ def export(
             encoder = ExportedEncoder.open(folder, threads=threads)
             check = check_export(loaded, encoder, qrels, texts="dev" if split else "toolshed", threads=threads)
             if check.fault and not force:
-                raise InputError(
-                    f"{out} is not written: {check.fault}; choose another --precision or --format, or --force"
-                )
+                advice = "choose another --precision or --format, or --force"
+                raise InputError(f"{out} is not written: {check.fault}; {advice}")
             atomic.write_json(folder / MANIFEST, {**manifest, "check": check.as_dict()})
             size = sum(path.stat().st_size for path in folder.iterdir())
     finally:
@@ -154,10 +144,7 @@ def export(
 
 
 def read_model(source: ModelSource) -> tuple[SentenceTransformer, Codec | None, dict[str, Any] | None]:
-    """Return a model on the CPU, and its codec and what was chosen where `shrink` wrote it.
-
-    One that is searched by rescoring keeps its full size, which the second step needs.
-    """
+    """Return a model on the CPU at its full size, and its codec and what was chosen where `shrink` wrote it."""
     if not (source.folder / SHRUNK).is_file():
         return load_model(source, device="cpu").eval(), None, None
     model, codec, about = load_shrunk(source.folder)

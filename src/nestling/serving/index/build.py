@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from nestling import atomic
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.judgments.catalogue import OWN, Catalogue, load_catalogue
+from nestling.models.cached_encoder import read_entry, texts_fingerprint, write_entry
 from nestling.models.encoder import Encoder, open_encoder, prepare
 from nestling.progress import Observer
 from nestling.retrieval.bm25 import Lexical
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
 from nestling.serving.index import documents, files, shortlist
-from nestling.serving.index.calibration import write_shortlist
 from nestling.serving.index.files import Manifest
 from nestling.serving.index.settings import IndexSettings, study_fusion, study_queries
-from nestling.serving.index.vectors import encode_chunks, write_vectors
 
 logger = logging.getLogger(__name__)
 
 CALIBRATED_ON = 256
 WORK = ".work"
+CHUNK = 4_096
+"""Texts encoded between two saves: what an interruption can cost."""
+ROWS = 65_536
 TAKEN_OVER = (files.VECTORS, files.TABLE, files.CODEC)
 """Files that an update reads of the index that is there, so checked by content: damage would get fresh checksums."""
+Chunk = tuple[Sequence[str], Path]
+"""Texts and the file of their vectors, (n, dim) float16."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +73,12 @@ def index(
     encoded, so that a second call goes on after the last.
 
     Args:
-        encoder: an encoder, or a model's name: see `open_encoder`.
-        catalogue: documents, or their source: see `load_catalogue`.
-        model: the name of an encoder that is given as such, for whoever opens the index.
+        encoder: an encoder, with its name as `model`, or a model's name for `open_encoder`.
+        catalogue: documents, or their source for `load_catalogue`.
         fusion: how BM25 is added; by default as the study of a run's model chose it.
         queries: for which a search is to meet the target; by default a run's model takes those of its dev side, and
             any other a few words of documents, which need longer shortlists than what people type.
         rebuild: take nothing over, and replace what is there even where it was made by another model.
-
-    Raises:
-        InputError: `out` is something else, or was made with another model or other settings; or another call works
-            on it.
-        ValueError: an encoder without its model's name.
     """
     observer, settings, out = observer or Observer(), settings or IndexSettings(), Path(out)
     if isinstance(encoder, str | Path):
@@ -98,7 +97,7 @@ def index(
         queries = study_queries(model) or ()
     frame = catalogue.frame
     texts = frame["document"].to_list()
-    with _locked(out):
+    with files.locked(out, {files.MANIFEST, files.LOCK, WORK, "model"}, "index", "an index"):
         old = None if rebuild else _earlier(out, encoder, settings)
         dim, precision = settings.cell(len(texts), encoder.dim, encoder.codec)
         # An inverted file holds no floating-point numbers.
@@ -116,12 +115,12 @@ def index(
         known, distinct = set(table["document"]), list(dict.fromkeys(texts))
         missing = [text for text in distinct if text not in known]
         prepare(encoder, lambda: distinct, queries=queries, texts=len(missing))
-        chunks = encode_chunks(encoder, missing, out / WORK / encoder.fingerprint, observer)
+        chunks = _encode_chunks(encoder, missing, out / WORK / encoder.fingerprint, observer)
         if before:
             chunks.append((table["document"].to_list(), before / files.VECTORS))
         with atomic.new_folder(out / generation) as folder:
-            vectors = write_vectors(folder / files.VECTORS, texts, encoder.dim, chunks)
-            codec, calibrated, warning = write_shortlist(
+            vectors = _write_vectors(folder / files.VECTORS, texts, encoder.dim, chunks)
+            codec, calibrated = shortlist.write_shortlist(
                 folder,
                 vectors,
                 encoder.codec or _codec(vectors, dim, precision, before),
@@ -131,7 +130,10 @@ def index(
                 observer=observer,
             )
             del vectors
-            _write_documents(folder, catalogue)
+            with atomic.new_file(folder / files.TABLE) as temporary:
+                frame.write_parquet(temporary)
+            fields = {name: frame[name].to_list() for name in catalogue.fields}
+            documents.write(folder, frame["document_id"].to_list(), texts, fields)
             has_lexical = settings.bm25 and _write_lexical(folder, texts, settings.language, observer)
             manifest = Manifest(
                 generation=generation,
@@ -139,10 +141,7 @@ def index(
                 fingerprint=encoder.fingerprint,
                 documents=len(texts),
                 dim=encoder.dim,
-                shortlist=calibrated.shortlist,
-                lists=calibrated.lists,
-                agreement=calibrated.agreement,
-                warning=warning,
+                **vars(calibrated),
                 fusion=fusion.as_dict() if fusion and has_lexical else None,
                 fields=catalogue.fields,
                 settings=asdict(settings),
@@ -165,35 +164,19 @@ def index(
     )
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    if out.is_file():
-        raise InputError(f"{out} is a file; give a folder for the index")
-    known = {files.MANIFEST, WORK, ".lock", "model"}
-    if out.is_dir() and not any((out / name).exists() for name in known) and any(out.iterdir()):
-        raise InputError(f"{out} holds something else than an index, so nothing is written there; give another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"{out}: another nestling index works on it; wait for it to end") from None
-
-
 def _earlier(out: Path, encoder: Encoder, settings: IndexSettings) -> Manifest | None:
     """Return the manifest of the index to bring up to date, which must be whole, of this model and shortlist."""
     if not (out / files.MANIFEST).exists():
         return None
     old = files.read_manifest(out)
     files.check(out, old, content=TAKEN_OVER)
-    difference = ""
+    codes = old.settings.get("shortlist")
+    if old.fingerprint == encoder.fingerprint and codes == settings.shortlist:
+        return old
+    difference = f"has a shortlist of {codes}, not {settings.shortlist}"
     if old.fingerprint != encoder.fingerprint:
         difference = f"was made with another model ({old.model})"
-    elif old.settings.get("shortlist") != settings.shortlist:
-        difference = f"has a shortlist of {old.settings.get('shortlist')}, not {settings.shortlist}"
-    if difference:
-        raise InputError(f"{out} {difference}; give another folder, or --rebuild to replace it")
-    return old
+    raise InputError(f"{out} {difference}; give another folder, or --rebuild to replace it")
 
 
 def _codec(vectors: NDArray[np.float16], dim: int, precision: str, before: Path | None) -> Codec:
@@ -216,14 +199,6 @@ def _calibration_queries(encoder: Encoder, queries: Sequence[str], texts: Sequen
     return encoder.encode([crop(text, rng) for text in texts[:: -(-len(texts) // CALIBRATED_ON)]], kind="query")
 
 
-def _write_documents(folder: Path, catalogue: Catalogue) -> None:
-    frame = catalogue.frame
-    with atomic.new_file(folder / files.TABLE) as temporary:
-        frame.write_parquet(temporary)
-    fields = {name: frame[name].to_list() for name in catalogue.fields}
-    documents.write(folder, frame["document_id"].to_list(), frame["document"].to_list(), fields)
-
-
 def _write_lexical(folder: Path, texts: Sequence[str], language: str, observer: Observer) -> bool:
     observer.stage("bm25")
     try:
@@ -239,3 +214,45 @@ def _tidy(out: Path, kept: Container[str | None]) -> None:
     for path in out.iterdir():
         if path.name not in kept and (path.name.isdigit() or path.name.endswith((".part", ".old"))):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _encode_chunks(encoder: Encoder, texts: Sequence[str], work: Path, observer: Observer) -> list[Chunk]:
+    """Encode distinct texts chunk by chunk into files under `work`; whole ones of an earlier call are kept."""
+    chunks = []
+    if texts:
+        observer.stage("encode", f"{len(texts):,} texts")
+    try:
+        for start in range(0, len(texts), CHUNK):
+            chunk = texts[start : start + CHUNK]
+            path = work / f"{texts_fingerprint(chunk)}.npy"
+            if read_entry(path, len(chunk), np.float16) is None:
+                write_entry(path, encoder.encode(chunk, kind="document").astype(np.float16))
+            chunks.append((chunk, path))
+            observer.encoding("", start + len(chunk), len(texts))
+    finally:
+        observer.done()
+    return chunks
+
+
+def _write_vectors(path: Path, texts: Sequence[str], dim: int, chunks: Sequence[Chunk]) -> NDArray[np.float16]:
+    """Write a vector for each document, (len(texts), dim) float16, and return the file mapped for reading.
+
+    Every text is in one of the chunks. Raises OSError where the disk has no room.
+    """
+    vectors: Any = np.lib.format.open_memmap(path, "w+", np.float16, (len(texts), dim))
+    atomic.reserve(path)
+    place = {text: n for n, text in enumerate(chain.from_iterable(chunk for chunk, _ in chunks))}
+    places = np.array([place[text] for text in texts], dtype=np.int64)
+    order = np.argsort(places, kind="stable")
+    start = 0
+    for chunk, file in chunks:
+        first, last = np.searchsorted(places, [start, start + len(chunk)], sorter=order)
+        source = np.load(file, mmap_mode="r")
+        for block in range(first, last, ROWS):
+            rows = order[block : min(block + ROWS, last)]
+            vectors[rows] = source[places[rows] - start]
+        start += len(chunk)
+    vectors.flush()
+    del vectors
+    mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return mapped

@@ -32,8 +32,6 @@ class DamagedError(InputError):
 
 @dataclass
 class Document:
-    """A document, as its row holds it."""
-
     id: str
     text: str
     fields: dict[str, str]
@@ -51,11 +49,7 @@ class Documents:
 
     @classmethod
     def load(cls, folder: Path) -> Documents:
-        """Open what `write` wrote.
-
-        Raises:
-            OSError, ValueError, KeyError: its files are missing or damaged.
-        """
+        """Open what `write` wrote; OSError, ValueError or InputError where files are missing or damaged."""
         offsets = np.load(folder / OFFSETS, mmap_mode="r")
         size = (folder / ROWS).stat().st_size
         if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets) or int(offsets[-1]) != size:
@@ -106,10 +100,8 @@ def check_filters(filters: Any) -> None:
     for name, values in filters.items() if isinstance(filters, Mapping) else ():
         for value in values if isinstance(values, Sequence) else [values]:
             if isinstance(value, bool | int | float):
-                raise InputError(
-                    f'the field {str(name)[:40]} is compared as text; give "{json.dumps(value)[:40]}", or however the '
-                    "catalogue writes it"
-                )
+                advice = f'give "{json.dumps(value)[:40]}", or however the catalogue writes it'
+                raise InputError(f"the field {str(name)[:40]} is compared as text; {advice}")
 
 
 def write(folder: Path, ids: Sequence[str], texts: Sequence[str], fields: Mapping[str, Sequence[str]]) -> None:

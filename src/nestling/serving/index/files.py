@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from nestling import atomic
 from nestling.config.fingerprint import fingerprint
@@ -14,7 +17,7 @@ from nestling.errors import InputError, unread
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = 1
 TABLE, CODES, SCALES, CODEC = "documents.parquet", "codes.npy", "scales.npy", "codec.safetensors"
 VECTORS, INVERTED, LEXICAL = "vectors.npy", "inverted.faiss", "bm25"
@@ -23,18 +26,15 @@ AGAIN = "make it anew with nestling index --rebuild"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index is made of.
+    """Description of an index.
 
     Attributes:
         generation: name of the folder with the files.
         model: as the user gave it; a model that lies in the index's folder `model` goes first.
-        fingerprint: of that model.
-        documents: how many.
         dim: of the vectors that rescore.
         shortlist: candidates that are rescored for the top 10.
         lists: of an inverted file that a search looks into; 0 where all codes are scanned.
         agreement: share of the exact top 10 that such a search finds; None where nothing was left out.
-        warning: what is searched in place of the shortlist that missed the target; empty otherwise.
         fusion: how BM25 is added; None without BM25, or where no weight is known.
         files: path in the generation -> its size in bytes and its BLAKE2b.
     """
@@ -68,11 +68,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read an index's manifest.
-
-    Raises:
-        InputError: the folder is no index, of another format, or damaged.
-    """
+    """Read an index's manifest; InputError where the folder is no index, of another format, or damaged."""
     path = folder / MANIFEST
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the folder of an index")
@@ -96,6 +92,24 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+@contextmanager
+def locked(folder: Path, own: set[str], verb: str, content: str) -> Iterator[None]:
+    """Make a folder, which has one of its `own` names or is empty, and keep other calls of a verb out of it."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for {content}")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and not names & own:
+        what = f"{folder} holds something else than {content}, so nothing is written there"
+        raise InputError(f"{what}; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: another nestling {verb} works on it; wait for it to end") from None
+    with lock:
+        yield
+
+
 def describe(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and BLAKE2b of every file under a folder, by its path there."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -103,11 +117,7 @@ def describe(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def check(folder: Path, manifest: Manifest, *, content: Container[str] = ()) -> Path:
-    """Return the folder in force, or raise InputError where a file is not of the manifest's size.
-
-    Args:
-        content: files whose BLAKE2b is compared too.
-    """
+    """Return the folder in force; InputError where a file has another size, or one of `content` another BLAKE2b."""
     generation = folder / manifest.generation
     for name, (size, digest) in manifest.files.items():
         path = generation / name

@@ -30,8 +30,10 @@ LONGER = 4
 """A shortlist is at least so many times as long as the list of results."""
 
 
-def refuse_blank(queries: Sequence[str]) -> None:
-    """Refuse a query without words, whose vector would be near to nothing or to anything."""
+def check_queries(queries: Sequence[str]) -> None:
+    """Refuse one string, and a query without words, whose vector would be near to nothing or to anything."""
+    if isinstance(queries, str):
+        raise ValueError("search takes a list of queries, not one string")
     if not all(query.strip() for query in queries):
         raise InputError("the query is blank; give words to search for")
 
@@ -52,9 +54,7 @@ class Hit:
 class Index:
     """An index that `nestling index` wrote; `Index.open` reads one. Safe to search from several threads.
 
-    Attributes:
-        vectors: (n, dim) float16, mapped.
-        lexical, fusion: BM25 and how it is added; None where it is not.
+    `vectors` are (n, dim) float16, mapped; `lexical` and `fusion` are BM25 and how it is added.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class Index:
         threads: int | None = None,
         verify: bool = False,
     ) -> Index:
-        """Open an index.
+        """Open an index; InputError where the folder is none, or is damaged, or its model is another or missing.
 
         Args:
             model: the encoder of queries; by default the index's folder `model` where there is one, else the model
@@ -84,9 +84,6 @@ class Index:
             engine: of a model that was not exported.
             threads: of an exported model.
             verify: compare every file's checksum; sizes are always compared.
-
-        Raises:
-            InputError: the folder is no index or a damaged one, or its model cannot be had or is another.
         """
         path = Path(path)
         manifest = files.read_manifest(path)
@@ -103,12 +100,10 @@ class Index:
 
     @classmethod
     def _read(cls, path: Path, folder: Path, manifest: Manifest, encoder: Encoder) -> Index:
-        lists = manifest.lists
+        lists, n = manifest.lists, manifest.documents
         if lists and not has_library():
-            logger.warning(
-                "faiss is not installed, so all of %d documents are scanned, which is slower", manifest.documents
-            )
             lists = 0
+            logger.warning("faiss is not installed, so all of %d documents are scanned, which is slower", n)
         try:
             codec = Codec.load(folder / files.CODEC)
             # With an inverted file the codes are for filters only, so they stay in the file.
@@ -121,7 +116,7 @@ class Index:
                 shortlist = Inverted(library().read_index(str(folder / files.INVERTED)), exact, lists)
             documents = Documents.load(folder)
             vectors = np.load(folder / files.VECTORS, mmap_mode="r")
-            if not len(documents) == len(vectors) == len(codes) == manifest.documents:
+            if not len(documents) == len(vectors) == len(codes) == n:
                 raise ValueError("its files are of different numbers of documents")
             lexical = Lexical.load(folder / files.LEXICAL) if (folder / files.LEXICAL).is_dir() else None
             fusion = Fusion.from_dict(manifest.fusion) if manifest.fusion else None
@@ -136,7 +131,7 @@ class Index:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The ways in which this index can be searched, the best first."""
+        """The ways to search this index, the best first."""
         if self.lexical is None:
             return ("dense",)
         return ("dense", "lexical") if self.fusion is None else ("fused", "dense", "lexical")
@@ -154,19 +149,11 @@ class Index:
         """Return the `k` best documents of each query, best first; fewer where fewer fit.
 
         Args:
-            queries: texts; not one string.
             mode: `dense`, `lexical`, or `fused`: their weighted sum; by default the first of `modes`.
-            filters: field -> a value or several of which one is enough; all fields must fit.
             vectors: of the queries, by the index's own encoder; (n_queries, dim).
             cell: codes to search instead of the index's own.
-
-        Raises:
-            InputError: the index cannot be searched in that way, or has no such field; or a query is blank.
-            ValueError: k is below 1, or `queries` is one string.
         """
-        if isinstance(queries, str):
-            raise ValueError("search takes a list of queries, not one string")
-        refuse_blank(queries)
+        check_queries(queries)
         chosen = mode or self.modes[0]
         if chosen not in self.modes:
             raise InputError(f"{self.path} cannot be searched by {chosen!r}; it can by {', '.join(self.modes)}")
@@ -188,10 +175,7 @@ class Index:
         return self._hits(top)
 
     def top_k(self, vectors: NDArray[np.float32], k: int, allowed: Allowed = None) -> Top:
-        """Return the rows of the `k` best by vectors and their cosines, (n_queries, k) each; -1 and -inf pad.
-
-        A vector of zeros finds nothing.
-        """
+        """Return rows and cosines of the `k` best, (n_queries, k), padded by -1 and -inf; a zero vector has none."""
         if k < 1:
             raise ValueError(f"k must be 1 or more, got {k}")
         k = min(k, len(self))
@@ -202,14 +186,12 @@ class Index:
         return rescore(vectors, candidates, self.vectors, k)
 
     def _hits(self, top: Top) -> list[list[Hit]]:
-        return [
-            [
-                Hit(rank, document.id, float(score), document.text, document.fields, int(row))
-                for rank, (row, score) in enumerate(zip(rows[rows >= 0], scores[rows >= 0], strict=True), start=1)
-                for document in [self.documents[int(row)]]
-            ]
-            for rows, scores in zip(*top, strict=True)
-        ]
+        def hit(rank: int, row: int, score: float) -> Hit:
+            document = self.documents[row]
+            return Hit(rank, document.id, score, document.text, document.fields, row)
+
+        kept = ((rows[rows >= 0].tolist(), scores[rows >= 0].tolist()) for rows, scores in zip(*top, strict=True))
+        return [list(map(hit, range(1, len(rows) + 1), rows, scores)) for rows, scores in kept]
 
 
 def _encoder(path: Path, manifest: Manifest, model: str | None, engine: str, threads: int | None) -> Encoder:
@@ -222,8 +204,7 @@ def _encoder(path: Path, manifest: Manifest, model: str | None, engine: str, thr
         more = "" if model else f"; give the model of {path} with --model, or put it into {inside}"
         raise InputError(f"{error}{more}") from None
     if encoder.fingerprint != manifest.fingerprint:
-        raise InputError(
-            f"{path} was made with another model than {name} (fingerprint {manifest.fingerprint}, not "
-            f"{encoder.fingerprint}); give its own with --model, or index again"
-        )
+        fingerprints = f"fingerprint {manifest.fingerprint}, not {encoder.fingerprint}"
+        what = f"{path} was made with another model than {name} ({fingerprints})"
+        raise InputError(f"{what}; give its own with --model, or index again")
     return encoder

@@ -8,6 +8,7 @@ from typing import Any
 
 from nestling.config.manifests import read_json
 from nestling.config.names import PRECISIONS
+from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError, unread
 from nestling.retrieval.codec import Codec
 from nestling.retrieval.fusion import Fusion
@@ -24,8 +25,6 @@ class IndexSettings:
             whole float32 vectors up to `exact_up_to` documents and one bit a dim beyond.
         exact_up_to: with more documents than this an inverted file is built.
         target: share of the exact top 10 that a search must find, on queries made of the documents' words.
-        bm25: index the words too.
-        language: of BM25's stemmer.
     """
 
     shortlist: str = AUTO
@@ -60,13 +59,10 @@ class IndexSettings:
 
 
 def study_fusion(model: str | Path) -> Fusion | None:
-    """Return the fusion of a run's model at its full size in float32; None for a model that no study measured.
-
-    Args:
-        model: RUNS/NAME/models/VARIANT; anything else is no model of a run.
-    """
-    evaluation = _in_run(model, "evaluation/{}.json")
-    if evaluation is None:
+    """Return the fusion of RUNS/NAME/models/VARIANT at full size in float32; None where no study measured a model."""
+    run = RunFolder.of_model(model)
+    evaluation = run.measured(Path(model).name) if run else None
+    if evaluation is None or not evaluation.is_file():
         return None
     advice = "run nestling run again, or give --bm25-weight"
     results = read_json(evaluation, dict[str, Any], advice=advice)
@@ -80,8 +76,9 @@ def study_fusion(model: str | Path) -> Fusion | None:
 
 def study_queries(model: str | Path) -> list[str] | None:
     """Return the distinct queries of the dev side of a run's model; None for a model of no run."""
-    dev = _in_run(model, "split/dev.parquet")
-    if dev is None:
+    run = RunFolder.of_model(model)
+    dev = run.split / "dev.parquet" if run else None
+    if dev is None or not dev.is_file():
         return None
     import polars as pl
 
@@ -91,22 +88,8 @@ def study_queries(model: str | Path) -> list[str] | None:
         raise unread(dev, error, f"{dev} cannot be read ({error}); make it again with nestling run") from None
 
 
-def _in_run(model: str | Path, file: str) -> Path | None:
-    """Return a file of the run that trained a model, if there is one; {} stands for the variant."""
-    folder = Path(model).expanduser()
-    path = folder.parent.parent / file.format(folder.name)
-    return path if folder.parent.name == "models" and path.is_file() else None
-
-
 def fusion_for(model: str, weight: str | None) -> Fusion | None:
-    """Return how BM25 is added to `model`.
-
-    Args:
-        weight: a number, or a run's model whose weight to take; by default that of the study of `model`.
-
-    Raises:
-        InputError: `weight` is neither a number nor a model that a study measured.
-    """
+    """Return how BM25 is added to `model`: by a number, a run's model whose weight to take, or its own study."""
     if weight is None:
         return study_fusion(model)
     try:
@@ -114,8 +97,6 @@ def fusion_for(model: str, weight: str | None) -> Fusion | None:
     except ValueError:
         if fusion := study_fusion(weight):
             return fusion
-        raise InputError(
-            f"--bm25-weight {weight!r}: give a number, as in 0.1, or a run's model whose weight to take, as in "
-            "runs/NAME/models/VARIANT"
-        ) from None
+        model_form = "a run's model whose weight to take, as in runs/NAME/models/VARIANT"
+        raise InputError(f"--bm25-weight {weight!r}: give a number, as in 0.1, or {model_form}") from None
     return Fusion(value)

@@ -1,23 +1,28 @@
-"""The routes of the server and its search page: FastAPI around a Service, with the guard before it."""
+"""The routes of the server and its search page: FastAPI around a Service, and the guard before it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import hmac
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nestling.environment import VERSION
 from nestling.serving.service import shapes
 from nestling.serving.service.answers import RefusedError, error_body
-from nestling.serving.service.guard import Guard
+from nestling.serving.service.limits import BODY, EMBED_BODY
 from nestling.serving.service.service import Service
 
 DESCRIPTION = "Search in indexes that nestling index wrote, embeddings, and one query at several sizes side by side."
@@ -34,6 +39,73 @@ REFUSALS = {
     504: "No answer came in time.",
 }
 NOT_JSON = "send JSON with the header Content-Type: application/json (curl: -H 'content-type: application/json')"
+WITHOUT_KEY = frozenset({"/", "/health"})
+WHILE_LOADING = frozenset({"/health", "/metrics", "/openapi.json"})
+EMBEDDINGS = frozenset({"/embed", "/v1/embeddings"})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The outermost middleware; `routes` are the paths that are counted under their own names."""
+
+    app: ASGIApp
+    service: Service
+    refusal: Callable[[RefusedError], Response]
+    routes: Collection[str]
+    key: str | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status, size, path = time.perf_counter(), 0, 0, scope["path"]
+        most = EMBED_BODY if path in EMBEDDINGS else BODY
+        too_large = RefusedError(413, f"a request's body may have {most:,} bytes", reason="body")
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > most:
+                raise too_large
+            return message
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        refused = self._refused(path, headers)
+        if refused is None and int(headers.get("content-length", 0)) > most:
+            refused = too_large
+        try:
+            await (self.refusal(refused) if refused else self.app)(scope, limited, counted)
+        finally:
+            route, metrics = path if path in self.routes else "other", self.service.metrics
+            metrics.requests.labels(route, str(status)).inc()
+            metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    def _refused(self, path: str, headers: Headers) -> RefusedError | None:
+        if self.key is not None and path not in WITHOUT_KEY:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            is_key = hmac.compare_digest(given.strip().encode("latin-1"), self.key.encode())
+            if scheme.lower() != "bearer" or not is_key:
+                message = "this server wants its key, as in Authorization: Bearer KEY"
+                challenge = {"WWW-Authenticate": "Bearer"}
+                return RefusedError(401, message, reason="key", code="invalid_api_key", headers=challenge)
+        if self.service.state != "ready" and path not in WHILE_LOADING:
+            return RefusedError(503, "the server is loading; try again", reason="loading", headers={"Retry-After": "2"})
+        return None
 
 
 def create_app(service: Service, *, hosts: Sequence[str] = ("*",), key: str | None = None) -> Guard:
@@ -126,22 +198,18 @@ def _first_fault(errors: Any) -> tuple[str, str]:
 
 
 def load_page(*, login: bool = False) -> Response:
-    """Return the search page, which holds no data: its script asks the server for all that it displays.
+    """Return the search page, which holds no data: its script asks the server, with `login` for the key first.
 
-    Its Content-Security-Policy allows its own style and script by their hashes, and requests to its own origin. With
-    `login` it asks for the server's key first.
+    Its Content-Security-Policy allows its own style and script by their hashes, and requests to its own origin.
     """
     templates = resources.files("nestling.serving.service") / "templates"
     style, script, html = ((templates / f"search.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
     html = html.replace(" data-login", "" if login else " hidden")
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; connect-src 'self'; "
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY"}
     html = html.replace("/*style*/", style).replace("/*script*/", script)
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"

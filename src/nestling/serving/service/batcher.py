@@ -1,21 +1,25 @@
-"""Texts of many clients encoded together: one thread, one bounded queue, and a future for each request."""
+"""Bounded queues of work: texts of many clients encoded together in one thread, and other jobs in pools of threads."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestling.config.names import Kind
+from nestling.errors import InputError
 from nestling.models.encoder import Encoder
-from nestling.serving.service.answers import QueueFullError
+from nestling.serving.index.documents import DamagedError
+from nestling.serving.service.answers import QueueFullError, RefusedError
 from nestling.serving.service.limits import MANY, TEXTS
 
 logger = logging.getLogger(__name__)
@@ -24,6 +28,30 @@ CHARACTERS = 32_768
 """Of a batch, so that a search never waits long behind long texts."""
 
 Vectors = NDArray[np.float32]
+Answer = TypeVar("Answer")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool that refuses rather than lets more than `most` jobs run or wait."""
+
+    def __init__(self, threads: int, most: int) -> None:
+        super().__init__(threads)
+        self._room = threading.Semaphore(most)
+
+    async def run(self, job: Callable[[], Answer]) -> Answer:
+        """Run a job in a thread. When the caller is cancelled, a job that has begun still counts until it ends."""
+        if not self._room.acquire(blocking=False):
+            raise QueueFullError
+        future = self.submit(job)
+        future.add_done_callback(lambda _: self._room.release())
+        try:
+            return await asyncio.wrap_future(future)
+        except DamagedError as error:
+            # The line names a file, which is for the log.
+            logger.error("a request could not be answered: %s", error)
+            raise RefusedError(500, "a file of this index is damaged; the server's log names it") from None
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
 
 
 @dataclass(eq=False)
@@ -56,7 +84,7 @@ class Batcher:
     """
 
     def __init__(
-        self, *, max_batch: int, max_wait: float, queue: int, on_batch: Callable[[int], None] = lambda texts: None
+        self, max_batch: int, max_wait: float, queue: int, on_batch: Callable[[int], None] = lambda texts: None
     ) -> None:
         """Start the thread; see `Limits`. `on_batch` is called with the number of texts of each call."""
         self._max_batch, self._max_wait, self._queue, self._on_batch = max_batch, max_wait, queue, on_batch
@@ -70,15 +98,13 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many texts wait."""
+        """Number of texts that wait."""
         return len(self._few) + len(self._many)
 
     def submit(self, encoder: Encoder, texts: Sequence[str], kind: Kind = "query") -> Future[Vectors]:
-        """Queue texts; the future gives (len(texts), dim) float32. Cancelling it takes back what no call has begun.
+        """Queue texts, or raise QueueFullError; the future gives (len(texts), dim) float32.
 
-        Raises:
-            QueueFullError: the queue has no room for all of them.
-            ValueError: there is no text, or the batcher was closed.
+        Cancelling it takes back what no call has begun.
         """
         if not texts:
             raise ValueError("a request needs at least one text")

@@ -28,10 +28,8 @@ SMALLEST = 8
 
 def dims_of(full: int) -> tuple[int, ...]:
     """Return the sizes to offer: the full one and its halves, down to 8."""
-    dims = [full]
-    while dims[-1] // 2 >= SMALLEST:
-        dims.append(dims[-1] // 2)
-    return tuple(dims)
+    halves = (full >> n for n in range(1, full.bit_length()))
+    return (full, *(dim for dim in halves if dim >= SMALLEST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +90,14 @@ class Judged:
         return self.relevant.get(normalise(query))
 
     def within(self, documents: Documents) -> Judged:
-        """Return the judgments of these documents alone."""
+        """Return the judgments of these documents only."""
         known = {documents[row].id for row in range(len(documents))}
         relevant = {query: ids & known for query, ids in self.relevant.items() if ids & known}
         return Judged(tuple(text for text in self.texts if normalise(text) in relevant), relevant)
 
 
 def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
-    """Read the test side of a folder that `nestling split` wrote; a document is relevant above the threshold.
-
-    Raises:
-        InputError: the folder is no split, polars is missing, or the scale needs a threshold.
-    """
+    """Read the test side of a folder that `nestling split` wrote; a document is relevant above the threshold."""
     needed("--split", "polars")
     from nestling.judgments.split_files import read_split
     from nestling.judgments.threshold import settle_threshold

@@ -37,11 +37,7 @@ def allowed_hosts(host: str) -> Sequence[str]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
-
-    Raises:
-        InputError: the port is taken or not allowed, or the host is not this machine's.
-    """
+    """Return a listening socket, or raise InputError where there can be none; port 0 takes a free one."""
     if not 0 <= port <= 65_535:
         raise InputError(f"--port must be between 0 and 65535, not {port}")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

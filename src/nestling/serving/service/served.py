@@ -26,7 +26,7 @@ AGAIN_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Source:
-    """An index to serve: its name, its folder, and the model to use instead of its own."""
+    """An index to serve; `model` is used instead of its own."""
 
     name: str
     path: Path
@@ -50,6 +50,22 @@ class Served:
         shortlist: Any = self.index.shortlist
         return self.index.manifest.bytes_per_document(getattr(shortlist, "exact", shortlist).codec)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Description for clients: an `IndexAnswer`."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "documents": len(self.index),
+            "dim": self.index.manifest.dim,
+            "modes": self.index.modes,
+            "fields": list(self.index.documents.filters),
+            "bytes": self.bytes_per_document,
+            "dims": self.cells.dims,
+            "precisions": self.cells.precisions,
+            "note": self.cells.note,
+        }
+
 
 class Indexes:
     """Indexes by name, the default first. Reading is safe from any thread; opening is for one.
@@ -64,7 +80,6 @@ class Indexes:
         judged: Judged | None = None,
         opener: Callable[[Source], Index] | None = None,
     ) -> None:
-        """Take the sources; nothing is opened yet. The default `opener` is `Index.open`."""
         self.on_swap: Callable[[str], None] = lambda outcome: None
         self.names = tuple(source.name for source in sources)
         self._sources, self._judged = sources, judged or Judged()
@@ -74,7 +89,7 @@ class Indexes:
         self._failed: dict[str, tuple[Manifest | str, float]] = {}
 
     def get(self, name: str | None) -> Served | None:
-        """Return an index by name, the first without one; None where there is no such."""
+        """Return an index by name, the first for None; None where there is no such."""
         return self._served.get(self.names[0] if name is None else name)
 
     def find(self, model: str | None) -> Served | None:
@@ -82,19 +97,16 @@ class Indexes:
         return self.get(model) or next((served for served in self.all() if served.model == model), None)
 
     def all(self) -> list[Served]:
-        """Return all of them, the default first."""
         return [self._served[name] for name in self.names]
 
     def open(self) -> None:
-        """Open all, or raise InputError."""
         for source in self._sources:
             self._served[source.name] = self._opened(source)
 
     def refresh(self, *, force: bool = False) -> list[str]:
         """Open new generations, and return the names of their indexes.
 
-        One that cannot be opened is logged, and the old one goes on; it is tried again after a minute, when there is
-        another, or when `force` is given.
+        One that cannot be opened is logged, and tried again after a minute, with the next one, or with `force`.
         """
         return [source.name for source in self._sources if self._refreshed(source, force)]
 

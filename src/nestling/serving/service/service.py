@@ -1,4 +1,4 @@
-"""The requests of a server, apart from HTTP: encode, search, compare."""
+"""The requests of a server, apart from HTTP: encode, search, compare; and its counters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from pydantic import Field
 from starlette.responses import Response
 
@@ -21,13 +22,11 @@ from nestling.retrieval.vectors import truncate
 from nestling.serving.index.index import Hit, Mode
 from nestling.serving.index.shortlist import Exact
 from nestling.serving.service.answers import RefusedError, encoded
-from nestling.serving.service.batcher import Batcher
+from nestling.serving.service.batcher import Batcher, Threads
 from nestling.serving.service.compare import recall
 from nestling.serving.service.limits import EMBED_CHARACTERS, TEXTS, Limits
-from nestling.serving.service.metrics import Metrics
 from nestling.serving.service.served import Indexes, Served
 from nestling.serving.service.shapes import Column, CompareRequest, EmbedRequest, SearchRequest, SizesRequest
-from nestling.serving.service.threads import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,30 @@ QUERIES = 1_000
 TOP = 10
 UNNAMED = "text-embedding-ada-002"
 """The model that LangChain and LlamaIndex send when none was named."""
+BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BUCKETS_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 Vectors = NDArray[np.float32]
+
+
+class Metrics:
+    """Counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._all = every = CollectorRegistry()
+        ProcessCollector(registry=every)
+        about = "Requests by route and status."
+        self.requests = Counter("nestling_requests", about, ("route", "status"), registry=every)
+        about = "From the headers of a request to the end of its answer."
+        self.seconds = Histogram("nestling_request_seconds", about, ("route",), buckets=BUCKETS_SECONDS, registry=every)
+        about = "Texts of a call of the encoder."
+        self.batch = Histogram("nestling_encoder_batch_texts", about, buckets=BUCKETS_TEXTS, registry=every)
+        self.queue = Gauge("nestling_queue_texts", "Texts that wait for the encoder.", registry=every)
+        self.rejected = Counter("nestling_rejected", "Requests refused, by reason.", ("reason",), registry=every)
+        self.swaps = Counter("nestling_index_swaps", "New generations of an index.", ("outcome",), registry=every)
+
+    def text(self) -> bytes:
+        """Return all of it, in the text exposition format 0.0.4 of Prometheus."""
+        return generate_latest(self._all)
 
 
 def in_time(method: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[Response]]:
@@ -61,10 +83,7 @@ class Service:
     def __init__(self, indexes: Indexes, limits: Limits) -> None:
         self.indexes, self.limits, self.metrics = indexes, limits, Metrics()
         self.state: Literal["loading", "ready"] = "loading"
-        on_batch = self.metrics.batch.observe
-        self._batcher = Batcher(
-            max_batch=limits.max_batch, max_wait=limits.max_wait, queue=limits.queue, on_batch=on_batch
-        )
+        self._batcher = Batcher(limits.max_batch, limits.max_wait, limits.queue, self.metrics.batch.observe)
         indexes.on_swap = lambda outcome: self.metrics.swaps.labels(outcome).inc()
         self.metrics.queue.set_function(lambda: self._batcher.waiting)
         self._searching = Threads(max(2, min(8, os.cpu_count() or 2)), limits.queue)
@@ -72,16 +91,14 @@ class Service:
         self._comparing = Threads(1, COMPARISONS)
 
     def close(self) -> None:
-        """End all threads, once what they do is done."""
+        """End all threads, once their work is done."""
         self._batcher.close()
         for threads in (self._searching, self._comparing):
             threads.shutdown(cancel_futures=True)
 
     @in_time
     async def search(self, request: SearchRequest) -> bytes:
-        """Answer a search."""
-        began = time.perf_counter()
-        queries = request.texts
+        began, queries = time.perf_counter(), request.texts
         served, mode, vectors, encode_ms = await self._prepare(request.index, request.mode, queries)
 
         def job() -> bytes:
@@ -99,14 +116,12 @@ class Service:
 
     @in_time
     async def embed(self, request: EmbedRequest) -> bytes:
-        """Answer as OpenAI's embeddings API does."""
         served = self._model(request.model)
         texts = [text[:EMBED_CHARACTERS] for text in request.texts]
         full = served.index.encoder.dim
         dim = request.dimensions or full
         if dim > full:
-            message = f"dimensions: {served.model} has {full}, so give 1 to {full}"
-            raise RefusedError(422, message, param="dimensions")
+            raise RefusedError(422, f"dimensions: {served.model} has {full}, so give 1 to {full}", param="dimensions")
         vectors = await self._encode(served, texts, request.input_type)
 
         def numbers(row: Vectors) -> str | list[float]:
@@ -127,7 +142,6 @@ class Service:
 
     @in_time
     async def compare(self, request: CompareRequest) -> bytes:
-        """Answer one query in one or two ways."""
         columns = [await self._column(request, column) for column in request.columns]
         judged = any(column["recall"] is not None for column in columns)
         return encoded({"query": request.query, "judged": judged, "columns": columns})
@@ -153,16 +167,13 @@ class Service:
                 "recall": recall([hit.document_id for hit in hits], relevant) if relevant else None,
                 "encode_ms": encode_ms,
                 "search_ms": search_ms,
-                "hits": [
-                    {**_hit(hit), "relevant": None if relevant is None else hit.document_id in relevant} for hit in hits
-                ],
+                "hits": [{**_hit(hit), "relevant": relevant and hit.document_id in relevant} for hit in hits],
             }
 
         return await self._comparing.run(job)
 
     @in_time
     async def sizes(self, request: SizesRequest) -> bytes:
-        """Answer how much of a query's results each size keeps."""
         served = self._served(request.index)
         if not served.cells.dims:
             raise RefusedError(422, served.cells.note or "this index has no other sizes")
@@ -175,11 +186,10 @@ class Service:
         def job() -> bytes:
             judged = served.judged.of(request.query)
             wanted = judged or frozenset(top(served.cells.cell(None, None)))
-            cells = [served.cells.cell(dim, request.precision) for dim in served.cells.dims]
-            sizes = [
-                {"dim": cell.codec.dim, "bytes": cell.codec.bytes_per_vector, "recall": recall(top(cell), wanted)}
-                for cell in cells
-            ]
+            sizes = []
+            for dim in served.cells.dims:
+                cell = served.cells.cell(dim, request.precision)
+                sizes.append({"dim": dim, "bytes": cell.codec.bytes_per_vector, "recall": recall(top(cell), wanted)})
             against = "judged" if judged else "full size"
             about = {"index": served.name, "precision": request.precision, "against": against, "wanted": len(wanted)}
             return encoded({**about, "sizes": sizes})
@@ -188,40 +198,21 @@ class Service:
 
     @in_time
     async def models(self) -> bytes:
-        """Return the names under which embeddings are had, as OpenAI lists models."""
         names = dict.fromkeys([*self.indexes.names, *(served.model for served in self.indexes.all())])
         return encoded({"object": "list", "data": [_as_model(name) for name in names]})
 
     @in_time
     async def model(self, model: str) -> bytes:
-        """Return one of them."""
         self._model(model)
         return encoded(_as_model(model))
 
     @in_time
     async def described(self) -> bytes:
-        """Return the indexes that are served."""
         every = self.indexes.all()
-        indexes = [
-            {
-                "name": served.name,
-                "model": served.model,
-                "documents": len(served.index),
-                "dim": served.index.manifest.dim,
-                "modes": served.index.modes,
-                "fields": list(served.index.documents.filters),
-                "bytes": served.bytes_per_document,
-                "dims": served.cells.dims,
-                "precisions": served.cells.precisions,
-                "note": served.cells.note,
-            }
-            for served in every
-        ]
-        return encoded({"indexes": indexes, "judged": len(every[0].judged.texts)})
+        return encoded({"indexes": [served.about for served in every], "judged": len(every[0].judged.texts)})
 
     @in_time
     async def queries(self, limit: Annotated[int, Field(ge=1, le=QUERIES)] = QUERIES) -> bytes:
-        """Return judged queries of the first index that has some."""
         texts = next((served.judged.texts for served in self.indexes.all() if served.judged.texts), ())
         return encoded({"queries": texts[:limit]})
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from nestling.config.names import Kind
 from nestling.errors import InputError
 from nestling.serving.index.documents import check_filters
 from nestling.serving.index.index import Mode
@@ -18,7 +19,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _texts_alone(filters: Any) -> Any:
+def _texts_only(filters: Any) -> Any:
     try:
         check_filters(filters)
     except InputError as error:
@@ -33,9 +34,11 @@ Value = Annotated[str, Field(max_length=1_000)]
 Filters = Annotated[
     dict[Name, Value | Annotated[list[Value], Field(max_length=VALUES)]],
     Field(max_length=FIELDS, description="Field to a value or several of which one is enough; all fields must fit."),
-    BeforeValidator(_texts_alone),
+    BeforeValidator(_texts_only),
 ]
 Precision = Literal["float32", "float16", "int8", "int4", "binary"]
+Timings = dict[Literal["encode_ms", "search_ms", "total_ms"], float]
+Usage = dict[Literal["prompt_tokens", "total_tokens"], int]
 IndexName = Annotated[Name | None, Field(description="By default the first that is served.")]
 
 
@@ -57,7 +60,6 @@ class SearchRequest(Strict):
 
     @property
     def texts(self) -> list[str]:
-        """The queries."""
         return [self.query] if self.query is not None else list(self.queries or ())
 
     @model_validator(mode="after")
@@ -70,8 +72,6 @@ class SearchRequest(Strict):
 
 
 class Hit(BaseModel):
-    """A result."""
-
     rank: int
     id: str
     score: float
@@ -80,22 +80,15 @@ class Hit(BaseModel):
 
 
 class Result(BaseModel):
-    """The results of one query, best first."""
-
     query: str
     hits: list[Hit]
 
 
 class SearchAnswer(BaseModel):
-    """The results of each query, in their order."""
-
     index: str
     mode: Mode
     results: list[Result]
-    timings: Annotated[
-        dict[Literal["encode_ms", "search_ms", "total_ms"], float],
-        Field(description="Encoding includes the wait for other requests to be encoded with."),
-    ]
+    timings: Annotated[Timings, Field(description="Encoding includes the wait for other requests to be encoded with.")]
 
 
 class EmbedRequest(BaseModel):
@@ -104,31 +97,25 @@ class EmbedRequest(BaseModel):
     input: Annotated[
         LongText | Annotated[list[LongText], Field(min_length=1, max_length=EMBED_TEXTS)],
         Field(
-            description="A text or several; lists of tokens are not taken. "
-            f"Of a text the first {EMBED_CHARACTERS:,} characters are read, as far as the model does."
+            description=f"A text or several, not lists of tokens; of a text {EMBED_CHARACTERS:,} characters are read."
         ),
     ]
     model: Annotated[Name | None, Field(description="A served index or its model; by default the first.")] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int | None, Field(ge=1, description="Keep so many, brought back to length 1.")] = None
-    input_type: Annotated[
-        Literal["query", "document"], Field(description="Picks the model's prompt, where it has one.")
-    ] = "document"
+    input_type: Annotated[Kind, Field(description="Picks the model's prompt, where it has one.")] = "document"
 
     @field_validator("input", mode="before")
     @classmethod
     def _no_tokens(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, int | list) and not isinstance(item, bool) for item in items[:EMBED_TEXTS]):
-            raise ValueError(
-                "lists of tokens are not taken, since they belong to another tokenizer; send texts (LangChain: "
-                "OpenAIEmbeddings(..., check_embedding_ctx_length=False))"
-            )
+            advice = "send texts (LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False))"
+            raise ValueError(f"lists of tokens are not taken, since they belong to another tokenizer; {advice}")
         return value
 
     @property
     def texts(self) -> list[str]:
-        """The texts."""
         return [self.input] if isinstance(self.input, str) else list(self.input)
 
 
@@ -141,19 +128,13 @@ class Embedding(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """As OpenAI's embeddings API answers."""
-
     object: Literal["list"]
     data: list[Embedding]
     model: str
-    usage: Annotated[
-        dict[Literal["prompt_tokens", "total_tokens"], int], Field(description="Tokens read, after truncation.")
-    ]
+    usage: Annotated[Usage, Field(description="Tokens read, after truncation.")]
 
 
 class ModelAnswer(BaseModel):
-    """A name that is taken as a model, as OpenAI describes one."""
-
     id: str
     object: Literal["model"]
     created: int
@@ -177,8 +158,6 @@ class Column(Strict):
 
 
 class CompareRequest(Strict):
-    """One query, searched in one or two ways."""
-
     query: Text
     columns: Annotated[list[Column], Field(min_length=1, max_length=2)]
     k: Annotated[int, Field(ge=1, le=100)] = 10
@@ -205,16 +184,12 @@ class ColumnAnswer(BaseModel):
 
 
 class CompareAnswer(BaseModel):
-    """A column for each way."""
-
     query: str
     judged: bool
     columns: list[ColumnAnswer]
 
 
 class SizesRequest(Strict):
-    """One query at every size of an index."""
-
     query: Text
     index: IndexName = None
     precision: Precision = "float32"
@@ -254,8 +229,6 @@ class IndexAnswer(BaseModel):
 
 
 class IndexesAnswer(BaseModel):
-    """All indexes, the default first."""
-
     indexes: list[IndexAnswer]
     judged: int
 

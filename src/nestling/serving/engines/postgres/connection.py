@@ -44,6 +44,7 @@ MENDABLE = (
     (errors.IntegrityError, "that rule is not Nestling's: drop it, or give another --table"),
     (errors.OperationalError, f"mend that, {AGAIN}"),
 )
+"""What the user can mend -> advice; any other error is a fault of the program."""
 
 
 class Connection:
@@ -52,9 +53,8 @@ class Connection:
     def __init__(self, dsn: str, *, observer: Observer | None = None) -> None:
         """Connect, or raise InputError where the server is not there or lets nobody in."""
         self._dsn, self.observer = dsn, observer or Observer()
-        self._connection: Psycopg | None = None
         try:
-            self._connection = self._open()
+            self._connection: Psycopg | None = self._open()
         except psycopg.Error as error:
             raise InputError(_refused(error)) from None
 
@@ -68,10 +68,7 @@ class Connection:
         return self.run(execute)
 
     def run(self, work: Callable[[Psycopg], Result]) -> Result:
-        """Do `work` in a transaction; InputError where the server went away and did not come back, or refuses.
-
-        It may be done again, so it must come to the same when done twice.
-        """
+        """Do `work` in a transaction, again after a lost connection; InputError where the server fails or refuses."""
         waits = iter(WAITS)
         while True:
             try:
@@ -80,7 +77,10 @@ class Connection:
                     return work(self._connection)
             except psycopg.Error as error:
                 if not _passes(error):
-                    raise _explained(error) from None
+                    advice = next((advice for kinds, advice in MENDABLE if isinstance(error, kinds)), None)
+                    if advice is None:
+                        raise
+                    raise InputError(f"PostgreSQL: {first_line(error)}; {advice}") from None
                 self.close()
                 wait = next(waits, None)
                 if wait is None:
@@ -128,11 +128,3 @@ def _refused(error: psycopg.Error) -> str:
         if re.search(pattern, str(error)):
             return f"PostgreSQL: {why}; {advice}"
     return f"PostgreSQL cannot be reached ({why}); see that it runs, and that --dsn has its host and port"
-
-
-def _explained(error: psycopg.Error) -> Exception:
-    """Return what the user can mend as an InputError; anything else is a fault of the program and stays as it is."""
-    for kinds, advice in MENDABLE:
-        if isinstance(error, kinds):
-            return InputError(f"PostgreSQL: {first_line(error)}; {advice}")
-    return error

