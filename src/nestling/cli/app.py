@@ -41,6 +41,7 @@ app = App(
     help="Fine-tune a small embedding model on your own search judgments, and learn how small its embeddings can get.",
     version=VERSION,
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=""),
 )
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -50,9 +51,7 @@ def run(
     experiment: Source = None,
     *,
     options: RunOptions = RunOptions(),
-    overwrite: Annotated[
-        bool, Parameter(help="Make again what was made with other data or settings.", negative="")
-    ] = False,
+    overwrite: Annotated[bool, Parameter(help="Make again what was made with other data or settings.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
@@ -119,7 +118,7 @@ def split(
         Parameter(help="What sides share: components and queries nothing, queries-only documents."),
     ] = "auto",
     seed: int = 0,
-    overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.", negative="")] = False,
+    overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Split into train, dev and test that share no query, and where the data allows it no document."""
@@ -153,7 +152,7 @@ def train(
     *,
     recipe: Annotated[str, Parameter(help="graded, distilled, mnrl, static, adapter, cosine or cosent.")] = "graded",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
-    matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
+    matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.")] = False,
     dims: Dims = None,
     weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,
     threshold: Annotated[float | None, Parameter(help="Positives score above this (2.5 on a scale of 1 to 3).")] = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from nestling.cli.console import observer
-from nestling.cli.options import Json, MaxUnpacked, with_commas
+from nestling.cli.options import IdColumn, Json, MaxUnpacked, TextColumns, with_commas
 from nestling.errors import clean
 
 
@@ -31,10 +31,8 @@ def encode(
     threads: Annotated[int | None, Parameter(help="Of an encoder; under ray its CPUs. By default the folder's.")] = (
         None
     ),
-    document: Annotated[
-        tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
-    ] = (),
-    document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None,
+    document: TextColumns = (),
+    document_id: IdColumn = None,
     max_unpacked: MaxUnpacked = 2048,
     as_json: Json = False,
 ) -> None:

@@ -26,7 +26,7 @@ def export(
     ] = None,
     threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
     prompts: PromptOptions = PromptOptions(),
-    force: Annotated[bool, Parameter(help="Write it even if it loses quality.", negative="")] = False,
+    force: Annotated[bool, Parameter(help="Write it even if it loses quality.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a model for a runtime without torch, and check it against torch: quality and speed."""

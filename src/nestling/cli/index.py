@@ -17,7 +17,6 @@ from nestling.errors import InputError, clean
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nestling.serving.index.build import Indexed
     from nestling.serving.index.index import Hit
 
 
@@ -32,13 +31,13 @@ def index(
     ] = "auto",
     exact_up_to: Annotated[int, Parameter(help="With more documents an inverted file (faiss) is built.")] = 50_000,
     target: Annotated[float, Parameter(help="Share of the exact top 10 that a search must find.")] = 0.995,
-    bm25: Annotated[bool, Parameter(help="Index the words too.")] = True,
+    bm25: Annotated[bool, Parameter(help="Index the words too.", negative="--no-bm25")] = True,
     bm25_weight: Annotated[
         str | None, Parameter(help="Weight of BM25, or a run's model whose weight to take; by default MODEL's own.")
     ] = None,
     language: Annotated[str, Parameter(help="Of BM25's stemmer.")] = "english",
     engine: EngineName = "torch-fp32",
-    rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.", negative="")] = False,
+    rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.")] = False,
     as_json: Json = False,
 ) -> None:
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
@@ -64,7 +63,20 @@ def index(
         counts = {"encoded": done.encoded, "kept": done.kept, "removed": done.removed}
         print(json.dumps({"out": str(done.path), **counts, "bytes_in_memory": done.bytes_in_memory, **about}))
         return
-    print("\n".join(_told(done)))
+    manifest = done.manifest
+    changes = f"{done.encoded:,} texts encoded, {done.kept:,} documents as before, {done.removed:,} removed"
+    how = "all scanned" if not manifest.lists else f"an inverted file, {manifest.lists:,} lists looked into"
+    agreement = "" if manifest.agreement is None else f"; {manifest.agreement:.1%} of the exact top 10"
+    print(f"documents   {manifest.documents:,}: {changes}")
+    print(f"search      {how}, {manifest.shortlist:,} candidates rescored{agreement}")
+    print(f"memory      {done.bytes_in_memory:,.0f} bytes a document")
+    if manifest.fusion is not None:
+        print(f"bm25        added with weight {manifest.fusion['weight']:g}")
+    elif manifest.settings["bm25"]:
+        print("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
+    if manifest.warning:
+        print(f"WARNING     {manifest.warning}")
+    print(f"index       {done.path}")
 
 
 def search(
@@ -75,11 +87,11 @@ def search(
         Literal["fused", "dense", "lexical"] | None, Parameter(help="By default the best that the index has.")
     ] = None,
     filters: Annotated[
-        tuple[str, ...], Parameter(name="--filter", help="FIELD=VALUE; of one field any, of several all.", negative="")
+        tuple[str, ...], Parameter(name="--filter", help="FIELD=VALUE; of one field any, of several all.")
     ] = (),
     model: Annotated[str | None, Parameter(help="The index's model, where it has moved.")] = None,
     engine: EngineName = "torch-fp32",
-    verify: Annotated[bool, Parameter(help="Compare every file's checksum first.", negative="")] = False,
+    verify: Annotated[bool, Parameter(help="Compare every file's checksum first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search in an index."""
@@ -106,25 +118,6 @@ def search(
     console = Console()
     for query, hits in zip(queries, found, strict=True):
         console.print(hits_table(query, hits, mode or opened.modes[0]))
-
-
-def _told(done: Indexed) -> list[str]:
-    manifest = done.manifest
-    counts = f"{done.encoded:,} texts encoded, {done.kept:,} documents as before, {done.removed:,} removed"
-    how = "all scanned" if not manifest.lists else f"an inverted file, {manifest.lists:,} lists looked into"
-    agreement = "" if manifest.agreement is None else f"; {manifest.agreement:.1%} of the exact top 10"
-    lines = [
-        f"documents   {manifest.documents:,}: {counts}",
-        f"search      {how}, {manifest.shortlist:,} candidates rescored{agreement}",
-        f"memory      {done.bytes_in_memory:,.0f} bytes a document",
-    ]
-    if manifest.settings["bm25"] and manifest.fusion is None:
-        lines.append("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
-    elif manifest.fusion is not None:
-        lines.append(f"bm25        added with weight {manifest.fusion['weight']:g}")
-    if manifest.warning:
-        lines.append(f"WARNING     {manifest.warning}")
-    return [*lines, f"index       {done.path}"]
 
 
 def hits_table(query: str, hits: list[Hit], caption: str | None = None) -> Table:

@@ -18,12 +18,12 @@ def push(
     hub_id: Annotated[str, Parameter(help="The repository, OWNER/NAME; it is made where it is missing.")],
     *,
     runs: Runs = Path("runs"),
-    private: Annotated[bool, Parameter(help="Make the repository private.", negative="")] = False,
+    private: Annotated[bool, Parameter(help="Make the repository private.")] = False,
     revision: Annotated[str | None, Parameter(help="A branch; it is made where it is missing.")] = None,
     message: Annotated[str | None, Parameter(help="Message of the commit.")] = None,
     endpoint: Annotated[str | None, Parameter(help="URL of the hub; by default HF_ENDPOINT or huggingface.co.")] = None,
-    dry_run: Annotated[bool, Parameter(help="List what would be sent, and send nothing.", negative="")] = False,
-    force: Annotated[bool, Parameter(help="Push a model that is a REGRESSION, too.", negative="")] = False,
+    dry_run: Annotated[bool, Parameter(help="List what would be sent, and send nothing.")] = False,
+    force: Annotated[bool, Parameter(help="Push a model that is a REGRESSION, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a trained model and its card to a model hub, in one commit.
