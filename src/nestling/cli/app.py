@@ -126,7 +126,7 @@ def split(
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.data_tables import split_table
-    from nestling.study.split import split as split_data
+    from nestling.study.data import split as split_data
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         if not overwrite:
