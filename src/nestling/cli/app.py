@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 from nestling.atomic import FULL
-from nestling.cli import encode, export, index, measure, postgres, push, report, serve, tune
+from nestling.cli import export, index, measure, postgres, report, serve, tune
 from nestling.cli.console import observer, print_results, print_tables, speaks
 from nestling.cli.options import (
     Columns,
@@ -200,8 +200,8 @@ def train(
 
 
 for verb in (
-    *(measure.evaluate, measure.shrink, report.report, push.push, export.export, index.index, index.search),
-    *(serve.serve, postgres.postgres, encode.encode, tune.tune, tune.curve),
+    *(measure.evaluate, measure.shrink, report.report, export.push, export.export, index.index, index.search),
+    *(serve.serve, postgres.postgres, index.encode, tune.tune, tune.curve),
 ):
     app.command(verb)
 
