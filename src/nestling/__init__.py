@@ -33,7 +33,7 @@ _HOMES = {
     "load_shrunk": "nestling.models.encoder",
     "run": "nestling.study.run",
     "shrink": "nestling.study.shrink",
-    "split": "nestling.study.split",
+    "split": "nestling.study.data",
     "train": "nestling.study.train",
 }
 __all__ = ["__version__", *_HOMES]
@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     from nestling.serving.index.index import Index as Index
     from nestling.serving.index.settings import IndexSettings as IndexSettings
     from nestling.study.data import inspect as inspect
+    from nestling.study.data import split as split
     from nestling.study.evaluate import Evaluation as Evaluation
     from nestling.study.evaluate import evaluate as evaluate
     from nestling.study.run import Run as Run
     from nestling.study.run import run as run
     from nestling.study.shrink import shrink as shrink
-    from nestling.study.split import split as split
     from nestling.study.train import train as train
 
     Encoder = ExportedEncoder

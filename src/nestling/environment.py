@@ -16,9 +16,6 @@ VERSION = "0.1.0"
 """Nestling's own."""
 PACKAGES = ("nestling", "sentence-transformers", "transformers", "torch", "accelerate", "tokenizers", "numpy", "polars")
 
-SPINS = "1000"
-"""Of a thread before it sleeps: some tens of microseconds, in which the next piece of work mostly comes."""
-
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that figures depend on."""
@@ -68,7 +65,8 @@ def share_cores(environment: MutableMapping[str, str]) -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(environment):
         environment["OMP_WAIT_POLICY"] = "passive"
-        environment["GOMP_SPINCOUNT"] = SPINS
+        # Some tens of microseconds, in which the next piece of work mostly comes.
+        environment["GOMP_SPINCOUNT"] = "1000"
 
 
 EXTRAS = {

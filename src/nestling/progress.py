@@ -8,14 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training stands.
+    """Optimizer steps done and in all, the mean loss over the last logged ones, and speed since this process began.
 
-    Attributes:
-        step, steps: optimizer steps done and in all.
-        loss: mean over the last logged steps; None before the first log.
-        pairs_per_second: since this process began to train.
-        seconds_left: at that speed, evaluations apart.
-        dev: the figure on dev that epochs are chosen by (`result.selection`), at the last evaluation.
+    `dev` is the figure that epochs are chosen by (`result.selection`), at the last evaluation.
     """
 
     step: int

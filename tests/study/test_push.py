@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fixtures.study import make_study
-from nestling.cli import push as cli_publishing
+from nestling.cli import export as cli_publishing
 from nestling.config.run_folder import RunFolder
 from nestling.errors import InputError
 from nestling.evaluation.cells import Cell

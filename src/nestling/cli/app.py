@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from rich.console import Console
 
 from nestling.atomic import FULL
-from nestling.cli import encode, export, index, measure, postgres, push, report, serve, tune
+from nestling.cli import export, index, measure, postgres, report, serve, tune
 from nestling.cli.console import observer, print_results, print_tables, speaks
 from nestling.cli.options import (
     Columns,
@@ -41,6 +41,7 @@ app = App(
     help="Fine-tune a small embedding model on your own search judgments, and learn how small its embeddings can get.",
     version=VERSION,
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=""),
 )
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -50,9 +51,7 @@ def run(
     experiment: Source = None,
     *,
     options: RunOptions = RunOptions(),
-    overwrite: Annotated[
-        bool, Parameter(help="Make again what was made with other data or settings.", negative="")
-    ] = False,
+    overwrite: Annotated[bool, Parameter(help="Make again what was made with other data or settings.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole study: judgments in, a table and a picture out. Without an argument it is the demo."""
@@ -119,7 +118,7 @@ def split(
         Parameter(help="What sides share: components and queries nothing, queries-only documents."),
     ] = "auto",
     seed: int = 0,
-    overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.", negative="")] = False,
+    overwrite: Annotated[bool, Parameter(help="Replace OUT where it exists.")] = False,
     as_json: Json = False,
 ) -> None:
     """Split into train, dev and test that share no query, and where the data allows it no document."""
@@ -127,7 +126,7 @@ def split(
     from nestling.config.yaml_files import make_settings
     from nestling.judgments.split_files import SUMMARY, summarise
     from nestling.report.data_tables import split_table
-    from nestling.study.split import split as split_data
+    from nestling.study.data import split as split_data
 
     if out.exists() and (out.is_file() or any(out.iterdir())):
         if not overwrite:
@@ -153,7 +152,7 @@ def train(
     *,
     recipe: Annotated[str, Parameter(help="graded, distilled, mnrl, static, adapter, cosine or cosent.")] = "graded",
     base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
-    matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.", negative="")] = False,
+    matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.")] = False,
     dims: Dims = None,
     weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,
     threshold: Annotated[float | None, Parameter(help="Positives score above this (2.5 on a scale of 1 to 3).")] = None,
@@ -201,8 +200,8 @@ def train(
 
 
 for verb in (
-    *(measure.evaluate, measure.shrink, report.report, push.push, export.export, index.index, index.search),
-    *(serve.serve, postgres.postgres, encode.encode, tune.tune, tune.curve),
+    *(measure.evaluate, measure.shrink, report.report, export.push, export.export, index.index, index.search),
+    *(serve.serve, postgres.postgres, index.encode, tune.tune, tune.curve),
 ):
     app.command(verb)
 

@@ -1,4 +1,4 @@
-"""The verb that hands a model on: export. Parse, call, print."""
+"""The verbs that hand a model on: export and push. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from nestling.cli.console import observer
-from nestling.cli.options import Json, PromptOptions
+from nestling.cli.console import observer, print_tables
+from nestling.cli.options import Json, PromptOptions, Runs, run_path
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
     ] = None,
     threshold: Annotated[float | None, Parameter(help="Relevant above this (2.5 on a scale of 1 to 3).")] = None,
     prompts: PromptOptions = PromptOptions(),
-    force: Annotated[bool, Parameter(help="Write it even if it loses quality.", negative="")] = False,
+    force: Annotated[bool, Parameter(help="Write it even if it loses quality.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a model for a runtime without torch, and check it against torch: quality and speed."""
@@ -74,3 +74,39 @@ def export(
         console.print(f"written all the same: {check.fault}", style="bold red", highlight=False, markup=False)
     print(f"size   {done.size / 1e6:,.1f} MB")
     print(f"model  {done.folder}")
+
+
+def push(
+    run: Annotated[Path, Parameter(help="A finished run: its folder, or its name in RUNS.")],
+    variant: Annotated[str, Parameter(help="One of its trained variants.")],
+    hub_id: Annotated[str, Parameter(help="The repository, OWNER/NAME; it is made where it is missing.")],
+    *,
+    runs: Runs = Path("runs"),
+    private: Annotated[bool, Parameter(help="Make the repository private.")] = False,
+    revision: Annotated[str | None, Parameter(help="A branch; it is made where it is missing.")] = None,
+    message: Annotated[str | None, Parameter(help="Message of the commit.")] = None,
+    endpoint: Annotated[str | None, Parameter(help="URL of the hub; by default HF_ENDPOINT or huggingface.co.")] = None,
+    dry_run: Annotated[bool, Parameter(help="List what would be sent, and send nothing.")] = False,
+    force: Annotated[bool, Parameter(help="Push a model that is a REGRESSION, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a trained model and its card to a model hub, in one commit.
+
+    The token is that of hf auth login, or HF_TOKEN.
+    """
+    from nestling.report.format import size
+    from nestling.report.table import Table, row
+    from nestling.study import push as publishing
+
+    upload = publishing.plan(run_path(run, runs), variant, hub_id, force=force)
+    sizes = upload.sizes
+    url = None
+    if not dry_run:
+        url = publishing.send(upload, private=private, revision=revision, message=message, endpoint=endpoint)
+    if as_json:
+        print(json.dumps({"repository": hub_id, "files": sizes, "bytes": sum(sizes.values()), "commit": url}))
+        return
+    lines = [row(name, size(count)) for name, count in sizes.items()]
+    groups = [("", lines), ("", [row("all", size(sum(sizes.values())))])]
+    print_tables(Table("", ["file", "size"], groups, title=f"{'Would be sent' if dry_run else 'Sent'} to {hub_id}"))
+    print(f"commit  {url}" if url else "nothing was sent")

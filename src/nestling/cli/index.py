@@ -1,4 +1,4 @@
-"""The verbs that find: index and search. Parse, call, print."""
+"""The verbs that encode, index and search a catalogue. Parse, call, print."""
 
 from __future__ import annotations
 
@@ -11,14 +11,74 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli.console import observer
-from nestling.cli.options import CatalogueOptions, EngineName, Json, MostHits
+from nestling.cli.options import (
+    CatalogueOptions,
+    EngineName,
+    IdColumn,
+    Json,
+    MaxUnpacked,
+    MostHits,
+    TextColumns,
+    with_commas,
+)
 from nestling.errors import InputError, clean
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nestling.serving.index.build import Indexed
     from nestling.serving.index.index import Hit
+
+
+def encode(
+    model: Annotated[str, Parameter(help="A folder that export, shrink or train wrote, a bundled name or a hub id.")],
+    catalogue: Annotated[str, Parameter(help="What nestling index takes, or a folder of Parquet files of any size.")],
+    out: Annotated[Path, Parameter(help="The folder for the vectors; one that is there is brought up to date.")],
+    *,
+    engine: Annotated[Literal["local", "ray"], Parameter(help="This process, or workers on a Ray cluster.")] = "local",
+    address: Annotated[str | None, Parameter(help="HOST:PORT of the Ray cluster; else one on this machine.")] = None,
+    partition: Annotated[int, Parameter(help="Most documents of a file: what an interruption can cost.")] = 50_000,
+    batch: Annotated[int, Parameter(help="Texts of a forward pass.")] = 64,
+    dim: Annotated[int | None, Parameter(help="Cut vectors to their first DIM; by default the model's size.")] = None,
+    precision: Annotated[Literal["float32", "float16"], Parameter(help="In which they are stored.")] = "float32",
+    workers: Annotated[int | None, Parameter(help="Encoders at once, of ray; else as many as there is room for.")] = (
+        None
+    ),
+    threads: Annotated[int | None, Parameter(help="Of an encoder; under ray its CPUs. By default the folder's.")] = (
+        None
+    ),
+    document: TextColumns = (),
+    document_id: IdColumn = None,
+    max_unpacked: MaxUnpacked = 2048,
+    as_json: Json = False,
+) -> None:
+    """Encode a catalogue into Parquet files of vectors. Called again, it encodes only what is missing or changed."""
+    from nestling.serving.encode.catalogue import EncodeSettings, encode_catalogue
+
+    done = encode_catalogue(
+        model,
+        catalogue,
+        out,
+        settings=EncodeSettings(partition, batch, dim, precision, threads),
+        engine=engine,
+        address=address,
+        workers=workers,
+        document=with_commas(document),
+        document_id=document_id,
+        max_unpacked=max_unpacked,
+        observer=observer(),
+    )
+    folder, partitions = done.folder, len(done.folder.partitions)
+    if as_json:
+        counts = {"documents": folder.rows, "partitions": partitions, "encoded": done.encoded, "kept": done.kept}
+        about = {"model": folder.model, "source": folder.source, "workers": done.workers, **asdict(folder.recipe)}
+        print(json.dumps({"out": str(out), **counts, **about}))
+        return
+    recipe = folder.recipe
+    print(
+        f"documents   {folder.rows:,} in {partitions:,} partitions: {done.encoded:,} encoded, {done.kept:,} as before"
+    )
+    print(f"vectors     {recipe.dim} dims, {recipe.precision}, by {recipe.runtime} on {recipe.device}")
+    print(f"folder      {clean(str(out))}")
 
 
 def index(
@@ -32,13 +92,13 @@ def index(
     ] = "auto",
     exact_up_to: Annotated[int, Parameter(help="With more documents an inverted file (faiss) is built.")] = 50_000,
     target: Annotated[float, Parameter(help="Share of the exact top 10 that a search must find.")] = 0.995,
-    bm25: Annotated[bool, Parameter(help="Index the words too.")] = True,
+    bm25: Annotated[bool, Parameter(help="Index the words too.", negative="--no-bm25")] = True,
     bm25_weight: Annotated[
         str | None, Parameter(help="Weight of BM25, or a run's model whose weight to take; by default MODEL's own.")
     ] = None,
     language: Annotated[str, Parameter(help="Of BM25's stemmer.")] = "english",
     engine: EngineName = "torch-fp32",
-    rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.", negative="")] = False,
+    rebuild: Annotated[bool, Parameter(help="Replace what is there, and encode all anew.")] = False,
     as_json: Json = False,
 ) -> None:
     """Index a catalogue for search. Called again, it encodes only what is new or changed, and removes what is gone."""
@@ -64,7 +124,20 @@ def index(
         counts = {"encoded": done.encoded, "kept": done.kept, "removed": done.removed}
         print(json.dumps({"out": str(done.path), **counts, "bytes_in_memory": done.bytes_in_memory, **about}))
         return
-    print("\n".join(_told(done)))
+    manifest = done.manifest
+    changes = f"{done.encoded:,} texts encoded, {done.kept:,} documents as before, {done.removed:,} removed"
+    how = "all scanned" if not manifest.lists else f"an inverted file, {manifest.lists:,} lists looked into"
+    agreement = "" if manifest.agreement is None else f"; {manifest.agreement:.1%} of the exact top 10"
+    print(f"documents   {manifest.documents:,}: {changes}")
+    print(f"search      {how}, {manifest.shortlist:,} candidates rescored{agreement}")
+    print(f"memory      {done.bytes_in_memory:,.0f} bytes a document")
+    if manifest.fusion is not None:
+        print(f"bm25        added with weight {manifest.fusion['weight']:g}")
+    elif manifest.settings["bm25"]:
+        print("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
+    if manifest.warning:
+        print(f"WARNING     {manifest.warning}")
+    print(f"index       {done.path}")
 
 
 def search(
@@ -75,11 +148,11 @@ def search(
         Literal["fused", "dense", "lexical"] | None, Parameter(help="By default the best that the index has.")
     ] = None,
     filters: Annotated[
-        tuple[str, ...], Parameter(name="--filter", help="FIELD=VALUE; of one field any, of several all.", negative="")
+        tuple[str, ...], Parameter(name="--filter", help="FIELD=VALUE; of one field any, of several all.")
     ] = (),
     model: Annotated[str | None, Parameter(help="The index's model, where it has moved.")] = None,
     engine: EngineName = "torch-fp32",
-    verify: Annotated[bool, Parameter(help="Compare every file's checksum first.", negative="")] = False,
+    verify: Annotated[bool, Parameter(help="Compare every file's checksum first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search in an index."""
@@ -106,25 +179,6 @@ def search(
     console = Console()
     for query, hits in zip(queries, found, strict=True):
         console.print(hits_table(query, hits, mode or opened.modes[0]))
-
-
-def _told(done: Indexed) -> list[str]:
-    manifest = done.manifest
-    counts = f"{done.encoded:,} texts encoded, {done.kept:,} documents as before, {done.removed:,} removed"
-    how = "all scanned" if not manifest.lists else f"an inverted file, {manifest.lists:,} lists looked into"
-    agreement = "" if manifest.agreement is None else f"; {manifest.agreement:.1%} of the exact top 10"
-    lines = [
-        f"documents   {manifest.documents:,}: {counts}",
-        f"search      {how}, {manifest.shortlist:,} candidates rescored{agreement}",
-        f"memory      {done.bytes_in_memory:,.0f} bytes a document",
-    ]
-    if manifest.settings["bm25"] and manifest.fusion is None:
-        lines.append("bm25        no weight is known, so it is searched apart; give one with --bm25-weight")
-    elif manifest.fusion is not None:
-        lines.append(f"bm25        added with weight {manifest.fusion['weight']:g}")
-    if manifest.warning:
-        lines.append(f"WARNING     {manifest.warning}")
-    return [*lines, f"index       {done.path}"]
 
 
 def hits_table(query: str, hits: list[Hit], caption: str | None = None) -> Table:

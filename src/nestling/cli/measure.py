@@ -30,13 +30,11 @@ def evaluate(
     *models: Annotated[str, Parameter(help="Folders, bundled names or hub ids; NAME=MODEL names one.")],
     dims: Dims = None,
     precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = "float32",
-    rotate: Annotated[bool, Parameter(help="Measure each cell rotated too.", negative="")] = False,
+    rotate: Annotated[bool, Parameter(help="Measure each cell rotated too.")] = False,
     oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long, as in 2,4,8.")] = "",
-    baselines: Annotated[bool, Parameter(help="Measure BM25, plain and stemmed.")] = True,
-    fusion: Annotated[bool, Parameter(help="Measure each model with BM25 added.")] = True,
-    run: Annotated[
-        tuple[str, ...], Parameter(help="NAME=FILE: another engine's ranking, a TREC run.", negative="")
-    ] = (),
+    baselines: Annotated[bool, Parameter(help="Measure BM25, plain and stemmed.", negative="--no-baselines")] = True,
+    fusion: Annotated[bool, Parameter(help="Measure each model with BM25 added.", negative="--no-fusion")] = True,
+    run: Annotated[tuple[str, ...], Parameter(help="NAME=FILE: another engine's ranking, a TREC run.")] = (),
     protocol: Literal["per-query", "per-pair"] = "per-query",
     measures: Annotated[str, Parameter(help="As in recall@10,mrr@10,ndcg@10.")] = "recall@10,mrr@10,ndcg@10",
     threshold: Threshold = None,
@@ -105,15 +103,18 @@ def shrink(
     split: Annotated[Path | None, Parameter(help="A split's folder; the run's own by default.")] = None,
     keep: Annotated[float, Parameter(help="Share of the full embedding's recall@10 to keep.")] = 0.98,
     strict: Annotated[
-        bool | None, Parameter(help="The interval's lower end must reach it; by default where there are over 50 cells.")
+        bool | None,
+        Parameter(
+            help="The interval's lower end must reach it; by default with over 50 cells.", negative="--no-strict"
+        ),
     ] = None,
     documents: Annotated[float, Parameter(help="How many documents you have, as in 10e6.")] = 1e6,
     dims: Dims = None,
     precisions: Annotated[str, Parameter(help=f"Of {EVERY}.")] = EVERY,
     oversampling: Annotated[str, Parameter(help="Rescored shortlists, so many times as long.")] = "2,4,8",
     measure: Annotated[str, Parameter(help="What quality is.")] = "recall@10",
-    rescoring: Annotated[bool, Parameter(help="Write the rescored cell, if smaller.", negative="")] = False,
-    fusion: Annotated[bool, Parameter(help="Count quality with stemmed BM25 added.", negative="")] = False,
+    rescoring: Annotated[bool, Parameter(help="Write the rescored cell, if smaller.")] = False,
+    fusion: Annotated[bool, Parameter(help="Count quality with stemmed BM25 added.")] = False,
     threshold: Threshold = None,
     prompts: PromptOptions = PromptOptions(),
     engine: EngineName = "torch-fp32",
@@ -186,9 +187,7 @@ def _print_advice(found: Shrunk, *, documents: int) -> None:
     if found.alone is None:
         lower = " at the lower end of its interval (--no-strict asks for the share itself)" if found.strict else ""
         lines.append(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev{lower}")
-    console = Console()
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    Console().print(*lines, sep="\n", highlight=False, markup=False)
 
 
 def _doubt(choice: Choice, found: Shrunk) -> list[str]:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of tables.", negative="")]
+Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of tables.")]
+TextColumns = Annotated[tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.")]
+IdColumn = Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")]
 MaxUnpacked = Annotated[int, Parameter(help="MiB that a packed catalogue may unpack to.")]
-Overrides = Annotated[
-    tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.", negative="")
-]
+Overrides = Annotated[tuple[str, ...], Parameter(name="--set", help="KEY=VALUE: change a setting; may be repeated.")]
 Source = Annotated[str | None, Parameter(help="An experiment in YAML, or a source of judgments.")]
 Data = Annotated[str, Parameter(help="toolshed, home-depot[:PATH], a file, a folder or a hub data set.")]
 Runs = Annotated[Path, Parameter(help="The folder that holds runs.")]
@@ -45,14 +45,12 @@ class Columns:
 
     query: Annotated[str | None, Parameter(help="Column of the query.")] = None
     document: Annotated[
-        tuple[str, ...], Parameter(help="Column of the document; several (A,B or repeated) are joined.", negative="")
+        tuple[str, ...], Parameter(help="Column of the document; several (A,B or repeated) are joined.")
     ] = ()
     score: Annotated[str | None, Parameter(help="Column of the relevance score.")] = None
     query_id: Annotated[str | None, Parameter(help="Column of the query's id, if there is one.")] = None
     document_id: Annotated[str | None, Parameter(help="Column of the document's id, if there is one.")] = None
-    scale: Annotated[
-        tuple[float, float] | None, Parameter(help="Lowest and highest score a rater can give.", negative="")
-    ] = None
+    scale: Annotated[tuple[float, float] | None, Parameter(help="Lowest and highest score a rater can give.")] = None
     hub_split: Annotated[str | None, Parameter(help="Split of a hub data set.")] = None
     revision: Annotated[str | None, Parameter(help="Revision of a hub data set.")] = None
     records: Annotated[int | None, Parameter(help="Take this many records at random.")] = None
@@ -63,10 +61,8 @@ class Columns:
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, under their names in an experiment."""
-        values = {name: value for name, value in vars(self).items() if value not in (None, ())}
-        if "document" in values:
-            values["document"] = with_commas(values["document"])
-        return values
+        values = {**vars(self), "document": with_commas(self.document)}
+        return {name: value for name, value in values.items() if value not in (None, [])}
 
     def settings(self, source: str) -> DataSettings:
         """Return the settings of a source of judgments."""
@@ -105,10 +101,8 @@ class RunOptions:
 class CatalogueOptions:
     """Names of a catalogue's columns, and those of them to keep."""
 
-    document: Annotated[
-        tuple[str, ...], Parameter(help="Column of the text; several (A,B or repeated) are joined.", negative="")
-    ] = ()
-    document_id: Annotated[str | None, Parameter(help="Column of the id; by default one with a usual name.")] = None
+    document: TextColumns = ()
+    document_id: IdColumn = None
     fields: Annotated[str | None, Parameter(help="Columns to show and filter by, as in brand,size; else all.")] = None
     max_unpacked: MaxUnpacked = 2048
 

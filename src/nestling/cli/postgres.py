@@ -31,15 +31,11 @@ def postgres(
         str | None, Parameter(help="What finds candidates: DIMS:halfvec or DIMS:bit; 48:halfvec by default.")
     ] = None,
     columns: CatalogueOptions = CatalogueOptions(),
-    search: Annotated[tuple[str, ...], Parameter(help="A query to search for; may be repeated.", negative="")] = (),
+    search: Annotated[tuple[str, ...], Parameter(help="A query to search for; may be repeated.")] = (),
     k: MostHits = 10,
     batch: Annotated[int, Parameter(help="Documents in a transaction.")] = 1_000,
-    remove_missing: Annotated[
-        bool, Parameter(help="Delete documents that the catalogue no longer has.", negative="")
-    ] = False,
-    adopt: Annotated[
-        bool, Parameter(help="Take a table that Nestling did not make, if its columns fit.", negative="")
-    ] = False,
+    remove_missing: Annotated[bool, Parameter(help="Delete documents that the catalogue no longer has.")] = False,
+    adopt: Annotated[bool, Parameter(help="Take a table that Nestling did not make, if its columns fit.")] = False,
     engine: EngineName = "torch-fp32",
     as_json: Json = False,
 ) -> None:

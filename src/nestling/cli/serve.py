@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from nestling.cli.options import EngineName
 from nestling.environment import needed
 from nestling.errors import InputError, clean
 
@@ -25,17 +26,13 @@ def serve(
     *index: Annotated[str, Parameter(help="Folders of indexes, as PATH or NAME=PATH; the first is the default.")],
     model: Annotated[
         tuple[str, ...],
-        Parameter(
-            help="What encodes queries, where an index's model has moved: one for all, or one each.", negative=""
-        ),
+        Parameter(help="What encodes queries, where an index's model has moved: one for all, or one each."),
     ] = (),
     host: Annotated[str, Parameter(help=f"Where to listen; beyond this machine only with {KEY} set.")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="0 takes a free one.")] = 8000,
     split: Annotated[Path | None, Parameter(help="A folder that split wrote, whose test side marks results.")] = None,
     threshold: Annotated[float | None, Parameter(help="Relevant is above this score (2.5 on 1 to 3).")] = None,
-    engine: Annotated[str, Parameter(help="What encodes, of a model that was not exported; auto for the fastest.")] = (
-        "torch-fp32"
-    ),
+    engine: EngineName = "torch-fp32",
     threads: Annotated[int | None, Parameter(help="Of an exported model.")] = None,
     max_batch: Annotated[int, Parameter(help="Texts that are encoded together.")] = 64,
     max_wait_ms: Annotated[float, Parameter(help="How long a text waits for others to be encoded with.")] = 2.0,
@@ -82,11 +79,7 @@ def serve(
 
 
 def read_key() -> str | None:
-    """Read the key that clients must send; white space around it, as a file's last line end, is left out.
-
-    Raises:
-        InputError: it is blank, or holds what a header cannot.
-    """
+    """Read the key that clients must send; white space around it, as a file's last line end, is left out."""
     given = os.environ.get(KEY, "")
     key = given.strip()
     if given and not (key and all("!" <= character <= "~" for character in key)):
@@ -95,11 +88,7 @@ def read_key() -> str | None:
 
 
 def named_indexes(texts: Sequence[str]) -> dict[str, Path]:
-    """Read PATH or NAME=PATH texts; an index without a name is called by the last part of its path.
-
-    Raises:
-        InputError: there is none, or two get the same name.
-    """
+    """Read PATH or NAME=PATH texts; an index without a name is called by the last part of its path."""
     if not texts:
         raise InputError("serve needs at least one index; give a folder that nestling index wrote")
     named: dict[str, Path] = {}
@@ -114,11 +103,7 @@ def named_indexes(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def models(given: Sequence[str], n: int) -> list[str | None]:
-    """Return the model of each of `n` indexes; None for its own.
-
-    Raises:
-        InputError: neither none, one nor one each is given.
-    """
+    """Return the model of each of `n` indexes, of which none, one or one each is given; None for its own."""
     if len(given) not in (0, 1, n):
         raise InputError(f"--model is given {len(given)} times for {n} indexes; give it once for all, or once for each")
     return list(given) if len(given) == n else [given[0] if given else None] * n

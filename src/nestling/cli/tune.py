@@ -57,7 +57,8 @@ def tune(
         return
     print_tables(view.trials_table(found))
     if found.importance:
-        Console().print(view.importance_line(found), highlight=False)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.importance.items())
+        Console().print(f"importance: {shares}", highlight=False)
     _print_files(found.files)
     print(f"next        nestling run {found.files[0]}")
 

@@ -16,12 +16,7 @@ LARGEST = 2**63 - 1
 
 
 def read_json(path: Path, kind: Any, *, advice: str, missing: str | None = None) -> Any:
-    """Return what a JSON file holds, as `kind`; see `shaped`.
-
-    Args:
-        advice: for a damaged file.
-        missing: the error's text where there is none.
-    """
+    """Return what a JSON file holds, as `kind` (see `shaped`); advise where it is damaged or missing."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:

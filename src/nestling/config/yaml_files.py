@@ -34,11 +34,7 @@ def read_yaml(path: Path, *, expected: str) -> tuple[Any, yaml.Node | None]:
 
 
 def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) -> Experiment:
-    """Read an experiment from YAML, or the demo, and apply `changes` of dotted keys, as in `{"data.records": 25000}`.
-
-    Raises:
-        InputError: the file cannot be read, is no YAML, or holds a key or value that is not allowed; names the line.
-    """
+    """Read an experiment from YAML, or the demo, and apply changes of dotted keys, as in `{"data.records": 25000}`."""
     values, node = read_yaml(path, expected="an experiment file") if path else (deepcopy(DEMO), None)
     values, where = values or {}, str(path or "experiment")
     if not isinstance(values, dict):

@@ -48,12 +48,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished learning curve, as points and as a long table.
-
-    Attributes:
-        slope: change of recall@10 for a doubling of the records, over the last one.
-        files: curve.json, curve.parquet and the PNG picture.
-    """
+    """A finished learning curve, as points and as a long table, with the change of recall@10 over the last doubling."""
 
     variant: str
     points: tuple[Point, ...]
@@ -82,10 +77,6 @@ def curve(
     Args:
         variant: its name; by default the first that is trained.
         seeds: trainings of each share, each on a sample of its own.
-
-    Raises:
-        InputError: something is wrong with the input, the folder holds another study or curve, or a share is too
-            small to train on.
     """
     needed("nestling curve", *PICTURES)
     wrong = [share for share in shares if not 0 < share <= 1]

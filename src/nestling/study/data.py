@@ -1,22 +1,26 @@
-"""Load the judgments that settings name, and inspect them."""
+"""Load the judgments that settings name, inspect them, and split them."""
 
 from __future__ import annotations
 
-from nestling.config.experiment import DataSettings
+import logging
+from pathlib import Path
+
+from nestling.config.experiment import DataSettings, SplitSettings
+from nestling.config.fingerprint import fingerprint
 from nestling.config.names import DEFAULT_MODEL
 from nestling.judgments.inspection import Inspection, inspect_judgments
 from nestling.judgments.sources import load_judgments
+from nestling.judgments.split import Split, split_judgments
+from nestling.judgments.split_files import write_split
 from nestling.judgments.table import Judgments
 from nestling.judgments.threshold import STUDY_SCALE, STUDY_THRESHOLD, dip
 from nestling.models.load import ModelSource, find_model, token_counter
 
+logger = logging.getLogger(__name__)
+
 
 def load(data: Judgments | DataSettings | str, *, seed: int) -> Judgments:
-    """Load judgments by their settings or source, and take a random sample of them where settings ask for one.
-
-    Raises:
-        InputError: they cannot be had, or hold fewer records than asked for.
-    """
+    """Load judgments by their settings or source, and take a random sample of them where settings ask for one."""
     if isinstance(data, Judgments):
         return data
     settings = DataSettings(source=data) if isinstance(data, str) else data
@@ -50,3 +54,28 @@ def inspect(
         threshold = sum(judgments.scale) / 2
     count, limit = token_counter(find_model(model) if isinstance(model, str) else model)
     return inspect_judgments(judgments, threshold=threshold, count_tokens=count, max_tokens=limit)
+
+
+def split(
+    data: Judgments | DataSettings | str, *, out: Path | str | None = None, settings: SplitSettings | None = None
+) -> Split:
+    """Split judgments into train, dev and test that share no query, and but for `queries-only` no document.
+
+    The data are a table, its settings, or just its source; with `out` the split is written into that folder.
+    """
+    settings = settings or SplitSettings()
+    judgments = load(data, seed=settings.seed)
+    sides = split_judgments(judgments, **settings.model_dump())
+    if sides.warning:
+        logger.warning("%s: %s", judgments.source, sides.warning)
+    leaks = sides.leaks()
+    if leaks:  # pragma: no cover - the algorithm rules it out; a check, since every figure rests on it
+        raise AssertionError(f"the split leaks: {leaks[0]}")
+    if out is not None:
+        write_split(sides, Path(out))
+    return sides
+
+
+def split_print(judgments: Judgments, settings: SplitSettings) -> str:
+    """Return the fingerprint of what a split is made from, by which a run's folder knows its own."""
+    return fingerprint([judgments.fingerprint, settings.model_dump(mode="json")])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -38,11 +38,8 @@ class Evaluation(Results):
         return self.test.ceiling(10)
 
 
-class Part(NamedTuple):
-    """Systems that are measured together, a model and its fusion or BM25, and of a model its engine and its times."""
-
-    systems: dict[str, System]
-    about: dict[str, Any]
+Part = tuple[dict[str, System], dict[str, Any]]
+"""Systems that are measured together, a model and its fusion or BM25, and of a model its engine and its times."""
 
 
 def evaluate(
@@ -66,10 +63,6 @@ def evaluate(
         runs: names, and for each a ranking of any other engine as a TREC run.
         reference: the variant that all are compared with; the first model by default.
         cache: a folder for embeddings, so that a second call encodes nothing again.
-
-    Raises:
-        InputError: a model cannot be had, a size is larger than a model's embedding, nothing is relevant, or a run
-            does not fit.
     """
     settings, observer = settings or EvaluationSettings(), observer or Observer()
     if isinstance(data, Path | str):
@@ -84,7 +77,7 @@ def evaluate(
     systems = {name: _read_run(name, path, benchmark, observer) for name, path in (runs or {}).items()}
     for names, measure in parts(sources, benchmark, settings, cache=cache, observer=observer):
         observer.stage(f"evaluate {names[0]}")
-        systems |= measure().systems
+        systems |= measure()[0]
     return compare(systems, benchmark, reference=reference or next(iter(sources), None))
 
 
@@ -97,21 +90,21 @@ def parts(
     observer: Observer,
 ) -> Iterator[tuple[list[str], Callable[[], Part]]]:
     """Yield the variants of each model and of BM25 that are measured together, and what measures them."""
+
+    def lexical(name: str) -> Part:
+        return {name: benchmark.lexical(name)}, {}
+
     for name, source in models.items():
         names = [name, name + FUSED] if settings.fusion and benchmark.dev is not None else [name]
         yield names, partial(_measure_model, name, source, benchmark, settings, cache, observer)
     for baseline in settings.baselines:
-        yield [baseline], partial(_measure_lexical, baseline, benchmark)
+        yield [baseline], partial(lexical, baseline)
 
 
 def compare(systems: Mapping[str, System], benchmark: Benchmark, *, reference: str | None) -> Evaluation:
     """Return the tables of what was measured on the benchmark."""
     results = Results.of(systems, benchmark.test, train=benchmark.train, reference=reference)
     return Evaluation(**vars(results), test=benchmark.test)
-
-
-def _measure_lexical(name: str, benchmark: Benchmark) -> Part:
-    return Part({name: benchmark.lexical(name)}, {})
 
 
 def _measure_model(
@@ -133,7 +126,7 @@ def _measure_model(
         systems[name + FUSED] = measured.fused
     fusions = {str(cell): fusion.as_dict() for cell, fusion in measured.fusions.items()}
     about = {"engine": engine, "texts": measured.texts, "seconds": measured.seconds, "fusions": fusions}
-    return Part(systems, about)
+    return systems, about
 
 
 def grid_encoder(
@@ -145,11 +138,7 @@ def grid_encoder(
     cache: Path | None = None,
     observer: Observer,
 ) -> tuple[Embed, list[Cell], str]:
-    """Load a model; return what encodes with it, its grid (the full float32 embedding first), and its engine's name.
-
-    Raises:
-        InputError: the model cannot be loaded, the engine cannot be had, or a size is larger than the embedding.
-    """
+    """Load a model; return what encodes with it, its grid (the full float32 embedding first), and its engine's name."""
     from nestling.models.cached_encoder import CachedEncoder
     from nestling.models.torch_encoder import TorchEncoder
 

@@ -53,12 +53,7 @@ def plan(run: Path, variant: str, repo_id: str, *, force: bool = False) -> Uploa
 
     The card is the one in the model's folder, else made from the run's tables; its usage snippet names the repository.
 
-    Args:
-        force: take a model that ended on dev below its base, too.
-
-    Raises:
-        InputError: the run is not finished, the variant was not trained, it is a regression, its folder is not whole,
-            or the repository's id is not valid.
+    With `force` a model that ended on dev below its base is taken, too.
     """
     _check_repo_id(repo_id)
     folder = RunFolder(run)
@@ -99,9 +94,6 @@ def send(
         private: make the repository private; one that exists and is public is refused.
         revision: a branch; the main one by default.
         endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
-
-    Raises:
-        InputError: there is no token, the hub refuses it, cannot be reached or must not be.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 

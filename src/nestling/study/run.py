@@ -33,9 +33,8 @@ from nestling.progress import Observer
 from nestling.report import charts, page, tables
 from nestling.study import data
 from nestling.study.estimate import plan
-from nestling.study.evaluate import Evaluation, Part, compare, parts
+from nestling.study.evaluate import Evaluation, compare, parts
 from nestling.study.log import logged_to
-from nestling.study.split import split, split_print
 from nestling.study.train import check_models, fit_watched, source_of, spec_of
 from nestling.training.inputs.scored import check_scores
 from nestling.training.result import SUMMARY, TrainingResult, read_result
@@ -43,18 +42,13 @@ from nestling.training.spec import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
-Specs = Mapping[str, TrainingSpec]
-
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run: tables as `Results` has them, and the highest recall@10 that any ranking could reach.
 
-    Attributes:
-        results, comparisons: as `Results` has them.
-        reference: the variant that gains are counted from; None without a pretrained one.
-        regressions: variants that ended on dev below their base model or their own start.
-        ceiling: the highest recall@10 that any ranking could reach.
+    Gains are counted from `reference`, None without a pretrained variant; variants in `regressions` ended on dev below
+    their base model or their own start.
     """
 
     experiment: Experiment
@@ -85,10 +79,6 @@ def run(
         experiment: the demo by default.
         overwrite: make again what an earlier call made with other data or settings, instead of refusing.
         observer: of the progress; with one, a few batches are timed first for an estimate of the time.
-
-    Raises:
-        InputError: something is wrong with the input or the settings, or the folder holds another study.
-        KeyboardInterrupt: on Ctrl-C, with all that is done kept.
     """
     needed("nestling run", *PICTURES)
     experiment = experiment or Experiment.model_validate(DEMO)
@@ -104,10 +94,10 @@ def run(
         specs = {
             variant.name: spec_of(experiment, variant, threshold, cache=folder.tokens) for variant in experiment.trained
         }
-        prints = _fingerprints(experiment, split_print(judgments, experiment.split), threshold, bases, specs)
+        prints = _fingerprints(experiment, data.split_print(judgments, experiment.split), threshold, bases, specs)
         state = folder.state
-        stale = [name for name in state if state[name] != prints.get(name, state[name])]
-        stale = [name for name in stale if not name.startswith("evaluation ")]
+        changed = [name for name in state if state[name] != prints.get(name, state[name])]
+        stale = [name for name in changed if not name.startswith("evaluation ")]
         if stale and not overwrite:
             raise InputError(
                 f"{folder.path}: its {stale[0]} was made from other data or settings; choose another --name, or give "
@@ -126,7 +116,11 @@ def run(
 
 
 def _fingerprints(
-    experiment: Experiment, sides: str, threshold: float, bases: Mapping[str, ModelSource], specs: Specs
+    experiment: Experiment,
+    sides: str,
+    threshold: float,
+    bases: Mapping[str, ModelSource],
+    specs: Mapping[str, TrainingSpec],
 ) -> dict[str, str]:
     """Return what every output is made from, so that a change is noticed."""
     measured = experiment.evaluation.model_dump(mode="json", exclude={"batch_size"})
@@ -141,7 +135,7 @@ def _fingerprints(
 
 @dataclass
 class _Study:
-    """The stages of one call of `run`, what each output is made from, and how long the new ones took."""
+    """The stages of one call of `run`, the fingerprint of each output, and the seconds of those that are made."""
 
     experiment: Experiment
     folder: RunFolder
@@ -165,20 +159,23 @@ class _Study:
             folder.mark("inspection", self.prints["split"])
         for note in judgments.notes:
             logger.warning("%s: %s", judgments.source, note)
-        self._note(
-            *judgments.notes,
-            *(f"{count:,} x {what}: {rule}" for what, count, rule in judgments.cleaning.rules() if count),
+            self.observer.note(note)
+        for what, count, rule in judgments.cleaning.rules():
+            if count:
+                self.observer.note(f"{count:,} x {what}: {rule}")
+        self.observer.note(
             f"{len(judgments):,} records, {inspection.queries:,} queries, {inspection.documents:,} documents; "
-            f"threshold {self.threshold:g} keeps {inspection.kept:,} pairs ({inspection.share:.1%})",
+            f"threshold {self.threshold:g} keeps {inspection.kept:,} pairs ({inspection.share:.1%})"
         )
         return inspection
 
     def split(self) -> Split:
         with self._stage("split", "split", self.folder.split) as new:
             if new:
-                split(self.judgments, out=self.folder.split, settings=self.experiment.split)
+                data.split(self.judgments, out=self.folder.split, settings=self.experiment.split)
         sides = read_split(self.folder.split)
-        self._note(*sides.overview())
+        for line in sides.overview():
+            self.observer.note(line)
         return sides
 
     def train(self, name: str, spec: TrainingSpec, sides: Split) -> TrainingResult:
@@ -188,7 +185,7 @@ class _Study:
                 result = fit_watched(
                     name, sides.train, sides.dev, spec, output=model, work=work, observer=self.observer
                 )
-                self._note(f"{result.pairs_per_second:.1f} pairs/s; {result.summary()}")
+                self.observer.note(f"{result.pairs_per_second:.1f} pairs/s; {result.summary()}")
         return read_result(work)
 
     def evaluate(self, sides: Split, bases: Mapping[str, ModelSource]) -> Evaluation:
@@ -201,16 +198,14 @@ class _Study:
             files = [path for pair in paths.values() for path in pair]
             with self._stage(f"evaluate {names[0]}", f"evaluation {names[0]}", *files) as new:
                 if new:
-                    self._write_part(measure())
+                    measured, about = measure()
+                    for name, system in measured.items():
+                        write_table(self.folder.evaluation(name), system.per_query)
+                        write_table(self.folder.ranking(name), system.ranked)
+                    if about:
+                        atomic.write_json(self.folder.measured(names[0]), about)
             systems |= {name: System(*map(pl.read_parquet, pair)) for name, pair in paths.items()}
         return compare(systems, benchmark, reference=self.reference or next(iter(models)))
-
-    def _write_part(self, part: Part) -> None:
-        for name, system in part.systems.items():
-            write_table(self.folder.evaluation(name), system.per_query)
-            write_table(self.folder.ranking(name), system.ranked)
-        if part.about:
-            atomic.write_json(self.folder.measured(next(iter(part.systems))), part.about)
 
     def report(
         self, inspection: Inspection, sides: Split, trainings: Mapping[str, TrainingResult], evaluation: Evaluation
@@ -258,10 +253,6 @@ class _Study:
             pictures=pictures,
             report=report,
         )
-
-    def _note(self, *lines: str) -> None:
-        for line in lines:
-            self.observer.note(line)
 
     @contextmanager
     def _stage(self, stage: str, name: str, *paths: Path) -> Iterator[bool]:

@@ -46,13 +46,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The outcome of `shrink`.
+    """The outcome of `shrink` for a model of size `full`: its cells on dev, as `recommend.KEPT`, and the choice.
 
-    Attributes:
-        full: the model's own size.
-        kept: every cell on dev, columns as `recommend.KEPT`.
-        alone: the smallest cell that keeps enough by itself.
-        rescored: the one of fewest bytes in memory whose shortlist is rescored, if it has fewer.
+    That is the smallest cell that keeps enough by itself, and the one of fewest bytes in memory whose shortlist is
+    rescored, if it has fewer.
     """
 
     full: int
@@ -95,11 +92,6 @@ def shrink(
         rescoring: write the cell that needs rescoring, where it is smaller.
         fuse: add stemmed BM25, at a weight that is chosen for each cell on dev.
         out: a folder to write; it must not exist.
-        cache: a folder for embeddings.
-
-    Raises:
-        InputError: the model or the data cannot be had, `keep` is out of range, `out` exists, or no cell keeps enough
-            and `out` was asked for.
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep must be above 0 and at most 1, as in 0.98; not {keep:g}")
@@ -143,7 +135,11 @@ def shrink(
                 f"no cell of the grid keeps {keep:.1%} of {measure}{' at its lower end' if strict else ''}; lower "
                 f"--keep, or add sizes to the grid{', or give --no-strict' if strict else ''}"
             )
-        write_shrunk(source, written, fitted, out, about=_about(choices[written], model, measure, keep, data, fuse))
+        about: dict[str, Any] = {"model": model, **asdict(written), "bytes": written.bytes, "measure": measure}
+        about |= {"with_bm25": fuse, "asked_to_keep": keep}
+        for side, row in (("dev", choices[written].dev), ("test", choices[written].test)):
+            about[side] = {name: row[name] for name in ("value", "kept", "kept_low", "kept_high")}
+        write_shrunk(source, written, fitted, out, about={**about, "data": data.train.fingerprint})
     return Shrunk(
         full=cells[0].dim,
         measure=measure,
@@ -179,10 +175,3 @@ def write_shrunk(source: ModelSource, cell: Cell, fitted: Fitted, out: Path, *, 
         save_model(model, temporary)
         fitted.codec(cell).save(temporary / CODEC)
         atomic.write_json(temporary / SHRUNK, about)
-
-
-def _about(choice: Choice, model: str, measure: str, keep: float, data: Split, fuse: bool) -> dict[str, Any]:
-    figures = ("value", "kept", "kept_low", "kept_high")
-    sides = {side: {name: row[name] for name in figures} for side, row in (("dev", choice.dev), ("test", choice.test))}
-    about = {"model": model, **asdict(choice.cell), "bytes": choice.cell.bytes, "measure": measure, "with_bm25": fuse}
-    return {**about, "asked_to_keep": keep, **sides, "data": data.train.fingerprint}

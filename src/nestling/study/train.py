@@ -41,14 +41,7 @@ def spec_of(
     settings: TrainingSettings | None = None,
     cache: Path | None = None,
 ) -> TrainingSpec:
-    """Settle what a variant is trained from: its base, and the prefixes with the full size first.
-
-    Args:
-        settings: of the training, in place of the variant's.
-
-    Raises:
-        InputError: the base cannot be loaded, or a size is larger than its embedding.
-    """
+    """Settle what a variant is trained from: its base, its settings or those given, and prefixes, full size first."""
     base, settings = source_of(experiment, variant), settings or experiment.training_of(variant)
     matryoshka = variant.matryoshka
     if matryoshka is None:
@@ -96,9 +89,6 @@ def train(
         dims: the sizes that Matryoshka trains where it names none; by default a model's own, its half, quarter and
             eighth.
         prompts: put before queries and documents, for bases that store none; kept in the model.
-
-    Raises:
-        InputError: something does not fit, or `out` exists.
     """
     find_recipe(recipe)
     given = settings.model_dump(exclude_unset=True) if settings else {}

@@ -15,8 +15,7 @@ from nestling.judgments.split import Split
 from nestling.judgments.split_files import read_split
 from nestling.judgments.threshold import settle_threshold
 from nestling.progress import Observer
-from nestling.study.data import load
-from nestling.study.split import split, split_print
+from nestling.study.data import load, split, split_print
 from nestling.study.train import spec_of
 from nestling.training.inputs.scored import check_scores
 from nestling.training.spec import TrainingSpec
@@ -24,12 +23,7 @@ from nestling.training.spec import TrainingSpec
 
 @dataclass(frozen=True)
 class Context:
-    """One variant of an experiment on its data.
-
-    Attributes:
-        split: the run's own; only train and dev are for use here.
-        split_print: fingerprint of what the split was made from, as in the run's state.
-    """
+    """One variant of an experiment on the run's split, of which only train and dev are for use here."""
 
     experiment: Experiment
     variant: Variant
@@ -50,12 +44,7 @@ class Context:
 
 
 def prepare(experiment: Experiment, name: str | None, *, runs: Path, observer: Observer) -> Context:
-    """Check everything, then read the run's split, or make it where there is none yet.
-
-    Raises:
-        InputError: there is no such variant, the data or the model cannot be had, or the folder's split was made
-            from other data or settings.
-    """
+    """Check everything, then read the run's split, or make it where there is none yet."""
     trained = experiment.trained
     variant = next((each for each in trained if name in (None, each.name)), None)
     if variant is None:

@@ -31,13 +31,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One finished trial.
+    """One finished trial, `complete` or `pruned`, with its value of `Search.metric`: of a pruned one the best, if any.
 
-    Attributes:
-        state: `complete` or `pruned`.
-        value: the `Search.metric` of a complete trial, the best seen of a pruned one, if any.
-        seconds: of the process that finished it.
-        reason: why it was pruned.
+    The seconds are those of the process that finished it, the reason is why it was pruned.
     """
 
     number: int
@@ -51,14 +47,10 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class Search:
-    """A finished search.
+    """A finished search: its trials, and the experiment, `NAME-tuned`, with the settings of the best one in place.
 
-    Attributes:
-        experiment: the given one with the best settings in place, called `NAME-tuned`.
-        metric: name of the dev figure that trials are compared by.
-        before: the same figure of the model before its training.
-        importance: share of each setting in how that figure varies; empty where there were too few trials.
-        files: best.yaml, trials.parquet and the PNG pictures.
+    Trials are compared by the dev figure `metric`, which was `before` without training; `importance` is each setting's
+    share in how it varies, empty where there were too few trials.
     """
 
     experiment: Experiment
@@ -95,10 +87,6 @@ def tune(
         storage: an SQLite file that workers of this machine share, by default in the run's folder; or the URL of a
             database, for workers on several machines, each with a run folder of its own.
         seed: of the sampler. One worker's search is repeatable.
-
-    Raises:
-        InputError: Optuna is missing, something is wrong with the input, the folder's split or the storage's search
-            is another one, or no trial could be trained.
     """
     needed("nestling tune", "optuna", *PICTURES)
     from nestling.study.tune import workers

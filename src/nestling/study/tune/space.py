@@ -83,20 +83,12 @@ Space: TypeAlias = tuple[Dimension, ...]
 
 
 def load_space(path: Path) -> Space:
-    """Read a space from YAML: a setting's name -> `{low:, high:, log: true}` or `{choices: [...]}`.
-
-    Raises:
-        InputError: the file cannot be read, or is no space; in one line with the setting's name.
-    """
+    """Read a space from YAML: a setting's name -> `{low:, high:, log: true}` or `{choices: [...]}`."""
     return make_space(read_yaml(path, expected="a search space in YAML")[0], where=str(path))
 
 
 def make_space(values: Any, *, where: str = "space") -> Space:
-    """Build a space from plain values.
-
-    Raises:
-        InputError: the first thing that is wrong, as `WHERE: SETTING: what is wrong`.
-    """
+    """Build a space from plain values; raise InputError with `WHERE: SETTING: what is wrong`."""
     if not isinstance(values, Mapping) or not values:
         raise InputError(
             f"{where}: a space maps settings to values, as in learning_rate: {{low: 1.0e-5, high: 1.0e-3}}"

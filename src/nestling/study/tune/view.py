@@ -30,11 +30,6 @@ def trials_table(search: Search) -> Table:
     return Table(gain + left_out, columns, [("", body)], title=f"Best trials of {search.variant}", words=())
 
 
-def importance_line(search: Search) -> str:
-    """Return which settings mattered, largest share first."""
-    return "importance: " + ", ".join(f"{name} {share:.0%}" for name, share in search.importance.items())
-
-
 def curve_table(curve: Curve) -> Table:
     """Return a line a share: records, queries, and the mean of each measure, with the spread where there are seeds."""
     seeds = len({point.seed for point in curve.points})

@@ -46,8 +46,7 @@ IMPORTANCE_TRIALS = 10
 def open_study(storage: Path | str, *, made_from: str, first: dict[str, Any]) -> optuna.Study:
     """Open a search, or begin it with the settings `first` as its first trial, if there are any.
 
-    Raises:
-        InputError: the storage holds a search that was not made from `made_from`, or none can be held there.
+    Raises InputError where the storage holds a search that was not made from `made_from`, or can hold none.
     """
     logging.getLogger("optuna").setLevel(logging.ERROR)
     # Of heartbeats and the multivariate sampler.
