@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nestling.errors import InputError
-from nestling.judgments.table import Judgments
+from nestling.judgments.table import Judgments, is_relevant
 
 Protocol = Literal["per-query", "per-pair"]
 PROTOCOLS: tuple[Protocol, ...] = ("per-query", "per-pair")
@@ -75,7 +75,7 @@ class Qrels:
             .with_columns(
                 pl.col("first").alias("document_id"),
                 (pl.col("score") - judgments.scale[0]).alias("gain"),
-                (pl.col("score") > threshold).alias("relevant"),
+                is_relevant(pl.col("score"), threshold).alias("relevant"),
             )
         )
         if not records["relevant"].any():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,11 @@ from nestling.judgments.identity import VISIBLE, normalise
 COLUMNS = ("query_id", "query", "document_id", "document", "score")
 LARGEST = 1e30
 """Scores that are larger, either side of 0, overflow in means and in float32."""
+
+
+def is_relevant(scores: Any, threshold: float) -> Any:
+    """Return which scores, an array, a column or an expression, are those of relevant documents: the one rule."""
+    return scores > threshold
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Judgments:
 
     def relevant(self, threshold: float) -> np.ndarray:
         """Return which records' documents are relevant, (n_records,) bool: those with a score above the threshold."""
-        return np.asarray(self.frame["score"].to_numpy() > threshold)
+        return np.asarray(is_relevant(self.frame["score"].to_numpy(), threshold))
 
     def take(self, rows: np.ndarray | Sequence[int]) -> Judgments:
         """Return the records with these row numbers, in the table's own order."""

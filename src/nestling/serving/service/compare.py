@@ -103,10 +103,10 @@ def read_judged(split: Path, *, threshold: float | None = None) -> Judged:
     from nestling.judgments.threshold import settle_threshold
 
     test = read_split(split).test
-    above = test.frame["score"] > settle_threshold(test, threshold)
+    positives = test.above(settle_threshold(test, threshold)).frame
     texts: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
-    for query, document in test.frame.filter(above).select("query", "document_id").iter_rows():
+    for query, document in positives.select("query", "document_id").iter_rows():
         texts.setdefault(normalise(query), query)
         relevant.setdefault(normalise(query), set()).add(document)
     return Judged(tuple(texts.values()), {query: frozenset(ids) for query, ids in relevant.items()})

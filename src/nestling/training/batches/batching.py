@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nestling.judgments.table import Judgments
+from nestling.judgments.table import Judgments, is_relevant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,7 @@ class Pairs:
         key = query[order] * len(documents) + document[order]
         chosen = order[np.append(key[1:] != key[:-1], True)]
         query, document, score = query[chosen], document[chosen], score[chosen]
-        positive = score > threshold
+        positive = is_relevant(score, threshold)
         return cls(
             queries,
             documents,
