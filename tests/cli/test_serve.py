@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fixtures.serving import catalogue, indexed, products
-from nestling.cli.serve import models, named_indexes, serve
+from nestling.cli.options import named_paths
+from nestling.cli.serve import models, serve
 from nestling.errors import InputError
 from nestling.serving.service.listening import allowed_hosts, bind, is_loopback, url_of
 
@@ -90,5 +91,6 @@ def test_what_is_loopback_serves_local_names_alone():
 def test_indexes_are_called_by_their_folders_or_as_they_are_named(tmp_path: Path):
     odd = tmp_path / "a=b"
     odd.mkdir()
-    assert named_indexes([f"one={tmp_path}", str(odd), "x/y"]) == {"one": tmp_path, "a=b": odd, "y": Path("x/y")}
+    named = named_paths([f"one={tmp_path}", str(odd), "x/y"], "indexes")
+    assert named == {"one": str(tmp_path), "a=b": str(odd), "y": "x/y"}
     assert (models((), 2), models(("a",), 2), models(("a", "b"), 2)) == ([None, None], ["a", "a"], ["a", "b"])

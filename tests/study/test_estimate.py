@@ -20,7 +20,7 @@ from nestling.judgments.table import Judgments
 from nestling.models.load import find_model
 from nestling.progress import TrainingProgress
 from nestling.study import run
-from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, measure, spoken, trainings
+from nestling.study.estimate import PIECE, TRAINING, Rates, Texts, Timeline, duration_text, measure, trainings
 from nestling.training.spec import TrainingSpec
 
 
@@ -99,7 +99,7 @@ def test_the_time_left_is_set_right_by_what_stages_took():
     # Twice as long as estimated, against a tenth of the whole that stands for the estimate: 240 / 140.
     assert timeline.left() == pytest.approx(300 * 240 / 140)
     timeline.begin("b")
-    assert timeline.where() == f"stage 3 of 3, {spoken(300 * 240 / 140)} left"
+    assert timeline.where() == f"stage 3 of 3, {duration_text(300 * 240 / 140)} left"
     now[0] = 600.0
     timeline.progress(1, 10)
     timeline.progress(10, 10)
@@ -138,7 +138,7 @@ def test_a_stage_that_tells_nothing_is_taken_to_keep_to_its_estimate_and_never_t
     ],
 )
 def test_a_time_is_told_coarsely(seconds: float, words: str):
-    assert spoken(seconds) == words
+    assert duration_text(seconds) == words
 
 
 def test_every_line_of_progress_shows_the_whole(monkeypatch: pytest.MonkeyPatch):

@@ -31,10 +31,9 @@ from nestling.cli.options import (
     numbers,
     save_picture,
 )
+from nestling.config.names import DEFAULT_MODEL
 from nestling.environment import VERSION, grow_gpu_memory, missing, share_cores
 from nestling.errors import InputError, clean
-
-DEFAULT = "all-MiniLM-L6-v2"
 
 app = App(
     name="nestling",
@@ -82,7 +81,7 @@ def inspect(
     data: Data,
     *,
     columns: Columns = Columns(),
-    model: Annotated[str, Parameter(help="Whose tokenizer counts lengths.")] = DEFAULT,
+    model: Annotated[str, Parameter(help="Whose tokenizer counts lengths.")] = DEFAULT_MODEL,
     seed: int = 0,
     picture: Annotated[Path | None, Parameter(help="Write the histogram as PATH.png and PATH.svg.")] = None,
     as_json: Json = False,
@@ -151,7 +150,7 @@ def train(
     out: Annotated[Path, Parameter(help="The model's folder.")],
     *,
     recipe: Annotated[str, Parameter(help="graded, distilled, mnrl, static, adapter, cosine or cosent.")] = "graded",
-    base: Annotated[str, Parameter(help="The model to start from: a folder, a bundled name or a hub id.")] = DEFAULT,
+    base: Annotated[str, Parameter(help="What to start from: a folder, a bundled name or a hub id.")] = DEFAULT_MODEL,
     matryoshka: Annotated[bool, Parameter(help="Train the prefixes of --dims too.")] = False,
     dims: Dims = None,
     weights: Annotated[str | None, Parameter(help="A weight for each of --dims, as in 1,1,1,2.")] = None,

@@ -38,13 +38,13 @@ class TerminalObserver(Observer):
         self._timeline: Timeline | None = None
 
     def plan(self, stages: Mapping[str, Sequence[float]]) -> None:
-        from nestling.study.estimate import Timeline, spoken
+        from nestling.study.estimate import Timeline, duration_text
 
         self._timeline = Timeline(stages)
         seconds = {name: sum(parts) for name, parts in stages.items()}
         longest = sorted(seconds, key=lambda name: -seconds[name])[:LONGEST]
-        parts = [f"{name} {spoken(seconds[name])}" for name in longest if seconds[name] and len(stages) > 1]
-        text = f"{spoken(sum(seconds.values()))} on this machine" + (f": {', '.join(parts)}" if parts else "")
+        parts = [f"{name} {duration_text(seconds[name])}" for name in longest if seconds[name] and len(stages) > 1]
+        text = f"{duration_text(sum(seconds.values()))} on this machine" + (f": {', '.join(parts)}" if parts else "")
         self._line(escape(clean(text)))
 
     def stage(self, name: str, detail: str = "") -> None:

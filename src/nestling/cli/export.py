@@ -30,8 +30,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model for a runtime without torch, and check it against torch: quality and speed."""
-    from rich.table import Table
-
+    from nestling.report.table import Table, row
     from nestling.serving.export.export import export as write
 
     done = write(
@@ -58,20 +57,17 @@ def export(
         f"{what}; cosine of a text's two vectors: mean {check.cosine_mean:.5f}, lowest {check.cosine_lowest:.5f}; of "
         f"torch's ten nearest {check.agreement:.1%} are found; threads: {check.threads}, measured in turn"
     )
-    table = Table(title="Export against torch", caption=caption, width=80, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for name in ("recall@10", "documents/s", "query p50", "p95"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for name, recall, speed in (
         ("torch fp32", check.recall_torch, check.torch),
         (f"{done.format} {done.precision}", check.recall_exported, check.exported),
     ):
         times = (f"{value:.2f} ms" for value in (speed.p50_ms, speed.p95_ms))
-        table.add_row(name, f"{recall:.4f}", f"{speed.documents_per_second:,.0f}", *times)
-    console = Console()
-    console.print(table)
+        rows.append(row(name, f"{recall:.4f}", f"{speed.documents_per_second:,.0f}", *times))
+    columns = ["", "recall@10", "documents/s", "query p50", "p95"]
+    print_tables(Table(caption, columns, [("", rows)], title="Export against torch"))
     if check.fault:
-        console.print(f"written all the same: {check.fault}", style="bold red", highlight=False, markup=False)
+        Console().print(f"written all the same: {check.fault}", style="bold red", highlight=False, markup=False)
     print(f"size   {done.size / 1e6:,.1f} MB")
     print(f"model  {done.folder}")
 

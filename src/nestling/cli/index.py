@@ -162,22 +162,20 @@ def search(
         raise InputError("search needs a query after the index, as in nestling search INDEX 'cordless drill'")
     if k < 1:
         raise InputError(f"-k must be 1 or more, not {k}")
-    wanted: dict[str, list[str]] = {}
+    field_values: dict[str, list[str]] = {}
     for text in filters:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--filter {text!r}: give FIELD=VALUE, as in brand=Acme")
-        wanted.setdefault(name, []).append(value)
+        field_values.setdefault(name, []).append(value)
     opened = Index.open(path, model=model, engine=engine, verify=verify)
-    found = opened.search(list(queries), k, mode=mode, filters=wanted)
+    results = list(zip(queries, opened.search(list(queries), k, mode=mode, filters=field_values), strict=True))
     if as_json:
-        results = [
-            {"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
-        ]
-        print(json.dumps({"mode": mode or opened.modes[0], "results": results}))
+        searches = [{"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in results]
+        print(json.dumps({"mode": mode or opened.modes[0], "results": searches}))
         return
     console = Console()
-    for query, hits in zip(queries, found, strict=True):
+    for query, hits in results:
         console.print(hits_table(query, hits, mode or opened.modes[0]))
 
 

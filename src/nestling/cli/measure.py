@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nestling.cli.console import observer, print_results, print_tables
-from nestling.cli.options import Dims, Json, PromptOptions, named_files, named_models, numbers, save_picture
+from nestling.cli.options import Dims, Json, PromptOptions, named_files, named_paths, numbers, save_picture
 from nestling.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def evaluate(
 
     if not models:
         raise InputError("evaluate needs at least one model after the split; give a folder, a bundled name or a hub id")
-    named = named_models(models)
+    named = named_paths(models, "models")
     settings = make_settings(
         EvaluationSettings,
         dims=dims and numbers(dims, int),
@@ -145,7 +145,7 @@ def shrink(
         if run is None or not run.split.is_dir():
             raise InputError(f"{model} is not in a run's folder, so give the split that it was trained on with --split")
         split, cache = run.split, cache or run.embeddings
-    found = shrinking.shrink(
+    shrunk = shrinking.shrink(
         model,
         split,
         keep=keep,
@@ -164,35 +164,35 @@ def shrink(
     if picture is not None:
         from nestling.report.grid_charts import pareto
 
-        chart = pareto(found.kept, measure, subtitle=f"{Path(model).name}, on dev", keep=keep)
+        chart = pareto(shrunk.kept, measure, subtitle=f"{Path(model).name}, on dev", keep=keep)
         pictures = save_picture(chart, picture)
     if as_json:
-        print(json.dumps({**asdict(found), "kept": found.kept.to_dicts(), "out": out and str(out)}))
+        print(json.dumps({**asdict(shrunk), "kept": shrunk.kept.to_dicts(), "out": out and str(out)}))
         return
-    _print_advice(found, documents=int(documents))
+    _print_advice(shrunk, documents=int(documents))
     for path in pictures:
         print(f"picture     {path}")
     if out is not None:
         print(f"model       {out}")
 
 
-def _print_advice(found: Shrunk, *, documents: int) -> None:
+def _print_advice(shrunk: Shrunk, *, documents: int) -> None:
     from nestling.report.grid_view import advice_lines, grid_table
 
-    print_tables(grid_table(found.kept, found.measure, front_only=True))
+    print_tables(grid_table(shrunk.kept, shrunk.measure, front_only=True))
     lines = []
-    for choice in filter(None, (found.alone, found.rescored)):
-        lines += advice_lines(choice.dev, choice.test, measure=found.measure, full=found.full, documents=documents)
-        lines += _doubt(choice, found)
-    if found.alone is None:
-        lower = " at the lower end of its interval (--no-strict asks for the share itself)" if found.strict else ""
-        lines.append(f"nothing smaller in the grid keeps {found.keep:.1%} of {found.measure} on dev{lower}")
+    for choice in filter(None, (shrunk.alone, shrunk.rescored)):
+        lines += advice_lines(choice.dev, choice.test, measure=shrunk.measure, full=shrunk.full, documents=documents)
+        lines += _doubt(choice, shrunk)
+    if shrunk.alone is None:
+        lower = " at the lower end of its interval (--no-strict asks for the share itself)" if shrunk.strict else ""
+        lines.append(f"nothing smaller in the grid keeps {shrunk.keep:.1%} of {shrunk.measure} on dev{lower}")
     Console().print(*lines, sep="\n", highlight=False, markup=False)
 
 
-def _doubt(choice: Choice, found: Shrunk) -> list[str]:
+def _doubt(choice: Choice, shrunk: Shrunk) -> list[str]:
     """Return a line where test does not bear the choice out: the smallest of many cells is partly the luckiest."""
-    if choice.test["kept"] >= found.keep:
+    if choice.test["kept"] >= shrunk.keep:
         return []
-    advice = "a higher --keep leaves a margin" if found.strict else "--strict chooses with a margin"
-    return [f"on test that is less than the {found.keep:.1%} asked for: {advice}"]
+    advice = "a higher --keep leaves a margin" if shrunk.strict else "--strict chooses with a margin"
+    return [f"on test that is less than the {shrunk.keep:.1%} asked for: {advice}"]

@@ -110,16 +110,16 @@ class CatalogueOptions:
         """Read a catalogue, and tell the observer of what was not taken as it is."""
         from nestling.judgments.catalogue import load_catalogue
 
-        found = load_catalogue(
+        loaded = load_catalogue(
             catalogue,
             document=with_commas(self.document),
             document_id=self.document_id,
             fields=None if self.fields is None else [name for name in self.fields.split(",") if name],
             max_unpacked=self.max_unpacked,
         )
-        for note in found.notes:
+        for note in loaded.notes:
             observer.note(note)
-        return found
+        return loaded
 
 
 @Parameter(name="*")
@@ -167,17 +167,17 @@ def numbers(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
         raise InputError(f"{text!r}: give numbers with commas between, as in 384,192,96,48") from None
 
 
-def named_models(texts: Sequence[str]) -> dict[str, str]:
-    """Read MODEL or NAME=MODEL texts; a model without a name is called by the last part of its path."""
-    models: dict[str, str] = {}
+def named_paths(texts: Sequence[str], what: str) -> dict[str, str]:
+    """Read PATH or NAME=PATH texts of models or indexes; one without a name is called by the last part of its path."""
+    paths: dict[str, str] = {}
     for text in texts:
-        name, equals, model = text.partition("=")
+        name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
-            name, model = Path(text).name or text, text
-        if name in models:
-            raise InputError(f"two models are called {name!r}; give one another name, as in NAME={model}")
-        models[name] = model
-    return models
+            name, path = Path(text).resolve().name, text
+        if name in paths:
+            raise InputError(f"two {what} are called {name!r}; give one another name, as in NAME={path}")
+        paths[name] = path
+    return paths
 
 
 def named_files(texts: Sequence[str]) -> dict[str, Path]:

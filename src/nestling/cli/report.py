@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -12,9 +12,6 @@ from rich.console import Console
 from nestling.cli.console import print_tables
 from nestling.cli.options import Json, Runs, run_path
 from nestling.errors import InputError
-
-if TYPE_CHECKING:
-    from nestling.config.run_folder import RunFolder
 
 COMPARISON = "comparison.html"
 
@@ -33,41 +30,30 @@ def report(
     protocol and measures.
     """
     from nestling.config.run_folder import RunFolder
+    from nestling.report import runs_page
+    from nestling.report.page import write_pages
+    from nestling.report.runs_data import load_runs
 
     if not run:
         raise InputError("report needs at least one run; give the folder of a finished nestling run, or its name")
     folders = [RunFolder(run_path(one, runs)) for one in run]
+    if len(folders) == 1:
+        if out is not None:
+            raise InputError(
+                "--out is for the comparison of several runs; the page of one run is report.html in its folder"
+            )
+        path = write_pages(folders[0])
+        value = json.loads(folders[0].results_json.read_text(encoding="utf-8"))
+    else:
+        out = out or runs / COMPARISON
+        runs_page.check_out(out)
+        data = load_runs(folders)
+        path, value = runs_page.write_runs_page(data, out), data.as_dict()
+    if as_json:
+        print(json.dumps({**value, "path": str(path)}))
+        return
     if len(folders) > 1:
-        _compare(folders, out or runs / COMPARISON, as_json=as_json)
-        return
-    if out is not None:
-        raise InputError(
-            "--out is for the comparison of several runs; the page of one run is report.html in its folder"
-        )
-    from nestling.report.page import write_pages
-
-    path = write_pages(folders[0])
-    if as_json:
-        print(json.dumps({**json.loads(folders[0].results_json.read_text(encoding="utf-8")), "path": str(path)}))
-        return
-    _print_path(path)
-
-
-def _compare(folders: list[RunFolder], out: Path, *, as_json: bool) -> None:
-    from nestling.report.runs_data import load_runs
-    from nestling.report.runs_page import check_out, narrow_full_table, verdict, write_runs_page
-
-    check_out(out)
-    data = load_runs(folders)
-    path = write_runs_page(data, out)
-    if as_json:
-        print(json.dumps({**data.as_dict(), "path": str(path)}))
-        return
-    print_tables(narrow_full_table(data))
-    for answer in verdict(data):
-        Console().print(f"{answer.question} {answer.word}. {answer.text}", highlight=False, markup=False)
-    _print_path(path)
-
-
-def _print_path(path: Path) -> None:
+        print_tables(runs_page.narrow_full_table(data))
+        for answer in runs_page.verdict(data):
+            Console().print(f"{answer.question} {answer.word}. {answer.text}", highlight=False, markup=False)
     print(f"page        {path}  ({path.stat().st_size / 1e6:.2f} MB)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from nestling.cli.options import EngineName
+from nestling.cli.options import EngineName, named_paths
 from nestling.environment import needed
 from nestling.errors import InputError, clean
 
@@ -56,8 +56,11 @@ def serve(
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be 1 or more, not {threads}")
     limits = Limits(max_batch=max_batch, max_wait=max_wait_ms / 1000, queue=queue, timeout=timeout)
-    named = named_indexes(index)
-    sources = [Source(name, named[name], chosen) for name, chosen in zip(named, models(model, len(named)), strict=True)]
+    if not index:
+        raise InputError("serve needs at least one index; give a folder that nestling index wrote")
+    named = named_paths(index, "indexes")
+    chosen = zip(named.items(), models(model, len(named)), strict=True)
+    sources = [Source(name, Path(path), its_model) for (name, path), its_model in chosen]
     for source in sources:
         read_manifest(source.path)
     key = read_key()
@@ -85,21 +88,6 @@ def read_key() -> str | None:
     if given and not (key and all("!" <= character <= "~" for character in key)):
         raise InputError(f"{KEY} must be of printable ASCII characters without spaces, since a header carries it")
     return key or None
-
-
-def named_indexes(texts: Sequence[str]) -> dict[str, Path]:
-    """Read PATH or NAME=PATH texts; an index without a name is called by the last part of its path."""
-    if not texts:
-        raise InputError("serve needs at least one index; give a folder that nestling index wrote")
-    named: dict[str, Path] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            name, path = Path(text).resolve().name, text
-        if name in named:
-            raise InputError(f"two indexes are called {name!r}; give one another name, as in NAME={path}")
-        named[name] = Path(path)
-    return named
 
 
 def models(given: Sequence[str], n: int) -> list[str | None]:

@@ -40,7 +40,7 @@ def tune(
     from nestling.study.tune.search import tune as search
     from nestling.study.tune.space import load_space
 
-    found = search(
+    result = search(
         options.experiment(experiment),
         variant=variant,
         trials=trials,
@@ -51,16 +51,16 @@ def tune(
         observer=observer(),
     )
     if as_json:
-        best = {"trial": found.best.number, found.metric: found.best.value, "params": found.best.params}
-        trials_ = [asdict(trial) for trial in found.trials]
-        print(json.dumps({"best": best, "before": found.before, "importance": found.importance, "trials": trials_}))
+        best = {"trial": result.best.number, result.metric: result.best.value, "params": result.best.params}
+        trials_ = [asdict(trial) for trial in result.trials]
+        print(json.dumps({"best": best, "before": result.before, "importance": result.importance, "trials": trials_}))
         return
-    print_tables(view.trials_table(found))
-    if found.importance:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in found.importance.items())
+    print_tables(view.trials_table(result))
+    if result.importance:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importance.items())
         Console().print(f"importance: {shares}", highlight=False)
-    _print_files(found.files)
-    print(f"next        nestling run {found.files[0]}")
+    _print_files(result.files)
+    print(f"next        nestling run {result.files[0]}")
 
 
 def curve(
@@ -76,7 +76,7 @@ def curve(
     from nestling.study.curve import curve as learn
     from nestling.study.tune import view
 
-    found = learn(
+    result = learn(
         options.experiment(experiment),
         variant=variant,
         shares=numbers(shares, float),
@@ -85,10 +85,10 @@ def curve(
         observer=observer(),
     )
     if as_json:
-        print((found.folder / "curve.json").read_text(encoding="utf-8"))
+        print((result.folder / "curve.json").read_text(encoding="utf-8"))
         return
-    print_tables(view.curve_table(found))
-    _print_files(found.files)
+    print_tables(view.curve_table(result))
+    _print_files(result.files)
 
 
 def _print_files(paths: Sequence[Path]) -> None:

@@ -40,7 +40,13 @@ def load_experiment(path: Path | None, changes: dict[str, Any] | None = None) ->
     if not isinstance(values, dict):
         raise InputError(f"{where}: an experiment is a mapping of keys to values, as in name: my-study")
     for key, value in (changes or {}).items():
-        _put(values, key, value)
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise InputError(f"{key}: {parent} is not a mapping, so it cannot be set")
+        section[last] = value
     return make_experiment(values, where=where, lines=dict(_lines(node)))
 
 
@@ -98,12 +104,3 @@ def _lines(node: yaml.Node | None, at: tuple[str | int, ...] = ()) -> Iterator[t
         for number, value in enumerate(node.value):
             yield (*at, number), value.start_mark.line + 1
             yield from _lines(value, (*at, number))
-
-
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise InputError(f"{key}: {parent} is not a mapping, so it cannot be set")
-    values[last] = value

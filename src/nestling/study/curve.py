@@ -72,11 +72,8 @@ def curve(
     """Train a variant on growing shares of the run's train split and measure each on dev.
 
     Epochs stay as they are, so that a tenth of the data is a tenth of the steps. Each finished share is kept: the same
-    call goes on after an interruption, and shares and seeds may be added. The test split is not looked at.
-
-    Args:
-        variant: its name; by default the first that is trained.
-        seeds: trainings of each share, each on a sample of its own.
+    call goes on after an interruption, and shares and seeds may be added. The test split is not looked at. The variant
+    is by default the first that is trained; each of the seeds is a training of every share, on a sample of its own.
     """
     needed("nestling curve", *PICTURES)
     wrong = [share for share in shares if not 0 < share <= 1]

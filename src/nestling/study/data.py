@@ -38,18 +38,14 @@ def inspect(
     threshold: float | None = None,
     seed: int = 0,
 ) -> Inspection:
-    """Count what a table of judgments holds.
+    """Count what a table of judgments holds; the model's tokenizer counts text lengths, prompts included.
 
-    Args:
-        data: the table, its settings, or just its source.
-        model: whose tokenizer counts text lengths, prompts included.
-        threshold: by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
+    The threshold is by default 2.5 on a scale of 1 to 3, else where the scores dip, else the middle of the scale.
     """
     judgments = load(data, seed=seed)
-    if threshold is None and judgments.scale == STUDY_SCALE:
-        threshold = STUDY_THRESHOLD
     if threshold is None:
-        threshold = dip(judgments.frame["score"].to_numpy(), judgments.scale)
+        study = judgments.scale == STUDY_SCALE
+        threshold = STUDY_THRESHOLD if study else dip(judgments.frame["score"].to_numpy(), judgments.scale)
     if threshold is None:
         threshold = sum(judgments.scale) / 2
     count, limit = token_counter(find_model(model) if isinstance(model, str) else model)

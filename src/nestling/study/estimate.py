@@ -130,12 +130,10 @@ def trainings(spec: TrainingSpec, train: Texts, dev: Texts, rates: Rates) -> lis
     parts = [seconds(trained=settings.epochs * epoch, encoded=encoded)]
     if Distill in kinds:
         pair = train.query + train.document
-        parts += [
-            seconds(
-                trained=2 * (1 + MINED) * train.pairs() * pair, encoded=train.all + SCORED * train.n_queries * pair
-            ),
-            seconds(trained=train.n_queries * 3 * (train.query + 6 * train.document), encoded=3 * dev.all),
-        ]
+        teacher = 2 * (1 + MINED) * train.pairs() * pair
+        pupil = 3 * train.n_queries * (train.query + 6 * train.document)
+        parts.append(seconds(trained=teacher, encoded=train.all + SCORED * train.n_queries * pair))
+        parts.append(seconds(trained=pupil, encoded=3 * dev.all))
     return [*parts, table] if ConcatStatic in kinds else parts
 
 
@@ -215,14 +213,14 @@ class Timeline:
         """Return the stage's number, and what is left of all of them."""
         names = list(self.stages)
         number = f"stage {names.index(self._stage) + 1} of {len(names)}, " if self._stage and len(names) > 1 else ""
-        return f"{number}{spoken(self.left())} left"
+        return f"{number}{duration_text(self.left())} left"
 
     @property
     def _parts(self) -> Sequence[float]:
         return self.stages[self._stage] if self._stage is not None else ()
 
 
-def spoken(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return a length of time as coarsely as an estimate deserves."""
     if seconds < 55:
         return "less than a minute"

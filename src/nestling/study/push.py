@@ -18,10 +18,8 @@ from nestling.report.model_card import CARD, addressed, model_card
 from nestling.report.page_data import PageData, load_page_data
 from nestling.training.result import SUMMARY
 
-MODULES = "modules.json"
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
 """What a SentenceTransformer is stored in; no pickle, so no state of an optimizer, and no code."""
-WORK = "trainer_state.json"
 AGAIN = "train the variant again with nestling run"
 
 
@@ -90,10 +88,8 @@ def send(
     The repository is made where it is missing, and so is the branch. Files that it has and the model has not stay. The
     token is what huggingface_hub finds. Afterwards the card in the model's folder is the one that was sent.
 
-    Args:
-        private: make the repository private; one that exists and is public is refused.
-        revision: a branch; the main one by default.
-        endpoint: the hub's URL; huggingface.co, or HF_ENDPOINT, by default.
+    A private push to a repository that is public is refused. The branch `revision` is by default the main one, the
+    hub's URL `endpoint` huggingface.co or HF_ENDPOINT.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -156,7 +152,9 @@ def _check_variant(folder: RunFolder, data: PageData, variant: str) -> None:
 
 def _model_files(model: Path) -> Iterator[tuple[str, Path]]:
     """Yield (path within the repository, path) of the model's files, and raise where the model is not whole."""
-    path = model / MODULES
+    from safetensors import SafetensorError, safe_open
+
+    path = model / "modules.json"
     missing = f"there is no {path}, so the model is not whole; train it again with nestling run"
     modules = read_json(path, list[_Module], advice=AGAIN, missing=missing)
     paths: list[Path] = []
@@ -170,27 +168,20 @@ def _model_files(model: Path) -> Iterator[tuple[str, Path]]:
     for path in dict.fromkeys(paths):
         name = path.relative_to(model)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_dir() or hidden or path.suffix not in SUFFIXES or path.name == WORK:
+        if path.is_dir() or hidden or path.suffix not in SUFFIXES or path.name == "trainer_state.json":
             continue
         if path.is_symlink() or not path.resolve().is_relative_to(model.resolve()):
             raise InputError(f"{path} is a link, and what it leads to may be no part of the model; put the file there")
         if path.suffix == ".safetensors":
-            _check_weights(path)
-            weights += 1
+            try:
+                # Reads the header alone, and compares the file's length with it.
+                with safe_open(path, framework="numpy"):
+                    weights += 1
+            except (SafetensorError, OSError) as error:
+                raise unread(path, error, f"{path} is damaged ({error}); {AGAIN}") from None
         yield name.as_posix(), path
     if not weights:
         raise InputError(f"{model} holds no .safetensors weights; {AGAIN}")
-
-
-def _check_weights(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # Reads the header alone, and compares the file's length with it.
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise unread(path, error, f"{path} is damaged ({error}); {AGAIN}") from None
 
 
 @contextmanager

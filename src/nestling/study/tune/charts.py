@@ -108,8 +108,7 @@ def importances(importance: Mapping[str, float], *, subtitle: str, measure: str 
 def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtitle: str) -> alt.LayerChart:
     """Return the chart of dev measures over training records, log axis; dashed rules are the untrained base.
 
-    Args:
-        results: columns records, seed, measure, value; several seeds are points around the line of their mean.
+    The results have columns records, seed, measure and value; several seeds are points around the line of their mean.
     """
     results = results.with_columns(pl.col("measure").map_elements(label, return_dtype=pl.String).alias("label"))
     labels = [label(measure) for measure in before]
@@ -123,12 +122,8 @@ def learning_curve(results: pl.DataFrame, *, before: Mapping[str, float], subtit
     lines = chart_of(means.to_dicts()).mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour)
     points = chart_of(results.to_dicts()).mark_point(filled=True, size=70, opacity=1)
     shape = coded(alt.Shape, "label:N", labels, shapes, top_legend())
-    base = chart_of(
-        [
-            {"label": label(name), "value": value, "records": most, "text": f"{label(name)} before training"}
-            for name, value in before.items()
-        ]
-    )
+    untrained = [{"label": label(name), "value": value, "records": most} for name, value in before.items()]
+    base = chart_of([{**mark, "text": f"{mark['label']} before training"} for mark in untrained])
     rules = base.mark_rule(strokeDash=[5, 4], strokeWidth=1.6).encode(y=y, color=colour)
     texts = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, color=INK)
     layers = [

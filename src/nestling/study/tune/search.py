@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from nestling import atomic
-from nestling.config.experiment import Experiment, Variant
+from nestling.config.experiment import Experiment
 from nestling.config.fingerprint import fingerprint
 from nestling.config.training import layered, value_of
 from nestling.environment import PICTURES, needed
@@ -103,15 +104,9 @@ def tune(
     with logged_to(context.folder.log):
         storage = storage or folder / "study.db"
         study = workers.open_study(storage, made_from=made_from, first=_own_settings(context, space))
-        worked = workers.work(
-            study,
-            lambda trial: workers.train_trial(trial, space, context, folder, observer),
-            trials=trials,
-            seed=seed,
-            lock=workers.lock_of(storage),
-            observer=observer,
-        )
-        if not worked:
+        objective = partial(workers.train_trial, space=space, context=context, folder=folder, observer=observer)
+        lock = workers.lock_of(storage)
+        if not workers.work(study, objective, trials=trials, seed=seed, lock=lock, observer=observer):
             observer.note("all trials had finished before")
         finished = workers.trials_of(study, *workers.FINISHED)
         logger.info("tuning of %s: %d trials are finished", context.variant.name, len(finished))
@@ -147,7 +142,10 @@ def _write(
     if not complete:
         raise InputError(f"none of {len(records)} trials could be trained: {records[-1].reason}")
     best = max(complete, key=lambda record: (record.value or 0.0, -record.number))
-    experiment = _with_settings(context.experiment, variant, best.params)
+    tuned = variant.model_copy(update={"training": layered(variant.training, best.params)})
+    variants = tuple(tuned if each.name == variant.name else each for each in context.experiment.variants)
+    name = f"{context.experiment.name[:74]}-tuned"
+    experiment = context.experiment.model_copy(update={"name": name, "variants": variants})
     files = [folder / "best.yaml", folder / "trials.parquet"]
     atomic.write_text(files[0], experiment.to_yaml())
     write_table(files[1], _table(records, space, metric=metric))
@@ -173,13 +171,6 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         seconds=float(trial.user_attrs.get("seconds", 0.0)),
         reason="" if complete else str(trial.user_attrs.get("reason", "")),
     )
-
-
-def _with_settings(experiment: Experiment, variant: Variant, params: Mapping[str, Any]) -> Experiment:
-    """Return the experiment with `params` in the settings of `variant`, under a name of its own."""
-    best = variant.model_copy(update={"training": layered(variant.training, params)})
-    variants = tuple(best if each.name == best.name else each for each in experiment.variants)
-    return experiment.model_copy(update={"name": f"{experiment.name[:74]}-tuned", "variants": variants})
 
 
 def _table(records: Sequence[TrialRecord], space: Space, *, metric: str) -> pl.DataFrame:

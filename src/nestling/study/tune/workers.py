@@ -30,11 +30,8 @@ from nestling.training.result import selection, worded
 logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-STARTUP_TRIALS = 6
-RETRIES = 2
-HEARTBEAT_SECONDS = 10
-GRACE_SECONDS = 60
-POLL_SECONDS = 1.0
+STARTUP_TRIALS, RETRIES = 6, 2
+HEARTBEAT_SECONDS, GRACE_SECONDS, POLL_SECONDS = 10, 60, 1.0
 ALL_UNFIT = 3
 """A search gives up when so many trials have ended and none of them could be trained."""
 COMPARABLE = 3
