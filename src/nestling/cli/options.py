@@ -173,7 +173,8 @@ def named_paths(texts: Sequence[str], what: str) -> dict[str, str]:
     for text in texts:
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
-            name, path = Path(text).resolve().name, text
+            last = Path(text).name
+            name, path = last if last.strip(".") else Path(text).resolve().name, text
         if name in paths:
             raise InputError(f"two {what} are called {name!r}; give one another name, as in NAME={path}")
         paths[name] = path
