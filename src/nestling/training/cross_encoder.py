@@ -92,9 +92,9 @@ def with_head(model: SentenceTransformer, *, seed: int = 0) -> CrossEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         head = Dense(size, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
-    made = CrossEncoder(modules=[model[0], pooling, head], device=str(model.device))
-    made.max_seq_length = model.max_seq_length
-    return made
+    encoder = CrossEncoder(modules=[model[0], pooling, head], device=str(model.device))
+    encoder.max_seq_length = model.max_seq_length
+    return encoder
 
 
 def load(folder: str) -> CrossEncoder:
