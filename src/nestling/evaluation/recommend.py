@@ -18,12 +18,9 @@ KEPT = {**CELL, **dict.fromkeys(("value", "kept", "kept_low", "kept_high"), pl.F
 def kept_by(per_query: pl.DataFrame, measure: str, *, resamples: int = RESAMPLES) -> pl.DataFrame:
     """Return what share of the quality of the full embedding, the largest plain float32 cell, each cell keeps.
 
-    Args:
-        per_query: `System.per_query` of one model, with this measure.
-
-    Returns a row for each cell, columns as `KEPT`: `kept` is the mean over the full embedding's mean, with its interval
-    of 95 % over queries; `front` marks the cells that no other beats in quality with as few bytes. Of cells equal in
-    both, the one without rescoring, then without rotation, is on it.
+    Takes `System.per_query` of one model. Returns a row for each cell, columns as `KEPT`: `kept` is the mean over the
+    full embedding's mean, with its interval of 95 % over queries; `front` marks the cells that no other beats in
+    quality with as few bytes. Of cells equal in both, the one without rescoring, then without rotation, is on it.
     """
     tables = per_query.partition_by(list(CELL), maintain_order=True, as_dict=True)
     cells = {Cell(*row[:4]): table[measure].to_numpy() for row, table in tables.items()}

@@ -48,10 +48,7 @@ class Results:
     def of(
         cls, systems: Mapping[str, System], test: Qrels, *, train: Judgments | None, reference: str | None
     ) -> Results:
-        """Make the tables of variants that were measured on one test side, trained on `train`.
-
-        All are compared with the reference variant; None compares each with each.
-        """
+        """Make the tables of variants trained on `train`, each compared with the reference (None: each with each)."""
         per_query = _named({name: system.per_query for name, system in systems.items()})
         # Figures of BM25 have no precision.
         is_plain = pl.col("precision").is_in(["float32", ""])

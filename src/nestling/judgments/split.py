@@ -87,11 +87,8 @@ class Split:
     def overview(self) -> list[str]:
         """Return lines for a person: the method and why, sizes and what was dropped, and the warning if any."""
         sizes = ", ".join(f"{name} {len(side):,}" for name, side in self.sides.items())
-        lines = [
-            f"by {self.method}: {self.reason}",
-            f"{sizes} records; {self.dropped:,} dropped to keep the sides apart; {self.promise}",
-        ]
-        return [*lines, self.warning] if self.warning else lines
+        records = f"{sizes} records; {self.dropped:,} dropped to keep the sides apart; {self.promise}"
+        return [f"by {self.method}: {self.reason}", records, *([self.warning] if self.warning else [])]
 
     def leaks(self) -> list[str]:
         """Return what two sides share against the promise, a line each; an empty list is the proof that none leaks."""
@@ -118,8 +115,7 @@ def split_judgments(
     """Split so that no query (by id or by normalised text) is on two sides, and no document if the method says so.
 
     - `components`: queries and documents are the nodes of a graph, records its edges; whole connected components are
-      dealt to the sides in random order. Nothing is dropped, but a component that holds much of the data cannot be
-      dealt.
+      dealt to the sides in random order. Nothing is dropped.
     - `queries`: queries are dealt at random; a document that several sides judge goes to test, else to dev, and the
       other sides' records of it are dropped. Test queries so keep all their judgments.
     - `queries-only`: queries are dealt at random, with all their records; sides share documents. Nothing is dropped.

@@ -76,10 +76,7 @@ def candidates(scores: np.ndarray, *, most: int = 12) -> list[Candidate]:
 
 
 def settle_threshold(judgments: Judgments, threshold: float | None) -> float:
-    """Return the threshold to use: the given one, 2.5 on a scale of 1 to 3, or the middle where all scores are equal.
-
-    Refuse one that keeps no pair, or keeps every pair as it lies below the scale though scores differ.
-    """
+    """Return the threshold to use: the given one, 2.5 on a scale of 1 to 3, the middle where all scores are equal."""
     scores, (low, high) = judgments.frame["score"].to_numpy(), judgments.scale
     if threshold is None:
         if judgments.scale == STUDY_SCALE:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 from filelock import FileLock
@@ -70,8 +70,7 @@ class CachedEncoder:
                     leftover.unlink(missing_ok=True)
                 try:
                     write_entry(entry, embeddings)
-                    mapped: NDArray[np.float32] = np.load(entry, mmap_mode="r", allow_pickle=False)
-                    return mapped
+                    return cast(NDArray[np.float32], np.load(entry, mmap_mode="r", allow_pickle=False))
                 except OSError as error:
                     logger.warning("embeddings are not cached in %s: %s", entry.parent, error.strerror or error)
         embeddings.flags.writeable = False

@@ -25,10 +25,7 @@ AGAIN = "shrink the model again with nestling shrink"
 
 
 class Encoder(Protocol):
-    """What encodes into vectors of `dim` components: `TorchEncoder`, `ExportedEncoder` and `CachedEncoder`.
-
-    The fingerprint is the model's and that of its exports. The codec is that of a shrunk model's documents.
-    """
+    """What encodes into vectors of `dim` components; the codec is that of a shrunk model's documents."""
 
     @property
     def dim(self) -> int: ...
@@ -55,8 +52,7 @@ def prepare(
 def open_encoder(model: str | Path, *, engine: str = "torch-fp32", threads: int | None = None) -> Encoder:
     """Open what encodes with a folder that `nestling export` or `nestling shrink` wrote, or a name as of `find_model`.
 
-    Threads are those of an exported model, the engine (see `engine_for`) that of another. InputError: there is no such
-    model, or it needs a package that is not installed.
+    Threads are those of an exported model, the engine (see `engine_for`) that of another.
     """
     folder = Path(model).expanduser()
     if (folder / MANIFEST).is_file():

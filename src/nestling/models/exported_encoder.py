@@ -66,11 +66,7 @@ class ExportedEncoder:
 
     @classmethod
     def open(cls, folder: Path | str, *, threads: int | None = None) -> ExportedEncoder:
-        """Read an exported folder; its files are checked against their SHA-256.
-
-        `threads` are those of a forward pass, by default about one a core. InputError: the folder was not written by
-        an export, is damaged, or needs a package that is missing.
-        """
+        """Read an exported folder, checked against its SHA-256 sums; threads are by default about one a core."""
         return cls(Path(folder), threads=threads)
 
     def encode(self, texts: Sequence[str], *, kind: Kind = "document", batch_size: int = BATCH_SIZE) -> Matrix:
@@ -203,12 +199,15 @@ def compiled(core: Any, model: Any, *, bf16: bool, threads: int | None) -> Padde
     return infer
 
 
+@dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of word pieces; a text is the mean of its pieces' rows, one without pieces zeros."""
+    """Rows of word pieces; a text is the mean of its pieces' rows, one without pieces zeros.
 
-    def __init__(self, rows: NDArray[np.generic], scales: Matrix | None = None) -> None:
-        """Take (vocabulary, dim) float32 rows, or int8 rows and the (vocabulary,) value of one unit in each."""
-        self.rows, self.scales = rows, scales
+    Rows are (vocabulary, dim) float32, or int8 beside the (vocabulary,) value of one unit in each.
+    """
+
+    rows: NDArray[np.generic]
+    scales: Matrix | None = None
 
     @classmethod
     def read(cls, path: Path) -> Table:

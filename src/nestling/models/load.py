@@ -79,10 +79,9 @@ class ModelSource:
 def find_model(name: str, *, prompts: Mapping[str, str] | None = None) -> ModelSource:
     """Find a model's files on this machine, downloading from the hub only what is not there yet.
 
-    Args:
-        name: a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id, optionally with `@REVISION`. A
-            bare name is looked up in the `sentence-transformers` organisation.
-        prompts: what to put before a `query` and a `document`, in place of what the model stores.
+    The name is a folder, `all-MiniLM-L6-v2` (the hub's cache, else bundled), or a hub id, optionally with `@REVISION`;
+    a bare one is looked up in the `sentence-transformers` organisation. Prompts for a `query` and a `document` replace
+    those that the model stores.
     """
     folder, beside = locate(name)
     return ModelSource(name, folder, dict(prompts or {}), beside)
@@ -95,10 +94,7 @@ def load_model(
     hidden_dropout: float | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """Load a model in float32 from safetensors, without remote code and without access to the network.
-
-    Dropouts replace the configuration's where the model has such.
-    """
+    """Load a model in float32 from safetensors, without remote code or network; dropouts replace those configured."""
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 

@@ -43,7 +43,7 @@ class TorchEncoder:
         progress: Callable[[int, int], None] | None = None,
         sample: Sample | None = None,
     ) -> None:
-        """Take a loaded model; see `embed` for the batch size and progress, `engine_for` for the engine and sample."""
+        """Take a loaded model; see `embed` and `engine_for`."""
         self.model, self.fingerprint, self.codec, self.engine_name = model, fingerprint, codec, engine
         self.batch_size, self.progress = batch_size, progress
         with model.truncate_embeddings(None):

@@ -103,10 +103,7 @@ class Lexical:
         return indices, scores
 
     def pair_scores(self, queries: Sequence[str]) -> PairScores:
-        """Return what scores pairs of these queries and documents, to the last bit as `top_k` does.
-
-        Only the queries' own words are looked at, so a few hundred pairs cost the same in any corpus.
-        """
+        """Return what scores pairs of these queries and documents, to the last bit as `top_k` does."""
         terms = self._terms(queries)
         data, postings, starts = (self.index.scores[name] for name in ("data", "indices", "indptr"))
 

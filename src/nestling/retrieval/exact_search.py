@@ -84,14 +84,11 @@ def top_k(
 
 
 def _rounded(queries: NDArray[np.floating], codec: Codec) -> tuple[NDArray[Any], Matrix, Matrix]:
-    """Return queries as they are multiplied, what a unit of each is worth, and what is added to its scores.
-
-    For integer codes each query is rounded to int8, by a scale of its own: integers are multiplied exactly, so their
-    order depends on neither blocks, threads nor machine.
-    """
+    """Return queries as they are multiplied, what a unit of each is worth, and what is added to its scores."""
     projected, shift = codec.project(queries)
     if codec.is_float:
         return projected, np.ones(len(queries), dtype=np.float32), shift
+    # Integers are multiplied exactly, so their order depends on neither blocks, threads nor machine.
     unit = np.abs(projected).max(axis=1).astype(np.float64) / 127
     rounded = np.divide(projected, unit[:, None], out=np.zeros(projected.shape), where=unit[:, None] > 0)
     return np.rint(rounded).astype(np.int8), unit.astype(np.float32), shift
@@ -113,10 +110,8 @@ def rescore(
 ) -> tuple[NDArray[np.int64], Matrix]:
     """Score candidates exactly and return the `k` best of each query; equal scores go to the lower document.
 
-    Args:
-        candidates: (n_queries, m) int64 rows of `documents`, none twice for one query; -1 for no candidate.
-
-    Returns indices, (n_queries, min(k, m)) int64, and scores, the same shape, float32, descending. A query with fewer
+    Candidates are (n_queries, m) int64 rows of `documents`, none twice for one query; -1 for no candidate. Returns
+    indices, (n_queries, min(k, m)) int64, and scores, the same shape, float32, descending. A query with fewer
     candidates has -1 and -inf in its last places.
     """
     if k < 1:

@@ -42,11 +42,9 @@ class Fusion:
     def fuse(self, dense: Top, lexical: Top, k: int, *, dense_scores: PairScores, lexical_scores: PairScores) -> Top:
         """Return the `k` best candidates of each query by the sum, best first; equal sums by lower column.
 
-        Args:
-            dense_scores: scores pairs that `dense` lacks (`inner_products`).
-            lexical_scores: scores pairs that `lexical` lacks (`Lexical.pair_scores`).
-
-        Returns (n_queries, k) int64 indices, -1 where there are no more candidates, and float32 scores, -inf there.
+        `dense_scores` (`inner_products`) and `lexical_scores` (`Lexical.pair_scores`) score the pairs that the lists
+        lack. Returns (n_queries, k) int64 indices, -1 where there are no more candidates, and float32 scores, -inf
+        there.
         """
         (dense, lexical) = ((top[0][:, : self.depth], top[1][:, : self.depth]) for top in (dense, lexical))
         candidates = Candidates.of(dense, lexical, dense_scores=dense_scores, lexical_scores=lexical_scores)

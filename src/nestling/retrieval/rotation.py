@@ -41,11 +41,7 @@ def fit_rotation(documents: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def fit_search_rotation(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the rotation for search: the axes along which training queries differ, completed by those of documents.
-
-    What a query tells documents apart by lies where queries are, so small prefixes find more by these axes. Shapes and
-    errors as `fit_rotation`.
-    """
+    """Return the rotation for search: the axes along which training queries differ, completed by those of documents."""
     rows = [queries / np.sqrt(max(len(queries), 1)), documents * np.sqrt(COMPLETION / max(len(documents), 1))]
     return fit_rotation(np.concatenate(rows))
 
@@ -96,10 +92,7 @@ def add_rotation(model: SentenceTransformer, rotation: NDArray[np.float32]) -> D
 
 
 def append_linear(model: SentenceTransformer, matrix: NDArray[np.float32]) -> Dense:
-    """Add a linear layer by a (dim, new dim) matrix at the model's end, in place, and return it.
-
-    It stands before what brings vectors to length 1, and has neither bias nor activation.
-    """
+    """Add a linear layer by a (dim, new dim) matrix, in place, before what brings vectors to length 1; return it."""
     import torch
     from sentence_transformers.sentence_transformer.modules import Dense
 

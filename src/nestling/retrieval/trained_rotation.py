@@ -51,12 +51,9 @@ def train_search_rotation(
 
     is brought down by Adam over orthogonal matrices (Cayley transforms of skew-symmetric ones: Helfrich, Willmott and
     Ye 2018, arXiv 1707.09520; torch's parametrisation). Some queries are held out; that rotation is taken whose
-    prefixes have the most in common with the whole's ten best, or none. Returns (dim, size) float32, with orthonormal
-    columns, of (n, dim) embeddings of training texts.
-
-    Args:
-        size: how many of the axes to keep; all by default.
-        dims: the prefixes d below `size`. A half, a quarter and an eighth of it by default.
+    prefixes have the most in common with the whole's ten best, or none. Of (n, dim) embeddings, `size` axes are kept,
+    by default all: (dim, size) float32, with orthonormal columns. Prefixes d are the `dims` below `size`, by default a
+    half, a quarter and an eighth of it.
     """
     import torch
     import torch.nn.functional as F

@@ -93,13 +93,9 @@ def engine_for(name: str, model: SentenceTransformer, *, sample: Sample | None =
     and lose no recall on dev, on a sample. Where it does not, `auto` falls back to the next best. On a CPU, engines
     other than `torch-fp32` keep the memory that is freed for the whole process.
 
-    Args:
-        model: in float32, on the device that it is to run on.
-        sample: of the texts to encode. Without one `auto` converts nothing, and int8 is calibrated and tried on the
-            generated catalogue.
-
-    Raises:
-        InputError: no engine of that name, its package is missing, or the machine or the model does not suit it.
+    The model is in float32, on the device that it is to run on. Without a sample `auto` converts nothing, and int8 is
+    calibrated and tried on the generated catalogue. InputError: the engine's package is missing, or the machine or the
+    model does not suit it.
     """
     from sentence_transformers.base.modules import Transformer
 
@@ -196,8 +192,7 @@ def _int8(model: SentenceTransformer, sample: Sample) -> tuple[SentenceTransform
     exact = with_transformer(model, plain)
     if fault := disagreement(model, exact):
         return exact, "", fault
-    documents = _drawn(sample.documents, CALIBRATION)
-    queries = _drawn(sample.queries, CALIBRATION) or [_first_words(text) for text in documents]
+    queries, documents = _drawn(sample, CALIBRATION, CALIBRATION)
     # The transformer's inputs when the model encodes, prompts and truncation included, one text at a time.
     inputs: list[Inputs] = []
     run = plain.run
@@ -218,8 +213,7 @@ def _loss(exact: SentenceTransformer, view: SentenceTransformer, sample: Sample)
     """Say what int8 loses beyond what it may; empty where nothing is."""
     relevant: list[NDArray[np.int64]] = []
     if sample.judged is None:
-        documents = _drawn(sample.documents, TRIED_DOCUMENTS)
-        queries = _drawn(sample.queries, TRIED_QUERIES) or [_first_words(text) for text in documents[:TRIED_QUERIES]]
+        queries, documents = _drawn(sample, TRIED_QUERIES, TRIED_DOCUMENTS)
     else:
         all_queries, all_documents, all_relevant = sample.judged
         rows = _places(len(all_queries), TRIED_QUERIES)
@@ -245,14 +239,14 @@ def _loss(exact: SentenceTransformer, view: SentenceTransformer, sample: Sample)
     return ""
 
 
-def _drawn(texts: Sequence[str], n: int) -> list[str]:
-    """Return up to `n` of the texts, each once, always the same ones."""
-    return list(dict.fromkeys(texts[place] for place in _places(len(texts), n)))
+def _drawn(sample: Sample, n_queries: int, n_documents: int) -> tuple[list[str], list[str]]:
+    """Return distinct queries (else first words of documents) and documents, up to so many, always the same ones."""
+    queries, documents = (
+        list(dict.fromkeys(texts[place] for place in _places(len(texts), n)))
+        for texts, n in ((sample.queries, n_queries), (sample.documents, n_documents))
+    )
+    return queries or [" ".join(text.split()[:4]) for text in documents[:n_queries]], documents
 
 
 def _places(total: int, n: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
-
-
-def _first_words(text: str) -> str:
-    return " ".join(text.split()[:4])

@@ -52,11 +52,7 @@ class _Traced(nn.Module):
 
 
 def convert(module: Transformer, precision: str, *, vocabulary: int) -> Any:
-    """Convert the transformer of a module to a graph in float32 for `compile_graph`.
-
-    Ids of the example that is traced are below `vocabulary`. InputError: openvino is missing or cannot convert it, the
-    CPU has no bf16 for an engine of that precision, or the module gives no last hidden state of a text.
-    """
+    """Convert the transformer of a module, whose token ids are below `vocabulary`, to a graph in float32."""
     openvino = needed(f"engine openvino-{precision}", "openvino")
     text = module.modality_config.get("text", {})
     if text.get("method") != "forward" or text.get("method_output_name") not in (OUTPUT, (OUTPUT,), [OUTPUT]):
