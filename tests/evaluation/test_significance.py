@@ -285,3 +285,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_all({"a": [0.1], "b": [0.3]}, reference="c")
     with pytest.raises(InputError, match="two systems"):
         compare_all({"a": [0.1]})
+
+
+def test_values_that_differ_by_rounding_alone_have_a_whole_interval() -> None:
+    low, high = interval([1.0, 0.9999999999999999, 1.0, 1.0000000000000002])
+    assert (low, high) == pytest.approx((1.0, 1.0))

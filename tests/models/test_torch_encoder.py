@@ -203,3 +203,8 @@ def test_real_text_gets_the_figures_of_the_sentence_transformers_evaluator(
     qrels, queries, documents, stock = real_text
     expected = {name: stock[f"{dim}_{name}"] for name in ("recall@10", "mrr@10")}
     assert figures(qrels, queries, documents, dim) == pytest.approx(expected, abs=1e-6)
+
+
+def test_batches_of_no_text_are_refused(tiny_model: SentenceTransformer):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        embed(tiny_model, ["a"], kind="query", batch_size=0)

@@ -13,6 +13,7 @@ from nestling.report.tables import (
     by_dim,
     by_dim_table,
     full_size,
+    full_size_table,
     is_fused,
     narrow_full_size_table,
     reference_of,
@@ -56,6 +57,17 @@ def test_gains_are_percent_of_the_reference_each_at_its_own_full_size(results: p
     assert figures["pretrained"] == (384, 0.50, None)
     assert figures["tuned"] == (384, 0.60, pytest.approx(20.0))
     assert figures["large"] == (768, 0.55, pytest.approx(10.0))
+
+
+def test_a_variant_whose_measures_come_in_another_order_has_each_in_its_column():
+    rows = [("a", 8, "recall@10", 0.5), ("a", 8, "mrr@10", 0.4), ("b", 8, "mrr@10", 0.1), ("b", 8, "recall@10", 0.9)]
+    full = full_size(long(rows), reference=None)
+    for table in (full_size_table(full, caption=""), narrow_full_size_table(full, caption="")):
+        ((_, (a, b)),) = table.groups
+        assert [(cell.text[:6], other.text[:6]) for cell, other in zip(a[2:], b[2:], strict=True)] == [
+            ("0.5000", "0.9000"),
+            ("0.4000", "0.1000"),
+        ]
 
 
 def test_without_a_reference_there_are_no_gains(results: pl.DataFrame):

@@ -57,7 +57,7 @@ def run(
     from nestling.study import run as study
 
     chosen = options.experiment(experiment)
-    done = study.run(chosen, runs=options.runs, overwrite=overwrite, observer=observer())
+    done = study.run(chosen, runs=options.runs, overwrite=overwrite, observer=observer() if speaks() else None)
     if as_json:
         print((done.folder / "results.json").read_text(encoding="utf-8"))
         return
@@ -181,7 +181,7 @@ def train(
         settings=make_settings(TrainingSettings, **as_changes(change)),
         threshold=threshold,
         prompts=prompts.given(),
-        observer=observer(),
+        observer=observer() if speaks() else None,
     )
     if not speaks():
         return

@@ -125,7 +125,8 @@ def _bootstrap(series: Floats, resamples: int, method: str) -> tuple[Floats, Flo
     # Sorted, so that the same draws mean the same whatever the order of the queries.
     series = np.sort(series, axis=1)
     low, high, n = series[:, 0].copy(), series[:, 0].copy(), series.shape[1]
-    varied = np.flatnonzero(series[:, 0] < series[:, -1])
+    # Values that differ by rounding alone count as equal: BCa has no bounds for them.
+    varied = np.flatnonzero(series[:, -1] - series[:, 0] > 1e-9 * n)
     for start in range(0, len(varied), SERIES_AT_ONCE):
         rows = varied[start : start + SERIES_AT_ONCE]
 

@@ -60,7 +60,9 @@ def read_bytes(path: Path, source: str) -> bytes:
         raise InputError(f"{source}: is a folder, not a file; give the file in it") from error
     except PermissionError as error:
         raise InputError(f"{source}: permission denied; make the file readable for this user") from error
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read ({error}); check the path") from error
 
 

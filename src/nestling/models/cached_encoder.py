@@ -65,10 +65,10 @@ class CachedEncoder:
                 return embeddings
             embeddings = self.encoder.encode(texts, kind=kind)
             if writeable:
-                # Of processes that died while they wrote this entry.
-                for leftover in entry.parent.glob(f".{entry.stem}.*.part.npy"):
-                    leftover.unlink(missing_ok=True)
                 try:
+                    # Of processes that died while they wrote this entry.
+                    for leftover in entry.parent.glob(f".{entry.stem}.*.part.npy"):
+                        leftover.unlink(missing_ok=True)
                     write_entry(entry, embeddings)
                     return cast(NDArray[np.float32], np.load(entry, mmap_mode="r", allow_pickle=False))
                 except OSError as error:
@@ -86,9 +86,9 @@ def texts_fingerprint(texts: Sequence[str]) -> str:
 
 def read_entry(entry: Path, rows: int, kind: type[Number]) -> NDArray[Number] | None:
     """Map an entry, (rows, any) of a kind of number, or None where there is none or it is damaged."""
-    if not entry.exists():
-        return None
     try:
+        if not entry.exists():
+            return None
         with entry.open("rb") as file:
             if _checksum(file, entry.stat().st_size - CHECKSUM_BYTES) != file.read(CHECKSUM_BYTES):
                 raise ValueError("its checksum does not fit")

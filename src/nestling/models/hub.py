@@ -57,6 +57,7 @@ def _bundled_folder() -> Path | None:
 def _check_bundled(folder: Path) -> None:
     """Raise InputError unless the bundled weights are those of the hub, as the package names no project."""
     path = folder / "model.safetensors"
+    _check_weights(folder, BUNDLED_NAMES[1])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != BUNDLED_SHA256:

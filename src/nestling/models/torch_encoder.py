@@ -103,6 +103,8 @@ def embed(
 
     Returns (len(texts), dim) float32, C-contiguous, each row of length 1 (a zero row stays zero).
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     if kind not in ("query", "document"):
         raise ValueError(f"kind must be 'query' or 'document', got {kind!r}")
     tokens = None

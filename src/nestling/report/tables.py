@@ -74,13 +74,14 @@ def full_size_table(
         notes: small print below a variant's name.
         proofs: what stands below a gain, by variant and measure: its p.
     """
-    columns = ["variant", "dims"]
-    for measure in _distinct(full, "measure"):
+    columns, measures = ["variant", "dims"], _distinct(full, "measure")
+    for measure in measures:
         columns += [label(measure), *(["gain"] if measure in gains else [])]
     body = []
     for (variant, dim), rows in full.group_by("variant", "dim", maintain_order=True):
         cells = [Cell(str(variant), notes.get(str(variant), "")), number_cell(dim, "" if dim else "–")]
-        for each in rows.iter_rows(named=True):
+        # Runs that are compared may have their measures in other orders.
+        for each in sorted(rows.iter_rows(named=True), key=lambda row: measures.index(row["measure"])):
             cells.append(value_cell(each, bounds(each["low"], each["high"])))
             if each["measure"] in gains:
                 proof = proofs.get((each["variant"], each["measure"]), "")
@@ -106,7 +107,7 @@ def narrow_full_size_table(
     body = []
     for (variant, dim), rows in full.group_by("variant", "dim", maintain_order=True):
         cells = row(Cell(str(variant), "REGRESSION on dev" if variant in regressions else ""), str(dim or "-"))
-        for each in rows.iter_rows(named=True):
+        for each in sorted(rows.iter_rows(named=True), key=lambda row: measures.index(row["measure"])):
             if each["measure"] in detailed:
                 text = f"{each['value']:.4f} {percent(each['change']):>7}".rstrip()
                 proof = proofs.get((each["variant"], each["measure"]), "")

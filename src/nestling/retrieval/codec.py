@@ -184,7 +184,8 @@ class Codec:
             raise unread(path, error, f"{path}: no such file; give the file that Codec.save wrote") from None
         except (OSError, SafetensorError, ValueError) as error:
             raise unread(path, error, f"{path}: cannot be read as a codec ({error}); fit and save it again") from error
-        if about.get("format") != FORMAT or about.get("precision") not in PRECISIONS:
+        known = about.get("format") == FORMAT and about.get("precision") in PRECISIONS
+        if not known or not str(about.get("dim", "")).isdecimal():
             raise InputError(f"{path}: holds no codec of the form {FORMAT!r}; give the file that Codec.save wrote")
         codec = cls(about["precision"], int(about["dim"]), arrays.get("mean"), arrays.get("rotation"))
         if codec.fingerprint != about.get("fingerprint"):

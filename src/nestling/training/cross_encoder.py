@@ -37,8 +37,8 @@ NEGATIVES = 3
 """Unjudged candidates that count as irrelevant, for each query."""
 IGNORED = 2
 """Candidates on top that never do: the likeliest to be right answers that nobody judged."""
-AT_ONCE = 256
-"""Pairs that it reads in one pass."""
+AT_ONCE = 16_384
+"""Tokens that it reads in one pass, at most."""
 MEASURED = 300
 """Queries of dev to measure it on: each takes as many passes as it has candidates."""
 
@@ -149,7 +149,8 @@ def logits(
     """Return a cross-encoder's logarithms of the odds that pairs are relevant, (n_pairs,) float32."""
     half = choose_precision(precision).name == "bf16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-        scores = model.predict(pairs, batch_size=AT_ONCE, show_progress_bar=False, activation_fn=torch.nn.Identity())
+        size = max(1, AT_ONCE // (model.max_seq_length or 512))
+        scores = model.predict(pairs, batch_size=size, show_progress_bar=False, activation_fn=torch.nn.Identity())
     return np.asarray(scores, dtype=np.float32)
 
 

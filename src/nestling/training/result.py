@@ -110,7 +110,9 @@ def prepare(work: Path, fingerprint: str) -> None:
         if json.loads(path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             return
         logger.info("%s holds a training with other data or settings; starting anew", work)
-    shutil.rmtree(work, ignore_errors=True)
+    # What cannot be removed is an error: it would pass for this training's.
+    for child in work.iterdir() if work.is_dir() else ():
+        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     atomic.write_json(path, {"fingerprint": fingerprint})
 
 

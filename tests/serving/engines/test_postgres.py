@@ -310,6 +310,18 @@ def test_a_table_whose_columns_fit_is_adopted_with_its_rows(stored: str, store: 
     assert [(hit.document_id, round(hit.score, 2), hit.fields) for hit in hits] == [("b", 1.0, {})]
 
 
+def test_a_table_without_a_unique_id_is_not_adopted_and_nothing_is_made(store: Store, dsn: str):
+    sql(dsn, "CREATE EXTENSION vector")
+    sql(
+        dsn,
+        "CREATE TABLE items (k integer NOT NULL, document_id text, document text, fields jsonb, text_hash text, "
+        f"fingerprint text, embedding halfvec({DIM}))",
+    )
+    with pytest.raises(InputError, match="document_id has no unique index of its own; k must have a default"):
+        store.sync(WordEncoder(), products(3), adopt=True)
+    assert sql(dsn, "SELECT to_regclass('items_meta')") == [(None,)]
+
+
 @pytest.mark.parametrize(
     "there",
     ["TABLE items_meta (a int)", "VIEW items_shortlist AS SELECT 1", "FUNCTION items_search() RETURNS int RETURN 1"],

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,7 +108,8 @@ def encode_on_ray(worker: Worker, slices: Sequence[Slice], workers: int) -> Iter
     finally:
         # Else they keep their CPUs for as long as an error that was raised lives.
         for each in actors:
-            ray.kill(each)
+            with suppress(Exception):
+                ray.kill(each)
 
 
 def _check_answers(address: str) -> None:

@@ -22,7 +22,7 @@ from nestling.serving.index.shortlist import Exact, encode, fit
 
 MOST_DOCUMENTS = 200_000
 CELLS = 8
-"""Kept in memory: the last that were searched."""
+"""Kept in memory beside one for each size: the last that were searched."""
 SMALLEST = 8
 
 
@@ -60,7 +60,7 @@ class Cells:
         self.dims = dims_of(index.manifest.dim) if small else ()
         self.precisions: tuple[str, ...] = PRECISIONS if small else ()
         self.note = None if small else f"more than {most_documents:,} documents: searched only as served"
-        self._cell = lru_cache(CELLS)(lambda dim, precision: make_cell(index.vectors, dim, precision))
+        self._cell = lru_cache(CELLS + len(self.dims))(lambda dim, precision: make_cell(index.vectors, dim, precision))
 
     def cell(self, dim: int | None, precision: str | None) -> Exact:
         """Return a cell, by default of the full size in float32; raise InputError where there is no such."""

@@ -144,9 +144,11 @@ class Indexes:
         count_tokens = token_counter(index.encoder)
         inside = source.path / "model"
         model = source.model or (str(inside) if inside.is_dir() else index.manifest.model)
-        encoder = self._encoders.setdefault((model, index.encoder.fingerprint), index.encoder)
-        if encoder is index.encoder:
+        encoder = self._encoders.get((model, index.encoder.fingerprint))
+        if encoder is None:
+            encoder = index.encoder
             prepare(encoder, lambda: index.documents.sample(SAMPLE), texts=None)
+            self._encoders[model, encoder.fingerprint] = encoder
         index = replace(index, encoder=encoder)
         judged = self._judged
         if judged.relevant and len(index) <= MOST_DOCUMENTS:

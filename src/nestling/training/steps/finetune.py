@@ -130,7 +130,9 @@ def train(context: Context, trainee: Trainee) -> TrainingResult:
                 save_model(model, temporary)
             # Trainings by the library's trainer or with the last weights kept stay as they are.
             if embeds and keep_best and settings.fast:
-                np.save(work / FIGURES, never_below(temporary, work / START, whole, guard))
+                figures = never_below(temporary, work / START, whole, guard)
+                with atomic.new_file(work / FIGURES) as path:
+                    np.save(path, figures)
         result = TrainingResult(
             examples=progress.n_examples,
             steps=trainer.state.global_step,

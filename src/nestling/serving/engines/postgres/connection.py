@@ -53,6 +53,7 @@ class Connection:
     def __init__(self, dsn: str, *, observer: Observer | None = None) -> None:
         """Connect, or raise InputError where the server is not there or lets nobody in."""
         self._dsn, self.observer = dsn, observer or Observer()
+        self.schema: str | None = None
         try:
             self._connection: Psycopg | None = self._open()
         except psycopg.Error as error:
@@ -99,6 +100,7 @@ class Connection:
         connection = psycopg.connect(
             self._dsn, autocommit=True, application_name="nestling", connect_timeout=10, client_encoding="utf8"
         )
+        (self.schema,) = connection.execute("SELECT current_schema()").fetchone() or (None,)
         # Where pgvector is, its types must be in sight to be found.
         extension = connection.execute(
             "SELECT set_config('search_path', current_setting('search_path') || ', ' || quote_ident(nspname), false) "

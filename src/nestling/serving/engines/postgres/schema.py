@@ -199,18 +199,24 @@ def _stored(connection: Psycopg, names: Names, dim: int, *, adopt: bool) -> str:
     if not adopt:
         raise InputError(f"{names} was not made by Nestling and is left alone; {OTHER_TABLE}, or --adopt")
     rows = connection.execute(
-        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull AND NOT atthasdef AND attidentity = '', "
+        "EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisunique AND indnkeyatts = 1 "
+        "AND indkey[0] = attnum AND indpred IS NULL AND indisvalid) "
+        "FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
         "WHERE c.oid = to_regclass(%s) AND relkind = 'r' AND attnum > 0 AND NOT attisdropped",
         [names.sql("{table}").as_string()],
-    )
+    ).fetchall()
     # A type outside the search path has its schema before it.
-    types = {name: kind.rpartition(".")[2] for name, kind in rows}
+    types = {name: kind.rpartition(".")[2] for name, kind, *_ in rows}
     fitting = {name: (kind,) for name, kind in COLUMNS.items()} | {"embedding": (f"halfvec({dim})", f"vector({dim})")}
     faults = [
         f"{name} must be {kinds[0]}, is {types.get(name, 'missing')}"
         for name, kinds in fitting.items()
         if types.get(name) not in kinds
     ]
+    if not any(name == "document_id" and unique for name, *_, unique in rows):
+        faults.append("document_id has no unique index of its own")
+    faults += [f"{name} must have a default" for name, _, needed, _ in rows if needed and name not in fitting]
     if faults:
         raise InputError(f"{names} cannot be adopted: {'; '.join(faults)}")
     return str(types["embedding"].partition("(")[0])

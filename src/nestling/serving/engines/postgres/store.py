@@ -72,8 +72,14 @@ class Store:
         names = Names.parse(table)
         connection = Connection(dsn, observer=observer)
         if not names.schema:
-            [(current,)] = connection.rows("SELECT current_schema()")
-            names = Names.parse(f"{current}.{table}")
+            current = connection.run(lambda _: connection.schema)
+            try:
+                names = Names.parse(f"{current}.{table}")
+            except InputError:
+                connection.close()
+                raise InputError(
+                    f"no plain schema to make a table in, but {current}; give --table SCHEMA.TABLE"
+                ) from None
         return cls(names, connection)
 
     def __enter__(self) -> Store:
