@@ -133,8 +133,10 @@ def test_large_indexes_offer_their_own_search_only_and_say_so(index: Index):
 
 def test_cells_are_made_once_and_the_longest_unused_go_when_they_are_too_many(index: Index):
     cells = Cells(index)
-    sizes = [(dim, precision) for dim in (32, 16, 8) for precision in ("int8", "int4", "binary")]
-    assert len(sizes) == CELLS + 1
+    every = [(dim, precision) for precision in cells.precisions for dim in cells.dims]
+    sizes = every[: CELLS + len(cells.dims) + 1]
+    assert cells.dims == (32, 16, 8)
+    assert len(sizes) == CELLS + 4
     first, second = cells.cell(*sizes[0]), cells.cell(*sizes[1])
     for size in (*sizes[2:-1], sizes[0], sizes[-1]):
         cells.cell(*size)
