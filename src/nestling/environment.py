@@ -82,7 +82,7 @@ EXTRAS = {
 }
 """The modules that an extra brings; all others come with a study's."""
 PICTURES = ("altair", "vl_convert", "jinja2")
-"""What the pictures and the report at the end of a study are made with."""
+"""Packages for the pictures and the report at the end of a study."""
 
 
 def needed(what: str, *names: str) -> Any:

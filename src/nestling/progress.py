@@ -1,4 +1,4 @@
-"""What a long-running stage tells whoever watches it. The base class listens to nothing."""
+"""Observer of long-running stages. The base class listens to nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: stages with their notes and a live progress bar, and tables of results."""
+"""Terminal output: stages with their notes, a live progress bar, and tables of results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nestling.study.estimate import Timeline
 
 SECONDS_BETWEEN_LINES = 20
-"""Where there is no terminal to redraw, progress is a line this often."""
+"""Seconds between two lines of progress where there is no terminal to redraw."""
 LONGEST = 3
 """Stages that are named with their time before a run begins."""
 

@@ -41,7 +41,7 @@ Dims = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Columns:
-    """How the columns of a source are called, and how much of it to take."""
+    """Names of the columns of a source, and how much of it to take."""
 
     query: Annotated[str | None, Parameter(help="Column of the query.")] = None
     document: Annotated[

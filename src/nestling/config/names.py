@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Kind = Literal["query", "document"]
-"""What a text is to a model: the two kinds have prompts of their own."""
+"""The kind of a text for a model: each of the two has its own prompt."""
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 PRETRAINED = "pretrained"
@@ -26,4 +26,4 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 LEXICAL: tuple[Literal["bm25", "bm25-stemmed"], ...] = ("bm25", "bm25-stemmed")
 FUSED = "+bm25"
-"""What the name of a model's fusion with BM25 ends in."""
+"""The end of the name of a model's fusion with BM25."""

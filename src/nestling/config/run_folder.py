@@ -76,7 +76,7 @@ class RunFolder:
 
     @property
     def state(self) -> dict[str, str]:
-        """What is done: a name such as `split` or `model mnrl`, and the fingerprint it was made from."""
+        """Finished outputs: a name such as `split` or `model mnrl`, and the fingerprint it was made from."""
         path = self.path / STATE
         if not path.exists():
             return {}

@@ -74,7 +74,7 @@ Dims = Annotated[tuple[int, ...] | None, AfterValidator(_check_dims)]
 
 
 class Settings(BaseModel):
-    """What all settings share: frozen, and an unknown key is an error."""
+    """Base of all settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -1,1 +1,1 @@
-"""How well a model retrieves: embedding, exact top-k, measures, and the table of results."""
+"""Evaluation of retrieval: qrels, measures, significance, the grid, and the tables of results."""

@@ -48,9 +48,9 @@ class Benchmark:
 
     test: Qrels
     dev: Qrels | None
-    """Where weights of fusions are chosen; None for no fusion."""
+    """The side on which fusion weights are chosen; None for no fusion."""
     train: Judgments | None
-    """What rotations and codecs are fitted on; None takes the queries of dev (else test) and the documents of test."""
+    """The side on which rotations and codecs are fitted; None: queries of dev (else test), documents of test."""
     measures: tuple[Measure, ...]
     language: str = "english"
 
@@ -79,7 +79,7 @@ class Benchmark:
 
     @property
     def sample(self) -> Sample:
-        """What an int8 engine is calibrated on, the training side, and tried on, the dev side."""
+        """The sample of an int8 engine: the training side to calibrate it on, the dev side to try it on."""
         texts = sum(side.n_queries + side.n_documents for side in (self.test, self.dev) if side is not None)
         judged = None if self.dev is None else (self.dev.queries, self.dev.documents, self.dev.relevant)
         queries, documents = self.test.queries, self.test.documents

@@ -85,7 +85,7 @@ class CellSearch:
 
     @cached_property
     def pair_scores(self) -> PairScores:
-        """What scores any pair of query and document as the ranking does."""
+        """A function that scores any pair of query and document as the ranking does."""
         if self._oversampling:
             return inner_products(self._full.queries, self._stored)
         return inner_products(self._queries, self.codec.decode(self._codes))

@@ -13,7 +13,7 @@ from nestling.retrieval.codec import Codec
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """How documents are stored, and how they are searched.
+    """A way to store documents and to search them.
 
     Embeddings are rotated (if at all), cut to `dim`, brought to length 1 and stored in `precision`. With `oversampling`
     (0 for none, else 2 or more) that gives a shortlist, so many times as long, which the full-size float16 embedding

@@ -1,4 +1,4 @@
-"""What the grid advises: what each cell keeps of full quality, the Pareto front, and the smallest that keeps enough."""
+"""Advice from the grid: the share of full quality that cells keep, the Pareto front, the smallest that keeps enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What per-query values prove: intervals of means, paired comparisons of systems, p corrected for their number.
+"""Statistics of per-query values: intervals of means, paired comparisons of systems, p corrected for their number.
 
 Queries are the sample, so every interval and every p speaks of other queries of the same kind, not of other training
 seeds or other raters.

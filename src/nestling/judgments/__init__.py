@@ -1,1 +1,1 @@
-"""What raters said of (query, document) pairs: reading, cleaning, inspecting and splitting. Knows nothing of torch."""
+"""Judgments of (query, document) pairs: reading, cleaning, inspecting and splitting. Knows nothing of torch."""

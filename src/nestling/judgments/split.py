@@ -59,12 +59,12 @@ class Split:
 
     @property
     def promise(self) -> str:
-        """What no two sides have in common, in words."""
+        """The promise of the split, in words: what no two sides have in common."""
         return "sides share no query" + ("; they do share documents" if self.shares_documents else " and no document")
 
     @cached_property
     def seen(self) -> dict[str, int]:
-        """How many documents of dev and of test are in train too, by id or by normalised text."""
+        """Numbers of documents of dev and of test that are in train too, by id or by normalised text."""
         ids, keys = self.train.frame["document_id"].unique().implode(), self.train.document_keys.unique().implode()
         counts = {}
         for name in ("dev", "test"):
@@ -75,7 +75,7 @@ class Split:
 
     @property
     def warning(self) -> str | None:
-        """What the figures of a split that shares documents do not say; None for the others."""
+        """The warning for figures of a split that shares documents; None for the others."""
         if not self.shares_documents:
             return None
         return (

@@ -27,7 +27,7 @@ def is_relevant(scores: Any, threshold: float) -> Any:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What the rules of `Judgments.from_frame` met, in records, and so what was dropped or merged."""
+    """Counts of records that the rules of `Judgments.from_frame` dropped or merged."""
 
     read: int = 0
     empty: int = 0

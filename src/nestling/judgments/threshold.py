@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the rule `score > threshold` keeps: `kept` pairs, `share` of all (0..1)."""
+    """The outcome of the rule `score > threshold`: `kept` pairs, `share` of all (0..1)."""
 
     threshold: float
     kept: int

@@ -25,7 +25,7 @@ AGAIN = "shrink the model again with nestling shrink"
 
 
 class Encoder(Protocol):
-    """What encodes into vectors of `dim` components; the codec is that of a shrunk model's documents."""
+    """An encoder of texts into vectors of `dim` components; the codec is that of a shrunk model's documents."""
 
     @property
     def dim(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Which arithmetic to train and encode in, by what the machine reports; and how a process keeps its memory."""
+"""Choice of the arithmetic to train and encode in, and memory settings of the process."""
 
 from __future__ import annotations
 

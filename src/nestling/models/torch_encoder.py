@@ -54,7 +54,7 @@ class TorchEncoder:
 
     @property
     def engine(self) -> Engine:
-        """What encodes; settled by `prepare`, or when it is first needed."""
+        """The engine, settled by `prepare` or when it is first needed."""
         return self._engine or self.prepare(None)
 
     def prepare(self, sample: Sample | None) -> Engine:
@@ -66,7 +66,7 @@ class TorchEncoder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What embeddings depend on beside the texts and their kind, fit for JSON."""
+        """Settings that embeddings depend on beside the texts and their kind, fit for JSON."""
         return {
             "model": self.fingerprint,
             "engine": self.engine.key,

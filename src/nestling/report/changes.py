@@ -1,4 +1,4 @@
-"""What changes from one system to another on the same queries, and what that proves."""
+"""Changes from one system to another on the same queries, with their significance."""
 
 from __future__ import annotations
 

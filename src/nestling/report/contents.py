@@ -1,4 +1,4 @@
-"""What the page, report.md and the model card show of a study alike: facts, tables, and how to make it again."""
+"""Contents shared by the page, report.md and the model card: facts, tables, and the commands of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages are made from: a finished run's tables, read and checked; never a model."""
+"""Data of the pages: a finished run's tables, read and checked; never a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the comparison of runs is made from: finished runs that measured the same queries, checked and put together."""
+"""Data of the comparison of runs: finished runs that measured the same queries, checked and put together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPARABLE = (
     ("count queries in other ways", "evaluation.protocol", ("test", "protocol")),
     ("took other measures", "evaluation.measures", ("experiment", "evaluation", "measures")),
 )
-"""How runs may differ that cannot be compared: what to say of them, the setting, and its place in results.json."""
+"""Differences by which runs cannot be compared: message, setting, and its place in results.json."""
 
 
 class Line(NamedTuple):

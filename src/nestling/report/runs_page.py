@@ -20,7 +20,7 @@ from nestling.report.table import Cell, Table, row
 from nestling.report.verdict import TONES, Answer
 
 GENERATOR = "Nestling comparison of runs"
-"""What the head of the page says, so that a later page knows what it may replace."""
+"""A mark in the head of the page, by which a later page knows that it may replace it."""
 
 
 def check_out(path: Path) -> None:

@@ -13,7 +13,7 @@ from nestling.report.contents import without_folders
 from nestling.report.page_data import PageData
 
 Values = dict[str, dict[str, Any]]
-"""What differs -> a run's label -> its value; a run that has no such thing is left out."""
+"""Setting -> a run's label -> its value; a run that has no such thing is left out."""
 SECTIONS = ("data", "split", "training", "evaluation")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, in small print below it what goes with it, and what it is sorted by (its text by default)."""
+    """A cell: its text, small print below it, and the value it is sorted by (its text by default)."""
 
     text: str
     below: str = ""

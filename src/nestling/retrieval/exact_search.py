@@ -20,7 +20,7 @@ Matrix = NDArray[np.float32]
 
 
 class Documents(Protocol):
-    """What can be searched: rows that come as codes, block by block."""
+    """Documents to search: rows that come as codes, block by block."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice | NDArray[np.int64], /) -> Codes: ...

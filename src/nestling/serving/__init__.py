@@ -1,1 +1,1 @@
-"""How a model leaves the workshop: exported for a light runtime that needs neither torch nor transformers."""
+"""Serving: exports for a runtime without torch, indexes, the service, engines, and encoding of catalogues."""

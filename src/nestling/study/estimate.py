@@ -166,7 +166,7 @@ def plan(
 
 
 class Timeline:
-    """Where a study stands: the estimates for its stages, corrected by how long the finished ones took."""
+    """Progress of a study: the estimates for its stages, corrected by how long the finished ones took."""
 
     def __init__(self, stages: Mapping[str, Sequence[float]], *, clock: Clock = time.monotonic) -> None:
         self.stages = stages

@@ -19,7 +19,7 @@ from nestling.report.page_data import PageData, load_page_data
 from nestling.training.result import SUMMARY
 
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
-"""What a SentenceTransformer is stored in; no pickle, so no state of an optimizer, and no code."""
+"""File suffixes of a SentenceTransformer; no pickle, so no state of an optimizer, and no code."""
 AGAIN = "train the variant again with nestling run"
 
 
@@ -30,7 +30,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class Upload:
-    """What a push sends: paths within the repository, each with where its file lies or, of the card, its bytes."""
+    """The files of a push: paths within the repository, each with where its file lies or, of the card, its bytes."""
 
     repo_id: str
     variant: str

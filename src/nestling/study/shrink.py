@@ -32,7 +32,7 @@ GRID: dict[str, Any] = {
     "oversampling": (2, 4, 8),
     "fusion": False,
 }
-"""What `shrink` measures by default."""
+"""The measure of `shrink` by default."""
 
 
 @dataclass(frozen=True)

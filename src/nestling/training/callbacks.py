@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: progress, checkpoints by the clock, the best weights, an early end."""
+"""Callbacks of a training: progress, checkpoints by the clock, the best weights, an early end."""
 
 from __future__ import annotations
 

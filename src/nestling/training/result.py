@@ -1,4 +1,4 @@
-"""What a training did, and the folder that it works in: checkpoints, and the summary that stays."""
+"""The result of a training, and its work folder: checkpoints, and the summary that stays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ended_below(
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did.
+    """The result of a training.
 
     Attributes:
         examples, steps: of an epoch, and optimizer steps, those before an interruption included.
@@ -73,7 +73,7 @@ class TrainingResult:
 
     @property
     def beaten_by(self) -> str:
-        """What a regression is worse than, in words: the base model wherever that is so."""
+        """The model that a regression is worse than, in words: the base model wherever that is so."""
         return "its base" if ended_below(self.base, self.before, self.after) == "base" else "before its training"
 
     def summary(self) -> str:

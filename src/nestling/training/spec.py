@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What one variant is trained from, but for the data and the machine.
+    """The specification of one training, without the data and the machine.
 
     Attributes:
         matryoshka: falling sizes of the prefixes, the full size first; empty for a plain training.
@@ -49,7 +49,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a recipe hands to the trainer.
+    """The inputs of a trainer, as a recipe prepares them.
 
     Attributes:
         collator: rows -> tensors; None for the library's own.

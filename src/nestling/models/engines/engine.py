@@ -77,7 +77,7 @@ class Engine:
 
     @property
     def key(self) -> str:
-        """What a vector of this engine depends on beside its model; for keys of a cache."""
+        """The key of this engine in caches: all that a vector depends on beside its model."""
         return f"{self.name} {self.calibration}" if self.calibration else self.name
 
 

@@ -1,4 +1,4 @@
-"""What stands in a page: the templates with escaped texts, tables, and charts as SVG that can run and load nothing."""
+"""HTML of a page: the templates with escaped texts, tables, and charts as SVG that can run and load nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTRIBUTES = re.compile(
 VALUES = frozenset({"point", "bar"})
 """Marks, as charts call them, that stand for one value and show it when pointed at."""
 REPEATED = ("embedding size", "bytes a vector")
-"""What labels say a second time in shorter words."""
+"""Parts of labels and their shorter words."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
 
 

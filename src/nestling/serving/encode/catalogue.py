@@ -28,7 +28,7 @@ WORK = ".work"
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How a catalogue is encoded; a number below 1 or an unknown precision raises InputError.
+    """Settings for encoding a catalogue; a number below 1 or an unknown precision raises InputError.
 
     Attributes:
         partition: most documents of a file.

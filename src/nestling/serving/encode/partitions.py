@@ -30,7 +30,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Source:
-    """Where partitions are read: columns of the text, joined by newlines, and of the id, None to derive it from texts.
+    """The source of partitions: columns of the text, joined by newlines, and of the id, None to derive it from texts.
 
     It holds no texts, so it travels to other processes.
     """

@@ -44,7 +44,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Check:
-    """What the exported encoder keeps of torch.
+    """Comparison of the exported encoder with torch.
 
     Attributes:
         texts: `dev` of the user's split, or `toolshed`, the generated catalogue, whose recall decides nothing.

@@ -1,4 +1,4 @@
-"""What a search and a learning curve stand on: one variant of an experiment, its settled threshold and its split."""
+"""Context of a search and of a learning curve: one variant of an experiment, its settled threshold and its split."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "finetune.scale": {"low": 10.0, "high": 50.0, "log": True},
     "max_seq_length": {"choices": [None, 64, 128]},
 }
-"""What is searched without a `--space` file, in the form of such a file."""
+"""The default search space, in the form of a `--space` file."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ Tokens = Callable[[np.ndarray], dict[str, "Tensor"]]
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a contrastive recipe trains on: queries and documents by number, and the scores that raters gave.
+    """Training pairs of a contrastive recipe: queries and documents by number, and the raters' scores.
 
     A query is a normalised query, a document a normalised document text, as the split has it: equal texts are one.
     Pairs are sorted by query and document.
@@ -153,8 +154,8 @@ class SimilarBatches(LengthBatches):
 
 
 @dataclass(frozen=True)
-class Collator:
-    """Makes the tensors of a batch of rows `{"row": number of an example}`: each distinct query and document once."""
+class Collator(ABC):
+    """Tensors of a batch of rows `{"row": number of an example}`: each distinct query and document once."""
 
     pairs: Pairs
     query_tokens: Tokens
@@ -175,9 +176,9 @@ class Collator:
             "label": {name: torch.from_numpy(value) for name, value in label.items()},
         }
 
+    @abstractmethod
     def numbers(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return a batch's `query`, `document`, `anchor` and `positive`, as ContrastiveLoss takes them."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from nestling.training.batches.tokens import TokenStore
 logger = logging.getLogger(__name__)
 
 WORDS = (2, 3, 3, 4, 4, 5)
-"""How many words a crop has, each of these as likely: about what search terms have."""
+"""Numbers of words in a crop, each as likely: about those of search terms."""
 SHUFFLED = 0.3
 """Share of crops whose words are in another order than in the document."""
 DROPPED, ADDED = 0.3, 0.45

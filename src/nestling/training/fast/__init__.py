@@ -1,1 +1,1 @@
-"""What exists for speed alone."""
+"""Kernels and settings for speed alone."""

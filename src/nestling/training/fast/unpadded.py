@@ -46,7 +46,7 @@ class Block:
 
     @property
     def stop(self) -> int:
-        """Where the block ends in the row."""
+        """The end of the block in the row."""
         return self.start + self.mask.numel()
 
 

@@ -1,1 +1,1 @@
-"""What a training begins with: the model to start from, the examples, the loss and the batches."""
+"""Inputs of a training: the model to start from, the examples, the loss and the batches."""

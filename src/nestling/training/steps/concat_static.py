@@ -32,7 +32,7 @@ from nestling.training.steps.finetune import Trainee, train
 from nestling.training.steps.guard import Figures, Guard, choose
 
 SEMANTIC = "transformer_embedding"
-"""Where the features of a batch keep the transformer's vector while the lexical one is made."""
+"""The key of the transformer's vector in the features of a batch while the lexical one is made."""
 SHARES = (0.7, 0.3)
 """Weights of the table's cosine against the transformer's, the preferred first."""
 TABLE_STEP = "the table of word pieces"

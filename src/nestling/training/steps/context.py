@@ -1,4 +1,4 @@
-"""What each step of a training is given, and what it leaves: a model where it changed something, and a result."""
+"""The context of a training step, and its output: a model where it changed something, and a result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START, FIGURES = "start", "figures.npy"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step left out, a line each, as dev was lower for it; seconds of its optimizer steps, and bytes at most."""
+    """The result of a step: a line for each change left out, seconds of optimizer steps, and bytes at most."""
 
     left_out: list[str]
     seconds: float = 0.0
@@ -41,7 +41,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step is given.
+    """The context of a training step.
 
     Attributes:
         evaluator: on dev, at the sizes that the variant is judged by.

@@ -30,7 +30,7 @@ REFUSALS = {
     "database .* does not exist": "make it with createdb, or name another in --dsn",
     "role .* does not exist": "name a user that the server has in --dsn",
 }
-"""What the server says before there is a session, as text without a code -> advice."""
+"""Messages of the server before there is a session, as text without a code -> advice."""
 MENDABLE = (
     (errors.InsufficientPrivilege, "have its owner grant this user the right, or connect as another"),
     (errors.ReadOnlySqlTransaction, "connect to the server that takes writes, this one is a copy"),
@@ -44,7 +44,7 @@ MENDABLE = (
     (errors.IntegrityError, "that rule is not Nestling's: drop it, or give another --table"),
     (errors.OperationalError, f"mend that, {AGAIN}"),
 )
-"""What the user can mend -> advice; any other error is a fault of the program."""
+"""Errors that the user can mend -> advice; any other is a fault of the program."""
 
 
 class Connection:

@@ -66,7 +66,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """What finds candidates: the first `dim` components, as half-precision floats or as their signs."""
+    """A shortlist that finds candidates: the first `dim` components, as half-precision floats or as their signs."""
 
     dim: int
     kind: str
@@ -93,7 +93,7 @@ class Shortlist:
 
 @dataclass(frozen=True)
 class Meta:
-    """What a table was made with: a model, its fingerprint and the size of its vectors, and a shortlist."""
+    """The metadata of a table: a model, its fingerprint and the size of its vectors, and a shortlist."""
 
     model: str
     fingerprint: str
